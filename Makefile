@@ -1,0 +1,72 @@
+# What people and CI run. `make help` lists it.
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+VENV := .venv
+UV := $(VENV)/uv/bin/uv
+UV_VERSION := 0.13.9
+PYTHON ?= python3.11
+# uv does not read pip's configuration: wheels that this machine keeps for pip are good for uv as well.
+export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
+# Compiled once here, instead of at every start of vLLM.
+export UV_COMPILE_BYTECODE := 1
+AIRFLOW_LOCK := images/airflow/requirements.txt
+WORKER_LOCK := images/worker/requirements-cpu.txt
+JUDGE_LOCK := images/judge/requirements.txt
+PACKAGE := pyproject.toml images/worker/vllm-cpu/pyproject.toml
+
+.PHONY: help demo test test-fast lint up locks clean
+
+help: ## this list
+	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: $(VENV)/airflow/.done $(VENV)/worker/.done $(VENV)/judge/.done ## install, evaluate two small checkpoints, print the table
+	@$(VENV)/airflow/bin/python -m halos_eval.demo.run
+
+test: $(VENV)/dev/.done $(VENV)/airflow/.done $(VENV)/worker/.done $(VENV)/judge/.done ## install what is needed and run all tests, the fast ones first
+	$(VENV)/dev/bin/pytest -m "not real"
+	$(VENV)/dev/bin/pytest -m real
+
+test-fast: $(VENV)/dev/.done ## only the tests that start nothing
+	$(VENV)/dev/bin/pytest -m "not real"
+
+lint: $(VENV)/dev/.done ## style, types and import borders; changes nothing
+	$(VENV)/dev/bin/ruff check .
+	$(VENV)/dev/bin/ruff format --check .
+	$(VENV)/dev/bin/mypy
+
+up: $(VENV)/airflow/.done $(VENV)/worker/.done $(VENV)/judge/.done ## Airflow's UI and scheduler on this machine, until Ctrl-C
+	@$(VENV)/airflow/bin/python -m halos_eval.demo.up
+
+locks: $(UV) ## resolve all locks again (the CUDA lock is resolved from the registry alone)
+	compile() { $(UV) pip compile -q --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links \
+	    --custom-compile-command "make locks" "$$@"; }
+	compile pyproject.toml images/airflow/requirements.in --extra airflow -o $(AIRFLOW_LOCK)
+	compile pyproject.toml images/judge/requirements.in --extra judge -o $(JUDGE_LOCK)
+	compile pyproject.toml images/worker/requirements.in images/worker/cpu.in --extra worker \
+	    --override images/worker/cpu-overrides.txt -o $(WORKER_LOCK)
+	UV_FIND_LINKS= compile pyproject.toml images/worker/requirements.in --extra worker \
+	    --python-platform x86_64-manylinux_2_35 -o images/worker/requirements-cuda.txt
+	compile pyproject.toml requirements-dev.in --extra airflow -c $(AIRFLOW_LOCK) -o requirements-dev.txt
+
+clean: ## remove the environments and everything that was evaluated here
+	rm -rf $(VENV) var
+
+$(UV):
+	$(PYTHON) -m venv $(VENV)/uv
+	$(VENV)/uv/bin/python -m pip install -q --disable-pip-version-check uv==$(UV_VERSION)
+
+# Each environment is an image's: made from its lock, with the package installed in it (in place, so edits count).
+define environment
+$(VENV)/$(1)/.done: $(2) $(PACKAGE) | $(UV)
+	@echo "environment $(1): installing from $(2)"
+	$(UV) venv -q --allow-existing --python $(PYTHON) $(VENV)/$(1)
+	$(UV) pip sync -q --require-hashes --python $(VENV)/$(1)/bin/python $(2)
+	$(UV) pip install -q --no-deps --python $(VENV)/$(1)/bin/python -e . $(3)
+	touch $$@
+endef
+$(eval $(call environment,airflow,$(AIRFLOW_LOCK),))
+$(eval $(call environment,worker,$(WORKER_LOCK),images/worker/vllm-cpu))
+$(eval $(call environment,judge,$(JUDGE_LOCK),))
+$(eval $(call environment,dev,requirements-dev.txt,))

@@ -1,0 +1,176 @@
+"""What a checkpoint is: a folder of Hugging Face weights, a PEFT adapter, or a repository on a hub.
+
+Everything is checked before a GPU is used: a name that could leave its folder, a folder that is no model, weights
+that are only half there, weights that are not safetensors.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import struct
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+from halos_eval.errors import BadInput, DataUnavailable
+from halos_eval.fingerprint import digest_files, digest_json
+from halos_eval.settings import FROZEN
+
+# Parts of letters, digits, dot, underscore, dash that begin with a letter or digit: no "..", no hidden file, no shell.
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}(/[A-Za-z0-9][A-Za-z0-9._-]{0,127}){0,3}")
+# What determines a model's outputs; README, optimizer state and our own metadata do not.
+SCORED = re.compile(r".*\.safetensors|.*\.safetensors\.index\.json|.*config\.json|token.*|vocab.*|merges\.txt|"
+                    r"special_tokens_map\.json|added_tokens\.json|chat_template\.(jinja|json)|.*\.model")  # fmt: skip
+
+
+class Weights(BaseModel):
+    """Where the weights are and what they are, to the last bit."""
+
+    model_config = FROZEN
+
+    name: str
+    """Short name for tables: the last part of the path that is not FINAL (as HALOs does)."""
+    model: str
+    """Path of a folder with full weights, or a hub repository: what vLLM loads."""
+    revision: str | None = None
+    """Commit of the hub repository; None for a folder."""
+    adapter: str | None = None
+    """Path of a PEFT adapter folder to be applied to ``model``."""
+    adapter_rank: int = 0
+    """LoRA rank of the adapter; 0 without one."""
+    digest: str
+    """SHA-256 over weights, configuration and tokenizer; the commit for a hub repository."""
+
+    @property
+    def tokenizer(self) -> str:
+        """Where tokenizer and chat template are: with the adapter if it brings its own."""
+        if self.adapter and (Path(self.adapter) / "tokenizer_config.json").is_file():
+            return self.adapter
+        return self.model
+
+
+def check_name(name: str) -> str:
+    """``name`` if it is safe as a folder below the store and as a label. Raises BadInput."""
+    if not NAME.fullmatch(name) or "__" in name:
+        raise BadInput(
+            f"checkpoint name {name!r}: use up to four parts of letters, digits, '.', '_', '-' joined by '/', each "
+            "beginning with a letter or digit, without '__'"
+        )
+    return name
+
+
+def short_name(location: str) -> str:
+    """HALOs' name of a model: the last part of its path that is not FINAL."""
+    parts = [part for part in location.split("/") if part]
+    return next((part for part in reversed(parts) if part != "FINAL"), location)
+
+
+def inspect(model: str, revision: str | None = None) -> Weights:
+    """Look at ``model`` (a folder or NAMESPACE/NAME on the hub) and pin it.
+
+    Raises BadInput for what is no model or is not complete, DataUnavailable for what cannot be found.
+    """
+    folder = Path(model)
+    if not folder.exists():
+        return _inspect_hub(model, revision)
+    if not folder.is_dir():
+        raise BadInput(f"{model} is a file: give the folder that holds config.json and *.safetensors")
+    if (folder / "adapter_config.json").is_file():
+        return _inspect_adapter(folder)
+    return Weights(name=short_name(model), model=model, digest=_digest_folder(folder))
+
+
+def _digest_folder(folder: Path) -> str:
+    if not (folder / "config.json").is_file():
+        raise BadInput(f"{folder} is no model: there is no config.json (nor adapter_config.json) in it")
+    check_complete(folder, "model")
+    return digest_files(
+        folder, [path.name for path in folder.iterdir() if path.is_file() and SCORED.fullmatch(path.name)]
+    )
+
+
+def _inspect_adapter(folder: Path) -> Weights:
+    config = read_json_file(folder / "adapter_config.json")
+    base = config.get("base_model_name_or_path")
+    if config.get("peft_type") != "LORA" or not base:
+        raise BadInput(f"{folder}/adapter_config.json: only LoRA adapters with base_model_name_or_path can be sampled")
+    check_complete(folder, "adapter_model")
+    own = digest_files(
+        folder, [path.name for path in folder.iterdir() if path.is_file() and SCORED.fullmatch(path.name)]
+    )
+    weights = inspect(str(base), config.get("revision"))
+    return weights.model_copy(
+        update={
+            "name": short_name(str(folder)),
+            "adapter": str(folder),
+            "adapter_rank": int(config.get("r", 0)),
+            "digest": digest_json({"base": weights.digest, "adapter": own}),
+        }
+    )
+
+
+def check_complete(folder: Path, stem: str) -> None:
+    """Raise BadInput unless the safetensors of ``folder`` are all there, each as long as its header says."""
+    index = folder / f"{stem}.safetensors.index.json"
+    if index.is_file():
+        shards = sorted(set(read_json_file(index).get("weight_map", {}).values()))
+    else:
+        shards = [f"{stem}.safetensors"]
+    for name in shards:
+        path = folder / Path(name).name
+        if not path.is_file():
+            other = [p.name for p in folder.iterdir() if p.suffix in {".bin", ".pt", ".pth"}]
+            hint = (
+                f" ({other[0]} is not loaded: convert it to safetensors)" if other else " (is it still being written?)"
+            )
+            raise BadInput(f"{folder} is not complete: {name} is missing{hint}")
+        if path.stat().st_size != _size_by_header(path):
+            raise BadInput(f"{path} is cut short or is no safetensors file: copy or save the checkpoint again")
+
+
+def _size_by_header(path: Path) -> int:
+    """The size in bytes that a safetensors file must have: 8 bytes of header length, the header, the tensors."""
+    with path.open("rb") as file:
+        start = file.read(8)
+        if len(start) < 8 or (length := struct.unpack("<Q", start)[0]) > path.stat().st_size:
+            return -1
+        try:
+            header = json.loads(file.read(length))
+        except ValueError:
+            return -1
+    ends = [tensor["data_offsets"][1] for key, tensor in header.items() if key != "__metadata__"]
+    return 8 + int(length) + max(ends, default=0)
+
+
+def read_json_file(path: Path) -> dict[str, Any]:
+    """A JSON object from a file. Raises BadInput where it is none."""
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise BadInput(f"{path} is not JSON ({error}): save or download it again") from error
+    if not isinstance(document, dict):
+        raise BadInput(f"{path} is not a JSON object")
+    return document
+
+
+def _inspect_hub(repo: str, revision: str | None) -> Weights:
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HFValidationError, HfHubHTTPError, OfflineModeIsEnabled
+    from httpx import HTTPError
+
+    if repo.startswith(("/", ".")) or repo.count("/") != 1:
+        raise BadInput(f"{repo}: there is no such folder, and it is no hub repository (NAMESPACE/NAME)")
+    try:
+        info = HfApi().model_info(repo, revision=revision)
+    except HFValidationError as error:
+        raise BadInput(f"{repo}: there is no such folder, and it is no hub repository ({error})") from error
+    except (HfHubHTTPError, HTTPError, OfflineModeIsEnabled) as error:
+        raise DataUnavailable(
+            f"{repo}: there is no such folder, and the hub does not give it ({type(error).__name__}). Check the "
+            "spelling, HF_ENDPOINT, and HF_TOKEN if it is gated"
+        ) from error
+    if not any(file.rfilename.endswith(".safetensors") for file in info.siblings or []):
+        raise BadInput(f"{repo} has no safetensors weights: other formats are not loaded")
+    return Weights(name=short_name(repo), model=repo, revision=info.sha, digest=f"hub:{info.sha}")

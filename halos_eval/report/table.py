@@ -1,0 +1,137 @@
+"""The summary table: one row for each checkpoint of a suite, made from plans and records.
+
+Column names are HALOs' where HALOs has them (model_name, alpacaeval_lcwr, alpacaeval_wr, TASK-METRIC, avg). A cell is
+empty where there is no score, and ``status`` says why; nothing is ever a zero that was not measured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import pandas as pd
+
+from halos_eval import layout, store
+from halos_eval.errors import BadInput
+from halos_eval.plan import Plan, PlannedJob
+from halos_eval.record import Record, Score, read_failure, read_record
+
+# alpaca_eval's metric -> HALOs' column
+ALPACA_COLUMNS = {
+    "length_controlled_winrate": "alpacaeval_lcwr",
+    "win_rate": "alpacaeval_wr",
+    "discrete_win_rate": "alpacaeval_discrete_wr",
+}
+FIRST = ["model_name", *ALPACA_COLUMNS.values()]
+LAST = ["avg", "status"]
+COMPLETE = "complete"
+
+Row = dict[str, str | float]
+
+
+def summarize_store(root: str, suite: str | None = None) -> pd.DataFrame:
+    """The table of ``suite`` from its plans; without a suite, of all records below ``root``, the newest of each task.
+
+    Raises BadInput where there is nothing, StoreError.
+    """
+    if suite:
+        plans = [
+            Plan.model_validate_json(store.read_bytes(url))
+            for url in store.find(store.join(root, "plans", suite), ".json")
+        ]
+        rows = [row_of_plan(plan) for plan in plans]
+    else:
+        rows = rows_of_records(record for url in store.find(root, layout.RECORD) if (record := read_record(url)))
+    if not rows:
+        raise BadInput(
+            f"{root} holds no {'plan of ' + suite if suite else 'record'}: nothing has been evaluated there yet"
+        )
+    return table(rows)
+
+
+def table(rows: Sequence[Row]) -> pd.DataFrame:
+    """Rows as a table: names and AlpacaEval first, tasks by name, avg and status last. One row for each checkpoint."""
+    frame = pd.DataFrame(rows)
+    tasks = sorted(column for column in frame.columns if column not in FIRST + LAST)
+    order = [column for column in FIRST if column in frame] + tasks + [column for column in LAST if column in frame]
+    return frame[order].sort_values("model_name", ignore_index=True)
+
+
+def row_of_plan(plan: Plan) -> Row:
+    """The row of one checkpoint, from what was planned for it and what is there."""
+    row: Row = {"model_name": plan.checkpoint.name}
+    troubles: list[str] = []
+    primary: list[float | None] = []
+    for job in plan.jobs:
+        record = read_record(job.record)
+        if record is None:
+            troubles.append(f"{job.title}: {_reason(job)}")
+        else:
+            row |= columns_of_scores(record.scores)
+            troubles += _shortfalls(record)
+        if job.stage == "harness":
+            primary.append(_primary(record, job.metric) if record else None)
+    return row | _average(primary) | {"status": "; ".join(troubles) or COMPLETE}
+
+
+def rows_of_records(records: Iterable[Record]) -> list[Row]:
+    """Rows from records alone: the newest of each checkpoint, stage and task."""
+    newest: dict[str, dict[tuple[str, str | None], Record]] = {}
+    for record in sorted(records, key=lambda record: record.provenance.ended):
+        newest.setdefault(record.checkpoint.name, {})[record.stage, record.task] = record
+    rows = []
+    for name, found in sorted(newest.items()):
+        row: Row = {"model_name": name}
+        for record in found.values():
+            row |= columns_of_scores(record.scores)
+        troubles = [trouble for record in found.values() for trouble in _shortfalls(record)]
+        primary = [_primary(record, None) for record in found.values() if record.stage == "harness"]
+        rows.append(row | _average(primary) | {"status": "; ".join(troubles) or COMPLETE})
+    return rows
+
+
+def columns_of_scores(scores: Iterable[Score]) -> Row:
+    """Scores as columns. The first filter of a metric has the bare name TASK-METRIC, as in HALOs' table."""
+    row: Row = {}
+    for score in sorted(
+        (score for score in scores if score.group is None), key=lambda score: (score.task, score.metric, score.filter)
+    ):
+        column = ALPACA_COLUMNS.get(score.metric) if score.task == "alpaca_eval" else f"{score.task}-{score.metric}"
+        if column is None:
+            continue
+        if column in row:
+            column = f"{column},{score.filter}"
+        row[column] = score.value
+        if score.stderr is not None:
+            row[f"{column}_stderr"] = score.stderr
+    return row
+
+
+def _primary(record: Record, metric: str | None) -> float | None:
+    """The one number of a task for ``avg``: the suite's choice, else the mean of what lm_eval prints first.
+
+    A tag (arc, gpqa) has several tasks of its own; their first metrics are averaged. Lower-is-better metrics such as
+    perplexity are no part of an average.
+    """
+    own = [score for score in record.scores if score.group is None and score.higher_is_better is not False]
+    if metric:
+        name, _, filter_name = metric.partition(",")
+        own = [score for score in own if score.metric == name and filter_name in {"", score.filter}]
+    first: dict[str, float] = {}
+    for score in sorted(own, key=lambda score: (score.metric, score.filter)):
+        first.setdefault(score.task, score.value)
+    return sum(first.values()) / len(first) if first else None
+
+
+def _average(primary: list[float | None]) -> Row:
+    """The mean over tasks, rounded as HALOs does; no key where a task is missing: other means cannot be compared with it."""
+    numbers = [value for value in primary if value is not None]
+    return {"avg": round(sum(numbers) / len(numbers), 4)} if numbers and len(numbers) == len(primary) else {}
+
+
+def _reason(job: PlannedJob) -> str:
+    failure = read_failure(layout.failure_beside(job.record))
+    return f"{failure.error}: {failure.message}" if failure else "no result (not run, or killed)"
+
+
+def _shortfalls(record: Record) -> list[str]:
+    return [f"{metric}: {reason}" for metric, reason in record.missing.items()]

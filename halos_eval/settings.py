@@ -1,0 +1,36 @@
+"""The one module that reads the environment for this project's own settings."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import ConfigDict
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+HERE = Path(__file__).parent
+
+
+class Settings(BaseSettings):
+    """Settings of one installation, from variables ``HALOS_EVAL_*``."""
+
+    model_config = SettingsConfigDict(env_prefix="HALOS_EVAL_", frozen=True, use_attribute_docstrings=True)
+
+    store: str = f"file://{Path.cwd() / 'var' / 'store'}"
+    """fsspec URL of the folder that holds runs and reports (file://, s3://)."""
+    checkpoints: str = str(Path.cwd() / "var" / "checkpoints")
+    """Folder of checkpoints in HALOs' layout: EXPERIMENT/FINAL."""
+    suites: str | None = None
+    """Folder with suites of your own (NAME.yaml), looked through before the ones that ship."""
+    environments: str = str(Path.cwd() / ".venv")
+    """Folder with one virtual environment for each image: worker, judge. Used where there is no cluster."""
+    commit: str | None = None
+    """Commit of this package, stamped into the images; taken from git where it is unset and there is a checkout."""
+
+
+# pydantic's own ConfigDict, so that every model of the project refuses unknown keys and cannot be changed.
+FROZEN = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+def shipped(kind: str) -> Path:
+    """The folder of this package that holds ``kind`` (suites, annotators, templates, tasks, prompts)."""
+    return HERE / kind

@@ -1,0 +1,189 @@
+"""What all stages share: their options, their identity, and the order in which things are written.
+
+A stage looks for its own finished record first and leaves at once if it is there; it writes the record last.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Annotated, Any
+
+from pydantic import BaseModel, Field
+from pydantic_settings import CliSuppress
+
+from halos_eval import layout, provenance, store, tools
+from halos_eval.errors import BadInput, EvaluationFailed, HalosEvalError
+from halos_eval.fingerprint import fingerprint
+from halos_eval.record import (
+    CheckpointRef,
+    Coverage,
+    Failure,
+    Provenance,
+    Record,
+    Score,
+    StageName,
+    Usage,
+    read_record,
+    write_model,
+)
+from halos_eval.settings import FROZEN
+
+log = logging.getLogger(__name__)
+
+
+class Placement:
+    """Marks an option that says where or how fast, and so is no part of the fingerprint.
+
+    An option that names a file or a model carries this mark too: its content's digest stands in the fingerprint.
+    """
+
+
+class StageConfig(BaseModel):
+    """Options that every stage has."""
+
+    model_config = FROZEN
+
+    name: Annotated[str | None, Placement()] = None
+    """Name of the checkpoint in records and tables (default: the last part of its path that is not FINAL)."""
+    suite: Annotated[str | None, Placement()] = None
+    """Name of the suite that asks for this, for the record."""
+    expect: Annotated[CliSuppress[str | None], Placement()] = None
+    """Fingerprint that was planned: the stage refuses to run if it finds another one."""
+    force: Annotated[bool, Placement()] = False
+    """Run although there is a finished record."""
+
+    def scored_settings(self) -> dict[str, Any]:
+        """The options that determine the scores, as JSON."""
+        placed = {name for name, field in type(self).model_fields.items() if is_placement(field.metadata)}
+        return self.model_dump(mode="json", exclude=placed)
+
+    def argv(self) -> list[str]:
+        """The options as command-line words: those that differ from their defaults. Positional ones come first."""
+        words: list[str] = []
+        for name, field in type(self).model_fields.items():
+            value = getattr(self, name)
+            if value is None or (not field.is_required() and value == field.default):
+                continue
+            if is_positional(field.metadata):
+                words.insert(0, str(value))
+            elif isinstance(value, list | tuple):
+                words += [f"--{name.replace('_', '-')}={item}" for item in value]
+            else:
+                words.append(f"--{name.replace('_', '-')}={value}")
+        return words
+
+
+def is_placement(metadata: list[Any]) -> bool:
+    """Whether a field is marked as Placement."""
+    return any(isinstance(mark, Placement) for mark in metadata)
+
+
+def is_positional(metadata: list[Any]) -> bool:
+    """Whether a field is a positional argument of the command line."""
+    return any("Positional" in str(mark) for mark in metadata)
+
+
+class Outcome(BaseModel):
+    """What the work of a stage gives back, before provenance is added."""
+
+    scores: tuple[Score, ...] = ()
+    missing: dict[str, str] = Field(default_factory=dict)
+    coverage: Coverage
+    details: dict[str, float] = Field(default_factory=dict)
+    usage: Usage
+    files: dict[str, str] = Field(default_factory=dict)
+    inputs: dict[str, str] = Field(default_factory=dict)
+
+
+class Job(BaseModel):
+    """One stage to be run: its identity and where its record goes."""
+
+    model_config = FROZEN
+
+    stage: StageName
+    task: str | None = None
+    checkpoint: CheckpointRef
+    settings: dict[str, Any]
+    inputs: dict[str, str]
+    """Digest or revision of everything that determines the scores besides the settings."""
+    packages: tuple[str, ...]
+    """The pinned tools that determine the scores."""
+    record: str
+    """URL of the record."""
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """All that determines the scores."""
+        return {
+            "stage": self.stage,
+            "task": self.task,
+            "settings": self.settings,
+            "inputs": self.inputs,
+            "tools": {package: tools.pinned(package) for package in self.packages},
+        }
+
+    @property
+    def fingerprint(self) -> str:
+        """Digest of the identity."""
+        return fingerprint(self.identity)
+
+
+def run(job: Job, config: StageConfig, work: Callable[[], Outcome]) -> Record:
+    """Run one stage unless its record is there. Raises what the work raises, after leaving a failure note."""
+    if config.expect and config.expect != job.fingerprint:
+        raise BadInput(
+            f"planned as {config.expect}, found {job.fingerprint}: the checkpoint or an input has changed since it was "
+            "planned. Trigger the evaluation again"
+        )
+    found = read_record(job.record)
+    if found and found.fingerprint == job.fingerprint and not config.force:
+        log.info("already there: %s", job.record)
+        return found
+    tools.check_installed(*job.packages)
+    started = datetime.now(UTC)
+    try:
+        outcome = work()
+    except HalosEvalError as error:
+        _note_failure(job, error)
+        raise
+    except Exception as error:
+        failed = EvaluationFailed(f"{type(error).__name__}: {error}")
+        _note_failure(job, failed)
+        raise failed from error
+    record = _record(job, config, outcome, started)
+    write_model(job.record, record)
+    store.delete(layout.failure_beside(job.record))
+    return record
+
+
+def _record(job: Job, config: StageConfig, outcome: Outcome, started: datetime) -> Record:
+    return Record(
+        stage=job.stage,
+        task=job.task,
+        fingerprint=job.fingerprint,
+        identity=job.identity,
+        checkpoint=job.checkpoint,
+        **outcome.model_dump(exclude={"inputs"}),
+        provenance=Provenance(
+            suite=config.suite,
+            config=config.model_dump(mode="json"),
+            inputs={**job.inputs, **outcome.inputs},
+            packages=provenance.packages(),
+            commit=provenance.commit(),
+            command=sys.argv,
+            hardware=provenance.hardware(),
+            started=started,
+            ended=datetime.now(UTC),
+        ),
+    )
+
+
+def _note_failure(job: Job, error: HalosEvalError) -> None:
+    note = Failure(error=type(error).__name__, message=str(error), exit_code=error.exit_code, at=datetime.now(UTC))
+    try:
+        write_model(layout.failure_beside(job.record), note)
+    except HalosEvalError as second:
+        log.warning("the reason of the failure could not be kept: %s", second)

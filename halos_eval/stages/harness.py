@@ -1,0 +1,359 @@
+"""Run one lm-evaluation-harness task, and keep all that it gives.
+
+lm_eval's own tracker swallows errors while saving, and its cache keys generated text by arguments that it never looks
+up again; so results are written here, and finished requests are journaled here.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import logging
+import math
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import BaseModel, Field, model_validator
+from pydantic_settings import CliPositionalArg
+
+from halos_eval import layout, store
+from halos_eval.checkpoint import Weights, inspect
+from halos_eval.errors import BadInput, DataUnavailable, EvaluationFailed
+from halos_eval.fingerprint import digest_bytes, digest_files, digest_json
+from halos_eval.journal import Journal
+from halos_eval.record import CheckpointRef, Coverage, Record, Score, Usage
+from halos_eval.settings import FROZEN, shipped
+from halos_eval.stages.base import Job, Outcome, Placement, StageConfig, run
+from halos_eval.stages.sample import Dtype
+from halos_eval.templates import read_template
+
+if TYPE_CHECKING:
+    from lm_eval.api.model import LM
+    from lm_eval.tasks import TaskManager
+
+log = logging.getLogger(__name__)
+
+TASK_NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
+HF_BATCH_SIZE = 4  # HALOs' own; its README warns of auto with gsm8k_cot
+
+
+class HarnessSettings(BaseModel):
+    """How a task is run; the defaults are lm_eval's."""
+
+    model_config = FROZEN
+
+    backend: Literal["vllm", "hf"] = "vllm"
+    """What runs the model: vllm, or hf (transformers, split over the GPUs there are)."""
+    dtype: Dtype = "auto"
+    """Data type of the weights; auto takes the checkpoint's own."""
+    num_fewshot: int | None = Field(None, ge=0)
+    """Examples in the prompt (default: the task's own number)."""
+    batch_size: int | Literal["auto"] | None = None
+    """Requests at a time (default: auto for vllm, 4 for hf, where auto is known to break gsm8k_cot)."""
+    limit: int | None = Field(None, ge=1)
+    """Only so many documents of each task: for trials, never for a table."""
+    apply_chat_template: bool = False
+    """Put the prompts into the chat template."""
+    fewshot_as_multiturn: bool = False
+    """Show the few-shot examples as turns of the conversation; needs apply_chat_template."""
+    seed: tuple[int, int, int, int] = (0, 1234, 1234, 1234)
+    """Seeds of Python, NumPy, PyTorch and of the few-shot choice, as lm_eval's."""
+    max_model_len: int | None = None
+    """Longest prompt and answer in tokens (default: the model's own limit)."""
+    confirm_unsafe_code: bool = False
+    """Allow tasks that execute the model's code (humaneval, mbpp). Run those in a sandbox."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> HarnessSettings:
+        if self.fewshot_as_multiturn and not self.apply_chat_template:
+            raise ValueError("fewshot_as_multiturn needs apply_chat_template")
+        if self.backend == "hf" and self.batch_size == "auto":
+            raise ValueError("batch_size auto is broken with the hf backend (gsm8k_cot): give a number")
+        return self
+
+
+class HarnessConfig(HarnessSettings, StageConfig):
+    """Evaluate MODEL on one lm-evaluation-harness task or group."""
+
+    model: Annotated[CliPositionalArg[str], Placement()]
+    """Folder of a checkpoint or of a LoRA adapter, or NAMESPACE/NAME on the hub."""
+    revision: Annotated[str | None, Placement()] = None
+    """Branch, tag or commit of a hub repository."""
+    task: Annotated[str, Placement()] = Field(pattern=TASK_NAME)
+    """Name of the task or group."""
+    output_dir: Annotated[str, Placement()]
+    """Folder or URL for record.json, results.json and samples/."""
+    include_path: Annotated[str | None, Placement()] = None
+    """Folder with task files of your own."""
+    chat_template: Annotated[str | None, Placement()] = None
+    """chatml (HALOs' own) or a Jinja file (default: the checkpoint's own); used with apply_chat_template."""
+    tensor_parallel_size: Annotated[int, Placement()] = Field(1, ge=1)
+    """GPUs to split the model over (vllm)."""
+    gpu_memory_utilization: Annotated[float, Placement()] = Field(0.9, gt=0, le=1)
+    """Share of each GPU's memory that vLLM may take."""
+    enforce_eager: Annotated[bool, Placement()] = False
+    """Skip compilation and CUDA graphs: starts sooner, runs slower."""
+    save_every: Annotated[int, Placement()] = Field(512, ge=1)
+    """Requests between two savings: what a kill can cost."""
+
+
+def harness_job(config: HarnessConfig, weights: Weights, record: str) -> Job:
+    """The job's identity. lm_eval's own tasks are pinned by its version, others by the content of their folder."""
+    template = read_template(config.chat_template)
+    own = shipped("tasks")
+    inputs = {"model": weights.digest}
+    if template:
+        inputs["chat_template"] = digest_bytes(template.encode())
+    if (own / f"{config.task}.yaml").is_file():
+        inputs["task"] = _digest_folder(own)
+    if config.include_path:
+        inputs["include_path"] = _digest_folder(Path(config.include_path))
+    return Job(
+        stage="harness",
+        task=config.task,
+        checkpoint=CheckpointRef(name=config.name or weights.name, location=config.model, digest=weights.digest),
+        settings=config.scored_settings(),
+        inputs=inputs,
+        packages=("lm-eval", "vllm") if config.backend == "vllm" else ("lm-eval",),
+        record=record,
+    )
+
+
+def _digest_folder(folder: Path) -> str:
+    if not folder.is_dir():
+        raise BadInput(f"--include-path {folder}: there is no such folder")
+    files = [path.relative_to(folder) for path in folder.rglob("*") if path.is_file()]
+    return digest_files(folder, [str(path) for path in files if path.suffix != ".pyc"])
+
+
+def harness(config: HarnessConfig) -> Record:
+    """Run the stage. Raises BadInput, DataUnavailable, StoreError, EvaluationFailed."""
+    weights = inspect(config.model, config.revision)
+    job = harness_job(config, weights, store.join(config.output_dir, layout.RECORD))
+    return run(job, config, lambda: _work(config, weights, job))
+
+
+def _work(config: HarnessConfig, weights: Weights, job: Job) -> Outcome:
+    began = time.monotonic()
+    tasks = _load_tasks(config)
+    model = _load_model(config, weights)
+    parts = store.join(config.output_dir, "parts", job.fingerprint)
+    if config.force:
+        store.delete(parts)
+    loaded = time.monotonic()
+    with Journal(parts, seconds=0) as journal:
+        _journaled(model, journal, config.save_every)
+        results = _evaluate(config, model, tasks)
+    files = _save(config, results)
+    outcome = Outcome(
+        **_scores(results),
+        coverage=_coverage(results),
+        usage=Usage(load_seconds=loaded - began, work_seconds=time.monotonic() - loaded),
+        files=files,
+        inputs=_dataset_revisions(tasks),
+    )
+    store.delete(parts)
+    return outcome
+
+
+def _load_tasks(config: HarnessConfig) -> list[Any]:
+    """The task or group with its data, before a model is loaded. Raises BadInput, DataUnavailable."""
+    from datasets.exceptions import DatasetsError
+    from httpx import HTTPError
+    from huggingface_hub.errors import HfHubHTTPError
+    from lm_eval.tasks import TaskManager
+
+    manager = TaskManager(include_path=[str(shipped("tasks")), *([config.include_path] if config.include_path else [])])
+    if config.task not in manager.task_index:
+        raise BadInput(f"there is no lm_eval task {config.task!r}: see `lm_eval ls tasks`, or give --include-path")
+    if config.confirm_unsafe_code:
+        os.environ["HF_ALLOW_CODE_EVAL"] = "1"  # humaneval asks for it when it is imported
+    elif _executes_code(manager, config.task):
+        raise BadInput(f"{config.task} executes code that the model writes: give --confirm-unsafe-code, in a sandbox")
+    try:
+        found = manager.load([config.task])
+    except (DatasetsError, HfHubHTTPError, HTTPError, ConnectionError, FileNotFoundError) as error:
+        raise DataUnavailable(
+            f"the data of {config.task} cannot be had: {error}. Check HF_ENDPOINT and the network; a gated dataset "
+            "needs HF_TOKEN and its terms accepted"
+        ) from error
+    if not config.confirm_unsafe_code and any(getattr(task, "UNSAFE_CODE", False) for task in found["tasks"].values()):
+        raise BadInput(f"{config.task} executes code that the model writes: give --confirm-unsafe-code, in a sandbox")
+    return [found["groups"][config.task]] if config.task in found["groups"] else list(found["tasks"].values())
+
+
+def _executes_code(manager: TaskManager, task: str) -> bool:
+    """Whether a task's own file says so; asked before its Python is imported."""
+    from lm_eval.tasks._yaml_loader import load_yaml
+
+    path = manager.task_index[task].yaml_path
+    return bool(path and load_yaml(path, resolve_func=False, recursive=True).get("unsafe_code"))
+
+
+def _load_model(config: HarnessConfig, weights: Weights) -> LM:
+    from lm_eval.api.registry import get_model
+
+    arguments: dict[str, Any] = {
+        "pretrained": weights.model,
+        "tokenizer": weights.tokenizer,
+        "dtype": config.dtype,
+        "trust_remote_code": False,
+        "batch_size": config.batch_size or ("auto" if config.backend == "vllm" else HF_BATCH_SIZE),
+    }
+    if weights.revision:
+        arguments["revision"] = weights.revision
+    if config.backend == "vllm":
+        arguments |= {
+            "seed": config.seed[2],
+            "max_model_len": config.max_model_len,
+            "tensor_parallel_size": config.tensor_parallel_size,
+            "gpu_memory_utilization": config.gpu_memory_utilization,
+            "enforce_eager": config.enforce_eager,
+            "load_format": "safetensors",
+        }
+        if weights.adapter:
+            arguments |= {"lora_local_path": weights.adapter, "max_lora_rank": max(8, weights.adapter_rank)}
+    else:
+        arguments |= {"parallelize": True, "use_safetensors": True, "max_length": config.max_model_len}
+        if weights.adapter:
+            arguments["peft"] = weights.adapter
+    model = get_model(config.backend)(**arguments)
+    template = read_template(config.chat_template)
+    if template:
+        model.tokenizer.chat_template = model.hf_chat_template = template
+    if config.apply_chat_template and not model.tokenizer.chat_template:
+        raise BadInput(
+            f"{config.model} has no chat template: give --chat-template chatml or set apply_chat_template off"
+        )
+    return model
+
+
+def _journaled(model: LM, journal: Journal, save_every: int) -> None:
+    """Make the model's three methods keep finished chunks and skip them in a later run.
+
+    Chunks are cut from the whole list of requests, so a resumed run makes the same batches and gets the same numbers.
+    """
+    done = journal.load()
+
+    def resumable(method: str) -> Callable[[list[Any]], list[Any]]:
+        compute = getattr(model, method)
+
+        def answer(requests: list[Any], **options: Any) -> list[Any]:
+            answers: list[Any] = []
+            for start in range(0, len(requests), save_every):
+                chunk = requests[start : start + save_every]
+                key = digest_json([method, start, [request.args for request in chunk]])
+                if key not in done:
+                    done[key] = compute(chunk, **options)
+                    journal.add(key, done[key])
+                    log.info("%s: %d of %d requests", method, start + len(chunk), len(requests))
+                answers += [tuple(one) if isinstance(one, list) else one for one in done[key]]
+            return answers
+
+        return answer
+
+    for method in ("loglikelihood", "loglikelihood_rolling", "generate_until"):
+        setattr(model, method, resumable(method))
+
+
+def _evaluate(config: HarnessConfig, model: LM, tasks: list[Any]) -> dict[str, Any]:
+    from lm_eval import simple_evaluate
+
+    python_seed, numpy_seed, torch_seed, fewshot_seed = config.seed
+    results = simple_evaluate(
+        model=model,
+        tasks=tasks,
+        num_fewshot=config.num_fewshot,
+        limit=config.limit,
+        apply_chat_template=config.apply_chat_template,
+        fewshot_as_multiturn=config.fewshot_as_multiturn,
+        random_seed=python_seed,
+        numpy_random_seed=numpy_seed,
+        torch_random_seed=torch_seed,
+        fewshot_random_seed=fewshot_seed,
+        confirm_run_unsafe_code=config.confirm_unsafe_code,
+    )
+    if not results or not results.get("results"):
+        raise EvaluationFailed(f"lm_eval gave no results for {config.task}: read its log above")
+    return dict(results)
+
+
+def _save(config: HarnessConfig, results: dict[str, Any]) -> dict[str, str]:
+    """Write results.json and samples/TASK.jsonl.gz; their digests by name."""
+    from lm_eval.utils import handle_non_serializable
+
+    def encode(document: Any) -> bytes:
+        return json.dumps(document, default=handle_non_serializable, ensure_ascii=False).encode()
+
+    samples = results.pop("samples", {})
+    contents = {"results.json": encode(results)}
+    for task, rows in samples.items():
+        # mtime=0: the same samples give the same bytes
+        contents[f"samples/{task}.jsonl.gz"] = gzip.compress(b"\n".join(encode(row) for row in rows) + b"\n", mtime=0)
+    for name, data in contents.items():
+        store.write_bytes(store.join(config.output_dir, name), data)
+    results["samples"] = samples
+    return {name: digest_bytes(data) for name, data in contents.items()}
+
+
+def _scores(results: dict[str, Any]) -> dict[str, Any]:
+    """Every metric with its filter and stderr, and what is missing, as keywords of Outcome."""
+    scores, missing = [], {}
+    parent = {child: group for group, children in results.get("group_subtasks", {}).items() for child in children}
+    for task, row in results["results"].items():
+        for key in sorted(row):
+            metric, _, filter_name = key.partition(",")
+            if not filter_name or metric.endswith("_stderr"):
+                continue
+            value, stderr = row[key], row.get(f"{metric}_stderr,{filter_name}")
+            if not _is_number(value):
+                missing[f"{task}-{metric},{filter_name}"] = f"lm_eval gave {value!r}"
+                continue
+            better = results.get("higher_is_better", {}).get(task, {}).get(metric)
+            scores.append(
+                Score(
+                    task=task,
+                    group=parent.get(task),
+                    metric=metric,
+                    filter=filter_name,
+                    value=value,
+                    stderr=stderr if _is_number(stderr) else None,
+                    higher_is_better=better,
+                )
+            )
+    if not scores:
+        raise EvaluationFailed(f"lm_eval gave no number: {missing or 'no metric at all'}")
+    return {"scores": tuple(scores), "missing": missing}
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _coverage(results: dict[str, Any]) -> Coverage:
+    counts = results.get("n-samples", {})
+    scored = sum(len({row["doc_id"] for row in rows}) for rows in results["samples"].values())
+    return Coverage(attempted=sum(count["effective"] for count in counts.values()), scored=scored)
+
+
+def _dataset_revisions(tasks: list[Any]) -> dict[str, str]:
+    """Hub commit (or content fingerprint) of every dataset that was read, by ``dataset:PATH/CONFIG``."""
+    leaves = [leaf for task in tasks for leaf in (task.get_all_tasks() if hasattr(task, "get_all_tasks") else [task])]
+    revisions = {}
+    for leaf in leaves:
+        name = "/".join(str(part) for part in (leaf.config.dataset_path, leaf.config.dataset_name) if part)
+        for split in (leaf.dataset or {}).values():
+            sources = split.info.download_checksums or {}
+            commits = {
+                source.split("@", 1)[1].split("/", 1)[0]
+                for source in sources
+                if source.startswith("hf://") and "@" in source
+            }
+            revisions[f"dataset:{name or leaf.task_name}"] = (
+                ",".join(sorted(commits)) or f"fingerprint:{split._fingerprint}"
+            )
+            break
+    return revisions

@@ -1,0 +1,237 @@
+"""Judge sampled outputs against reference outputs with alpaca_eval.
+
+alpaca_eval makes the prompts, parses the answers and computes the win rates (github.com/tatsu-lab/alpaca_eval;
+length control: arXiv 2404.04475). The requests are made here, because its own client gives up on any error but a rate
+limit and keeps a failed answer as if it were one.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import tempfile
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+from pydantic import Field
+from pydantic_settings import CliPositionalArg
+
+from halos_eval import layout, prompts, store
+from halos_eval.annotator import Annotator, load_annotator
+from halos_eval.completions import Completions, Endpoint
+from halos_eval.errors import BadInput, EvaluationFailed, JudgeRefused
+from halos_eval.fingerprint import digest_bytes
+from halos_eval.journal import Journal
+from halos_eval.record import CheckpointRef, Coverage, Record, Score, Usage, read_record
+from halos_eval.stages.base import Job, Outcome, Placement, StageConfig, run
+
+log = logging.getLogger(__name__)
+
+TASK = "alpaca_eval"
+# alpaca_eval's figure -> (our metric, the figure that is its standard error)
+METRICS = {
+    "win_rate": "standard_error",
+    "length_controlled_winrate": "lc_standard_error",
+    "discrete_win_rate": None,
+}
+NO_LENGTH_CONTROL = "length control is calibrated on AlpacaEval's 805 instructions; this reference is another set"
+
+
+class JudgeConfig(StageConfig):
+    """Compare OUTPUTS with reference outputs by an LLM judge (key: OPENAI_API_KEY; endpoint: OPENAI_BASE_URL)."""
+
+    outputs: Annotated[CliPositionalArg[str], Placement()]
+    """File or URL of sampled outputs: a JSON list with instruction, output, generator."""
+    reference: Annotated[str, Placement()] = prompts.ALPACA_EVAL
+    """alpaca_eval (gpt4_1106_preview's outputs from the hub), demo, or a JSON file."""
+    annotator: Annotated[str, Placement()] = "gpt-4.1"
+    """gpt-4.1, gpt-4.1-mini, demo, or a YAML file in alpaca_eval's format."""
+    output_dir: Annotated[str, Placement()]
+    """Folder or URL for record.json and annotations.json."""
+    concurrency: Annotated[int, Placement()] = Field(32, ge=1)
+    """Requests in flight at a time."""
+
+
+def judge_job(config: JudgeConfig, outputs_identity: str, checkpoint: CheckpointRef) -> Job:
+    """The job's identity. ``outputs_identity``: the sample stage's fingerprint, or the file's digest without one."""
+    reference = prompts.load(config.reference, "reference")
+    return Job(
+        stage="judge",
+        checkpoint=checkpoint,
+        settings=config.scored_settings(),
+        inputs={
+            "outputs": outputs_identity,
+            "reference": reference.digest,
+            **load_annotator(config.annotator).inputs(),
+        },
+        packages=("alpaca-eval",),
+        record=store.join(config.output_dir, layout.RECORD),
+    )
+
+
+def judge(config: JudgeConfig) -> Record:
+    """Run the stage. Raises BadInput, DataUnavailable, JudgeRefused, Incomplete, StoreError, EvaluationFailed."""
+    rows, digest = _read_outputs(config.outputs)
+    sampled = read_record(layout.record_beside(config.outputs))
+    if sampled and sampled.files.get(Path(config.outputs).name) == digest:
+        checkpoint, identity = sampled.checkpoint, sampled.fingerprint
+    else:
+        name = str(config.name or rows[0].get("generator") or Path(config.outputs).stem)
+        checkpoint, identity = CheckpointRef(name=name, location=config.outputs, digest=digest), digest
+    job = judge_job(config, identity, checkpoint)
+    return run(job, config, lambda: _work(config, rows, digest, job))
+
+
+def _read_outputs(url: str) -> tuple[list[dict[str, Any]], str]:
+    try:
+        data = store.read_bytes(url)
+    except FileNotFoundError as error:
+        raise BadInput(f"{url}: there is no such file; `halos-eval sample` writes it") from error
+    try:
+        rows = json.loads(data)
+    except ValueError as error:
+        raise BadInput(f"{url} is not JSON ({error}); `halos-eval sample` writes such a file") from error
+    if not isinstance(rows, list) or not rows:
+        raise BadInput(f"{url} holds no list of outputs")
+    for number, row in enumerate(rows):
+        if not isinstance(row, dict) or not all(isinstance(row.get(key), str) for key in ("instruction", "output")):
+            raise BadInput(f"{url}: item {number} has no text 'instruction' or 'output'")
+    return rows, digest_bytes(data)
+
+
+def _pair(rows: list[dict[str, Any]], reference: prompts.PromptSet, url: str) -> None:
+    """Raise BadInput unless there is exactly one output for each reference: alpaca_eval would drop the rest silently."""
+    given = [row["instruction"] for row in rows]
+    if len(set(given)) != len(given):
+        raise BadInput(f"{url} has several outputs for one instruction: judge one sample a prompt (sample_id 0)")
+    missing = {row["instruction"] for row in reference.rows} - set(given)
+    if missing:
+        raise BadInput(
+            f"{url} has no output for {len(missing)} of {len(reference.rows)} reference instructions: sample them first"
+        )
+
+
+def _work(config: JudgeConfig, rows: list[dict[str, Any]], digest: str, job: Job) -> Outcome:
+    began = time.monotonic()
+    endpoint = Endpoint.from_environment()
+    annotator = load_annotator(config.annotator)
+    reference = prompts.load(config.reference, "reference")
+    _pair(rows, reference, config.outputs)
+    controlled = config.reference == prompts.ALPACA_EVAL
+    inputs = reference.inputs("reference") | {"outputs_sha256": digest, "endpoint": endpoint.base_url}
+    if controlled:
+        _, inputs["calibration_revision"] = prompts.hub_file(prompts.HUB_FILES["calibration"])  # type: ignore[assignment]
+    parts = store.join(config.output_dir, "parts", job.fingerprint)
+    if config.force:
+        store.delete(parts)
+    loaded = time.monotonic()
+    with Journal(parts) as journal:
+        completions = Completions(endpoint, annotator, journal, config.concurrency)
+        figures, annotations = _evaluate(annotator, rows, reference, completions, controlled, job.checkpoint.name)
+    _check(figures, completions, annotator)
+    data = (json.dumps(annotations, indent=1, ensure_ascii=False) + "\n").encode()
+    store.write_bytes(store.join(config.output_dir, "annotations.json"), data)
+    outcome = Outcome(
+        **_scores(figures, len(reference.rows), completions),
+        coverage=Coverage(attempted=len(reference.rows), scored=int(figures["n_total"])),
+        details={"avg_length": float(figures["avg_length"])},
+        usage=Usage(
+            prompt_tokens=completions.prompt_tokens,
+            completion_tokens=completions.completion_tokens,
+            price_usd=completions.price_usd(),
+            load_seconds=loaded - began,
+            work_seconds=time.monotonic() - loaded,
+        ),
+        files={"annotations.json": digest_bytes(data)},
+        inputs=inputs,
+    )
+    store.delete(parts)
+    return outcome
+
+
+def _evaluate(
+    annotator: Annotator,
+    rows: list[dict[str, Any]],
+    reference: prompts.PromptSet,
+    completions: Completions,
+    controlled: bool,
+    name: str,
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """alpaca_eval's figures for the pairs, and the annotation of each pair."""
+    import pandas as pd
+    from alpaca_eval import evaluate
+
+    with tempfile.TemporaryDirectory() as folder:
+        # alpaca_eval takes a path only; its own cache and leaderboard would go into site-packages.
+        config = Path(folder) / annotator.name / "configs.yaml"
+        config.parent.mkdir()
+        config.write_text(yaml.safe_dump(_alpaca_config(annotator)), encoding="utf-8")
+        leaderboard, annotations = evaluate(
+            model_outputs=pd.DataFrame([{**row, "generator": name} for row in rows]),
+            reference_outputs=pd.DataFrame(list(reference.rows)).assign(generator="reference"),
+            annotators_config=config,
+            name=name,
+            output_path=None,
+            precomputed_leaderboard=None,
+            is_overwrite_leaderboard=True,
+            is_cache_leaderboard=False,
+            is_return_instead_of_print=True,
+            fn_metric="get_length_controlled_winrate" if controlled else "get_winrate",
+            metric_kwargs={"save_weights_dir": None} if controlled else {},
+            sort_by="win_rate",
+            annotation_kwargs={"chunksize": None},
+            caching_path=None,
+            fn_completions=completions,
+        )
+    pairs = pd.DataFrame(annotations)
+    return leaderboard.loc[name].to_dict(), json.loads(pairs.to_json(orient="records"))
+
+
+def _alpaca_config(annotator: Annotator) -> dict[str, Any]:
+    from alpaca_eval.constants import EVALUATORS_CONFIG_DIR
+
+    config = annotator.alpaca_config()
+    if annotator.template_text is None:
+        template = EVALUATORS_CONFIG_DIR / annotator.prompt_template
+        if not template.is_file():
+            raise BadInput(f"annotator {annotator.name}: alpaca_eval ships no {annotator.prompt_template}")
+        config[annotator.name]["prompt_template"] = str(template)
+    return config
+
+
+def _check(figures: dict[str, Any], completions: Completions, annotator: Annotator) -> None:
+    if figures["n_total"]:
+        return
+    if completions.refused:
+        raise JudgeRefused(f"every request was refused: {completions.refused[0]}")
+    raise EvaluationFailed(
+        f"no answer of {annotator.model} could be read by {annotator.fn_completion_parser}: does the endpoint give "
+        "log-probabilities? A local judge needs structured outputs (see the annotator demo)"
+    )
+
+
+def _scores(figures: dict[str, Any], expected: int, completions: Completions) -> dict[str, Any]:
+    scores, missing = [], {}
+    for metric, error in METRICS.items():
+        value = figures.get(metric)
+        if value is None or not math.isfinite(value):
+            missing[f"{TASK}-{metric}"] = NO_LENGTH_CONTROL if value is None else f"alpaca_eval gave {value}"
+            continue
+        stderr = figures.get(error) if error else None
+        scores.append(
+            Score(
+                task=TASK,
+                metric=metric,
+                value=value,
+                stderr=float(stderr) if stderr is not None and math.isfinite(stderr) else None,
+                higher_is_better=True,
+            )
+        )
+    unread = expected - int(figures["n_total"])
+    if unread:
+        reason = f" (refused: {completions.refused[0]})" if completions.refused else ""
+        missing[f"{TASK}-n_total"] = f"{unread} of {expected} answers could not be read{reason}"
+    return {"scores": tuple(scores), "missing": missing}

@@ -1,0 +1,265 @@
+"""Sample answers with vLLM, in the form that AlpacaEval and HALOs expect.
+
+Drop-in for HALOs' ``train.sample`` (github.com/ContextualAI/HALOs), which starts over when it is killed, skips prompts
+that are too long without a word, and has one chat template for every model.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import BaseModel, Field
+from pydantic_settings import CliPositionalArg
+
+from halos_eval import layout, prompts, store
+from halos_eval.checkpoint import Weights, inspect
+from halos_eval.errors import BadInput, Incomplete
+from halos_eval.fingerprint import digest_bytes
+from halos_eval.journal import Journal
+from halos_eval.record import CheckpointRef, Coverage, Record, Usage
+from halos_eval.settings import FROZEN
+from halos_eval.stages.base import Job, Outcome, Placement, StageConfig, run
+from halos_eval.templates import read_template
+
+if TYPE_CHECKING:
+    from vllm import LLM, SamplingParams
+
+log = logging.getLogger(__name__)
+
+Dtype = Literal["auto", "bfloat16", "float16", "float32"]
+
+
+class SamplingSettings(BaseModel):
+    """How answers are sampled; the defaults are HALOs'."""
+
+    model_config = FROZEN
+
+    dtype: Dtype = "auto"
+    """Data type of the weights; auto takes the checkpoint's own."""
+    temperature: float = Field(0.7, ge=0)
+    """Sampling temperature; 0 is greedy."""
+    top_p: float = Field(0.95, gt=0, le=1)
+    """Nucleus sampling: the share of probability to sample from."""
+    max_tokens: int = Field(2048, ge=1)
+    """Most tokens of one answer."""
+    samples_per_prompt: int = Field(1, ge=1)
+    """Answers for each prompt."""
+    seed: int = 0
+    """Seed; each prompt gets one of its own from it, so the order of work does not matter."""
+    stop: tuple[str, ...] = ()
+    """Further stop strings, besides the model's own end token (may be repeated)."""
+    max_model_len: int | None = None
+    """Longest prompt and answer in tokens (default: the model's own limit)."""
+
+
+class SampleConfig(SamplingSettings, StageConfig):
+    """Sample answers from MODEL for a set of prompts with vLLM."""
+
+    model: Annotated[CliPositionalArg[str], Placement()]
+    """Folder of a checkpoint or of a LoRA adapter, or NAMESPACE/NAME on the hub."""
+    revision: Annotated[str | None, Placement()] = None
+    """Branch, tag or commit of a hub repository."""
+    prompts: Annotated[str, Placement()] = prompts.ALPACA_EVAL
+    """alpaca_eval (805 prompts from the hub), demo, or a JSON file: a list of objects with 'instruction'."""
+    output: Annotated[str, Placement()] = "outputs.json"
+    """File or URL to write; the record goes beside it."""
+    chat_template: Annotated[str | None, Placement()] = None
+    """chatml (HALOs' own) or a Jinja file (default: the checkpoint's own template)."""
+    tensor_parallel_size: Annotated[int, Placement()] = Field(1, ge=1)
+    """GPUs to split the model over."""
+    gpu_memory_utilization: Annotated[float, Placement()] = Field(0.9, gt=0, le=1)
+    """Share of each GPU's memory that vLLM may take."""
+    enforce_eager: Annotated[bool, Placement()] = False
+    """Skip compilation and CUDA graphs: starts sooner, samples slower."""
+
+
+def sample_job(config: SampleConfig, weights: Weights, record: str) -> Job:
+    """The job's identity; reads the prompts, which may fetch them from the hub."""
+    prompt_set = prompts.load(config.prompts, "prompts")
+    template = read_template(config.chat_template)
+    return Job(
+        stage="sample",
+        checkpoint=CheckpointRef(name=config.name or weights.name, location=config.model, digest=weights.digest),
+        settings=config.scored_settings(),
+        inputs={"model": weights.digest, "prompts": prompt_set.digest}
+        | ({"chat_template": digest_bytes(template.encode())} if template else {}),
+        packages=("vllm",),
+        record=record,
+    )
+
+
+def sample(config: SampleConfig) -> Record:
+    """Run the stage. Raises BadInput, DataUnavailable, Incomplete, StoreError, EvaluationFailed."""
+    weights = inspect(config.model, config.revision)
+    job = sample_job(config, weights, layout.record_beside(config.output))
+    return run(job, config, lambda: _work(config, weights, job))
+
+
+def _work(config: SampleConfig, weights: Weights, job: Job) -> Outcome:
+    began = time.monotonic()
+    prompt_set = prompts.load(config.prompts, "prompts")
+    parts = f"{config.output.removesuffix('.json')}.parts/{job.fingerprint}"
+    journal = Journal(parts)
+    if config.force:
+        store.delete(parts)
+    done = journal.load()
+    todo = {_key(row): row for row in prompt_set.rows if _key(row) not in done}
+    log.info("%d of %d prompts have their answers already", len(done), len(prompt_set.rows))
+    loaded = began
+    if todo:
+        llm = _load(config, weights)
+        token_ids = _tokenize(llm, config, list(todo.values()))
+        loaded = time.monotonic()
+        with journal:
+            for number, (key, answer) in enumerate(
+                _generate(llm, config, weights, dict(zip(todo, token_ids, strict=True))), 1
+            ):
+                done[key] = answer
+                journal.add(key, answer)
+                if number % max(1, len(todo) // 20) == 0:
+                    log.info("sampled %d of %d prompts", len(done), len(prompt_set.rows))
+    missing = [row["instruction"] for row in prompt_set.rows if _key(row) not in done]
+    if missing:
+        raise Incomplete(f"{len(missing)} prompts have no answer, the first is {missing[0][:80]!r}: run it again")
+    outcome = _write(config, job, prompt_set, done, (began, loaded))
+    store.delete(parts)
+    return outcome
+
+
+def _key(row: dict[str, Any]) -> str:
+    return digest_bytes(row["instruction"].encode())[:32]
+
+
+def _load(config: SampleConfig, weights: Weights) -> LLM:
+    from vllm import LLM
+
+    adapter = {"enable_lora": True, "max_lora_rank": max(8, weights.adapter_rank)} if weights.adapter else {}
+    return LLM(
+        model=weights.model,
+        revision=weights.revision,
+        tokenizer=weights.tokenizer,
+        dtype=config.dtype,
+        seed=config.seed,
+        tensor_parallel_size=config.tensor_parallel_size,
+        gpu_memory_utilization=config.gpu_memory_utilization,
+        max_model_len=config.max_model_len,
+        enforce_eager=config.enforce_eager,
+        load_format="safetensors",
+        trust_remote_code=False,
+        disable_log_stats=True,
+        **adapter,
+    )
+
+
+def _tokenize(llm: LLM, config: SampleConfig, rows: list[dict[str, Any]]) -> list[list[int]]:
+    """Apply the chat template to each prompt. Raises BadInput where there is none or a prompt is too long."""
+    tokenizer = llm.get_tokenizer()
+    template = read_template(config.chat_template)
+    if template is None and not getattr(tokenizer, "chat_template", None):
+        raise BadInput(
+            f"{config.model} has no chat template (a base model?): give --chat-template chatml for HALOs' own, "
+            "or the path of a Jinja file"
+        )
+    limit = llm.model_config.max_model_len
+    all_ids = []
+    for row in rows:
+        turns = [{"role": "user", "content": row["instruction"]}]
+        ids = tokenizer.apply_chat_template(
+            turns, chat_template=template, add_generation_prompt=True, return_dict=False
+        )
+        if len(ids) >= limit:
+            raise BadInput(
+                f"a prompt has {len(ids)} tokens and the model takes {limit}: {row['instruction'][:80]!r}. "
+                "No prompt is cut: raise --max-model-len or take it out"
+            )
+        all_ids.append(list(ids))
+    return all_ids
+
+
+def _generate(llm: LLM, config: SampleConfig, weights: Weights, todo: dict[str, list[int]]) -> Any:
+    """Yield (key, answer) in the order in which prompts finish, the whole set being in flight at once.
+
+    The engine is stepped here, because ``LLM.generate`` hands nothing over before the last prompt is finished.
+    """
+    from vllm import TokensPrompt
+    from vllm.lora.request import LoRARequest
+
+    lora = LoRARequest("adapter", 1, weights.adapter) if weights.adapter else None
+    engine = llm.llm_engine
+    for key, ids in todo.items():
+        engine.add_request(key, TokensPrompt(prompt_token_ids=ids), _params(config, key), lora_request=lora)
+    while engine.has_unfinished_requests():
+        for output in engine.step():
+            if output.finished:
+                yield (
+                    output.request_id,
+                    {
+                        "prompt_tokens": len(output.prompt_token_ids),
+                        "samples": [
+                            {"text": one.text.strip(), "tokens": len(one.token_ids), "finish": one.finish_reason}
+                            for one in sorted(output.outputs, key=lambda one: one.index)
+                        ],
+                    },
+                )
+
+
+def _params(config: SampleConfig, key: str) -> SamplingParams:
+    from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind
+
+    # One seed a prompt: a resumed run draws the same numbers, whatever else is in the batch.
+    seed = int.from_bytes(hashlib.sha256(f"{config.seed}:{key}".encode()).digest()[:4], "big") >> 1
+    stop = list(config.stop) or (["<|im_end|>"] if config.chat_template == "chatml" else None)
+    return SamplingParams(
+        n=config.samples_per_prompt,
+        temperature=config.temperature,
+        top_p=config.top_p,
+        max_tokens=config.max_tokens,
+        seed=seed,
+        stop=stop,
+        output_kind=RequestOutputKind.FINAL_ONLY,
+    )
+
+
+def _write(
+    config: SampleConfig, job: Job, prompt_set: prompts.PromptSet, done: dict[str, Any], clock: tuple[float, float]
+) -> Outcome:
+    rows = [
+        {
+            "instruction": prompt["instruction"],
+            "output": one["text"],
+            "generator": job.checkpoint.name,
+            "dataset": prompt.get("dataset", prompt_set.name),
+            "prompt_id": prompt_id,
+            "sample_id": sample_id,
+            "type": "sample",
+        }
+        for prompt_id, prompt in enumerate(prompt_set.rows)
+        for sample_id, one in enumerate(done[_key(prompt)]["samples"])
+    ]
+    data = (json.dumps(rows, indent=1, ensure_ascii=False) + "\n").encode()
+    store.delete(job.record)  # an older record must not vouch for the new file
+    store.write_bytes(config.output, data)
+    answers = [one for answer in done.values() for one in answer["samples"]]
+    began, loaded = clock
+    return Outcome(
+        coverage=Coverage(attempted=len(prompt_set.rows) * config.samples_per_prompt, scored=len(rows)),
+        details={
+            "avg_length": sum(len(row["output"]) for row in rows) / len(rows),
+            "cut_at_max_tokens": sum(one["finish"] == "length" for one in answers),
+            "empty": sum(not row["output"] for row in rows),
+        },
+        usage=Usage(
+            prompt_tokens=sum(answer["prompt_tokens"] for answer in done.values()),
+            completion_tokens=sum(one["tokens"] for one in answers),
+            load_seconds=loaded - began,
+            work_seconds=time.monotonic() - loaded,
+        ),
+        files={Path(config.output).name: digest_bytes(data)},
+        inputs=prompt_set.inputs("prompts"),
+    )

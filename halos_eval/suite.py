@@ -1,0 +1,153 @@
+"""Suites: which evaluations a checkpoint gets. YAML that ships with the package, or the user's own."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
+
+from halos_eval import prompts
+from halos_eval.errors import BadInput
+from halos_eval.settings import FROZEN, Settings, shipped
+from halos_eval.stages.harness import TASK_NAME, HarnessSettings
+from halos_eval.stages.sample import SamplingSettings
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+ALPACA_EVAL = "alpaca_eval"
+"""How the sample and judge stages are called among a suite's tasks."""
+
+
+class AlpacaEvalSettings(BaseModel):
+    """The AlpacaEval part of a suite."""
+
+    model_config = FROZEN
+
+    prompts: str = prompts.ALPACA_EVAL
+    """Prompts to sample: alpaca_eval, demo, or a JSON file."""
+    reference: str = prompts.ALPACA_EVAL
+    """Outputs to compare with: alpaca_eval, demo, or a JSON file."""
+    annotator: str = "gpt-4.1"
+    """The judge: a shipped name or a YAML file."""
+    sampling: SamplingSettings = SamplingSettings()
+    """How answers are sampled."""
+
+    @model_validator(mode="after")
+    def _one_sample(self) -> AlpacaEvalSettings:
+        if self.sampling.samples_per_prompt != 1:
+            raise ValueError("alpaca_eval compares one sample a prompt: samples_per_prompt must be 1")
+        return self
+
+
+class TaskSettings(HarnessSettings):
+    """One lm_eval task of a suite: the settings of ``harness``, with its own on top."""
+
+    metric: str | None = None
+    """The metric that counts for ``avg``, as METRIC or METRIC,FILTER (default: the first that lm_eval prints)."""
+
+
+class Suite(BaseModel):
+    """A suite of evaluations."""
+
+    model_config = FROZEN
+
+    name: str
+    """The file's name without .yaml."""
+    description: str = ""
+    """One line for people."""
+    alpaca_eval: AlpacaEvalSettings | None = None
+    """AlpacaEval; None leaves it out."""
+    enforce_eager: bool = False
+    """Start vLLM without compiling: for small models and trials."""
+    gpu_memory_utilization: float = Field(0.9, gt=0, le=1)
+    """Share of each GPU's memory that vLLM may take."""
+    include_path: str | None = None
+    """Folder with lm_eval task files of your own."""
+    harness: dict[str, Any] = {}
+    """Settings that every task starts from."""
+    tasks: dict[str, TaskSettings] = {}
+    """lm_eval tasks by name, each with the settings that differ."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _inherit(cls, data: Any) -> Any:
+        if not isinstance(data, dict) or not isinstance(data.get("tasks"), dict):
+            return data
+        common = data.get("harness") or {}
+        merged = {
+            task: {**common, **(own or {})} if isinstance(own or {}, dict) else own
+            for task, own in data["tasks"].items()
+        }
+        return {**data, "tasks": merged}
+
+    @field_validator("tasks")
+    @classmethod
+    def _names(cls, tasks: dict[str, TaskSettings]) -> dict[str, TaskSettings]:
+        for task in tasks:
+            if not re.fullmatch(TASK_NAME, task) or task == ALPACA_EVAL:
+                raise ValueError(f"{task!r} cannot be the name of an lm_eval task")
+        return tasks
+
+    @model_validator(mode="after")
+    def _not_empty(self) -> Suite:
+        if not self.tasks and self.alpaca_eval is None:
+            raise ValueError("a suite needs alpaca_eval or at least one task")
+        return self
+
+    @property
+    def parts(self) -> list[str]:
+        """What can be chosen from this suite: alpaca_eval and its tasks."""
+        return ([ALPACA_EVAL] if self.alpaca_eval else []) + list(self.tasks)
+
+    def keep(self, wanted: list[str]) -> Suite:
+        """This suite with only the parts in ``wanted`` (all of them if it is empty). Raises BadInput."""
+        if not wanted:
+            return self
+        if unknown := [part for part in wanted if part not in self.parts]:
+            raise BadInput(f"suite {self.name} has no {', '.join(unknown)}: it has {', '.join(self.parts)}")
+        return self.model_copy(
+            update={
+                "tasks": {task: settings for task, settings in self.tasks.items() if task in wanted},
+                "alpaca_eval": self.alpaca_eval if ALPACA_EVAL in wanted else None,
+            }
+        )
+
+
+def folders() -> list[Path]:
+    """Where suites are looked for: the user's own first."""
+    own = Settings().suites
+    return ([Path(own)] if own else []) + [shipped("suites")]
+
+
+def suite_names() -> list[str]:
+    """The names of all suites."""
+    return sorted({path.stem for folder in folders() for path in folder.glob("*.yaml")})
+
+
+def load_suite(name: str) -> Suite:
+    """A suite by name, or by the path of its file. Raises BadInput with everything that is wrong in it at once."""
+    path = _locate(name)
+    try:
+        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise BadInput(f"suite {path} cannot be read: {error}") from error
+    if not isinstance(document, dict):
+        raise BadInput(f"suite {path}: a suite is a YAML mapping with alpaca_eval and tasks")
+    if not NAME.fullmatch(path.stem):
+        raise BadInput(f"suite {path}: call the file by letters, digits, '-' and '_' only")
+    try:
+        return Suite.model_validate({**document, "name": path.stem})
+    except ValidationError as error:
+        wrong = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())
+        raise BadInput(f"suite {path}: {wrong}") from error
+
+
+def _locate(name: str) -> Path:
+    if name.endswith((".yaml", ".yml")):
+        return Path(name)
+    for folder in folders():
+        if NAME.fullmatch(name) and (folder / f"{name}.yaml").is_file():
+            return folder / f"{name}.yaml"
+    raise BadInput(f"there is no suite {name!r}: there are {', '.join(suite_names())}; or give a YAML file")

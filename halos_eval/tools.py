@@ -1,0 +1,42 @@
+"""The versions of the evaluation tools, which are part of every fingerprint.
+
+They are pinned once, in the extras of pyproject.toml; the images' locks are resolved from those. The planner runs
+where vLLM is not installed, so it reads the pins from this package's own metadata.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib.metadata import PackageNotFoundError, requires, version
+
+from packaging.requirements import Requirement
+from packaging.version import Version
+
+from halos_eval.errors import EvaluationFailed
+
+
+@cache
+def pinned(package: str) -> str:
+    """The version that this project pins for ``package``."""
+    for line in requires("halos-eval") or []:
+        requirement = Requirement(line)
+        if requirement.name == package:
+            return next(iter(requirement.specifier)).version
+    raise LookupError(f"{package} is not among the pinned extras in pyproject.toml")
+
+
+def check_installed(*packages: str) -> None:
+    """Raise EvaluationFailed unless each of ``packages`` is installed in its pinned version.
+
+    A build tag (``0.32.0+cpu``) is not a difference: it names the hardware, which the record tells.
+    """
+    for package in packages:
+        try:
+            found = version(package)
+        except PackageNotFoundError:
+            found = "none"
+        if found == "none" or Version(found).public != Version(pinned(package)).public:
+            raise EvaluationFailed(
+                f"this environment has {package} {found}, the fingerprint promises {pinned(package)}: "
+                "rebuild the image (or the virtual environment) from its lock"
+            )
