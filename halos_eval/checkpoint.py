@@ -156,9 +156,9 @@ def read_json_file(path: Path) -> dict[str, Any]:
 
 
 def _inspect_hub(repo: str, revision: str | None) -> Weights:
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import HFValidationError, HfHubHTTPError, OfflineModeIsEnabled
     from httpx import HTTPError
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
 
     if repo.startswith(("/", ".")) or repo.count("/") != 1:
         raise BadInput(f"{repo}: there is no such folder, and it is no hub repository (NAMESPACE/NAME)")

@@ -17,7 +17,7 @@ from rich.table import Table
 from halos_eval import plan as planning
 from halos_eval.errors import BadInput, HalosEvalError
 from halos_eval.record import Record
-from halos_eval.registry.folders import FolderRegistry, from_location
+from halos_eval.registry.folders import Checkpoint, FolderRegistry, from_location
 from halos_eval.settings import FROZEN, Settings
 from halos_eval.stages.harness import HarnessConfig, harness
 from halos_eval.stages.judge import JudgeConfig, judge
@@ -166,7 +166,7 @@ def _plan(config: PlanConfig) -> None:
     Console().print(table)
 
 
-def _find(checkpoint: str) -> planning.Checkpoint:
+def _find(checkpoint: str) -> Checkpoint:
     registry = FolderRegistry(Settings().checkpoints)
     return registry.get(checkpoint) if checkpoint in registry.names() else from_location(checkpoint)
 

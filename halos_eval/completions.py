@@ -88,7 +88,7 @@ class Completions:
 
     def _price(self, prompt_tokens: int, completion_tokens: int) -> float | None:
         price = self.annotator.price_per_million_tokens
-        return price and (prompt_tokens * price.input + completion_tokens * price.output) / 1e6
+        return (prompt_tokens * price.input + completion_tokens * price.output) / 1e6 if price else None
 
     async def _complete(self, requests: list[dict[str, Any]]) -> list[dict[str, Any]]:
         from openai import AsyncOpenAI

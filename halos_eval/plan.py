@@ -17,7 +17,7 @@ from halos_eval.stages.judge import JudgeConfig, judge_job
 from halos_eval.stages.sample import SampleConfig, sample_job
 from halos_eval.suite import Suite
 
-IMAGES: dict[StageName, str] = {"sample": "worker", "harness": "worker", "judge": "judge"}
+IMAGES: dict[StageName, Literal["worker", "judge"]] = {"sample": "worker", "harness": "worker", "judge": "judge"}
 
 
 class PlannedJob(BaseModel):
@@ -66,7 +66,7 @@ class Plan(BaseModel):
 
 
 def make_plan(suite: Suite, checkpoint: Checkpoint, root: str, force: bool = False, judge: str | None = None) -> Plan:
-    """Plan ``suite`` on ``checkpoint`` with results below ``root``. Reads everything that can be wrong before a GPU is used.
+    """Plan ``suite`` on ``checkpoint`` with results below ``root``. Finds what is wrong before a GPU is used.
 
     Raises BadInput, DataUnavailable, StoreError.
     """
@@ -131,7 +131,7 @@ def _judged_outputs_of(sample: PlannedJob, judged: PlannedJob) -> PlannedJob:
     if not judged.done or (record and sampled and record.provenance.inputs["outputs_sha256"] in sampled.files.values()):
         return judged
     return judged.model_copy(
-        update={"done": False, "why": "the outputs are sampled anew", "argv": (*judged.argv, "--force=True")}
+        update={"done": False, "why": "the outputs are sampled anew", "argv": (*judged.argv, "--force")}
     )
 
 
@@ -151,7 +151,7 @@ class _Planner:
         return PlannedJob(
             stage=job.stage,
             task=job.task,
-            image=IMAGES[job.stage],  # type: ignore[arg-type]
+            image=IMAGES[job.stage],
             argv=(job.stage, *config.argv()),
             fingerprint=job.fingerprint,
             record=record,

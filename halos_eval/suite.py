@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
-from halos_eval import prompts
+from halos_eval import promptset
 from halos_eval.errors import BadInput
 from halos_eval.settings import FROZEN, Settings, shipped
 from halos_eval.stages.harness import TASK_NAME, HarnessSettings
@@ -25,9 +25,9 @@ class AlpacaEvalSettings(BaseModel):
 
     model_config = FROZEN
 
-    prompts: str = prompts.ALPACA_EVAL
+    prompts: str = promptset.ALPACA_EVAL
     """Prompts to sample: alpaca_eval, demo, or a JSON file."""
-    reference: str = prompts.ALPACA_EVAL
+    reference: str = promptset.ALPACA_EVAL
     """Outputs to compare with: alpaca_eval, demo, or a JSON file."""
     annotator: str = "gpt-4.1"
     """The judge: a shipped name or a YAML file."""

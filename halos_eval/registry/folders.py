@@ -7,7 +7,7 @@ from pathlib import Path
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from halos_eval.checkpoint import check_name, short_name
+from halos_eval.checkpoint import NAME, check_name, short_name
 from halos_eval.errors import BadInput
 from halos_eval.settings import FROZEN
 
@@ -48,15 +48,10 @@ class FolderRegistry:
 
     def names(self) -> list[str]:
         """All checkpoints: experiments with a FINAL folder, and folders that hold weights themselves."""
-        found = []
-        for path in sorted(self.root.iterdir()) if self.root.is_dir() else []:
-            if (
-                (path / "FINAL").is_dir()
-                or (path / "config.json").is_file()
-                or (path / "adapter_config.json").is_file()
-            ):
-                found.append(path.name)
-        return found
+        marks = ("FINAL", "config.json", "adapter_config.json")
+        folders = sorted(self.root.iterdir()) if self.root.is_dir() else []
+        named = [folder for folder in folders if NAME.fullmatch(folder.name)]
+        return [folder.name for folder in named if any((folder / mark).exists() for mark in marks)]
 
     def get(self, name: str) -> Checkpoint:
         """The checkpoint called ``name``: EXPERIMENT, meaning EXPERIMENT/FINAL, or a path below the root.

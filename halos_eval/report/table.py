@@ -123,7 +123,7 @@ def _primary(record: Record, metric: str | None) -> float | None:
 
 
 def _average(primary: list[float | None]) -> Row:
-    """The mean over tasks, rounded as HALOs does; no key where a task is missing: other means cannot be compared with it."""
+    """The mean over tasks, rounded as HALOs does; none where a task is missing: it could not be compared."""
     numbers = [value for value in primary if value is not None]
     return {"avg": round(sum(numbers) / len(numbers), 4)} if numbers and len(numbers) == len(primary) else {}
 

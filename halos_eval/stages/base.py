@@ -5,6 +5,7 @@ A stage looks for its own finished record first and leaves at once if it is ther
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
 from collections.abc import Callable
@@ -69,10 +70,14 @@ class StageConfig(BaseModel):
                 continue
             if is_positional(field.metadata):
                 words.insert(0, str(value))
-            elif isinstance(value, list | tuple):
-                words += [f"--{name.replace('_', '-')}={item}" for item in value]
+                continue
+            option = name.replace("_", "-")
+            if isinstance(value, bool):
+                words.append(f"--{option}" if value else f"--no-{option}")
+            elif isinstance(value, tuple):
+                words.append(f"--{option}={json.dumps(value)}")  # commas in an item would split it otherwise
             else:
-                words.append(f"--{name.replace('_', '-')}={value}")
+                words.append(f"--{option}={value}")
         return words
 
 

@@ -19,7 +19,7 @@ import yaml
 from pydantic import Field
 from pydantic_settings import CliPositionalArg
 
-from halos_eval import layout, prompts, store
+from halos_eval import layout, promptset, store
 from halos_eval.annotator import Annotator, load_annotator
 from halos_eval.completions import Completions, Endpoint
 from halos_eval.errors import BadInput, EvaluationFailed, JudgeRefused
@@ -45,7 +45,7 @@ class JudgeConfig(StageConfig):
 
     outputs: Annotated[CliPositionalArg[str], Placement()]
     """File or URL of sampled outputs: a JSON list with instruction, output, generator."""
-    reference: Annotated[str, Placement()] = prompts.ALPACA_EVAL
+    reference: Annotated[str, Placement()] = promptset.ALPACA_EVAL
     """alpaca_eval (gpt4_1106_preview's outputs from the hub), demo, or a JSON file."""
     annotator: Annotated[str, Placement()] = "gpt-4.1"
     """gpt-4.1, gpt-4.1-mini, demo, or a YAML file in alpaca_eval's format."""
@@ -57,7 +57,7 @@ class JudgeConfig(StageConfig):
 
 def judge_job(config: JudgeConfig, outputs_identity: str, checkpoint: CheckpointRef) -> Job:
     """The job's identity. ``outputs_identity``: the sample stage's fingerprint, or the file's digest without one."""
-    reference = prompts.load(config.reference, "reference")
+    reference = promptset.load(config.reference, "reference")
     return Job(
         stage="judge",
         checkpoint=checkpoint,
@@ -102,8 +102,8 @@ def _read_outputs(url: str) -> tuple[list[dict[str, Any]], str]:
     return rows, digest_bytes(data)
 
 
-def _pair(rows: list[dict[str, Any]], reference: prompts.PromptSet, url: str) -> None:
-    """Raise BadInput unless there is exactly one output for each reference: alpaca_eval would drop the rest silently."""
+def _pair(rows: list[dict[str, Any]], reference: promptset.PromptSet, url: str) -> None:
+    """Raise BadInput unless each reference has exactly one output: alpaca_eval would drop the rest silently."""
     given = [row["instruction"] for row in rows]
     if len(set(given)) != len(given):
         raise BadInput(f"{url} has several outputs for one instruction: judge one sample a prompt (sample_id 0)")
@@ -118,12 +118,12 @@ def _work(config: JudgeConfig, rows: list[dict[str, Any]], digest: str, job: Job
     began = time.monotonic()
     endpoint = Endpoint.from_environment()
     annotator = load_annotator(config.annotator)
-    reference = prompts.load(config.reference, "reference")
+    reference = promptset.load(config.reference, "reference")
     _pair(rows, reference, config.outputs)
-    controlled = config.reference == prompts.ALPACA_EVAL
+    controlled = config.reference == promptset.ALPACA_EVAL
     inputs = reference.inputs("reference") | {"outputs_sha256": digest, "endpoint": endpoint.base_url}
     if controlled:
-        _, inputs["calibration_revision"] = prompts.hub_file(prompts.HUB_FILES["calibration"])  # type: ignore[assignment]
+        _, inputs["calibration_revision"] = promptset.hub_file(promptset.HUB_FILES["calibration"])  # type: ignore[assignment]
     parts = store.join(config.output_dir, "parts", job.fingerprint)
     if config.force:
         store.delete(parts)
@@ -155,7 +155,7 @@ def _work(config: JudgeConfig, rows: list[dict[str, Any]], digest: str, job: Job
 def _evaluate(
     annotator: Annotator,
     rows: list[dict[str, Any]],
-    reference: prompts.PromptSet,
+    reference: promptset.PromptSet,
     completions: Completions,
     controlled: bool,
     name: str,

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import BaseModel, Field
 from pydantic_settings import CliPositionalArg
 
-from halos_eval import layout, prompts, store
+from halos_eval import layout, promptset, store
 from halos_eval.checkpoint import Weights, inspect
 from halos_eval.errors import BadInput, Incomplete
 from halos_eval.fingerprint import digest_bytes
@@ -64,7 +64,7 @@ class SampleConfig(SamplingSettings, StageConfig):
     """Folder of a checkpoint or of a LoRA adapter, or NAMESPACE/NAME on the hub."""
     revision: Annotated[str | None, Placement()] = None
     """Branch, tag or commit of a hub repository."""
-    prompts: Annotated[str, Placement()] = prompts.ALPACA_EVAL
+    prompts: Annotated[str, Placement()] = promptset.ALPACA_EVAL
     """alpaca_eval (805 prompts from the hub), demo, or a JSON file: a list of objects with 'instruction'."""
     output: Annotated[str, Placement()] = "outputs.json"
     """File or URL to write; the record goes beside it."""
@@ -80,7 +80,7 @@ class SampleConfig(SamplingSettings, StageConfig):
 
 def sample_job(config: SampleConfig, weights: Weights, record: str) -> Job:
     """The job's identity; reads the prompts, which may fetch them from the hub."""
-    prompt_set = prompts.load(config.prompts, "prompts")
+    prompt_set = promptset.load(config.prompts, "prompts")
     template = read_template(config.chat_template)
     return Job(
         stage="sample",
@@ -102,7 +102,7 @@ def sample(config: SampleConfig) -> Record:
 
 def _work(config: SampleConfig, weights: Weights, job: Job) -> Outcome:
     began = time.monotonic()
-    prompt_set = prompts.load(config.prompts, "prompts")
+    prompt_set = promptset.load(config.prompts, "prompts")
     parts = f"{config.output.removesuffix('.json')}.parts/{job.fingerprint}"
     journal = Journal(parts)
     if config.force:
@@ -227,7 +227,7 @@ def _params(config: SampleConfig, key: str) -> SamplingParams:
 
 
 def _write(
-    config: SampleConfig, job: Job, prompt_set: prompts.PromptSet, done: dict[str, Any], clock: tuple[float, float]
+    config: SampleConfig, job: Job, prompt_set: promptset.PromptSet, done: dict[str, Any], clock: tuple[float, float]
 ) -> Outcome:
     rows = [
         {

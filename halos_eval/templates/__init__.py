@@ -21,7 +21,7 @@ def read_template(name: str | None) -> str | None:
     path = HERE / f"{name}.jinja" if "/" not in name and not name.endswith(".jinja") else Path(name)
     try:
         text = path.read_text(encoding="utf-8")
-        Environment(extensions=["jinja2.ext.loopcontrols"]).parse(text)  # noqa: S701: parsed only, chat text is not HTML
+        Environment(extensions=["jinja2.ext.loopcontrols"]).parse(text)  # noqa: S701 (parsed only; chat text is no HTML)
     except OSError as error:
         raise BadInput(f"chat template {name}: there is none; give chatml or the path of a Jinja file") from error
     except (TemplateSyntaxError, UnicodeDecodeError) as error:
