@@ -14,6 +14,8 @@ export UV_COMPILE_BYTECODE := 1
 AIRFLOW_LOCK := images/airflow/requirements.txt
 WORKER_LOCK := images/worker/requirements-cpu.txt
 JUDGE_LOCK := images/judge/requirements.txt
+COMPILE := $(UV) pip compile -q --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links \
+    --custom-compile-command "make locks" pyproject.toml
 PACKAGE := pyproject.toml images/worker/vllm-cpu/pyproject.toml
 
 .PHONY: help demo test test-fast lint up locks clean
@@ -40,15 +42,13 @@ up: $(VENV)/airflow/.done $(VENV)/worker/.done $(VENV)/judge/.done ## Airflow's 
 	@$(VENV)/airflow/bin/python -m halos_eval.demo.up
 
 locks: $(UV) ## resolve all locks again (the CUDA lock is resolved from the registry alone)
-	compile() { $(UV) pip compile -q --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links \
-	    --custom-compile-command "make locks" "$$@"; }
-	compile pyproject.toml images/airflow/requirements.in --extra airflow -o $(AIRFLOW_LOCK)
-	compile pyproject.toml images/judge/requirements.in --extra judge -o $(JUDGE_LOCK)
-	compile pyproject.toml images/worker/requirements.in images/worker/cpu.in --extra worker \
+	$(COMPILE) images/airflow/requirements.in --extra airflow -o $(AIRFLOW_LOCK)
+	$(COMPILE) images/judge/requirements.in --extra judge -o $(JUDGE_LOCK)
+	$(COMPILE) images/worker/requirements.in images/worker/cpu.in --extra worker \
 	    --override images/worker/cpu-overrides.txt -o $(WORKER_LOCK)
-	UV_FIND_LINKS= compile pyproject.toml images/worker/requirements.in --extra worker \
+	UV_FIND_LINKS= $(COMPILE) images/worker/requirements.in --extra worker \
 	    --python-platform x86_64-manylinux_2_35 -o images/worker/requirements-cuda.txt
-	compile pyproject.toml requirements-dev.in --extra airflow -c $(AIRFLOW_LOCK) -o requirements-dev.txt
+	$(COMPILE) requirements-dev.in --extra airflow -c $(AIRFLOW_LOCK) -o requirements-dev.txt
 
 clean: ## remove the environments and everything that was evaluated here
 	rm -rf $(VENV) var

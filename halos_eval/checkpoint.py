@@ -16,6 +16,7 @@ from pydantic import BaseModel
 
 from halos_eval.errors import BadInput, DataUnavailable
 from halos_eval.fingerprint import digest_files, digest_json
+from halos_eval.hub import hub_errors
 from halos_eval.settings import FROZEN
 
 # Parts of letters, digits, dot, underscore, dash that begin with a letter or digit: no "..", no hidden file, no shell.
@@ -156,9 +157,8 @@ def read_json_file(path: Path) -> dict[str, Any]:
 
 
 def _inspect_hub(repo: str, revision: str | None) -> Weights:
-    from httpx import HTTPError
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
+    from huggingface_hub.errors import HFValidationError
 
     if repo.startswith(("/", ".")) or repo.count("/") != 1:
         raise BadInput(f"{repo}: there is no such folder, and it is no hub repository (NAMESPACE/NAME)")
@@ -166,7 +166,7 @@ def _inspect_hub(repo: str, revision: str | None) -> Weights:
         info = HfApi().model_info(repo, revision=revision)
     except HFValidationError as error:
         raise BadInput(f"{repo}: there is no such folder, and it is no hub repository ({error})") from error
-    except (HfHubHTTPError, HTTPError, OfflineModeIsEnabled) as error:
+    except hub_errors() as error:
         raise DataUnavailable(
             f"{repo}: there is no such folder, and the hub does not give it ({type(error).__name__}). Check the "
             "spelling, HF_ENDPOINT, and HF_TOKEN if it is gated"

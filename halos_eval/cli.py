@@ -71,7 +71,8 @@ def main() -> None:
 def run(argv: list[str]) -> int:
     """Run one command and give its exit code."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
-    logging.getLogger("httpx").setLevel(logging.WARNING)  # a line for each of 805 requests
+    for chatty in ("httpx2", "huggingface_hub"):  # a line for each of 805 requests
+        logging.getLogger(chatty).setLevel(logging.WARNING)
     # Kubernetes and Airflow end a process with SIGTERM: unwind, so that what is finished gets saved.
     signal.signal(signal.SIGTERM, _terminate)
     try:

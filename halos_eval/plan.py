@@ -15,7 +15,7 @@ from halos_eval.stages.base import Job, StageConfig
 from halos_eval.stages.harness import HarnessConfig, HarnessSettings, harness_job
 from halos_eval.stages.judge import JudgeConfig, judge_job
 from halos_eval.stages.sample import SampleConfig, sample_job
-from halos_eval.suite import Suite
+from halos_eval.suite import ALPACA_EVAL, Suite
 
 IMAGES: dict[StageName, Literal["worker", "judge"]] = {"sample": "worker", "harness": "worker", "judge": "judge"}
 
@@ -62,7 +62,9 @@ class Plan(BaseModel):
     tags: dict[str, str] = {}
     """The checkpoint's tags."""
     jobs: tuple[PlannedJob, ...]
-    """In the order of the table's columns."""
+    """sample, judge, then the tasks in the suite's order."""
+    left_out: tuple[str, ...] = ()
+    """Parts of the suite that have never been asked for."""
 
 
 def make_plan(suite: Suite, checkpoint: Checkpoint, root: str, force: bool = False, judge: str | None = None) -> Plan:
@@ -189,6 +191,24 @@ def _changes(old: Record, new: Job) -> list[str]:
     return changes or ["nothing that is named"]
 
 
-def save_plan(plan: Plan, root: str) -> None:
-    """Keep the plan, so that a summary knows what should be there."""
-    write_model(layout.plan_url(root, plan.suite, plan.checkpoint.name), plan)
+def save_plan(plan: Plan, suite: Suite, root: str) -> None:
+    """Keep the plan, so that a summary knows what should be there.
+
+    A run of some parts only keeps the other parts of an earlier plan of the same weights, and names what was never
+    asked for.
+    """
+    url = layout.plan_url(root, plan.suite, plan.checkpoint.name)
+    jobs = {job.title: job for job in plan.jobs}
+    try:
+        earlier = Plan.model_validate_json(store.read_bytes(url))
+    except FileNotFoundError:
+        earlier = None
+    if earlier and earlier.checkpoint.digest == plan.checkpoint.digest:
+        jobs = {job.title: job for job in earlier.jobs if _part(job) in suite.parts} | jobs
+    planned = {_part(job) for job in jobs.values()}
+    left_out = tuple(part for part in suite.parts if part not in planned)
+    write_model(url, plan.model_copy(update={"jobs": tuple(jobs.values()), "left_out": left_out}))
+
+
+def _part(job: PlannedJob) -> str:
+    return job.task or ALPACA_EVAL

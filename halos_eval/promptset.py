@@ -14,6 +14,7 @@ from pydantic import BaseModel
 
 from halos_eval.errors import BadInput, DataUnavailable
 from halos_eval.fingerprint import digest_bytes
+from halos_eval.hub import hub_errors
 from halos_eval.settings import FROZEN, shipped
 
 ALPACA_EVAL = "alpaca_eval"
@@ -68,13 +69,11 @@ def locate(name: str, kind: str) -> tuple[Path, str | None]:
 
 def hub_file(filename: str) -> tuple[Path, str | None]:
     """A file of AlpacaEval's dataset from the hub or its cache, with the commit. Raises DataUnavailable."""
-    from httpx import HTTPError
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
         path = Path(hf_hub_download(HUB_REPO, filename, repo_type="dataset"))
-    except (HfHubHTTPError, LocalEntryNotFoundError, HTTPError, OSError) as error:
+    except (*hub_errors(), OSError) as error:
         raise DataUnavailable(
             f"{HUB_REPO}/{filename} cannot be had ({type(error).__name__}): check HF_ENDPOINT, HF_TOKEN and the "
             "network, or give a file instead of alpaca_eval"

@@ -70,7 +70,9 @@ def row_of_plan(plan: Plan) -> Row:
             troubles += _shortfalls(record)
         if job.stage == "harness":
             primary.append(_primary(record, job.metric) if record else None)
-    return row | _average(primary) | {"status": "; ".join(troubles) or COMPLETE}
+    troubles += [f"{part}: not asked for" for part in plan.left_out]
+    average = {} if plan.left_out else _average(primary)
+    return row | average | {"status": "; ".join(troubles) or COMPLETE}
 
 
 def rows_of_records(records: Iterable[Record]) -> list[Row]:

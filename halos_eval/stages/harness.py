@@ -23,6 +23,7 @@ from halos_eval import layout, store
 from halos_eval.checkpoint import Weights, inspect
 from halos_eval.errors import BadInput, DataUnavailable, EvaluationFailed
 from halos_eval.fingerprint import digest_bytes, digest_files, digest_json
+from halos_eval.hub import hub_errors
 from halos_eval.journal import Journal
 from halos_eval.record import CheckpointRef, Coverage, Record, Score, Usage
 from halos_eval.settings import FROZEN, shipped
@@ -162,8 +163,6 @@ def _work(config: HarnessConfig, weights: Weights, job: Job) -> Outcome:
 def _load_tasks(config: HarnessConfig) -> list[Any]:
     """The task or group with its data, before a model is loaded. Raises BadInput, DataUnavailable."""
     from datasets.exceptions import DatasetsError
-    from httpx import HTTPError
-    from huggingface_hub.errors import HfHubHTTPError
     from lm_eval.tasks import TaskManager
 
     manager = TaskManager(include_path=[str(shipped("tasks")), *([config.include_path] if config.include_path else [])])
@@ -175,7 +174,7 @@ def _load_tasks(config: HarnessConfig) -> list[Any]:
         raise BadInput(f"{config.task} executes code that the model writes: give --confirm-unsafe-code, in a sandbox")
     try:
         found = manager.load([config.task])
-    except (DatasetsError, HfHubHTTPError, HTTPError, ConnectionError, FileNotFoundError) as error:
+    except (DatasetsError, *hub_errors(), ConnectionError, FileNotFoundError) as error:
         raise DataUnavailable(
             f"the data of {config.task} cannot be had: {error}. Check HF_ENDPOINT and the network; a gated dataset "
             "needs HF_TOKEN and its terms accepted"

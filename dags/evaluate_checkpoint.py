@@ -1,0 +1,104 @@
+"""### evaluate_checkpoint: one suite on one checkpoint
+
+`plan` says what is there already; then `sample` and `judge` (AlpacaEval) beside one `harness` task for each lm_eval
+task; `summarize` writes the suite's table whatever happened before it; `verdict` is red if anything is missing.
+Trigger it again after a failure: what is finished is not run again.
+
+#### Triage
+* **plan failed**: bad input (the message names the remedy). Nothing was spent. Mend it and trigger again.
+* **one harness task failed**: its cell is empty, the others stand. Its log ends with the reason; clear that task.
+* **judge failed, JudgeRefused**: key, quota or model name at the endpoint. Clear `judge`: paid answers are kept.
+* **Incomplete, StoreError**: retried by themselves. If they stay: the endpoint or the store is down.
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+from airflow.sdk import Param, TriggerRule, dag, get_current_context, task
+
+from halos_eval.orchestration.door import StageOperator
+from halos_eval.orchestration.evaluation import check_complete, plan_evaluation
+
+PART = "^[A-Za-z0-9][A-Za-z0-9_.-]*$"
+PARAMS = {
+    "checkpoint": Param(
+        type="string",
+        pattern="^[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*$",
+        title="Checkpoint",
+        description="Name of the experiment below the checkpoints' folder: EXPERIMENT stands for EXPERIMENT/FINAL.",
+    ),
+    "suite": Param(
+        "halos",
+        type="string",
+        pattern="^[A-Za-z0-9][A-Za-z0-9_-]*$",
+        examples=["halos", "quick", "demo"],
+        title="Suite",
+        description="What to evaluate: halos (all of it), quick (minutes), demo, or a suite of your own.",
+    ),
+    "tasks": Param(
+        [],
+        type=["array", "null"],
+        items={"type": "string", "pattern": PART},
+        title="Only these",
+        description="Parts of the suite, one a line: alpaca_eval or names of lm_eval tasks. Empty: all.",
+    ),
+    "judge": Param(
+        None,
+        type=["string", "null"],
+        pattern=PART,
+        examples=["gpt-4.1", "gpt-4.1-mini", "demo"],
+        title="Judge",
+        description="Another annotator than the suite's.",
+    ),
+    "force": Param(
+        False,
+        type="boolean",
+        title="Run everything again",
+        description="Also what has a finished record.",
+    ),
+}
+
+
+@dag(
+    schedule=None,
+    params=PARAMS,
+    catchup=False,
+    tags=["evaluation"],
+    doc_md=__doc__,
+    default_args={
+        "owner": "halos-eval",
+        "retries": 2,
+        "retry_delay": timedelta(seconds=30),
+        "retry_exponential_backoff": True,
+    },
+)
+def evaluate_checkpoint() -> None:
+    """Declare the tasks."""
+
+    @task
+    def plan() -> list[dict[str, Any]]:
+        return plan_evaluation(dict(get_current_context()["params"]))
+
+    @task
+    def verdict(jobs: dict[str, str]) -> None:
+        check_complete(jobs)
+
+    planned = plan()
+    sample = StageOperator(task_id="sample", job=planned["sample"])
+    # Skipped sampling means that the outputs are there: the judge goes ahead.
+    judge = StageOperator(task_id="judge", job=planned["judge"], trigger_rule=TriggerRule.NONE_FAILED)
+    harness = StageOperator.partial(task_id="harness", map_index_template="{{ task.job['task'] }}").expand(job=planned)
+    summarize = StageOperator(
+        task_id="summarize",
+        job=planned["summarize"],
+        max_active_tis_per_dag=1,  # the table is rewritten whole: two runs must not do it at the same time
+        # Whatever failed costs its own cells only; without a plan there is nothing to summarize.
+        trigger_rule=TriggerRule.ALL_DONE_MIN_ONE_SUCCESS,
+    )
+    sample >> judge
+    [planned, judge, harness] >> summarize >> verdict(planned["jobs"])
+
+
+evaluate_checkpoint()

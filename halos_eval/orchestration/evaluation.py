@@ -1,0 +1,60 @@
+"""The tasks of ``evaluate_checkpoint`` that run in Airflow itself: they read plans and records, never outputs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from airflow.sdk import get_current_context
+from airflow.sdk.exceptions import AirflowFailException
+
+from halos_eval import layout
+from halos_eval.errors import HalosEvalError
+from halos_eval.plan import PlannedJob, make_plan, save_plan
+from halos_eval.record import read_failure, read_record
+from halos_eval.registry.folders import FolderRegistry
+from halos_eval.settings import Settings
+from halos_eval.suite import load_suite
+
+
+def plan_evaluation(params: dict[str, Any]) -> list[dict[str, Any]]:
+    """Plan, keep the plan in the store, and hand out its jobs.
+
+    Gives the harness jobs to run; XComs ``sample`` and ``judge`` have those, or None; ``jobs`` has all titles and
+    records, ``summarize`` the job that writes the table.
+    """
+    settings = Settings()
+    try:
+        checkpoint = FolderRegistry(settings.checkpoints).get(params["checkpoint"])
+        suite = load_suite(params["suite"])
+        kept = suite.keep(params["tasks"] or [])
+        plan = make_plan(kept, checkpoint, settings.store, force=params["force"], judge=params["judge"])
+        save_plan(plan, suite, settings.store)
+    except HalosEvalError as error:
+        raise (AirflowFailException(f"{type(error).__name__}: {error}") if not error.retryable else error) from error
+    to_run = [job for job in plan.jobs if not job.done]
+    exchange = get_current_context()["ti"]
+    for stage in ("sample", "judge"):
+        exchange.xcom_push(stage, next((_job(job) for job in to_run if job.stage == stage), None))
+    exchange.xcom_push("jobs", {job.title: job.record for job in plan.jobs})
+    exchange.xcom_push("summarize", _summary_job(suite.name, settings.store))
+    return [_job(job) for job in to_run if job.stage == "harness"]
+
+
+def _job(job: PlannedJob) -> dict[str, Any]:
+    return job.model_dump(include={"stage", "task", "image", "argv"}, mode="json")
+
+
+def _summary_job(suite: str, root: str) -> dict[str, Any]:
+    argv = ["summarize", root, f"--suite={suite}", f"--output={layout.report_url(root, suite)}"]
+    return {"stage": "summarize", "task": None, "image": "judge", "argv": argv}
+
+
+def check_complete(jobs: dict[str, str]) -> None:
+    """Fail unless every planned job has its record, naming those that have not, each with its reason."""
+    missing = {}
+    for title, url in jobs.items():
+        if read_record(url) is None:
+            note = read_failure(layout.failure_beside(url))
+            missing[title] = f"{note.error}: {note.message}" if note else "no result (not run, or killed)"
+    if missing:
+        raise AirflowFailException("missing: " + "; ".join(f"{title} ({why})" for title, why in missing.items()))
