@@ -28,7 +28,7 @@ from halos_eval.journal import Journal
 from halos_eval.record import CheckpointRef, Coverage, Record, Score, Usage
 from halos_eval.settings import FROZEN, shipped
 from halos_eval.stages.base import Job, Outcome, Placement, StageConfig, run
-from halos_eval.stages.sample import Dtype
+from halos_eval.stages.sample import VLLM_ENVIRONMENT, Dtype
 from halos_eval.templates import read_template
 
 if TYPE_CHECKING:
@@ -141,11 +141,11 @@ def _work(config: HarnessConfig, weights: Weights, job: Job) -> Outcome:
     began = time.monotonic()
     tasks = _load_tasks(config)
     model = _load_model(config, weights)
-    parts = store.join(config.output_dir, "parts", job.fingerprint)
+    parts = store.join(config.output_dir, "parts")
     if config.force:
         store.delete(parts)
     loaded = time.monotonic()
-    with Journal(parts, seconds=0) as journal:
+    with Journal(store.join(parts, job.fingerprint), seconds=0) as journal:
         _journaled(model, journal, config.save_every)
         results = _evaluate(config, model, tasks)
     files = _save(config, results)
@@ -193,6 +193,7 @@ def _executes_code(manager: TaskManager, task: str) -> bool:
 
 
 def _load_model(config: HarnessConfig, weights: Weights) -> LM:
+    os.environ.update(VLLM_ENVIRONMENT)
     from lm_eval.api.registry import get_model
 
     arguments: dict[str, Any] = {

@@ -124,11 +124,11 @@ def _work(config: JudgeConfig, rows: list[dict[str, Any]], digest: str, job: Job
     inputs = reference.inputs("reference") | {"outputs_sha256": digest, "endpoint": endpoint.base_url}
     if controlled:
         _, inputs["calibration_revision"] = promptset.hub_file(promptset.HUB_FILES["calibration"])  # type: ignore[assignment]
-    parts = store.join(config.output_dir, "parts", job.fingerprint)
+    parts = store.join(config.output_dir, "parts")
     if config.force:
         store.delete(parts)
     loaded = time.monotonic()
-    with Journal(parts) as journal:
+    with Journal(store.join(parts, job.fingerprint)) as journal:
         completions = Completions(endpoint, annotator, journal, config.concurrency)
         figures, annotations = _evaluate(annotator, rows, reference, completions, controlled, job.checkpoint.name)
     _check(figures, completions, annotator)

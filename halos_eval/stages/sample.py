@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -30,6 +31,10 @@ if TYPE_CHECKING:
     from vllm import LLM, SamplingParams
 
 log = logging.getLogger(__name__)
+
+# The engine in this process: requests are scheduled the same way in every run (vLLM's advice for reproducibility),
+# and a start takes 19 s instead of 44 s on two cores.
+VLLM_ENVIRONMENT = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
 
 Dtype = Literal["auto", "bfloat16", "float16", "float32"]
 
@@ -103,8 +108,8 @@ def sample(config: SampleConfig) -> Record:
 def _work(config: SampleConfig, weights: Weights, job: Job) -> Outcome:
     began = time.monotonic()
     prompt_set = promptset.load(config.prompts, "prompts")
-    parts = f"{config.output.removesuffix('.json')}.parts/{job.fingerprint}"
-    journal = Journal(parts)
+    parts = f"{config.output.removesuffix('.json')}.parts"
+    journal = Journal(store.join(parts, job.fingerprint))
     if config.force:
         store.delete(parts)
     done = journal.load()
@@ -136,6 +141,7 @@ def _key(row: dict[str, Any]) -> str:
 
 
 def _load(config: SampleConfig, weights: Weights) -> LLM:
+    os.environ.update(VLLM_ENVIRONMENT)
     from vllm import LLM
 
     adapter = {"enable_lora": True, "max_lora_rank": max(8, weights.adapter_rank)} if weights.adapter else {}
