@@ -19,8 +19,8 @@ from halos_eval.suite import load_suite
 def plan_evaluation(params: dict[str, Any]) -> list[dict[str, Any]]:
     """Plan, keep the plan in the store, and hand out its jobs.
 
-    Gives the harness jobs to run; XComs ``sample`` and ``judge`` have those, or None; ``jobs`` has all titles and
-    records, ``summarize`` the job that writes the table.
+    Gives the harness jobs to run; XComs ``sample`` and ``judge`` have those, empty where there is nothing to do (an
+    XCom cannot be None); ``jobs`` has all titles and records, ``summarize`` the job that writes the table.
     """
     settings = Settings()
     try:
@@ -34,7 +34,7 @@ def plan_evaluation(params: dict[str, Any]) -> list[dict[str, Any]]:
     to_run = [job for job in plan.jobs if not job.done]
     exchange = get_current_context()["ti"]
     for stage in ("sample", "judge"):
-        exchange.xcom_push(stage, next((_job(job) for job in to_run if job.stage == stage), None))
+        exchange.xcom_push(stage, next((_job(job) for job in to_run if job.stage == stage), {}))
     exchange.xcom_push("jobs", {job.title: job.record for job in plan.jobs})
     exchange.xcom_push("summarize", _summary_job(suite.name, settings.store))
     return [_job(job) for job in to_run if job.stage == "harness"]

@@ -23,7 +23,7 @@ PRIVATE = ("AIRFLOW", "PYTHON", "VIRTUAL_ENV", "_AIRFLOW")
 class LocalStageOperator(BaseOperator):
     """Run one planned job as a process; skip it where there is nothing to do.
 
-    :param job: what the plan says of it (stage, image, argv), or None where its record is there already.
+    :param job: what the plan says of it (stage, image, argv); empty where there is nothing to do.
     """
 
     template_fields: Sequence[str] = ("job",)  # so that the plan's XCom is resolved; its strings are not rendered
@@ -36,7 +36,7 @@ class LocalStageOperator(BaseOperator):
 
     def execute(self, context: Context) -> None:
         """Run the job. A failure that a retry cannot mend fails at once."""
-        if self.job is None:
+        if not self.job:
             raise AirflowSkipException("nothing to do: not asked for, or its record is there already")
         program = Path(Settings().environments) / self.job["image"] / "bin" / "halos-eval"
         # setpriv: the stage dies with the task's process, even if that is killed with SIGKILL.

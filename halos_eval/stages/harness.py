@@ -139,7 +139,7 @@ def harness(config: HarnessConfig) -> Record:
 
 def _work(config: HarnessConfig, weights: Weights, job: Job) -> Outcome:
     began = time.monotonic()
-    tasks = _load_tasks(config)
+    manager, tasks = _load_tasks(config)
     model = _load_model(config, weights)
     parts = store.join(config.output_dir, "parts")
     if config.force:
@@ -147,7 +147,7 @@ def _work(config: HarnessConfig, weights: Weights, job: Job) -> Outcome:
     loaded = time.monotonic()
     with Journal(store.join(parts, job.fingerprint), seconds=0) as journal:
         _journaled(model, journal, config.save_every)
-        results = _evaluate(config, model, tasks)
+        results = _evaluate(config, model, manager, tasks)
     files = _save(config, results)
     outcome = Outcome(
         **_scores(results),
@@ -160,7 +160,7 @@ def _work(config: HarnessConfig, weights: Weights, job: Job) -> Outcome:
     return outcome
 
 
-def _load_tasks(config: HarnessConfig) -> list[Any]:
+def _load_tasks(config: HarnessConfig) -> tuple[TaskManager, list[Any]]:
     """The task or group with its data, before a model is loaded. Raises BadInput, DataUnavailable."""
     from datasets.exceptions import DatasetsError
     from lm_eval.tasks import TaskManager
@@ -181,7 +181,8 @@ def _load_tasks(config: HarnessConfig) -> list[Any]:
         ) from error
     if not config.confirm_unsafe_code and any(getattr(task, "UNSAFE_CODE", False) for task in found["tasks"].values()):
         raise BadInput(f"{config.task} executes code that the model writes: give --confirm-unsafe-code, in a sandbox")
-    return [found["groups"][config.task]] if config.task in found["groups"] else list(found["tasks"].values())
+    group = found["groups"].get(config.task)
+    return manager, [group] if group else list(found["tasks"].values())
 
 
 def _executes_code(manager: TaskManager, task: str) -> bool:
@@ -259,13 +260,14 @@ def _journaled(model: LM, journal: Journal, save_every: int) -> None:
         setattr(model, method, resumable(method))
 
 
-def _evaluate(config: HarnessConfig, model: LM, tasks: list[Any]) -> dict[str, Any]:
+def _evaluate(config: HarnessConfig, model: LM, manager: TaskManager, tasks: list[Any]) -> dict[str, Any]:
     from lm_eval import simple_evaluate
 
     python_seed, numpy_seed, torch_seed, fewshot_seed = config.seed
     results = simple_evaluate(
         model=model,
         tasks=tasks,
+        task_manager=manager,
         num_fewshot=config.num_fewshot,
         limit=config.limit,
         apply_chat_template=config.apply_chat_template,

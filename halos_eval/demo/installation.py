@@ -1,0 +1,57 @@
+"""An Airflow of one's own below ``var/``, for a look around on one machine."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from halos_eval.errors import BadInput
+
+HERE = Path.cwd()
+VAR = HERE / "var"
+CHECKPOINTS = VAR / "checkpoints"
+STORE = f"file://{VAR / 'store'}"
+LOGS = VAR / "logs"
+ENVIRONMENTS = HERE / ".venv"
+
+
+def airflow_environment(**more: str) -> dict[str, str]:
+    """The environment of every Airflow process of this installation: SQLite, these DAGs, nothing sent anywhere."""
+    if not (HERE / "dags").is_dir():
+        raise BadInput(f"{HERE} has no dags/: run it in a checkout of halos-eval")
+    kept = {key: value for key, value in os.environ.items() if not key.startswith("AIRFLOW")}
+    return kept | {
+        "AIRFLOW_HOME": str(VAR / "airflow"),
+        "AIRFLOW__CORE__DAGS_FOLDER": str(HERE / "dags"),
+        "AIRFLOW__CORE__PLUGINS_FOLDER": str(HERE / "plugins"),
+        "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
+        # One machine: one model at a time.
+        "AIRFLOW__CORE__MAX_ACTIVE_TASKS_PER_DAG": "1",
+        "AIRFLOW__CORE__DAGS_ARE_PAUSED_AT_CREATION": "False",
+        "AIRFLOW__USAGE_DATA_COLLECTION__ENABLED": "False",
+        "HALOS_EVAL_STORE": STORE,
+        "HALOS_EVAL_CHECKPOINTS": str(CHECKPOINTS),
+        "HALOS_EVAL_ENVIRONMENTS": str(ENVIRONMENTS),
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        **more,
+    }
+
+
+def airflow(*words: str) -> list[str]:
+    """An ``airflow`` command line of this environment."""
+    return [str(Path(sys.executable).with_name("airflow")), *words]
+
+
+def migrate(environment: dict[str, str]) -> None:
+    """Make Airflow's database, or bring it up to date; its words go to var/logs."""
+    LOGS.mkdir(parents=True, exist_ok=True)
+    with (LOGS / "database.log").open("w") as log:
+        subprocess.run(airflow("db", "migrate"), env=environment, stdout=log, stderr=log, check=True)  # noqa: S603
+
+
+def make_checkpoints() -> None:
+    """Make the demo's two checkpoints, unless they are there."""
+    builder = [str(ENVIRONMENTS / "worker" / "bin" / "python"), "-m", "halos_eval.demo.checkpoints", str(CHECKPOINTS)]
+    subprocess.run(builder, check=True)  # noqa: S603

@@ -1,0 +1,60 @@
+"""The demo's judge: a checkpoint of 135 million parameters served by vLLM on loopback.
+
+Its opinion is worth nothing. The path is the real one: an OpenAI-compatible endpoint that gives log-probabilities.
+"""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.error import URLError
+from urllib.request import urlopen
+
+from halos_eval.annotator import load_annotator
+from halos_eval.errors import EvaluationFailed
+
+START_SECONDS = 300.0
+
+
+@contextmanager
+def judge_server(program: Path, checkpoint: Path, log: Path) -> Iterator[str]:
+    """Serve ``checkpoint`` until the context ends; gives the base URL once it answers. Raises EvaluationFailed."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [
+        "setpriv", "--pdeathsig", "TERM", "--", str(program), "serve", str(checkpoint), "--host", "127.0.0.1",
+        "--port", str(port), "--served-model-name", load_annotator("demo").model, "--max-model-len", "2048",
+        "--logprobs-mode", "processed_logprobs", "--enforce-eager", "--gpu-memory-utilization", "0.2",
+        "--load-format", "safetensors", "--dtype", "float32",
+    ]  # fmt: skip
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("w") as file:
+        server = subprocess.Popen(command, stdout=file, stderr=file, start_new_session=True)  # noqa: S603
+        try:
+            _wait(server, f"http://127.0.0.1:{port}/health", log)
+            yield f"http://127.0.0.1:{port}/v1"
+        finally:
+            server.terminate()
+            try:
+                server.wait(timeout=30)
+            except subprocess.TimeoutExpired:
+                server.kill()
+                server.wait()
+
+
+def _wait(server: subprocess.Popen[bytes], url: str, log: Path) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline:
+        if server.poll() is not None:
+            break
+        try:
+            with urlopen(url, timeout=5):  # noqa: S310 (our own loopback address)
+                return
+        except (URLError, OSError):
+            time.sleep(0.5)
+    raise EvaluationFailed(f"the judge's server did not start: read {log}")

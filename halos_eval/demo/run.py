@@ -1,0 +1,106 @@
+"""``make demo``: the whole job on one machine. Airflow runs the DAG on two small checkpoints; then the table."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import time
+from contextlib import ExitStack
+from io import StringIO
+
+import pandas as pd
+from rich.console import Console
+
+from halos_eval import layout, store
+from halos_eval.cli import show_table
+from halos_eval.demo.installation import (
+    CHECKPOINTS,
+    ENVIRONMENTS,
+    LOGS,
+    STORE,
+    airflow,
+    airflow_environment,
+    make_checkpoints,
+    migrate,
+)
+from halos_eval.demo.judge_server import judge_server
+from halos_eval.errors import HalosEvalError
+from halos_eval.plan import Plan, make_plan
+from halos_eval.registry.folders import Checkpoint, FolderRegistry
+from halos_eval.suite import load_suite
+
+SUITE = "demo"
+# Lines of Airflow's log that tell a newcomer where things are; the rest goes to the log file.
+PROGRESS = re.compile(
+    r"\[DAG TEST\] starting task_id=(?P<task>\w+)|halos_eval[.\w]*: (?P<news>.*?) \[airflow|(?P<error>halos-eval: .*?) \[airflow"
+)
+console = Console(highlight=False)
+
+
+def main() -> int:
+    """Run the demo; its exit code."""
+    began = time.monotonic()
+    try:
+        make_checkpoints()
+        plans = [make_plan(load_suite(SUITE), checkpoint, STORE) for checkpoint in _checkpoints()]
+        failed = _evaluate(plans)
+    except HalosEvalError as error:
+        console.print(f"{type(error).__name__}: {error}", markup=False, style="red")
+        return error.exit_code
+    report = layout.report_url(STORE, SUITE)
+    show_table(pd.read_csv(StringIO(store.read_bytes(report).decode())))
+    console.print(
+        "The judge is a model of 135 million parameters: its win rates mean nothing, the path is the real one."
+    )
+    console.print(f"{time.monotonic() - began:.0f} s; logs in {LOGS}; `make up` shows the runs in Airflow's UI")
+    if failed:
+        console.print(f"failed: {', '.join(failed)}", style="red")
+    print(f"summary: {report.removeprefix('file://')}")
+    return 1 if failed else 0
+
+
+def _checkpoints() -> list[Checkpoint]:
+    registry = FolderRegistry(str(CHECKPOINTS))
+    return [registry.get(name) for name in registry.names()]
+
+
+def _evaluate(plans: list[Plan]) -> list[str]:
+    """Run the DAG for each plan; the names of the checkpoints whose run failed."""
+    environment = airflow_environment()
+    with console.status("making Airflow's database"):
+        migrate(environment)
+    with ExitStack() as stack:
+        if any(job.stage == "judge" and not job.done for plan in plans for job in plan.jobs):
+            console.print("judge: starting vLLM's server on loopback")
+            program = ENVIRONMENTS / "worker" / "bin" / "vllm"
+            base_url = stack.enter_context(
+                judge_server(program, CHECKPOINTS / "smollm2-135m" / "FINAL", LOGS / "judge.log")
+            )
+            environment |= {"OPENAI_BASE_URL": base_url, "OPENAI_API_KEY": "loopback"}
+        return [plan.checkpoint.name for plan in plans if not _run_dag(plan.checkpoint.name, environment)]
+
+
+def _run_dag(checkpoint: str, environment: dict[str, str]) -> bool:
+    """One run of ``evaluate_checkpoint``, with its progress on the screen; whether it succeeded."""
+    conf = json.dumps({"checkpoint": checkpoint, "suite": SUITE})
+    began = time.monotonic()
+    succeeded = False
+    with (LOGS / f"{checkpoint}.log").open("w") as log:
+        command = airflow("dags", "test", "evaluate_checkpoint", "--conf", conf)
+        process = subprocess.Popen(
+            command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        )
+        for line in process.stdout or ():
+            log.write(line)
+            succeeded = succeeded or ("DagRun Finished" in line and "state=success" in line)
+            if found := PROGRESS.search(line):
+                text = found["news"] or found["error"] or found["task"]
+                indent = "" if found["task"] else "  "
+                console.print(f"{time.monotonic() - began:5.0f} s  {checkpoint}: {indent}{text}", markup=False)
+    return process.wait() == 0 and succeeded
+
+
+if __name__ == "__main__":
+    sys.exit(main())
