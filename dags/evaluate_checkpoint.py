@@ -16,7 +16,7 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import Any
 
-from airflow.sdk import Param, TriggerRule, dag, get_current_context, task
+from airflow.sdk import Param, dag, get_current_context, task
 
 from halos_eval.orchestration.door import StageOperator
 from halos_eval.orchestration.evaluation import check_complete, plan_evaluation
@@ -87,18 +87,16 @@ def evaluate_checkpoint() -> None:
 
     planned = plan()
     sample = StageOperator(task_id="sample", job=planned["sample"])
-    # Skipped sampling means that the outputs are there: the judge goes ahead.
-    judge = StageOperator(task_id="judge", job=planned["judge"], trigger_rule=TriggerRule.NONE_FAILED)
+    judge = StageOperator(task_id="judge", job=planned["judge"])
     harness = StageOperator.partial(task_id="harness", map_index_template="{{ task.job['task'] }}").expand(job=planned)
     summarize = StageOperator(
         task_id="summarize",
         job=planned["summarize"],
         max_active_tis_per_dag=1,  # the table is rewritten whole: two runs must not do it at the same time
-        # Whatever failed costs its own cells only; without a plan there is nothing to summarize.
-        trigger_rule=TriggerRule.ALL_DONE_MIN_ONE_SUCCESS,
     )
     sample >> judge
-    [planned, judge, harness] >> summarize >> verdict(planned["jobs"])
+    # A teardown: it runs whatever failed before it, but not without a plan, and clearing a task clears it as well.
+    [judge, harness] >> summarize.as_teardown(setups=planned) >> verdict(planned["jobs"])
 
 
 evaluate_checkpoint()

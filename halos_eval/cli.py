@@ -12,7 +12,7 @@ import pandas as pd
 from pydantic import BaseModel, Field, ValidationError
 from pydantic_settings import CliApp, CliPositionalArg, CliSubCommand, SettingsError, get_subcommand
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from halos_eval import plan as planning
 from halos_eval.errors import BadInput, HalosEvalError
@@ -24,8 +24,6 @@ from halos_eval.stages.judge import JudgeConfig, judge
 from halos_eval.stages.sample import SampleConfig, sample
 from halos_eval.stages.summarize import SummarizeConfig, summarize
 from halos_eval.suite import load_suite
-
-MISSING_COLUMN = "status"
 
 
 class PlanConfig(BaseModel):
@@ -134,7 +132,7 @@ def _show(record: Record) -> None:
 
 def show_table(frame: pd.DataFrame) -> None:
     """Print a summary with one column a checkpoint: there are more metrics than a screen is wide."""
-    table = Table("", *(str(name) for name in frame["model_name"]))
+    table = Table(Column(overflow="fold"), *(str(name) for name in frame["model_name"]))
     for column in frame.columns.drop("model_name"):
         if not column.endswith("_stderr"):
             errors = frame.get(f"{column}_stderr", [None] * len(frame))

@@ -71,9 +71,10 @@ def hub_file(filename: str) -> tuple[Path, str | None]:
     """A file of AlpacaEval's dataset from the hub or its cache, with the commit. Raises DataUnavailable."""
     from huggingface_hub import hf_hub_download
 
+    unavailable: tuple[type[Exception], ...] = (*hub_errors(), OSError)
     try:
         path = Path(hf_hub_download(HUB_REPO, filename, repo_type="dataset"))
-    except (*hub_errors(), OSError) as error:
+    except unavailable as error:
         raise DataUnavailable(
             f"{HUB_REPO}/{filename} cannot be had ({type(error).__name__}): check HF_ENDPOINT, HF_TOKEN and the "
             "network, or give a file instead of alpaca_eval"

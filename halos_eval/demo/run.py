@@ -34,7 +34,9 @@ from halos_eval.suite import load_suite
 SUITE = "demo"
 # Lines of Airflow's log that tell a newcomer where things are; the rest goes to the log file.
 PROGRESS = re.compile(
-    r"\[DAG TEST\] starting task_id=(?P<task>\w+)|halos_eval[.\w]*: (?P<news>.*?) \[airflow|(?P<error>halos-eval: .*?) \[airflow"
+    r"\[DAG TEST\] starting task_id=(?P<task>\w+)"
+    r"|halos_eval[.\w]*: (?P<news>.*?) \[airflow"
+    r"|(?P<error>halos-eval: .*?) \[airflow"
 )
 console = Console(highlight=False)
 
@@ -89,7 +91,7 @@ def _run_dag(checkpoint: str, environment: dict[str, str]) -> bool:
     succeeded = False
     with (LOGS / f"{checkpoint}.log").open("w") as log:
         command = airflow("dags", "test", "evaluate_checkpoint", "--conf", conf)
-        process = subprocess.Popen(
+        process = subprocess.Popen(  # noqa: S603
             command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
         )
         for line in process.stdout or ():

@@ -9,7 +9,7 @@ from typing import Any
 
 from airflow.providers.standard.hooks.subprocess import SubprocessHook
 from airflow.sdk import BaseOperator, Context
-from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowSkipException
+from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
 from halos_eval import errors
 from halos_eval.settings import Settings
@@ -21,7 +21,7 @@ PRIVATE = ("AIRFLOW", "PYTHON", "VIRTUAL_ENV", "_AIRFLOW")
 
 
 class LocalStageOperator(BaseOperator):
-    """Run one planned job as a process; skip it where there is nothing to do.
+    """Run one planned job as a process; succeed at once where there is nothing to do.
 
     :param job: what the plan says of it (stage, image, argv); empty where there is nothing to do.
     """
@@ -37,7 +37,9 @@ class LocalStageOperator(BaseOperator):
     def execute(self, context: Context) -> None:
         """Run the job. A failure that a retry cannot mend fails at once."""
         if not self.job:
-            raise AirflowSkipException("nothing to do: not asked for, or its record is there already")
+            # Not skipped: whoever waits for this stage can go ahead.
+            self.log.info("nothing to do: not asked for, or its record is there already")
+            return
         program = Path(Settings().environments) / self.job["image"] / "bin" / "halos-eval"
         # setpriv: the stage dies with the task's process, even if that is killed with SIGKILL.
         command = ["setpriv", "--pdeathsig", "KILL", "--", str(program), *self.job["argv"]]

@@ -6,6 +6,7 @@ empty where there is no score, and ``status`` says why; nothing is ever a zero t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 
 import pandas as pd
@@ -68,6 +69,8 @@ def row_of_plan(plan: Plan) -> Row:
         else:
             row |= columns_of_scores(record.scores)
             troubles += _shortfalls(record)
+        if job.stage == "judge":
+            row = {**dict.fromkeys(ALPACA_COLUMNS.values(), math.nan), **row}
         if job.stage == "harness":
             primary.append(_primary(record, job.metric) if record else None)
     troubles += [f"{part}: not asked for" for part in plan.left_out]
@@ -136,4 +139,6 @@ def _reason(job: PlannedJob) -> str:
 
 
 def _shortfalls(record: Record) -> list[str]:
-    return [f"{metric}: {reason}" for metric, reason in record.missing.items()]
+    """What a record says is missing, under the names of the columns."""
+    own = {f"alpaca_eval-{metric}": column for metric, column in ALPACA_COLUMNS.items()}
+    return [f"{own.get(metric, metric)}: {reason}" for metric, reason in record.missing.items()]

@@ -37,7 +37,7 @@ METRICS = {
     "length_controlled_winrate": "lc_standard_error",
     "discrete_win_rate": None,
 }
-NO_LENGTH_CONTROL = "length control is calibrated on AlpacaEval's 805 instructions; this reference is another set"
+NO_LENGTH_CONTROL = "length control is defined for AlpacaEval's own 805 instructions only"
 
 
 class JudgeConfig(StageConfig):
