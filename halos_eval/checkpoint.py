@@ -21,6 +21,7 @@ from halos_eval.settings import FROZEN
 
 # Parts of letters, digits, dot, underscore, dash that begin with a letter or digit: no "..", no hidden file, no shell.
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}(/[A-Za-z0-9][A-Za-z0-9._-]{0,127}){0,3}")
+VLLM_LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # vllm.config.lora.MaxLoRARanks
 # What determines a model's outputs; README, optimizer state and our own metadata do not.
 SCORED = re.compile(r".*\.safetensors|.*\.safetensors\.index\.json|.*config\.json|token.*|vocab.*|merges\.txt|"
                     r"special_tokens_map\.json|added_tokens\.json|chat_template\.(jinja|json)|.*\.model")  # fmt: skip
@@ -40,7 +41,7 @@ class Weights(BaseModel):
     adapter: str | None = None
     """Path of a PEFT adapter folder to be applied to ``model``."""
     adapter_rank: int = 0
-    """LoRA rank of the adapter; 0 without one."""
+    """LoRA rank of the adapter, rounded up to one that vLLM makes room for; 0 without one."""
     digest: str
     """SHA-256 over weights, configuration and tokenizer; the commit for a hub repository."""
 
@@ -106,10 +107,20 @@ def _inspect_adapter(folder: Path) -> Weights:
         update={
             "name": short_name(str(folder)),
             "adapter": str(folder),
-            "adapter_rank": int(config.get("r", 0)),
+            "adapter_rank": _supported_rank(config.get("r"), folder),
             "digest": digest_json({"base": weights.digest, "adapter": own}),
         }
     )
+
+
+def _supported_rank(rank: object, folder: Path) -> int:
+    """The smallest rank that vLLM makes room for and that holds ``rank``. Raises BadInput."""
+    fitting = [limit for limit in VLLM_LORA_RANKS if isinstance(rank, int) and 0 < rank <= limit]
+    if not fitting:
+        raise BadInput(
+            f"{folder}/adapter_config.json: vLLM takes LoRA ranks from 1 to {VLLM_LORA_RANKS[-1]}, not {rank}"
+        )
+    return fitting[0]
 
 
 def check_complete(folder: Path, stem: str) -> None:

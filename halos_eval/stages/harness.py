@@ -11,6 +11,7 @@ import json
 import logging
 import math
 import os
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -32,6 +33,7 @@ from halos_eval.stages.sample import VLLM_ENVIRONMENT, Dtype
 from halos_eval.templates import read_template
 
 if TYPE_CHECKING:
+    from datasets import Dataset
     from lm_eval.api.model import LM
     from lm_eval.tasks import TaskManager
 
@@ -216,9 +218,13 @@ def _load_model(config: HarnessConfig, weights: Weights) -> LM:
             "load_format": "safetensors",
         }
         if weights.adapter:
-            arguments |= {"lora_local_path": weights.adapter, "max_lora_rank": max(8, weights.adapter_rank)}
+            arguments |= {"lora_local_path": weights.adapter, "max_lora_rank": weights.adapter_rank}
     else:
-        arguments |= {"parallelize": True, "use_safetensors": True, "max_length": config.max_model_len}
+        from torch.cuda import is_available
+
+        arguments |= {"use_safetensors": True, "max_length": config.max_model_len}
+        # parallelize splits the layers over the GPUs, as HALOs does; without a GPU it would offload them to the disk
+        arguments |= {"parallelize": True} if is_available() else {"device": "cpu"}
         if weights.adapter:
             arguments["peft"] = weights.adapter
     model = get_model(config.backend)(**arguments)
@@ -342,20 +348,19 @@ def _coverage(results: dict[str, Any]) -> Coverage:
 
 
 def _dataset_revisions(tasks: list[Any]) -> dict[str, str]:
-    """Hub commit (or content fingerprint) of every dataset that was read, by ``dataset:PATH/CONFIG``."""
+    """Hub commit (or the data's own fingerprint, off the hub) of every dataset that was read."""
     leaves = [leaf for task in tasks for leaf in (task.get_all_tasks() if hasattr(task, "get_all_tasks") else [task])]
     revisions = {}
     for leaf in leaves:
         name = "/".join(str(part) for part in (leaf.config.dataset_path, leaf.config.dataset_name) if part)
-        for split in (leaf.dataset or {}).values():
-            sources = split.info.download_checksums or {}
-            commits = {
-                source.split("@", 1)[1].split("/", 1)[0]
-                for source in sources
-                if source.startswith("hf://") and "@" in source
-            }
-            revisions[f"dataset:{name or leaf.task_name}"] = (
-                ",".join(sorted(commits)) or f"fingerprint:{split._fingerprint}"
-            )
-            break
+        split = next(iter((leaf.dataset or {}).values()), None)
+        if split is not None:
+            revisions[f"dataset:{name or leaf.task_name}"] = _revision(split)
     return revisions
+
+
+def _revision(split: Dataset) -> str:
+    # datasets caches a hub repository's tables in a folder that is called by the commit
+    folders = {Path(file["filename"]).parent.name for file in split.cache_files}
+    commits = sorted(folder for folder in folders if re.fullmatch("[0-9a-f]{40}", folder))
+    return ",".join(commits) or f"fingerprint:{split._fingerprint}"

@@ -144,7 +144,7 @@ def _load(config: SampleConfig, weights: Weights) -> LLM:
     os.environ.update(VLLM_ENVIRONMENT)
     from vllm import LLM
 
-    adapter = {"enable_lora": True, "max_lora_rank": max(8, weights.adapter_rank)} if weights.adapter else {}
+    adapter = {"enable_lora": True, "max_lora_rank": weights.adapter_rank} if weights.adapter else {}
     return LLM(
         model=weights.model,
         revision=weights.revision,
