@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
+from halos_eval.demo.judge_server import judge_server
 from halos_eval.errors import BadInput
 
 HERE = Path.cwd()
@@ -24,6 +26,8 @@ def airflow_environment(**more: str) -> dict[str, str]:
     kept = {key: value for key, value in os.environ.items() if not key.startswith("AIRFLOW")}
     return kept | {
         "AIRFLOW_HOME": str(VAR / "airflow"),
+        # `airflow standalone` looks for its own command there.
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         "AIRFLOW__CORE__DAGS_FOLDER": str(HERE / "dags"),
         "AIRFLOW__CORE__PLUGINS_FOLDER": str(HERE / "plugins"),
         "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
@@ -55,3 +59,10 @@ def make_checkpoints() -> None:
     """Make the demo's two checkpoints, unless they are there."""
     builder = [str(ENVIRONMENTS / "worker" / "bin" / "python"), "-m", "halos_eval.demo.checkpoints", str(CHECKPOINTS)]
     subprocess.run(builder, check=True)  # noqa: S603
+
+
+def serve_judge(stack: ExitStack) -> dict[str, str]:
+    """Start the demo's judge until ``stack`` ends; the variables by which the judge stage finds it."""
+    program = ENVIRONMENTS / "worker" / "bin" / "vllm"
+    base_url = stack.enter_context(judge_server(program, CHECKPOINTS / "smollm2-135m" / "FINAL", LOGS / "judge.log"))
+    return {"OPENAI_BASE_URL": base_url, "OPENAI_API_KEY": "loopback"}

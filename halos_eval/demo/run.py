@@ -17,15 +17,14 @@ from halos_eval import layout, store
 from halos_eval.cli import show_table
 from halos_eval.demo.installation import (
     CHECKPOINTS,
-    ENVIRONMENTS,
     LOGS,
     STORE,
     airflow,
     airflow_environment,
     make_checkpoints,
     migrate,
+    serve_judge,
 )
-from halos_eval.demo.judge_server import judge_server
 from halos_eval.errors import HalosEvalError
 from halos_eval.plan import Plan, make_plan
 from halos_eval.registry.folders import Checkpoint, FolderRegistry
@@ -76,11 +75,7 @@ def _evaluate(plans: list[Plan]) -> list[str]:
     with ExitStack() as stack:
         if any(job.stage == "judge" and not job.done for plan in plans for job in plan.jobs):
             console.print("judge: starting vLLM's server on loopback")
-            program = ENVIRONMENTS / "worker" / "bin" / "vllm"
-            base_url = stack.enter_context(
-                judge_server(program, CHECKPOINTS / "smollm2-135m" / "FINAL", LOGS / "judge.log")
-            )
-            environment |= {"OPENAI_BASE_URL": base_url, "OPENAI_API_KEY": "loopback"}
+            environment |= serve_judge(stack)
         return [plan.checkpoint.name for plan in plans if not _run_dag(plan.checkpoint.name, environment)]
 
 

@@ -1,0 +1,242 @@
+"""Real environments, servers and checkpoints for the tests marked ``real``. Nothing is started before a test asks."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import NamedTuple
+from urllib.request import urlopen
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+URL = re.compile(r"http://127\.0\.0\.1:\d+")
+NO_HUB = "http://127.0.0.1:9"  # nothing listens there: a machine without a network
+JUDGE_KEY = "sk-never-to-be-shown"
+
+
+class Hub(NamedTuple):
+    """A Hugging Face Hub on loopback."""
+
+    endpoint: str
+    root: Path
+
+
+class Judge(NamedTuple):
+    """The replayed judge."""
+
+    base_url: str
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What a command needs to be judged by it."""
+        return {"OPENAI_BASE_URL": self.base_url, "OPENAI_API_KEY": JUDGE_KEY}
+
+    def stats(self) -> dict[str, int]:
+        """How many requests of each outcome it has served, and the tokens that it would have billed."""
+        with urlopen(self.base_url.removesuffix("/v1") + "/stats", timeout=10) as reply:
+            return json.load(reply)
+
+    def wait(self, answered: int, seconds: float = 60) -> None:
+        """Return once it has given so many answers."""
+        deadline = time.monotonic() + seconds
+        while self.stats().get("answered", 0) < answered:
+            assert time.monotonic() < deadline, f"{self.stats()} after {seconds} s"
+            time.sleep(0.05)
+
+
+class S3(NamedTuple):
+    """An S3 server on loopback."""
+
+    environment: dict[str, str]
+    bucket: str
+    folder: Path
+
+
+class Commands:
+    """Runs ``halos-eval`` of an environment with a clean environment: own caches, the hub double, no keys."""
+
+    def __init__(self, environments: Path, home: Path, endpoint: str) -> None:
+        self.environments = environments
+        self.home = home
+        self.variables = {
+            "PATH": "/usr/local/bin:/usr/bin:/bin",
+            "LANG": "C.UTF-8",
+            "HOME": str(home),
+            "HF_HOME": str(home / "huggingface"),
+            "HF_ENDPOINT": endpoint,
+            "HF_HUB_DISABLE_TELEMETRY": "1",
+        }
+        self._number = 0
+
+    def __call__(
+        self, environment: str, *argv: object, env: dict[str, str] | None = None, timeout: float = 120
+    ) -> subprocess.CompletedProcess[str]:
+        """Run to the end."""
+        return subprocess.run(
+            self._words(environment, argv),
+            env=self.variables | (env or {}),
+            cwd=self.home,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+        )
+
+    @contextmanager
+    def started(self, environment: str, *argv: object, env: dict[str, str] | None = None) -> Iterator[subprocess.Popen]:
+        """Start in a process group of its own, with ``.log`` the file of both outputs; what is left is killed."""
+        self._number += 1
+        path = self.home / f"started-{self._number}.log"
+        with path.open("w") as log:
+            process = subprocess.Popen(
+                self._words(environment, argv),
+                env=self.variables | (env or {}),
+                cwd=self.home,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        process.log = path
+        try:
+            yield process
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+    def _words(self, environment: str, argv: tuple[object, ...]) -> list[str]:
+        return [str(self.environments / environment / "bin" / "halos-eval"), *map(str, argv)]
+
+
+@contextmanager
+def server(log: Path, *words: object, env: dict[str, str] | None = None) -> Iterator[str]:
+    """Run a server that prints its address, until the context ends; gives http://127.0.0.1:PORT."""
+    with log.open("w") as file:
+        process = subprocess.Popen([str(word) for word in words], stdout=file, stderr=file, env=env)
+    try:
+        deadline = time.monotonic() + 30
+        while not (found := URL.search(log.read_text())):
+            assert process.poll() is None, f"{words[1]} ended at once:\n{log.read_text()}"
+            assert time.monotonic() < deadline, f"{words[1]} did not start:\n{log.read_text()}"
+            time.sleep(0.05)
+        yield found[0]
+    finally:
+        process.terminate()
+        try:
+            process.wait(timeout=10)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of doubles beside the checkout."""
+    folder = ROOT.parent / "shared"
+    if not (folder / "hub" / "hub.py").is_file():
+        pytest.skip("needs ../shared (hub and judge doubles)")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def environments() -> Path:
+    """The folder with one virtual environment for each image."""
+    folder = ROOT / ".venv"
+    absent = [name for name in ("airflow", "worker", "judge") if not (folder / name / ".done").is_file()]
+    if absent:
+        pytest.skip(f"needs the environments {', '.join(absent)}: `make test` installs them")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def serve_hub(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator:
+    """Serve a folder as a hub: ``serve_hub(root)`` gives a Hub, until the session ends."""
+    with ExitStack() as stack:
+
+        def serve(root: Path) -> Hub:
+            log = tmp_path_factory.mktemp("hub") / "log"
+            words = (sys.executable, shared / "hub" / "hub.py", root, "--port", 0)
+            return Hub(stack.enter_context(server(log, *words)), root)
+
+        yield serve
+
+
+@pytest.fixture(scope="session")
+def hub_data(shared: Path, tmp_path_factory: pytest.TempPathFactory):
+    """Make a folder of the hub's data: ``hub_data()`` gives a new copy that may be changed."""
+
+    def copy() -> Path:
+        root = tmp_path_factory.mktemp("hub") / "root"
+        shutil.copytree(shared / "hub" / "data", root, copy_function=shutil.copyfile)
+        for path in (root, *root.rglob("*")):
+            path.chmod(0o755 if path.is_dir() else 0o644)
+        return root
+
+    return copy
+
+
+@pytest.fixture(scope="session")
+def hub(serve_hub, hub_data) -> Hub:
+    """A hub with the real data of ../shared: (endpoint, root)."""
+    return serve_hub(hub_data())
+
+
+@pytest.fixture
+def replay(shared: Path, tmp_path: Path) -> Iterator:
+    """Start judges: ``replay(latency=0.1, errors=0.1)`` gives a Judge, until the test ends."""
+    with ExitStack() as stack:
+        number = 0
+
+        def start(**faults: float) -> Judge:
+            nonlocal number
+            number += 1
+            options = [f"--{name}={value}" for name, value in faults.items()]
+            words = (sys.executable, shared / "judge" / "replay.py", "--port", 0, *options)
+            return Judge(stack.enter_context(server(tmp_path / f"replay-{number}.log", *words)) + "/v1")
+
+        yield start
+
+
+@pytest.fixture(scope="session")
+def checkpoints(environments: Path) -> Path:
+    """The folder with the two demo checkpoints, made once per machine."""
+    names = ("smollm2-135m", "smollm2-135m-rounded")
+    made = ROOT / "var" / "checkpoints"
+    if not all((made / name / "FINAL").is_dir() for name in names):
+        source = ROOT / "halos_eval" / "demo" / "checkpoints.py"
+        digest = hashlib.sha256(source.read_bytes()).hexdigest()[:16]
+        made = Path.home() / ".cache" / "halos-eval-tests" / digest
+        python = environments / "worker" / "bin" / "python"
+        subprocess.run([python, "-m", "halos_eval.demo.checkpoints", made], check=True, cwd=ROOT, timeout=300)
+    return made
+
+
+@pytest.fixture(scope="session")
+def s3(environments: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3]:
+    """An S3 server with one bucket: (environment variables, s3://BUCKET, the folder behind it)."""
+    folder = tmp_path_factory.mktemp("s3")
+    (folder / "root" / "evaluations").mkdir(parents=True)
+    keys = {"AWS_ACCESS_KEY_ID": "test-access-key", "AWS_SECRET_ACCESS_KEY": "test-secret-key"}
+    words = (environments / "dev" / "bin" / "rclone", "serve", "s3", "--addr", "127.0.0.1:0", "--config", folder / "none")
+    auth = ("--auth-key", ",".join(keys.values()), "--vfs-cache-mode", "off", folder / "root")
+    with server(folder / "log", *words, *auth) as endpoint:
+        variables = {**keys, "AWS_ENDPOINT_URL": endpoint, "AWS_DEFAULT_REGION": "us-east-1"}
+        yield S3(variables, "s3://evaluations", folder / "root" / "evaluations")
+
+
+@pytest.fixture(scope="session")
+def run(environments: Path, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Commands:
+    """``run(environment, *argv, env=..., timeout=...)`` runs halos-eval; ``run.started(...)`` starts it."""
+    has_hub = (ROOT.parent / "shared" / "hub" / "hub.py").is_file()
+    endpoint = request.getfixturevalue("hub").endpoint if has_hub else NO_HUB
+    return Commands(environments, tmp_path_factory.mktemp("home"), endpoint)
