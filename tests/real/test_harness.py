@@ -1,0 +1,116 @@
+"""``halos-eval harness`` with real lm_eval on vLLM and on transformers."""
+
+import gzip
+import json
+import os
+import signal
+
+import pytest
+
+from tests.real.test_sample import wait_for_parts
+
+pytestmark = pytest.mark.real
+
+VLLM = ("--max-model-len=1024", "--dtype=float32", "--enforce-eager", "--gpu-memory-utilization=0.2")
+
+OWN_TASK = """
+task: own_code
+dataset_path: json
+dataset_kwargs:
+  data_files: {data}
+test_split: train
+output_type: generate_until
+unsafe_code: true
+doc_to_text: "{{{{question}}}}"
+doc_to_target: "{{{{answer}}}}"
+generation_kwargs: {{max_gen_toks: 8, until: ["\\n"]}}
+metric_list:
+  - metric: exact_match
+    aggregation: mean
+    higher_is_better: true
+"""
+
+
+@pytest.fixture
+def model(checkpoints):
+    return checkpoints / "smollm2-135m" / "FINAL"
+
+
+def record_of(folder):
+    return json.loads((folder / "record.json").read_text())
+
+
+def samples_of(folder, task):
+    return [
+        json.loads(line)
+        for line in gzip.decompress((folder / "samples" / f"{task}.jsonl.gz").read_bytes()).splitlines()
+    ]
+
+
+def scores_of(record):
+    return {(score["task"], score["metric"], score["filter"]): score["value"] for score in record["scores"]}
+
+
+def test_a_killed_task_is_resumed_to_the_same_scores(run, model, tmp_path):
+    # two requests between savings: eight chunks to be killed in the middle of
+    words = ("worker", "harness", model, "--task=demo_arithmetic", "--save-every=2", *VLLM)
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    done = run(*words, f"--output-dir={whole}")
+    assert done.returncode == 0, done.stderr[-2000:]
+    with run.started(*words, f"--output-dir={killed}") as process:
+        wait_for_parts(killed, process, least=2)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    kept = len(list(killed.rglob("*.jsonl")))
+    assert 2 <= kept < 8
+    assert not (killed / "record.json").exists()
+    again = run(*words, f"--output-dir={killed}")
+    assert again.returncode == 0, again.stderr[-2000:]
+    assert again.stderr.count("halos_eval.stages.harness: generate_until") == 8 - kept
+    first, second = record_of(whole), record_of(killed)
+    for part in ("fingerprint", "identity", "scores", "coverage", "missing"):
+        assert first[part] == second[part]
+    assert samples_of(whole, "demo_arithmetic") == samples_of(killed, "demo_arithmetic")
+    assert first["files"]["samples/demo_arithmetic.jsonl.gz"] == second["files"]["samples/demo_arithmetic.jsonl.gz"]
+    assert {(metric, name) for _, metric, name in scores_of(first)} == {
+        ("exact_match", "strict-match"),
+        ("exact_match", "flexible-extract"),
+    }
+    assert first["coverage"] == {"attempted": 16, "scored": 16}
+
+
+def test_both_backends_give_the_same_log_likelihoods(run, model, tmp_path):
+    for backend, options in (("vllm", VLLM), ("hf", ("--backend=hf", "--dtype=float32"))):
+        words = ("worker", "harness", model, "--task=demo_cloze", f"--output-dir={tmp_path / backend}", *options)
+        done = run(*words, env={"HF_HUB_OFFLINE": "1"})
+        assert done.returncode == 0, done.stderr[-2000:]
+    vllm, hf = (scores_of(record_of(tmp_path / backend)) for backend in ("vllm", "hf"))
+    assert vllm.keys() == hf.keys() == {("demo_cloze", "acc", "none"), ("demo_cloze", "perplexity", "none")}
+    assert vllm["demo_cloze", "acc", "none"] == hf["demo_cloze", "acc", "none"] > 0.3
+    assert vllm["demo_cloze", "perplexity", "none"] == pytest.approx(hf["demo_cloze", "perplexity", "none"], rel=1e-3)
+
+
+@pytest.mark.usefixtures("hub")
+def test_hub_data_is_named_by_its_commit(run, model, tmp_path):
+    options = ("--limit=2", "--num-fewshot=2", *VLLM)
+    done = run("worker", "harness", model, "--task=gsm8k_cot", f"--output-dir={tmp_path}", *options)
+    assert done.returncode == 0, done.stderr[-2000:]
+    record = record_of(tmp_path)
+    assert len(record["provenance"]["inputs"]["dataset:openai/gsm8k/main"]) == 40
+    assert record["coverage"] == {"attempted": 2, "scored": 2}
+    assert record["provenance"]["packages"]["lm-eval"] == "0.4.13"
+
+
+def test_own_tasks_and_code_that_must_be_confirmed(run, model, tmp_path):
+    data = tmp_path / "data.jsonl"
+    data.write_text("".join(json.dumps({"question": f"{n} + 1 =", "answer": f" {n + 1}"}) + "\n" for n in range(3)))
+    (tmp_path / "tasks").mkdir()
+    (tmp_path / "tasks" / "own_code.yaml").write_text(OWN_TASK.format(data=data))
+    words = ("worker", "harness", model, "--task=own_code", f"--include-path={tmp_path / 'tasks'}", *VLLM)
+    refused = run(*words, f"--output-dir={tmp_path / 'out'}")
+    assert refused.returncode == 2
+    assert "--confirm-unsafe-code" in refused.stderr
+    assert "Loading weights" not in refused.stderr
+    done = run(*words, f"--output-dir={tmp_path / 'out'}", "--confirm-unsafe-code", "--save-every=1")
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert record_of(tmp_path / "out")["coverage"] == {"attempted": 3, "scored": 3}
