@@ -11,7 +11,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, Field, ValidationError
 
-from halos_eval.errors import BadInput
+from halos_eval.errors import BadInput, describe
 from halos_eval.fingerprint import digest_bytes
 from halos_eval.settings import FROZEN, shipped
 
@@ -80,7 +80,7 @@ def load_annotator(name: str) -> Annotator:
         document = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise BadInput(f"annotator {name}: there is none. Shipped: {', '.join(names)}; or give a YAML file") from error
-    except yaml.YAMLError as error:
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
         raise BadInput(f"annotator {name} is not YAML: {error}") from error
     if not isinstance(document, dict) or len(document) != 1:
         raise BadInput(
@@ -88,9 +88,9 @@ def load_annotator(name: str) -> Annotator:
         )
     (key, entry), *_ = document.items()
     try:
-        annotator = Annotator(name=str(key), **(entry or {}))
-    except (ValidationError, TypeError) as error:
-        raise BadInput(f"annotator {name}: {error}") from error
+        annotator = Annotator.model_validate({**(entry if isinstance(entry, dict) else {}), "name": str(key)})
+    except ValidationError as error:
+        raise BadInput(f"annotator {name}: {describe(error)}") from error
     if "model_name" not in annotator.completions_kwargs:
         raise BadInput(f"annotator {name}: completions_kwargs has no model_name")
     return annotator.model_copy(update={"template_text": _template_text(annotator.prompt_template, path.parent)})

@@ -20,7 +20,8 @@ from halos_eval.hub import hub_errors
 from halos_eval.settings import FROZEN
 
 # Parts of letters, digits, dot, underscore, dash that begin with a letter or digit: no "..", no hidden file, no shell.
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}(/[A-Za-z0-9][A-Za-z0-9._-]{0,127}){0,3}")
+# No "__" either, which stands for "/" in the store.
+NAME = re.compile(r"(?!.*__)[A-Za-z0-9][A-Za-z0-9._-]{0,127}(/[A-Za-z0-9][A-Za-z0-9._-]{0,127}){0,3}")
 VLLM_LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # vllm.config.lora.MaxLoRARanks
 # What determines a model's outputs; README, optimizer state and our own metadata do not.
 SCORED = re.compile(r".*\.safetensors|.*\.safetensors\.index\.json|.*config\.json|token.*|vocab.*|merges\.txt|"
@@ -55,7 +56,7 @@ class Weights(BaseModel):
 
 def check_name(name: str) -> str:
     """``name`` if it is safe as a folder below the store and as a label. Raises BadInput."""
-    if not NAME.fullmatch(name) or "__" in name:
+    if not NAME.fullmatch(name):
         raise BadInput(
             f"checkpoint name {name!r}: use up to four parts of letters, digits, '.', '_', '-' joined by '/', each "
             "beginning with a letter or digit, without '__'"
@@ -98,6 +99,8 @@ def _inspect_adapter(folder: Path) -> Weights:
     base = config.get("base_model_name_or_path")
     if config.get("peft_type") != "LORA" or not base:
         raise BadInput(f"{folder}/adapter_config.json: only LoRA adapters with base_model_name_or_path can be sampled")
+    if (Path(str(base)) / "adapter_config.json").is_file():
+        raise BadInput(f"{folder}: its base {base} is an adapter itself; merge that one into full weights first")
     check_complete(folder, "adapter_model")
     own = digest_files(
         folder, [path.name for path in folder.iterdir() if path.is_file() and SCORED.fullmatch(path.name)]
@@ -128,6 +131,8 @@ def check_complete(folder: Path, stem: str) -> None:
     index = folder / f"{stem}.safetensors.index.json"
     if index.is_file():
         shards = sorted(set(read_json_file(index).get("weight_map", {}).values()))
+        if not shards:
+            raise BadInput(f"{index} names no weights: save or download it again")
     else:
         shards = [f"{stem}.safetensors"]
     for name in shards:
@@ -150,9 +155,9 @@ def _size_by_header(path: Path) -> int:
             return -1
         try:
             header = json.loads(file.read(length))
-        except ValueError:
+            ends = [int(tensor["data_offsets"][1]) for key, tensor in header.items() if key != "__metadata__"]
+        except (ValueError, AttributeError, LookupError, TypeError):
             return -1
-    ends = [tensor["data_offsets"][1] for key, tensor in header.items() if key != "__metadata__"]
     return 8 + int(length) + max(ends, default=0)
 
 

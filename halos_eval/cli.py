@@ -93,7 +93,8 @@ def _terminate(number: int, frame: FrameType | None) -> None:
 
 
 def _fail(error: HalosEvalError) -> int:
-    print(f"halos-eval: {type(error).__name__}: {error}", file=sys.stderr)
+    words = " ".join(str(error).split())  # one line, whatever a library's message looks like
+    print(f"halos-eval: {type(error).__name__}: {words}", file=sys.stderr)
     return error.exit_code
 
 
@@ -126,7 +127,7 @@ def _show(record: Record) -> None:
     if record.scores:
         console.print(table)
     for metric, reason in record.missing.items():
-        console.print(f"{metric}: {reason}", markup=False)
+        console.print(f"{metric}: {reason}", markup=False, soft_wrap=True)
     print(f"{record.coverage.scored} of {record.coverage.attempted} scored")
 
 

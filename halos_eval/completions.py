@@ -22,6 +22,7 @@ from halos_eval.journal import Journal
 from halos_eval.settings import FROZEN
 
 if TYPE_CHECKING:
+    from httpx2 import Response
     from openai import AsyncOpenAI
 
 log = logging.getLogger(__name__)
@@ -29,6 +30,7 @@ log = logging.getLogger(__name__)
 RETRIES = 8  # of the client, with its exponential back-off: about half a minute in all
 TIMEOUT_SECONDS = 60.0
 UNREADABLE_TRIES = 5
+DOWN_AFTER = 8  # requests that fail in a row, each with all its retries: the rest would only take hours to fail
 
 
 class Endpoint(BaseModel):
@@ -58,6 +60,8 @@ class Completions:
         self.annotator = annotator
         self.journal = journal
         self.concurrency = concurrency
+        self.asked = 0
+        """Pairs that needed a judgement; alpaca_eval calls two equal outputs a draw without asking."""
         self.prompt_tokens = 0
         self.completion_tokens = 0
         self.refused: list[str] = []
@@ -68,6 +72,7 @@ class Completions:
         from alpaca_eval.utils import prompt_to_chatml
 
         options = {("model" if key == "model_name" else key): value for key, value in options.items()}
+        self.asked += len(prompts)
         requests = [{"messages": prompt_to_chatml(prompt.strip()), **options} for prompt in prompts]
         answers = asyncio.run(self._complete(requests))
         for answer in answers:
@@ -91,7 +96,7 @@ class Completions:
         return (prompt_tokens * price.input + completion_tokens * price.output) / 1e6 if price else None
 
     async def _complete(self, requests: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        from openai import AsyncOpenAI
+        from openai import AsyncOpenAI, DefaultAsyncHttpxClient
 
         done = self.journal.load()
         keys = [digest_json(request) for request in requests]
@@ -99,20 +104,27 @@ class Completions:
         log.info("%d of %d judgements are there already", len(requests) - len(todo), len(requests))
         limit = asyncio.Semaphore(self.concurrency)
         failures: list[str] = []
+        in_a_row = 0
         async with AsyncOpenAI(
             base_url=self.endpoint.base_url,
             api_key=self.endpoint.key.get_secret_value(),
             max_retries=RETRIES,
             timeout=TIMEOUT_SECONDS,
+            http_client=DefaultAsyncHttpxClient(event_hooks={"response": [_spent_quota_is_final]}),
         ) as client:
 
             async def one(key: str, request: dict[str, Any]) -> None:
+                nonlocal in_a_row
                 async with limit:
                     try:
                         done[key] = await self._ask(client, request)
                     except Incomplete as error:
                         failures.append(str(error))
+                        in_a_row += 1
+                        if in_a_row >= max(self.concurrency, DOWN_AFTER):
+                            raise Incomplete(f"{in_a_row} requests in a row have no answer ({error})") from None
                         return
+                in_a_row = 0
                 self.journal.add(key, done[key])
                 if len(done) % 100 == 0:
                     log.info("judged %d of %d", len(done), len(requests))
@@ -139,27 +151,33 @@ class Completions:
                 choice = reply.choices[0]
             except (openai.AuthenticationError, openai.PermissionDeniedError, openai.NotFoundError) as error:
                 raise JudgeRefused(
-                    f"{self.endpoint.base_url} refuses {request['model']}: {_words(error)}. Check OPENAI_API_KEY, "
+                    f"{self.endpoint.base_url} refuses {request['model']}: {self._words(error)}. Check OPENAI_API_KEY, "
                     "OPENAI_BASE_URL and the annotator's model_name"
                 ) from None
             except openai.RateLimitError as error:
                 if error.code == "insufficient_quota":
                     raise JudgeRefused(
-                        f"the judge's quota is spent: {_words(error)}. Raise it, then run it again"
+                        f"the judge's quota is spent: {self._words(error)}. Raise it, then run it again"
                     ) from None
-                raise Incomplete(f"rate limit: {_words(error)}") from None
+                raise Incomplete(f"rate limit: {self._words(error)}") from None
             except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
-                return {"text": "", "error": _words(error), "usage": (0, 0)}
+                return {"text": "", "error": self._words(error), "usage": (0, 0)}
             except openai.APIConnectionError as error:
-                raise Incomplete(f"{self.endpoint.base_url} cannot be reached: {_words(error)}") from None
+                raise Incomplete(f"{self.endpoint.base_url} cannot be reached: {self._words(error)}") from None
             except openai.APIStatusError as error:
-                raise Incomplete(f"{self.endpoint.base_url}: {_words(error)}") from None
+                raise Incomplete(f"{self.endpoint.base_url}: {self._words(error)}") from None
             except (json.JSONDecodeError, openai.APIResponseValidationError, AttributeError, IndexError, TypeError):
                 continue  # 200 with a body that is no answer: a proxy's page
             usage = (reply.usage.prompt_tokens, reply.usage.completion_tokens) if reply.usage else (0, 0)
             return {**choice.model_dump(), "text": choice.message.content or " ", "error": None, "usage": usage}
         raise Incomplete(f"{self.endpoint.base_url} gives 200 with a body that is no answer")
 
+    def _words(self, error: Exception) -> str:
+        """What the endpoint says; some repeat the key that they refuse."""
+        return " ".join(str(error).replace(self.endpoint.key.get_secret_value(), "***").split())[:300]
 
-def _words(error: Exception) -> str:
-    return str(error)[:300]
+
+async def _spent_quota_is_final(response: Response) -> None:
+    """Keep the client from trying a spent quota again as if it were a rate limit: both are 429."""
+    if response.status_code == 429 and b"insufficient_quota" in await response.aread():
+        response.headers["x-should-retry"] = "false"

@@ -13,6 +13,13 @@ The number is the exit code of the command line. Only ``halos_eval.cli`` exits.
 
 from __future__ import annotations
 
+from pydantic import ValidationError
+
+
+def describe(error: ValidationError) -> str:
+    """Everything that is wrong in a document, on one line."""
+    return "; ".join(f"{'.'.join(map(str, one['loc'])) or 'it'}: {one['msg']}" for one in error.errors())
+
 
 class HalosEvalError(Exception):
     """Base class. The message names the remedy; it is printed without a traceback."""

@@ -43,7 +43,8 @@ class Journal:
     def save(self) -> None:
         """Write what is pending as one new file."""
         if self._pending:
-            text = "".join(json.dumps(item, ensure_ascii=False) + "\n" for item in self._pending)
+            # ASCII only: a text may hold characters that split lines (U+2028) or that UTF-8 does not have.
+            text = "".join(json.dumps(item) + "\n" for item in self._pending)
             # Sorted by time, so that "the first value" is the earliest.
             store.write_bytes(store.join(self.url, f"{time.time_ns():020d}-{uuid4().hex[:8]}.jsonl"), text.encode())
             self._pending.clear()

@@ -132,8 +132,9 @@ def _judged_outputs_of(sample: PlannedJob, judged: PlannedJob) -> PlannedJob:
     sampled = read_record(sample.record) if record else None
     if not judged.done or (record and sampled and record.provenance.inputs["outputs_sha256"] in sampled.files.values()):
         return judged
+    stage, *words = judged.argv
     return judged.model_copy(
-        update={"done": False, "why": "the outputs are sampled anew", "argv": (*judged.argv, "--force")}
+        update={"done": False, "why": "the outputs are sampled anew", "argv": (stage, "--force", *words)}
     )
 
 

@@ -10,7 +10,7 @@ import yaml
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
 from halos_eval import promptset
-from halos_eval.errors import BadInput
+from halos_eval.errors import BadInput, describe
 from halos_eval.settings import FROZEN, Settings, shipped
 from halos_eval.stages.harness import TASK_NAME, HarnessSettings
 from halos_eval.stages.sample import SamplingSettings
@@ -75,7 +75,7 @@ class Suite(BaseModel):
     def _inherit(cls, data: Any) -> Any:
         if not isinstance(data, dict) or not isinstance(data.get("tasks"), dict):
             return data
-        common = data.get("harness") or {}
+        common = data["harness"] if isinstance(data.get("harness"), dict) else {}
         merged = {
             task: {**common, **(own or {})} if isinstance(own or {}, dict) else own
             for task, own in data["tasks"].items()
@@ -131,17 +131,29 @@ def load_suite(name: str) -> Suite:
     path = _locate(name)
     try:
         document = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise BadInput(f"suite {path} cannot be read: {error}") from error
     if not isinstance(document, dict):
         raise BadInput(f"suite {path}: a suite is a YAML mapping with alpaca_eval and tasks")
     if not NAME.fullmatch(path.stem):
         raise BadInput(f"suite {path}: call the file by letters, digits, '-' and '_' only")
     try:
-        return Suite.model_validate({**document, "name": path.stem})
+        return _resolve(Suite.model_validate({**document, "name": path.stem}), path.parent)
     except ValidationError as error:
-        wrong = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())
-        raise BadInput(f"suite {path}: {wrong}") from error
+        raise BadInput(f"suite {path}: {describe(error)}") from error
+
+
+def _resolve(suite: Suite, folder: Path) -> Suite:
+    """The suite with the files that it names beside itself as full paths: a pod runs elsewhere."""
+
+    def full(name: str) -> str:
+        return str((folder / name).resolve()) if Path(name).suffix and (folder / name).is_file() else name
+
+    parts: dict[str, Any] = {"include_path": suite.include_path and str((folder / suite.include_path).resolve())}
+    if suite.alpaca_eval:
+        names = {key: full(getattr(suite.alpaca_eval, key)) for key in ("prompts", "reference", "annotator")}
+        parts["alpaca_eval"] = suite.alpaca_eval.model_copy(update=names)
+    return suite.model_copy(update=parts)
 
 
 def _locate(name: str) -> Path:

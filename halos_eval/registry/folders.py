@@ -8,7 +8,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from halos_eval.checkpoint import NAME, check_name, short_name
-from halos_eval.errors import BadInput
+from halos_eval.errors import BadInput, describe
 from halos_eval.settings import FROZEN
 
 METADATA = "halos_eval.yaml"
@@ -81,8 +81,10 @@ def read_metadata(folder: Path) -> Metadata:
         return Metadata()
     try:
         metadata = Metadata.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")) or {})
-    except (ValidationError, yaml.YAMLError, UnicodeDecodeError) as error:
-        raise BadInput(f"{path}: {error}") from error
+    except ValidationError as error:
+        raise BadInput(f"{path}: {describe(error)}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise BadInput(f"{path} is not YAML: {error}") from error
     if metadata.chat_template and metadata.chat_template.endswith(".jinja"):
         template = (folder / metadata.chat_template).resolve()
         if not template.is_relative_to(folder.resolve()):

@@ -54,7 +54,7 @@ class StageConfig(BaseModel):
     expect: Annotated[CliSuppress[str | None], Placement()] = None
     """Fingerprint that was planned: the stage refuses to run if it finds another one."""
     force: Annotated[bool, Placement()] = False
-    """Run although there is a finished record."""
+    """Run although there is a finished record. If it is killed, the same command resumes it."""
 
     def scored_settings(self) -> dict[str, Any]:
         """The options that determine the scores, as JSON."""
@@ -62,14 +62,18 @@ class StageConfig(BaseModel):
         return self.model_dump(mode="json", exclude=placed)
 
     def argv(self) -> list[str]:
-        """The options as command-line words: those that differ from their defaults. Positional ones come first."""
+        """The options as command-line words: those that differ from their defaults, then the positional one.
+
+        Whatever a value begins with, it cannot become another option: ``--`` stands before the positional one.
+        """
         words: list[str] = []
+        positional: list[str] = []
         for name, field in type(self).model_fields.items():
             value = getattr(self, name)
             if value is None or (not field.is_required() and value == field.default):
                 continue
             if is_positional(field.metadata):
-                words.insert(0, str(value))
+                positional.append(str(value))
                 continue
             option = name.replace("_", "-")
             if isinstance(value, bool):
@@ -78,7 +82,7 @@ class StageConfig(BaseModel):
                 words.append(f"--{option}={json.dumps(value)}")  # commas in an item would split it otherwise
             else:
                 words.append(f"--{option}={value}")
-        return words
+        return [*words, "--", *positional]
 
 
 def is_placement(metadata: list[Any]) -> bool:
@@ -134,6 +138,10 @@ class Job(BaseModel):
     def fingerprint(self) -> str:
         """Digest of the identity."""
         return fingerprint(self.identity)
+
+    def journal(self, parts: str, force: bool) -> str:
+        """The folder below ``parts`` for what is finished. A forced run has its own, so that a retry can resume it."""
+        return store.join(parts, self.fingerprint + (".again" if force else ""))
 
 
 def run(job: Job, config: StageConfig, work: Callable[[], Outcome]) -> Record:

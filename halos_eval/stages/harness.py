@@ -144,10 +144,8 @@ def _work(config: HarnessConfig, weights: Weights, job: Job) -> Outcome:
     manager, tasks = _load_tasks(config)
     model = _load_model(config, weights)
     parts = store.join(config.output_dir, "parts")
-    if config.force:
-        store.delete(parts)
     loaded = time.monotonic()
-    with Journal(store.join(parts, job.fingerprint), seconds=0) as journal:
+    with Journal(job.journal(parts, config.force), seconds=0) as journal:
         _journaled(model, journal, config.save_every)
         results = _evaluate(config, model, manager, tasks)
     files = _save(config, results)

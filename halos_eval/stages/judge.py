@@ -12,6 +12,9 @@ import logging
 import math
 import tempfile
 import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -125,13 +128,15 @@ def _work(config: JudgeConfig, rows: list[dict[str, Any]], digest: str, job: Job
     if controlled:
         _, inputs["calibration_revision"] = promptset.hub_file(promptset.HUB_FILES["calibration"])  # type: ignore[assignment]
     parts = store.join(config.output_dir, "parts")
-    if config.force:
-        store.delete(parts)
     loaded = time.monotonic()
-    with Journal(store.join(parts, job.fingerprint)) as journal:
-        completions = Completions(endpoint, annotator, journal, config.concurrency)
-        figures, annotations = _evaluate(annotator, rows, reference, completions, controlled, job.checkpoint.name)
-    _check(figures, completions, annotator)
+    journal = Journal(job.journal(parts, config.force))
+    completions = Completions(endpoint, annotator, journal, config.concurrency)
+    try:
+        with journal:
+            figures, annotations = _evaluate(annotator, rows, reference, completions, controlled, job.checkpoint.name)
+    except _NothingReadError:
+        store.delete(parts)  # or the next run would find the same useless answers
+        raise _no_judgement(completions, annotator) from None
     data = (json.dumps(annotations, indent=1, ensure_ascii=False) + "\n").encode()
     store.write_bytes(store.join(config.output_dir, "annotations.json"), data)
     outcome = Outcome(
@@ -152,6 +157,10 @@ def _work(config: JudgeConfig, rows: list[dict[str, Any]], digest: str, job: Job
     return outcome
 
 
+class _NothingReadError(Exception):
+    """Not one answer of the judge could be read."""
+
+
 def _evaluate(
     annotator: Annotator,
     rows: list[dict[str, Any]],
@@ -162,9 +171,19 @@ def _evaluate(
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """alpaca_eval's figures for the pairs, and the annotation of each pair."""
     import pandas as pd
-    from alpaca_eval import evaluate
 
-    with tempfile.TemporaryDirectory() as folder:
+    def metric(annotations: list[dict[str, Any]], **options: Any) -> Any:
+        # Equal outputs are draws without a judge's answer: by themselves they would make a win rate of 50.
+        read = sum(pd.notna(one["preference"]) for one in annotations) - (len(reference.rows) - completions.asked)
+        if completions.asked and not read:
+            raise _NothingReadError
+        return getattr(metrics, "get_length_controlled_winrate" if controlled else "get_winrate")(
+            annotations, **options
+        )
+
+    with _known_noise_silenced(), tempfile.TemporaryDirectory() as folder:
+        from alpaca_eval import evaluate, metrics
+
         # alpaca_eval takes a path only; its own cache and leaderboard would go into site-packages.
         config = Path(folder) / annotator.name / "configs.yaml"
         config.parent.mkdir()
@@ -179,7 +198,7 @@ def _evaluate(
             is_overwrite_leaderboard=True,
             is_cache_leaderboard=False,
             is_return_instead_of_print=True,
-            fn_metric="get_length_controlled_winrate" if controlled else "get_winrate",
+            fn_metric=metric,
             metric_kwargs={"save_weights_dir": None} if controlled else {},
             sort_by="win_rate",
             annotation_kwargs={"chunksize": None},
@@ -188,6 +207,28 @@ def _evaluate(
         )
     pairs = pd.DataFrame(annotations)
     return leaderboard.loc[name].to_dict(), json.loads(pairs.to_json(orient="records"))
+
+
+@contextmanager
+def _known_noise_silenced() -> Iterator[None]:
+    """Keep out of the log what alpaca_eval 0.6.6 says of its own dependencies and of each answer that it cannot read.
+
+    It uses what setuptools and scikit-learn are about to change (the lock pins both), and it logs a traceback for each
+    such answer on the root logger; they are counted in the record, and annotations.json has them.
+    """
+
+    def no_traceback(record: logging.LogRecord) -> bool:
+        return record.exc_info is None
+
+    root = logging.getLogger()
+    root.addFilter(no_traceback)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="pkg_resources is deprecated", category=UserWarning)
+            warnings.filterwarnings("ignore", category=FutureWarning, module=r"sklearn\.linear_model\._logistic")
+            yield
+    finally:
+        root.removeFilter(no_traceback)
 
 
 def _alpaca_config(annotator: Annotator) -> dict[str, Any]:
@@ -202,12 +243,12 @@ def _alpaca_config(annotator: Annotator) -> dict[str, Any]:
     return config
 
 
-def _check(figures: dict[str, Any], completions: Completions, annotator: Annotator) -> None:
-    if figures["n_total"]:
-        return
-    if completions.refused:
-        raise JudgeRefused(f"every request was refused: {completions.refused[0]}")
-    raise EvaluationFailed(
+def _no_judgement(completions: Completions, annotator: Annotator) -> JudgeRefused | EvaluationFailed:
+    if len(completions.refused) == completions.asked:
+        return JudgeRefused(
+            f"every request was refused: {completions.refused[0]}. Check the annotator's model_name and request options"
+        )
+    return EvaluationFailed(
         f"no answer of {annotator.model} could be read by {annotator.fn_completion_parser}: does the endpoint give "
         "log-probabilities? A local judge needs structured outputs (see the annotator demo)"
     )

@@ -14,8 +14,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, Field
-from pydantic_settings import CliPositionalArg
+from pydantic import BaseModel, BeforeValidator, Field
+from pydantic_settings import CliPositionalArg, NoDecode
 
 from halos_eval import layout, promptset, store
 from halos_eval.checkpoint import Weights, inspect
@@ -39,6 +39,13 @@ VLLM_ENVIRONMENT = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
 Dtype = Literal["auto", "bfloat16", "float16", "float32"]
 
 
+def _json_list(value: Any) -> Any:
+    try:
+        return json.loads(value) if isinstance(value, str) else value
+    except ValueError:
+        raise ValueError('give a JSON list, such as ["###"]') from None
+
+
 class SamplingSettings(BaseModel):
     """How answers are sampled; the defaults are HALOs'."""
 
@@ -56,8 +63,9 @@ class SamplingSettings(BaseModel):
     """Answers for each prompt."""
     seed: int = 0
     """Seed; each prompt gets one of its own from it, so the order of work does not matter."""
-    stop: tuple[str, ...] = ()
-    """Further stop strings, besides the model's own end token (may be repeated)."""
+    # Decoded here: pydantic-settings doubles the backslashes of a JSON list, so that no newline could be given.
+    stop: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_json_list)] = ()
+    """Further stop strings, besides the model's own end token, as a JSON list."""
     max_model_len: int | None = None
     """Longest prompt and answer in tokens (default: the model's own limit)."""
 
@@ -109,9 +117,7 @@ def _work(config: SampleConfig, weights: Weights, job: Job) -> Outcome:
     began = time.monotonic()
     prompt_set = promptset.load(config.prompts, "prompts")
     parts = f"{config.output.removesuffix('.json')}.parts"
-    journal = Journal(store.join(parts, job.fingerprint))
-    if config.force:
-        store.delete(parts)
+    journal = Journal(job.journal(parts, config.force))
     done = journal.load()
     todo = {_key(row): row for row in prompt_set.rows if _key(row) not in done}
     log.info("%d of %d prompts have their answers already", len(done), len(prompt_set.rows))
