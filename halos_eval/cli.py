@@ -54,11 +54,18 @@ class HalosEval(BaseModel):
     6 store not usable, 7 the tool gave no result, 130 or 143 interrupted (run it again).
     """
 
+    model_config = FROZEN
+
     sample: CliSubCommand[SampleConfig]
+    """Sample answers to prompts with vLLM."""
     judge: CliSubCommand[JudgeConfig]
+    """Compare sampled answers with a reference by an LLM judge (AlpacaEval)."""
     harness: CliSubCommand[HarnessConfig]
+    """Run one task of lm-evaluation-harness."""
     summarize: CliSubCommand[SummarizeConfig]
+    """Write one row for each checkpoint as CSV."""
     plan: CliSubCommand[PlanConfig]
+    """Print what a suite would run on a checkpoint, and why."""
 
 
 def main() -> None:
@@ -123,22 +130,23 @@ def _show(record: Record) -> None:
     for score in record.scores:
         stderr = "" if score.stderr is None else f"{score.stderr:.4f}"
         table.add_row(score.task, score.metric, score.filter, f"{score.value:.4f}", stderr)
-    console = Console()
+    console = Console(markup=False)
     if record.scores:
         console.print(table)
     for metric, reason in record.missing.items():
-        console.print(f"{metric}: {reason}", markup=False, soft_wrap=True)
+        console.print(f"{metric}: {reason}", soft_wrap=True)
     print(f"{record.coverage.scored} of {record.coverage.attempted} scored")
 
 
 def show_table(frame: pd.DataFrame) -> None:
     """Print a summary with one column a checkpoint: there are more metrics than a screen is wide."""
-    table = Table(Column(overflow="fold"), *(str(name) for name in frame["model_name"]))
+    models = [Column(str(name), overflow="fold", min_width=12) for name in frame["model_name"]]
+    table = Table(Column(no_wrap=True), *models)
     for column in frame.columns.drop("model_name"):
         if not column.endswith("_stderr"):
             errors = frame.get(f"{column}_stderr", [None] * len(frame))
             table.add_row(column, *(_cell(value, error) for value, error in zip(frame[column], errors, strict=True)))
-    Console().print(table)
+    Console(markup=False).print(table)
 
 
 def _cell(value: Any, error: Any) -> str:
@@ -163,7 +171,7 @@ def _plan(config: PlanConfig) -> None:
     table = Table("", "stage", "task", "fingerprint", "why", title=f"{found.suite} on {found.checkpoint.name}")
     for job in found.jobs:
         table.add_row("done" if job.done else "run", job.stage, job.task or "", job.fingerprint, job.why)
-    Console().print(table)
+    Console(markup=False).print(table)
 
 
 def _find(checkpoint: str) -> Checkpoint:

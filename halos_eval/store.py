@@ -26,15 +26,18 @@ def join(url: str, *parts: str) -> str:
 
 
 @contextmanager
-def _named(url: str) -> Iterator[None]:
-    """Turn what storage raises into a StoreError that names the place and the remedy."""
+def _named(url: str, reads_file: bool = False) -> Iterator[None]:
+    """Turn what storage raises into a StoreError that names the place and the remedy.
+
+    A file that is not there is the caller's to judge when it is read; elsewhere it is a bucket that does not exist.
+    """
     from botocore.exceptions import BotoCoreError, ClientError
 
     try:
         yield
-    except FileNotFoundError:
-        raise
     except (OSError, BotoCoreError, ClientError) as error:
+        if reads_file and isinstance(error, FileNotFoundError):
+            raise
         raise StoreError(
             f"{url}: {error}. Check the free space, the permissions and, for s3://, AWS_ACCESS_KEY_ID, "
             "AWS_SECRET_ACCESS_KEY and AWS_ENDPOINT_URL; then run it again: what is finished is kept"
@@ -48,7 +51,7 @@ def _open(url: str) -> tuple[Any, str]:
 
 def read_bytes(url: str) -> bytes:
     """The content of ``url``. Raises FileNotFoundError, StoreError."""
-    with _named(url):
+    with _named(url, reads_file=True):
         fs, path = _open(url)
         return bytes(fs.cat_file(path))
 

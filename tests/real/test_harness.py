@@ -111,6 +111,9 @@ def test_own_tasks_and_code_that_must_be_confirmed(run, model, tmp_path):
     assert refused.returncode == 2
     assert "--confirm-unsafe-code" in refused.stderr
     assert "Loading weights" not in refused.stderr
-    done = run(*words, f"--output-dir={tmp_path / 'out'}", "--confirm-unsafe-code", "--save-every=1")
+    template = ("--apply-chat-template", "--chat-template=chatml")
+    done = run(*words, f"--output-dir={tmp_path / 'out'}", "--confirm-unsafe-code", *template)
     assert done.returncode == 0, done.stderr[-2000:]
     assert record_of(tmp_path / "out")["coverage"] == {"attempted": 3, "scored": 3}
+    prompts = {sample["arguments"][0][0] for sample in samples_of(tmp_path / "out", "own_code")}
+    assert prompts == {f"\n<|im_start|>user\n{n} + 1 =<|im_end|>\n<|im_start|>assistant\n" for n in range(3)}
