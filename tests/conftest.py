@@ -88,6 +88,7 @@ class Commands:
             env=self.variables | (env or {}),
             cwd=self.home,
             capture_output=True,
+            check=False,
             text=True,
             timeout=timeout,
         )
@@ -227,7 +228,15 @@ def s3(environments: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     folder = tmp_path_factory.mktemp("s3")
     (folder / "root" / "evaluations").mkdir(parents=True)
     keys = {"AWS_ACCESS_KEY_ID": "test-access-key", "AWS_SECRET_ACCESS_KEY": "test-secret-key"}
-    words = (environments / "dev" / "bin" / "rclone", "serve", "s3", "--addr", "127.0.0.1:0", "--config", folder / "none")
+    words = (
+        environments / "dev" / "bin" / "rclone",
+        "serve",
+        "s3",
+        "--addr",
+        "127.0.0.1:0",
+        "--config",
+        folder / "none",
+    )
     auth = ("--auth-key", ",".join(keys.values()), "--vfs-cache-mode", "off", folder / "root")
     with server(folder / "log", *words, *auth) as endpoint:
         variables = {**keys, "AWS_ENDPOINT_URL": endpoint, "AWS_DEFAULT_REGION": "us-east-1"}
