@@ -10,7 +10,8 @@ import asyncio
 import json
 import logging
 import os
-from collections.abc import Sequence
+import signal
+from collections.abc import Coroutine, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, SecretStr
@@ -74,7 +75,7 @@ class Completions:
         options = {("model" if key == "model_name" else key): value for key, value in options.items()}
         self.asked += len(prompts)
         requests = [{"messages": prompt_to_chatml(prompt.strip()), **options} for prompt in prompts]
-        answers = asyncio.run(self._complete(requests))
+        answers = _run_until_sigterm(self._complete(requests))
         for answer in answers:
             self.prompt_tokens += answer["usage"][0]
             self.completion_tokens += answer["usage"][1]
@@ -175,6 +176,23 @@ class Completions:
     def _words(self, error: Exception) -> str:
         """What the endpoint says; some repeat the key that they refuse."""
         return " ".join(str(error).replace(self.endpoint.key.get_secret_value(), "***").split())[:300]
+
+
+def _run_until_sigterm(work: Coroutine[Any, Any, list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """``asyncio.run``, ended by SIGTERM in order: an exception from a signal handler could hit any task's step."""
+
+    async def cancellable() -> list[dict[str, Any]]:
+        task = asyncio.ensure_future(work)
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+        return await task
+
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        return asyncio.run(cancellable())
+    except asyncio.CancelledError:
+        raise SystemExit(128 + signal.SIGTERM) from None
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 async def _spent_quota_is_final(response: Response) -> None:

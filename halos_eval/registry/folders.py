@@ -85,7 +85,7 @@ def read_metadata(folder: Path) -> Metadata:
         raise BadInput(f"{path}: {describe(error)}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise BadInput(f"{path} is not YAML: {error}") from error
-    if metadata.chat_template and metadata.chat_template.endswith(".jinja"):
+    if metadata.chat_template and ("/" in metadata.chat_template or metadata.chat_template.endswith(".jinja")):
         template = (folder / metadata.chat_template).resolve()
         if not template.is_relative_to(folder.resolve()):
             raise BadInput(f"{path}: chat_template {metadata.chat_template} is outside the checkpoint's folder")

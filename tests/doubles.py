@@ -1,0 +1,81 @@
+"""Small stand-ins that several tests share: weights of a few bytes, records of stages that never ran."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import struct
+from datetime import UTC, datetime
+
+from halos_eval.record import CheckpointRef, Coverage, Failure, Provenance, Record, Usage, write_model
+
+NOW = datetime(2026, 1, 2, 3, 4, tzinfo=UTC)
+USAGE = Usage(load_seconds=0, work_seconds=0)
+COVERAGE = Coverage(attempted=1, scored=1)
+
+
+def write_safetensors(path, data=b"\x00" * 8):
+    """A valid file with one tensor of bytes."""
+    header = {"tensor": {"dtype": "U8", "shape": [len(data)], "data_offsets": [0, len(data)]}}
+    text = json.dumps({"__metadata__": {"format": "pt"}} | header).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text + data)
+    return path
+
+
+def make_checkpoint(folder, **files):
+    """A folder that passes for a model, with ``files`` (NAME_SUFFIX: text) beside the weights."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text('{"model_type": "llama"}')
+    (folder / "tokenizer.json").write_text("{}")
+    write_safetensors(folder / "model.safetensors")
+    for name, text in files.items():
+        (folder / name.replace("_json", ".json").replace("_yaml", ".yaml")).write_text(text)
+    return folder
+
+
+def make_adapter(folder, base, **changes):
+    """A folder that passes for a LoRA adapter of ``base``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    config = {"peft_type": "LORA", "base_model_name_or_path": str(base), "r": 8} | changes
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    write_safetensors(folder / "adapter_model.safetensors")
+    return folder
+
+
+def make_provenance(ended=NOW, **inputs):
+    """A provenance that knows nothing but a time."""
+    return Provenance(
+        config={}, inputs=inputs, packages={}, commit=None, command=[], hardware={}, started=ended, ended=ended
+    )
+
+
+def make_record(stage="harness", task=None, name="one", ended=NOW, **parts):
+    """A record with what a test cares for in ``parts``."""
+    reference = CheckpointRef(name=name, location=f"/{name}", digest="d")
+    common = {"fingerprint": "f", "identity": {}, "coverage": COVERAGE, "usage": USAGE}
+    return Record(
+        stage=stage,
+        task=task,
+        checkpoint=reference,
+        **(common | {"provenance": make_provenance(ended)} | parts),
+    )
+
+
+def write_failure(url, message="the reason", error="BadInput"):
+    """A failure note."""
+    write_model(url, Failure(error=error, message=message, exit_code=2, at=NOW))
+
+
+def isolate_airflow(home):
+    """Give Airflow a home of its own; has to come before its first import. The folder is removed with the process."""
+    kept = {key: value for key, value in os.environ.items() if not key.startswith("AIRFLOW")}
+    os.environ.clear()
+    os.environ.update(
+        kept,
+        AIRFLOW_HOME=home,
+        AIRFLOW__DATABASE__SQL_ALCHEMY_CONN=f"sqlite:///{home}/none.db",
+        AIRFLOW__CORE__LOAD_EXAMPLES="False",
+        AIRFLOW__USAGE_DATA_COLLECTION__ENABLED="False",
+    )
+    return lambda: shutil.rmtree(home, ignore_errors=True)

@@ -1,0 +1,115 @@
+"""The tasks that run in Airflow itself: what the plan hands out, and a verdict that names every gap."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+from airflow.sdk.exceptions import AirflowFailException
+
+from halos_eval import layout, store
+from halos_eval.errors import StoreError
+from halos_eval.orchestration import evaluation
+from halos_eval.plan import Plan
+from halos_eval.record import read_record, write_model
+from tests.doubles import make_checkpoint, make_record, write_failure
+
+PARAMS = {"checkpoint": "kto", "suite": "demo", "tasks": None, "judge": None, "force": False}
+
+
+@pytest.fixture
+def root(tmp_path, monkeypatch):
+    make_checkpoint(tmp_path / "checkpoints" / "kto" / "FINAL")
+    monkeypatch.setenv("HALOS_EVAL_CHECKPOINTS", str(tmp_path / "checkpoints"))
+    monkeypatch.setenv("HALOS_EVAL_STORE", f"file://{tmp_path}/store")
+    return f"file://{tmp_path}/store"
+
+
+@pytest.fixture
+def plan(root, monkeypatch):
+    """``plan(**params)`` gives the mapped jobs and the XComs."""
+
+    def plan(**params):
+        pushed = {}
+        exchange = SimpleNamespace(xcom_push=pushed.__setitem__)
+        monkeypatch.setattr(evaluation, "get_current_context", lambda: {"ti": exchange})
+        return evaluation.plan_evaluation(PARAMS | params), pushed
+
+    return plan
+
+
+def test_a_new_checkpoint(plan, root):
+    harness, pushed = plan()
+    assert [job["task"] for job in harness] == ["demo_choice", "demo_arithmetic", "demo_cloze"]
+    assert [pushed[stage]["argv"][0] for stage in ("sample", "judge")] == ["sample", "judge"]
+    assert list(pushed["jobs"]) == ["sample", "judge", "demo_choice", "demo_arithmetic", "demo_cloze"]
+    for job in (*harness, pushed["sample"], pushed["judge"], pushed["summarize"]):
+        assert job.keys() == {"stage", "task", "image", "argv"}
+    assert pushed["summarize"]["argv"] == [
+        "summarize", root, "--suite=demo", f"--output={root}/reports/demo/summary.csv",
+    ]  # fmt: skip
+    kept = Plan.model_validate_json(store.read_bytes(layout.plan_url(root, "demo", "kto")))
+    assert {job.title: job.record for job in kept.jobs} == pushed["jobs"]
+
+
+def test_what_is_done_is_not_handed_out(plan):
+    _, pushed = plan()
+    for title in ("sample", "demo_choice"):
+        stage, task = ("sample", None) if title == "sample" else ("harness", title)
+        write_model(pushed["jobs"][title], make_record(stage, task))
+    harness, again = plan()
+    assert [job["task"] for job in harness] == ["demo_arithmetic", "demo_cloze"]
+    assert again["sample"] == {}  # an XCom cannot be None
+    assert again["judge"]
+    assert again["jobs"] == pushed["jobs"]  # the verdict looks at all of them
+    assert plan(force=True)[1]["sample"]
+
+
+def test_some_parts(plan):
+    harness, pushed = plan(tasks=["demo_cloze"])
+    assert [job["task"] for job in harness] == ["demo_cloze"]
+    assert (pushed["sample"], pushed["judge"]) == ({}, {})
+    assert list(pushed["jobs"]) == ["demo_cloze"]
+
+
+def test_another_judge(plan):
+    assert "--annotator=gpt-4.1-mini" in plan(judge="gpt-4.1-mini")[1]["judge"]["argv"]
+
+
+@pytest.mark.parametrize(
+    ("params", "words"),
+    [
+        ({"checkpoint": "dpo"}, "BadInput: there is no checkpoint 'dpo'"),
+        ({"suite": "nothing"}, "BadInput: there is no suite 'nothing'"),
+        ({"tasks": ["mmlu"]}, "BadInput: suite demo has no mmlu"),
+        ({"judge": "gpt-5"}, "BadInput: annotator gpt-5"),
+    ],
+)
+def test_what_a_retry_cannot_mend_fails_at_once(plan, root, params, words):
+    with pytest.raises(AirflowFailException) as caught:
+        plan(**params)
+    assert words in str(caught.value)
+    assert not store.exists(root)
+
+
+def test_a_store_that_is_down_is_tried_again(plan, tmp_path):
+    (tmp_path / "store").write_text("a file where a folder should be")
+    with pytest.raises(StoreError):
+        plan()
+
+
+def test_the_verdict_names_every_gap(plan):
+    _, pushed = plan()
+    jobs = pushed["jobs"]
+    for title in ("sample", "judge", "demo_choice"):
+        write_model(jobs[title], make_record("sample"))
+    write_failure(layout.failure_beside(jobs["demo_cloze"]), "no data", "DataUnavailable")
+    with pytest.raises(AirflowFailException) as caught:
+        evaluation.check_complete(jobs)
+    assert str(caught.value) == (
+        "missing: demo_arithmetic (no result (not run, or killed)); demo_cloze (DataUnavailable: no data)"
+    )
+    for title in ("demo_arithmetic", "demo_cloze"):
+        write_model(jobs[title], make_record(task=title))
+        assert read_record(jobs[title])
+    evaluation.check_complete(jobs)

@@ -1,0 +1,178 @@
+"""The local operator: a stage's process gets what is its own, and its exit code decides what happens next."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from airflow.sdk.exceptions import AirflowException, AirflowFailException
+
+from halos_eval.orchestration.door import StageOperator
+from halos_eval.orchestration.local import failure, stage_environment
+from tests.test_cli import CLASSES
+
+PROGRAM = """#!/bin/sh
+printf '%s\\n' "$@" > "$HERE/argv"
+env > "$HERE/env"
+echo working
+echo "halos-eval: the reason" >&2
+{body}
+"""
+
+
+def test_a_stage_gets_its_own_variables(monkeypatch):
+    for name in ("AIRFLOW__CORE__FERNET_KEY", "AIRFLOW_HOME", "_AIRFLOW_PROCESS", "PYTHONPATH", "VIRTUAL_ENV"):
+        monkeypatch.setenv(name, "private")
+    for name in ("HALOS_EVAL_STORE", "AWS_ENDPOINT_URL", "HF_HOME", "OPENAI_BASE_URL", "CUDA_VISIBLE_DEVICES"):
+        monkeypatch.setenv(name, "shared")
+    for stage in ("sample", "judge", "harness", "summarize"):
+        found = stage_environment(stage)
+        assert "private" not in found.values()
+        assert list(found.values()).count("shared") == 5
+        assert found["PATH"] == os.environ["PATH"]
+
+
+@pytest.mark.parametrize(
+    ("stage", "secrets"),
+    [
+        ("sample", {"HF_TOKEN"}),
+        ("harness", {"HF_TOKEN"}),
+        ("judge", {"OPENAI_API_KEY"}),
+        ("summarize", set()),
+    ],
+)
+def test_a_secret_goes_where_it_is_used(monkeypatch, stage, secrets):
+    monkeypatch.setenv("HF_TOKEN", "h")
+    monkeypatch.setenv("OPENAI_API_KEY", "o")
+    assert {"HF_TOKEN", "OPENAI_API_KEY"} & stage_environment(stage).keys() == secrets
+
+
+@pytest.mark.parametrize("kind", CLASSES, ids=lambda kind: kind.__name__)
+def test_every_error_is_tried_again_or_not(kind):
+    found = failure(kind.exit_code, "the reason")
+    assert isinstance(found, AirflowFailException) != kind.retryable
+    assert str(found) == "the reason"
+
+
+def test_the_errors_that_are_tried_again():
+    retried = {kind.__name__ for kind in CLASSES if not isinstance(failure(kind.exit_code, ""), AirflowFailException)}
+    assert retried == {"Incomplete", "StoreError"}
+
+
+@pytest.mark.parametrize("code", [8, 125, 127, 130, 137, 143, -9, -15])
+def test_what_killed_a_stage_is_tried_again(code):
+    found = failure(code, "")
+    assert type(found) is AirflowException
+    assert str(found) == f"ended with exit code {code}"
+
+
+@pytest.fixture
+def operator(tmp_path, monkeypatch):
+    """``operator(body)`` runs a shell program in place of halos-eval."""
+    monkeypatch.setenv("HALOS_EVAL_ENVIRONMENTS", str(tmp_path))
+    monkeypatch.setenv("HERE", str(tmp_path))
+
+    def operator(body, argv=("harness", "--task=a b; c", "--", "{{ x }}"), stage="harness"):
+        program = tmp_path / "worker" / "bin" / "halos-eval"
+        program.parent.mkdir(parents=True)
+        program.write_text(PROGRAM.format(body=body))
+        program.chmod(0o755)
+        return StageOperator(task_id="one", job={"stage": stage, "task": None, "image": "worker", "argv": list(argv)})
+
+    return operator
+
+
+def test_a_stage_that_succeeds(operator, tmp_path, monkeypatch):
+    monkeypatch.setenv("AIRFLOW__CORE__FERNET_KEY", "private")
+    monkeypatch.setenv("OPENAI_API_KEY", "private")
+    assert operator("exit 0").execute({}) is None
+    # Word by word as planned: no shell between, nothing rendered.
+    assert (tmp_path / "argv").read_text().splitlines() == ["harness", "--task=a b; c", "--", "{{ x }}"]
+    assert "private" not in (tmp_path / "env").read_text()
+
+
+@pytest.mark.parametrize(
+    ("code", "kind"), [(2, AirflowFailException), (5, AirflowException), (1, AirflowFailException)]
+)
+def test_a_stage_that_fails_tells_its_last_line(operator, code, kind):
+    with pytest.raises(AirflowException, match="halos-eval: the reason") as caught:
+        operator(f"exit {code}").execute({})
+    assert type(caught.value) is kind
+
+
+def test_a_stage_that_is_killed_is_tried_again(operator):
+    with pytest.raises(AirflowException) as caught:
+        operator("kill -KILL $$").execute({})
+    assert type(caught.value) is AirflowException
+
+
+@pytest.mark.parametrize("job", [{}, None])
+def test_nothing_to_do(job, tmp_path, monkeypatch):
+    monkeypatch.setenv("HALOS_EVAL_ENVIRONMENTS", str(tmp_path / "none"))
+    assert StageOperator(task_id="one", job=job).execute({}) is None
+
+
+def test_an_environment_that_is_not_there(tmp_path, monkeypatch):
+    monkeypatch.setenv("HALOS_EVAL_ENVIRONMENTS", str(tmp_path / "none"))
+    job = {"stage": "sample", "task": None, "image": "worker", "argv": ["sample"]}
+    with pytest.raises(AirflowException, match="none/worker/bin/halos-eval"):
+        StageOperator(task_id="one", job=job).execute({})
+
+
+def test_a_task_that_is_killed_ends_its_stage(operator, tmp_path):
+    task = operator("sleep 60 & echo $! > $HERE/child; wait")
+    ended = []
+
+    def execute():
+        with pytest.raises(AirflowException):
+            task.execute({})
+        ended.append(True)
+
+    thread = threading.Thread(target=execute, daemon=True)
+    thread.start()
+    child = tmp_path / "child"
+    wait_for(lambda: child.is_file() and child.read_text().strip())
+    task.on_kill()
+    thread.join(timeout=10)
+    assert ended
+    wait_for(lambda: not is_running(int(child.read_text())))
+
+
+def test_a_stage_dies_with_its_task(operator, tmp_path):
+    """Even if the task's process gets SIGKILL and so can end nothing itself."""
+    job = operator("echo $$ > $HERE/pid; exec sleep 60").job
+    program = (
+        "import json, sys; from halos_eval.orchestration.door import StageOperator;"
+        "StageOperator(task_id='one', job=json.loads(sys.argv[1])).execute({})"
+    )
+    words = [sys.executable, "-c", program, json.dumps(job)]
+    process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        pid = tmp_path / "pid"
+        wait_for(lambda: pid.is_file() and pid.read_text().strip(), seconds=30)
+        assert is_running(int(pid.read_text()))
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    wait_for(lambda: not is_running(int(pid.read_text())))
+
+
+def is_running(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def wait_for(condition, seconds=10):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)

@@ -1,0 +1,156 @@
+"""The sample stage, as far as it goes without vLLM: all answers journaled, so that only the writing is left."""
+
+from __future__ import annotations
+
+import json
+from types import SimpleNamespace
+
+import pytest
+from pydantic import ValidationError
+
+from halos_eval import promptset
+from halos_eval.checkpoint import inspect
+from halos_eval.errors import BadInput
+from halos_eval.fingerprint import digest_bytes
+from halos_eval.journal import Journal
+from halos_eval.record import read_record
+from halos_eval.stages import sample as stage
+from halos_eval.stages.sample import SampleConfig, sample, sample_job
+from tests.doubles import make_checkpoint, write_safetensors
+
+PROMPTS = promptset.load("demo", "prompts").rows
+
+
+@pytest.fixture
+def options(tmp_path, monkeypatch):
+    monkeypatch.setattr("halos_eval.tools.check_installed", lambda *_: None)
+    folder = make_checkpoint(tmp_path / "kto" / "FINAL")
+    return {"model": str(folder), "prompts": "demo", "output": str(tmp_path / "out" / "outputs.json")}
+
+
+def identity(options):
+    return sample_job(SampleConfig(**options), inspect(options["model"]), "")
+
+
+def answer(options, texts):
+    """Journal answers as an earlier run would have, before it was killed."""
+    config = SampleConfig(**options)
+    parts = f"{config.output.removesuffix('.json')}.parts"
+    with Journal(identity(options).journal(parts, config.force)) as journal:
+        for row, text in zip(PROMPTS, texts, strict=False):
+            samples = [{"text": text, "tokens": 3, "finish": "stop" if text else "length"}] * config.samples_per_prompt
+            journal.add(stage._key(row), {"prompt_tokens": 2, "samples": samples})
+
+
+def test_a_resumed_run_writes_what_alpaca_eval_reads(options, tmp_path):
+    answer(options, ["", *["four"] * 11])
+    record = sample(SampleConfig(**options))
+    rows = json.loads((tmp_path / "out" / "outputs.json").read_text())
+    assert [row["instruction"] for row in rows] == [prompt["instruction"] for prompt in PROMPTS]
+    assert [row["output"] for row in rows] == ["", *["four"] * 11]
+    assert rows[1] | {"instruction": ""} == {
+        "instruction": "", "output": "four", "generator": "kto", "dataset": "demo", "prompt_id": 1, "sample_id": 0,
+        "type": "sample",
+    }  # fmt: skip
+    assert record.files == {"outputs.json": digest_bytes((tmp_path / "out" / "outputs.json").read_bytes())}
+    assert (record.coverage.attempted, record.coverage.scored) == (12, 12)
+    assert record.details == {"avg_length": 44 / 12, "cut_at_max_tokens": 1, "empty": 1}
+    assert (record.usage.prompt_tokens, record.usage.completion_tokens) == (24, 36)
+    assert record.scores == ()
+    assert read_record(str(tmp_path / "out" / "outputs.record.json")) == record
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["outputs.json", "outputs.record.json"]
+
+
+def test_several_samples_of_a_prompt(options, tmp_path):
+    options["samples_per_prompt"] = 2
+    answer(options, ["x"] * 12)
+    record = sample(SampleConfig(**options))
+    rows = json.loads((tmp_path / "out" / "outputs.json").read_text())
+    assert [(row["prompt_id"], row["sample_id"]) for row in rows[:3]] == [(0, 0), (0, 1), (1, 0)]
+    assert (record.coverage.attempted, record.coverage.scored) == (24, 24)
+
+
+def test_a_finished_run_is_not_touched(options, tmp_path):
+    answer(options, ["x"] * 12)
+    first = sample(SampleConfig(**options))
+    before = (tmp_path / "out" / "outputs.json").stat().st_mtime_ns
+    assert sample(SampleConfig(**options)) == first
+    assert (tmp_path / "out" / "outputs.json").stat().st_mtime_ns == before
+
+
+def test_a_forced_run_takes_nothing_from_an_earlier_one(options, tmp_path):
+    answer(options, ["old"] * 12)
+    answer(options | {"force": True}, ["new"] * 12)  # by an earlier try of the forced run
+    sample(SampleConfig(**options, force=True))
+    assert {row["output"] for row in json.loads((tmp_path / "out" / "outputs.json").read_text())} == {"new"}
+    assert not (tmp_path / "out" / "outputs.parts").exists()
+
+
+def test_a_name_of_ones_own(options):
+    answer(options, ["x"] * 12)
+    assert sample(SampleConfig(**options, name="mine")).checkpoint.name == "mine"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"seed": 1}, {"temperature": 0}, {"stop": ("###",)}, {"max_tokens": 5}, {"chat_template": "chatml"}],
+    ids=str,
+)
+def test_another_way_of_sampling_is_another_job(options, change):
+    assert identity(options | change).fingerprint != identity(options).fingerprint
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"output": "/x"}, {"name": "x"}, {"tensor_parallel_size": 2}, {"enforce_eager": True}, {"force": True}],
+    ids=str,
+)
+def test_another_place_is_the_same_job(options, change):
+    assert identity(options | change).fingerprint == identity(options).fingerprint
+
+
+def test_other_weights_and_other_prompts_are_another_job(options, tmp_path):
+    before = identity(options)
+    (tmp_path / "prompts.json").write_text('[{"instruction": "a"}]')
+    assert identity(options | {"prompts": str(tmp_path / "prompts.json")}).fingerprint != before.fingerprint
+    write_safetensors(tmp_path / "kto" / "FINAL" / "model.safetensors", b"other   ")
+    assert identity(options).fingerprint != before.fingerprint
+
+
+def llm(template, limit=100):
+    """An engine whose tokens are the prompt's characters."""
+
+    def apply_chat_template(turns, chat_template, **_):
+        return [ord(letter) for letter in (chat_template or template) + turns[0]["content"]]
+
+    tokenizer = SimpleNamespace(chat_template=template, apply_chat_template=apply_chat_template)
+    return SimpleNamespace(get_tokenizer=lambda: tokenizer, model_config=SimpleNamespace(max_model_len=limit))
+
+
+def test_the_checkpoints_own_template_is_used():
+    assert stage._tokenize(llm("T"), SampleConfig(model="m"), [{"instruction": "ab"}]) == [[84, 97, 98]]
+
+
+def test_a_template_of_ones_own_replaces_it(tmp_path):
+    (tmp_path / "a.jinja").write_text("U")
+    config = SampleConfig(model="m", chat_template=str(tmp_path / "a.jinja"))
+    assert stage._tokenize(llm(None), config, [{"instruction": "ab"}]) == [[85, 97, 98]]
+
+
+def test_a_base_model_needs_a_template():
+    with pytest.raises(BadInput, match=r"m has no chat template.*--chat-template chatml"):
+        stage._tokenize(llm(None), SampleConfig(model="m"), [{"instruction": "ab"}])
+
+
+def test_no_prompt_is_cut():
+    rows = [{"instruction": "a"}, {"instruction": "b" * 9}]
+    with pytest.raises(BadInput, match="has 10 tokens and the model takes 10: 'bbbbbbbbb'"):
+        stage._tokenize(llm("T", limit=10), SampleConfig(model="m"), rows)
+
+
+@pytest.mark.parametrize(
+    "change", [{"temperature": -1}, {"top_p": 0}, {"top_p": 1.1}, {"max_tokens": 0}, {"stop": "###"}, {"temp": 1}]
+)
+def test_what_is_wrong_in_the_options(change):
+    with pytest.raises(ValidationError):
+        SampleConfig(model="m", **change)

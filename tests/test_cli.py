@@ -1,0 +1,265 @@
+"""The command line: one line for an error, an exit code for what happens next, tables for people."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from halos_eval import cli, errors, layout
+from halos_eval.plan import Plan
+from halos_eval.record import Score
+from tests.doubles import make_checkpoint, make_record, write_failure
+
+LOGS = Path(__file__).parent / "report" / "logs"
+COMMANDS = ["sample", "judge", "harness", "summarize", "plan"]
+CLASSES = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, errors.HalosEvalError)]
+
+
+@pytest.fixture
+def call(monkeypatch, capsys):
+    """``call(*argv)`` gives exit code, standard output and standard error of halos-eval."""
+    handler = signal.signal(signal.SIGTERM, lambda *_: pytest.fail("nobody handles SIGTERM"))
+    monkeypatch.setenv("COLUMNS", "240")
+
+    def call(*argv):
+        monkeypatch.setattr(sys, "argv", ["halos-eval", *map(str, argv)])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        return ended.value.code, *capsys.readouterr()
+
+    yield call
+    signal.signal(signal.SIGTERM, handler)
+
+
+@pytest.fixture
+def failing(call, monkeypatch):
+    """A command whose work does whatever is given."""
+
+    def failing(work):
+        monkeypatch.setattr(cli, "_dispatch", lambda _: work())
+        return call("summarize", "/nowhere")
+
+    return failing
+
+
+def raiser(error):
+    def work():
+        raise error
+
+    return work
+
+
+@pytest.mark.parametrize("kind", CLASSES, ids=lambda kind: kind.__name__)
+def test_every_error_has_its_exit_code_and_one_line(failing, kind):
+    code, out, err = failing(raiser(kind("the disk\nis full")))
+    assert (code, out) == (kind.exit_code, "")
+    assert err == f"halos-eval: {kind.__name__}: the disk is full\n"
+
+
+def test_the_tree_of_errors_says_what_the_classes_do():
+    drawn = re.findall(r"(\w+) +(\d) +(.*)", errors.__doc__)
+    assert {(name, int(code)) for name, code, _ in drawn} == {(kind.__name__, kind.exit_code) for kind in CLASSES}
+    assert len({kind.exit_code for kind in CLASSES}) == len(CLASSES)
+    for name, _, words in drawn:
+        retried = bool(re.search(r"(?<!not )retried", words))
+        assert getattr(errors, name).retryable == retried, name
+    assert all(kind.__doc__ for kind in CLASSES)
+
+
+def test_the_help_names_every_exit_code(call):
+    code, out, _ = call("--help")
+    assert code == 0
+    for kind in CLASSES:
+        assert re.search(rf"\b{kind.exit_code} [a-z]", out), kind
+
+
+def test_an_unforeseen_error_keeps_its_traceback(monkeypatch):
+    handler = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(cli, "_dispatch", lambda _: 1 / 0)
+    try:
+        with pytest.raises(ZeroDivisionError):  # Python itself gives exit code 1
+            cli.run(["summarize", "/nowhere"])
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+
+
+def test_ctrl_c(failing):
+    code, _, err = failing(raiser(KeyboardInterrupt()))
+    assert code == 130
+    assert "run it again" in err
+
+
+def test_sigterm_unwinds(failing):
+    unwound = []
+
+    def work():
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(5)
+        finally:
+            unwound.append(True)
+
+    assert failing(work)[0] == 143
+    assert unwound
+
+
+@pytest.mark.parametrize("argv", [["--help"], []])
+def test_help_lists_the_commands(call, argv):
+    code, out, _ = call(*argv)
+    assert code == 0
+    assert re.search(r"\{(.*?)\}", out)[1].split(",") == COMMANDS
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_tells_its_options(call, command):
+    code, out, _ = call(command, "--help")
+    assert code == 0
+    kind = cli.HalosEval.model_fields[command].annotation.__args__[0]
+    text = " ".join(out.split())
+    for name, field in kind.model_fields.items():
+        if name != "expect":  # set by the plan only
+            assert field.description, name
+            assert " ".join(field.description.split())[:20] in text, name
+    assert "expect" not in out
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["--nonsense"],
+        ["nonsense"],
+        ["summarize", "/x", "--nonsense=1"],
+        ["judge", "/x"],  # no --output-dir
+        ["sample"],
+        ["sample", "a", "b"],
+    ],
+)
+def test_a_command_that_cannot_be_read(call, argv):
+    code, out, err = call(*argv)
+    assert (code, out) == (2, "")
+    assert "usage: " in err
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["plan", "nothing", "/nowhere"], "there is no suite 'nothing'"),
+        (["plan", "demo", "/nowhere/kto"], "/nowhere/kto: there is no such folder"),
+        (["summarize"], "give either a store or --logs"),
+        (["summarize", "/nowhere"], "nothing has been evaluated there yet"),
+        (["summarize", "/nowhere", "--suite=../x"], "--suite: "),
+        (["summarize", "--logs=/nowhere"], "/nowhere does not exist"),
+        (["sample", "/nowhere/kto"], "/nowhere/kto: there is no such folder"),
+        (["sample", "/kto", "--top-p=2"], "--top-p: "),
+        (["sample", "/kto", "--stop=###"], '--stop: Value error, give a JSON list, such as ["###"]'),
+        (["harness", "/kto", "--task=../x", "--output-dir=/o"], "--task: "),
+        (["harness", "/kto", "--task=x", "--output-dir=/o", "--fewshot-as-multiturn"], "needs apply_chat_template"),
+        (["judge", "/nowhere.json", "--output-dir=/o"], "/nowhere.json: there is no such file"),
+    ],
+)
+def test_bad_input_is_one_line(call, argv, words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = call(*argv)
+    assert (code, out) == (2, "")
+    assert err.startswith("halos-eval: BadInput: ")
+    assert words in err
+    assert err.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_summarize_logs(call, tmp_path):
+    output = tmp_path / "summary.csv"
+    code, out, err = call("summarize", "--logs", LOGS, "--output", output)
+    assert (code, err) == (0, "")
+    frame = pd.read_csv(output)
+    assert len(frame) > 1
+    for name in frame["model_name"]:
+        assert name in out
+    assert "alpacaeval_lcwr" in out
+    assert "24.61" in out
+    assert out.endswith(f"summary: {output}\n")
+
+
+@pytest.fixture
+def checkpoints(tmp_path, monkeypatch):
+    make_checkpoint(tmp_path / "checkpoints" / "kto" / "FINAL")
+    monkeypatch.setenv("HALOS_EVAL_CHECKPOINTS", str(tmp_path / "checkpoints"))
+    monkeypatch.setenv("HALOS_EVAL_STORE", f"file://{tmp_path}/store")
+    return tmp_path / "checkpoints"
+
+
+def test_plan_of_a_registered_checkpoint(call, checkpoints):
+    code, out, _ = call("plan", "demo", "kto")
+    assert code == 0
+    assert "demo on kto" in out
+    assert out.count("never run") == 5
+    assert "demo_arithmetic" in out
+
+
+def test_plan_as_json(call, checkpoints):
+    location = checkpoints / "kto" / "FINAL"
+    parts = ["--tasks=demo_cloze,alpaca_eval", "--judge=gpt-4.1-mini", "--force"]
+    code, out, _ = call("plan", "demo", location, "--json", *parts)
+    plan = Plan.model_validate_json(out)
+    assert code == 0
+    assert [job.title for job in plan.jobs] == ["sample", "judge", "demo_cloze"]
+    assert {job.why for job in plan.jobs} == {"forced"}
+    assert "--annotator=gpt-4.1-mini" in plan.jobs[1].argv
+    assert plan.checkpoint.name == "kto"
+    assert plan.checkpoint.location == str(location)
+
+
+def test_a_plan_shows_reasons_as_they_are(call, checkpoints):
+    plan = Plan.model_validate_json(call("plan", "demo", "kto", "--json")[1])
+    write_failure(layout.failure_beside(plan.jobs[0].record), "[/no] [red]markup")
+    code, out, _ = call("plan", "demo", "kto")
+    assert code == 0
+    assert "failed before: BadInput: [/no] [red]markup" in out
+
+
+def test_plan_of_an_unknown_part(call, checkpoints):
+    code, _, err = call("plan", "demo", "kto", "--tasks=mmlu")
+    assert code == 2
+    assert "suite demo has no mmlu" in err
+
+
+def test_a_record_is_shown(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "120")
+    scores = (
+        Score(task="ifeval", metric="acc", value=0.12345, stderr=0.01),
+        Score(task="ifeval", metric="f1", filter="strict", value=1),
+    )
+    cli._show(make_record(task="ifeval", scores=scores, missing={"ifeval-[x]": "lm_eval gave nan"}))
+    out = capsys.readouterr().out
+    for words in ("one: harness", "0.1235", "0.0100", "strict", "ifeval-[x]: lm_eval gave nan", "1 of 1 scored"):
+        assert words in out
+
+
+def test_a_table_shows_nothing_for_nothing(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "120")
+    frame = pd.DataFrame(
+        {
+            "model_name": ["a", "b"],
+            "mmlu-acc": [0.123456, None],
+            "mmlu-acc_stderr": [0.0123, None],
+            "avg": [None, 1.0],
+            "status": ["complete", "mmlu: [/no] [red]result"],  # no markup of a terminal
+        }
+    )
+    cli.show_table(frame)
+    lines = capsys.readouterr().out.replace("┃", "│").splitlines()
+    cells = [[cell.strip() for cell in line.strip("│").split("│")] for line in lines if line.startswith("│")]
+    rows = {name: values for name, *values in cells}
+    assert rows[""] == ["a", "b"]
+    assert rows["mmlu-acc"] == ["0.1235 ±0.012", ""]
+    assert rows["avg"] == ["", "1"]
+    assert "mmlu-acc_stderr" not in rows
+    assert rows["status"] == ["complete", "mmlu: [/no] [red]result"]

@@ -1,0 +1,52 @@
+"""What of the judge's requests can be told without a client: the key's way and the price."""
+
+from __future__ import annotations
+
+import pytest
+
+from halos_eval.annotator import load_annotator
+from halos_eval.completions import Completions, Endpoint
+from halos_eval.errors import JudgeRefused
+
+KEY = "sk-never-to-be-shown"
+
+
+def test_the_key_comes_from_the_environment(monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
+    endpoint = Endpoint.from_environment()
+    assert endpoint.key.get_secret_value() == KEY
+    assert endpoint.base_url == "https://api.openai.com/v1"
+    monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:9/v1")
+    assert Endpoint.from_environment().base_url == "http://127.0.0.1:9/v1"
+
+
+def test_the_key_is_never_shown(monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    endpoint = Endpoint.from_environment()
+    assert KEY not in f"{endpoint!r} {endpoint} {endpoint.model_dump()} {endpoint.model_dump_json()}"
+
+
+@pytest.mark.parametrize("key", ["", None])
+def test_no_key(monkeypatch, key):
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    if key is not None:
+        monkeypatch.setenv("OPENAI_API_KEY", key)
+    with pytest.raises(JudgeRefused, match="OPENAI_API_KEY is not set"):
+        Endpoint.from_environment()
+
+
+def completions(annotator):
+    made = Completions(None, annotator, None, 1)
+    made.prompt_tokens, made.completion_tokens = 1_000_000, 500_000
+    return made
+
+
+def test_the_price_is_that_of_the_list():
+    assert completions(load_annotator("gpt-4.1-mini")).price_usd() == pytest.approx(0.40 + 1.60 / 2)
+    assert completions(load_annotator("demo")).price_usd() == 0
+
+
+def test_no_list_no_price():
+    annotator = load_annotator("gpt-4.1").model_copy(update={"price_per_million_tokens": None})
+    assert completions(annotator).price_usd() is None

@@ -1,0 +1,279 @@
+"""Plans: what is done, what has to be run, and the reason of each in words."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import pytest
+
+from halos_eval import layout, store
+from halos_eval.checkpoint import inspect
+from halos_eval.cli import HalosEval
+from halos_eval.errors import BadInput, StoreError
+from halos_eval.plan import Plan, make_plan, save_plan
+from halos_eval.record import write_model
+from halos_eval.registry.folders import Checkpoint, Metadata
+from halos_eval.stages.harness import harness_job
+from halos_eval.suite import load_suite
+from tests.doubles import NOW, make_checkpoint, make_provenance, make_record, write_failure, write_safetensors
+from tests.stages.test_base import parse
+
+TITLES = ["sample", "judge", "demo_choice", "demo_arithmetic", "demo_cloze"]
+SUITE = load_suite("demo")
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    return Checkpoint(name="team/kto", location=str(make_checkpoint(tmp_path / "kto" / "FINAL")))
+
+
+@pytest.fixture
+def root(tmp_path):
+    return f"file://{tmp_path}/store"
+
+
+@pytest.fixture
+def plan(checkpoint, root):
+    """Plan, with what differs from the usual."""
+
+    def plan(suite=SUITE, checkpoint=checkpoint, **options):
+        return make_plan(suite, checkpoint, root, **options)
+
+    return plan
+
+
+def by_title(plan):
+    return {job.title: job for job in plan.jobs}
+
+
+def finish(job, ended=NOW, **parts):
+    """Write the record of a planned job, as its stage would."""
+    if job.stage == "sample":
+        parts.setdefault("files", {"outputs.json": "abc"})
+    if job.stage == "judge":
+        parts.setdefault("provenance", make_provenance(ended, outputs_sha256="abc"))
+    parts.setdefault("identity", {})
+    parts.setdefault("provenance", make_provenance(ended))
+    write_model(job.record, make_record(job.stage, job.task, fingerprint=job.fingerprint, **parts))
+
+
+def finish_for_real(job):
+    """As ``finish``, with the identity that the harness stage finds."""
+    config = parse(list(job.argv))
+    found = harness_job(config, inspect(config.model), job.record)
+    assert found.fingerprint == config.expect
+    finish(job, identity=found.identity)
+
+
+def changed_task(name, **changes):
+    tasks = SUITE.tasks | {name: SUITE.tasks[name].model_copy(update=changes)}
+    return SUITE.model_copy(update={"tasks": tasks})
+
+
+def test_nothing_has_been_run(plan, checkpoint):
+    found = plan()
+    assert [job.title for job in found.jobs] == TITLES
+    assert {(job.done, job.why) for job in found.jobs} == {(False, "never run")}
+    assert [job.image for job in found.jobs] == ["worker", "judge", "worker", "worker", "worker"]
+    assert found.suite == "demo"
+    assert found.checkpoint.name == "team/kto"
+    assert found.checkpoint.digest == inspect(checkpoint.location).digest
+    assert [job.metric for job in found.jobs] == [None, None, "acc", "exact_match,flexible-extract", None]
+
+
+def test_planning_writes_nothing(plan, root):
+    plan()
+    assert not store.exists(root)
+
+
+def test_every_command_is_one_that_the_command_line_takes(plan, root, checkpoint):
+    jobs = by_title(plan(force=True))
+    sample, judge, harness = (parse(list(jobs[title].argv)) for title in ("sample", "judge", "demo_choice"))
+    for title, config in (("sample", sample), ("judge", judge), ("demo_choice", harness)):
+        assert HalosEval.model_fields[jobs[title].stage]
+        assert (config.name, config.suite, config.force) == ("team/kto", "demo", True)
+        assert config.expect == jobs[title].fingerprint
+    folder = f"{root}/runs/team__kto"
+    assert sample.output == f"{folder}/sample/{jobs['sample'].fingerprint}/outputs.json" == judge.outputs
+    assert jobs["sample"].record == layout.record_beside(sample.output)
+    assert f"{judge.output_dir}/record.json" == jobs["judge"].record
+    assert f"{harness.output_dir}/record.json" == jobs["demo_choice"].record
+    assert harness.output_dir.startswith(f"{folder}/harness.demo_choice/")
+    assert sample.model == harness.model == checkpoint.location
+    assert (sample.max_tokens, harness.dtype, harness.enforce_eager) == (96, "float32", True)
+
+
+def test_a_record_is_a_job_done(plan):
+    for job in plan().jobs:
+        finish(job)
+    assert {(job.done, job.why) for job in plan().jobs} == {(True, "there since 2026-01-02 03:04 UTC")}
+
+
+def test_one_record_is_one_job_done(plan):
+    finish(by_title(plan())["demo_choice"])
+    assert [job.title for job in plan().jobs if job.done] == ["demo_choice"]
+
+
+def test_force_runs_what_is_done(plan):
+    for job in plan().jobs:
+        finish(job)
+    found = plan(force=True)
+    assert {(job.done, job.why) for job in found.jobs} == {(False, "forced")}
+    assert all("--force" in job.argv for job in found.jobs)
+
+
+def test_a_changed_setting_is_named(plan):
+    finish_for_real(by_title(plan())["demo_choice"])
+    jobs = by_title(plan(changed_task("demo_choice", limit=5)))
+    assert not jobs["demo_choice"].done
+    assert jobs["demo_choice"].why == "changed since 2026-01-02: limit None -> 5"
+    assert jobs["demo_cloze"].why == "never run"
+
+
+def test_a_changed_place_changes_nothing(plan):
+    finish(by_title(plan())["demo_choice"])
+    moved = SUITE.model_copy(update={"enforce_eager": False, "gpu_memory_utilization": 0.5})
+    assert by_title(plan(moved))["demo_choice"].done
+
+
+def test_changed_weights_are_named(plan, tmp_path):
+    finish_for_real(by_title(plan())["demo_choice"])
+    write_safetensors(tmp_path / "kto" / "FINAL" / "model.safetensors", b"other   ")
+    jobs = plan().jobs
+    assert not any(job.done for job in jobs)
+    assert by_title(plan())["demo_choice"].why == "changed since 2026-01-02: model"
+
+
+def test_a_changed_tool_is_named(plan, monkeypatch):
+    finish_for_real(by_title(plan())["demo_choice"])
+    monkeypatch.setattr("halos_eval.tools.pinned", lambda package: "9.9")
+    why = by_title(plan())["demo_choice"].why
+    assert "lm-eval 0.4.13 -> 9.9, vllm 0.32.0 -> 9.9" in why
+
+
+def test_the_newest_record_is_compared_with(plan):
+    finish_for_real(by_title(plan())["demo_choice"])
+    five = by_title(plan(changed_task("demo_choice", limit=5)))["demo_choice"]
+    finish(five, NOW + timedelta(days=1), identity={"settings": {"limit": 5}})
+    assert "changed since 2026-01-03: " in by_title(plan(changed_task("demo_choice", limit=6)))["demo_choice"].why
+    assert "limit 5 -> 6" in by_title(plan(changed_task("demo_choice", limit=6)))["demo_choice"].why
+
+
+def test_a_failure_is_told(plan):
+    job = by_title(plan())["judge"]
+    write_failure(layout.failure_beside(job.record), "the quota is spent", "JudgeRefused")
+    assert by_title(plan())["judge"].why == "failed before: JudgeRefused: the quota is spent"
+    finish(job)
+    finish(by_title(plan())["sample"])
+    assert by_title(plan())["judge"].done
+
+
+def test_a_damaged_record_stops_the_plan(plan):
+    store.write_bytes(by_title(plan())["judge"].record, b"{")
+    with pytest.raises(StoreError, match="delete it"):
+        plan()
+
+
+def test_outputs_that_are_sampled_anew_are_judged_anew(plan):
+    jobs = by_title(plan())
+    finish(jobs["judge"])
+    again = by_title(plan())["judge"]
+    assert (again.done, again.why) == (False, "the outputs are sampled anew")
+    assert parse(list(again.argv)).force
+    finish(jobs["sample"], files={"outputs.json": "other"})
+    assert not by_title(plan())["judge"].done
+    finish(jobs["sample"])
+    assert by_title(plan())["judge"].done
+
+
+def test_another_judge_judges_the_same_outputs(plan):
+    usual, other = by_title(plan()), by_title(plan(judge="gpt-4.1-mini"))
+    assert other["sample"] == usual["sample"]
+    assert other["judge"].fingerprint != usual["judge"].fingerprint
+    assert parse(list(other["judge"].argv)).annotator == "gpt-4.1-mini"
+
+
+def test_other_sampling_is_judged_anew(plan):
+    settings = SUITE.alpaca_eval.model_copy(
+        update={"sampling": SUITE.alpaca_eval.sampling.model_copy(update={"seed": 1})}
+    )
+    usual, other = by_title(plan()), by_title(plan(SUITE.model_copy(update={"alpaca_eval": settings})))
+    for title in ("sample", "judge"):
+        assert other[title].fingerprint != usual[title].fingerprint
+    assert other["demo_choice"] == usual["demo_choice"]
+
+
+def test_metadata_of_the_checkpoint(plan, checkpoint):
+    metadata = Metadata(chat_template="chatml", stop=("###", "\n\n"), tags={"method": "kto"})
+    tasks = SUITE.tasks | {"ifeval": SUITE.tasks["demo_cloze"].model_copy(update={"apply_chat_template": True})}
+    found = plan(SUITE.model_copy(update={"tasks": tasks}), checkpoint.model_copy(update={"metadata": metadata}))
+    jobs = by_title(found)
+    assert found.tags == {"method": "kto"}
+    sample = parse(list(jobs["sample"].argv))
+    assert (sample.stop, sample.chat_template) == (("###", "\n\n"), "chatml")
+    # A template counts only for the tasks that use it: the others need not be run again when it changes.
+    assert parse(list(jobs["ifeval"].argv)).chat_template == "chatml"
+    assert jobs["demo_choice"] == by_title(plan())["demo_choice"]
+    assert jobs["sample"].fingerprint != by_title(plan())["sample"].fingerprint
+
+
+@pytest.mark.parametrize("part", [["alpaca_eval"], ["demo_choice", "demo_cloze"]])
+def test_some_parts(plan, part):
+    titles = ["sample", "judge"] if part == ["alpaca_eval"] else part
+    assert [job.title for job in plan(SUITE.keep(part)).jobs] == titles
+
+
+def test_what_is_wrong_is_found_before_anything_runs(plan, checkpoint, tmp_path):
+    with pytest.raises(BadInput, match="annotator gpt-5"):
+        plan(judge="gpt-5")
+    with pytest.raises(BadInput, match="chat template nothing"):
+        plan(checkpoint=checkpoint.model_copy(update={"metadata": Metadata(chat_template="nothing")}))
+    with pytest.raises(BadInput, match="include-path"):
+        plan(SUITE.model_copy(update={"include_path": "/none"}))
+    (tmp_path / "kto" / "FINAL" / "model.safetensors").unlink()
+    with pytest.raises(BadInput, match="is not complete"):
+        plan()
+
+
+def saved(root):
+    return Plan.model_validate_json(store.read_bytes(layout.plan_url(root, "demo", "team/kto")))
+
+
+def test_a_plan_is_kept(plan, root):
+    found = plan()
+    save_plan(found, SUITE, root)
+    assert saved(root) == found
+
+
+def test_runs_of_some_parts_make_one_plan(plan, root):
+    save_plan(plan(SUITE.keep(["demo_choice"])), SUITE, root)
+    assert [job.title for job in saved(root).jobs] == ["demo_choice"]
+    assert saved(root).left_out == ("alpaca_eval", "demo_arithmetic", "demo_cloze")
+    save_plan(plan(SUITE.keep(["alpaca_eval", "demo_choice"])), SUITE, root)
+    assert sorted(job.title for job in saved(root).jobs) == ["demo_choice", "judge", "sample"]
+    assert saved(root).left_out == ("demo_arithmetic", "demo_cloze")
+    save_plan(plan(SUITE.keep(["demo_arithmetic", "demo_cloze"])), SUITE, root)
+    assert sorted(job.title for job in saved(root).jobs) == sorted(TITLES)
+    assert saved(root).left_out == ()
+
+
+def test_the_newest_plan_of_a_part_counts(plan, root):
+    save_plan(plan(), SUITE, root)
+    later = plan(changed_task("demo_choice", limit=5).keep(["demo_choice"]))
+    save_plan(later, SUITE, root)
+    assert by_title(saved(root))["demo_choice"] == later.jobs[0]
+
+
+def test_what_the_suite_has_no_more_is_dropped(plan, root):
+    save_plan(plan(), SUITE, root)
+    smaller = SUITE.keep(["demo_choice", "demo_cloze"])
+    save_plan(plan(smaller.keep(["demo_choice"])), smaller, root)
+    assert sorted(job.title for job in saved(root).jobs) == ["demo_choice", "demo_cloze"]
+
+
+def test_parts_of_other_weights_are_dropped(plan, root, tmp_path):
+    save_plan(plan(), SUITE, root)
+    write_safetensors(tmp_path / "kto" / "FINAL" / "model.safetensors", b"other   ")
+    save_plan(plan(SUITE.keep(["demo_choice"])), SUITE, root)
+    assert [job.title for job in saved(root).jobs] == ["demo_choice"]
+    assert saved(root).left_out == ("alpaca_eval", "demo_arithmetic", "demo_cloze")

@@ -1,0 +1,134 @@
+"""What holds for the whole package: import borders, a docstring everywhere, nothing printed."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+import halos_eval
+
+PACKAGE = Path(halos_eval.__file__).parent
+ROOT = PACKAGE.parent
+MODULES = sorted(PACKAGE.rglob("*.py"))
+DAGS = sorted((ROOT / "dags").glob("*.py"))
+HEAVY = {
+    "alpaca_eval", "datasets", "lm_eval", "mlflow", "openai", "peft", "safetensors", "torch", "transformers", "vllm",
+}  # fmt: skip
+
+
+def name_of(path):
+    return str(path.relative_to(ROOT))
+
+
+def statements_at_import(body):
+    """Every statement that is executed when a module is imported; TYPE_CHECKING blocks and functions are not."""
+    for node in body:
+        yield node
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            yield from statements_at_import(node.orelse)
+        elif not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            for part in ("body", "orelse", "finalbody", "handlers"):
+                yield from statements_at_import(getattr(node, part, []))
+
+
+def imports_of(source):
+    """Top-level packages that are imported with a module."""
+    found = set()
+    for node in statements_at_import(ast.parse(source).body):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.partition(".")[0] for alias in node.names}
+        if isinstance(node, ast.ImportFrom):
+            found.add((node.module or ".").partition(".")[0])
+    return found
+
+
+@pytest.mark.parametrize(
+    ("source", "found"),
+    [
+        ("import torch.nn as nn", {"torch"}),
+        ("try:\n    from vllm import LLM\nexcept ImportError:\n    import peft", {"vllm", "peft"}),
+        ("class A:\n    if True:\n        import torch", {"torch"}),
+        ("with x:\n    import torch", {"torch"}),
+        ("if TYPE_CHECKING:\n    import torch\nelse:\n    import peft", {"peft"}),
+        ("def f():\n    import torch", set()),
+    ],
+)
+def test_the_walker_sees_what_is_imported(source, found):
+    assert imports_of(source) == found
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_import_borders(path):
+    found = imports_of(path.read_text(encoding="utf-8"))
+    assert not found & HEAVY
+    if "orchestration" not in path.parts:
+        assert "airflow" not in found
+
+
+@pytest.mark.parametrize("path", [*MODULES, *DAGS], ids=name_of)
+def test_every_module_says_what_it_is(path):
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    assert ast.get_docstring(tree)
+    public = [
+        node
+        for node in tree.body
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) and not node.name.startswith("_")
+    ]
+    assert [node.name for node in public if not ast.get_docstring(node)] == []
+
+
+def frozen_models():
+    """Every class of the package that is a frozen model."""
+    for path in MODULES:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ClassDef) and "model_config = FROZEN" in map(ast.unparse, node.body):
+                yield node
+
+
+def test_every_field_of_a_model_says_what_it_is():
+    plain = {"stage", "task", "checkpoint", "settings"}  # of a Job: as in its record
+    bare = set()
+    for model in frozen_models():
+        for field, after in pairwise([*model.body, ast.Pass()]):
+            if isinstance(field, ast.AnnAssign) and not (
+                isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
+            ):
+                bare.add(f"{model.name}.{field.target.id}")
+    assert bare == {f"Job.{name}" for name in plain}
+    assert len(list(frozen_models())) > 15
+
+
+def test_only_the_command_line_prints_and_exits():
+    allowed = {"cli.py", "demo"}
+    for path in MODULES:
+        calls = [ast.unparse(node.func) for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
+        if not allowed & set(path.relative_to(PACKAGE).parts):
+            assert not {"print", "sys.exit", "exit"} & set(calls), path
+
+
+def test_one_module_reads_this_projects_variables():
+    for path in (*MODULES, *DAGS):
+        if path.name not in {"settings.py", "installation.py"}:  # the demo sets them for others
+            texts = [node.value for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Constant)]
+            assert not [text for text in texts if re.fullmatch("HALOS_EVAL_[A-Z]+", str(text))], path
+
+
+@pytest.mark.parametrize("module", ["halos_eval.cli", "halos_eval.stages.judge", "halos_eval.report.table"])
+def test_the_command_line_starts_without_what_it_does_not_need(module):
+    program = f"import sys, {module}; print(*sorted({{name.partition('.')[0] for name in sys.modules}}))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd="/")
+    assert "halos_eval" in done.stdout.split()
+    assert not {"airflow", *HEAVY} & set(done.stdout.split())
+
+
+def test_shipped_data_is_in_the_package():
+    for kind, ending in (
+        ("suites", "yaml"), ("annotators", "yaml"), ("templates", "jinja"), ("tasks", "yaml"), ("prompt_sets", "json"),
+    ):  # fmt: skip
+        assert list((PACKAGE / kind).glob(f"*.{ending}")), kind

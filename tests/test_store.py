@@ -1,0 +1,150 @@
+"""Storage: the same behaviour for every kind of place, and writes that are all or nothing."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+
+from halos_eval import store
+from halos_eval.errors import StoreError
+
+
+class Behaviour:
+    """What every kind of place does. ``root`` is a URL below which there is nothing."""
+
+    def test_what_is_written_is_read(self, root):
+        url = store.join(root, "deep", "folder", "a.bin")
+        store.write_bytes(url, b"\x00\xff")
+        assert store.read_bytes(url) == b"\x00\xff"
+        store.write_bytes(url, b"new")
+        assert store.read_bytes(url) == b"new"
+
+    def test_json(self, root):
+        url = store.join(root, "a.json")
+        store.write_json(url, {"é": [1, None]})
+        assert store.read_json(url) == {"é": [1, None]}
+
+    @pytest.mark.parametrize("number", [float("nan"), float("inf")])
+    def test_what_is_no_json_is_refused(self, root, number):
+        with pytest.raises(ValueError, match="JSON"):
+            store.write_json(store.join(root, "a.json"), {"score": number})
+        assert not store.exists(store.join(root, "a.json"))
+
+    def test_what_is_not_there(self, root):
+        with pytest.raises(FileNotFoundError):
+            store.read_bytes(store.join(root, "none"))
+        assert not store.exists(store.join(root, "none"))
+        assert store.find(store.join(root, "none"), "") == []
+        store.delete(store.join(root, "none"))
+
+    def test_find_goes_deep_and_gives_urls_in_order(self, root):
+        names = ["b/record.json", "a/x/outputs.record.json", "a/record.json", "a/record.json.bak", "other.json"]
+        for name in names:
+            store.write_bytes(store.join(root, name), name.encode())
+        found = store.find(root, "record.json")
+        assert [store.read_bytes(url).decode() for url in found] == sorted(names[:3])
+        assert all("://" in url for url in found)
+
+    def test_a_new_file_is_found_at_once(self, root):
+        store.write_bytes(store.join(root, "a"), b"")
+        assert len(store.find(root, "")) == 1
+        store.write_bytes(store.join(root, "b"), b"")
+        assert len(store.find(root, "")) == 2
+
+    def test_a_file_and_a_folder_are_deleted(self, root):
+        for name in ("a", "folder/b", "folder/deep/c", "folders"):
+            store.write_bytes(store.join(root, name), b"")
+        store.delete(store.join(root, "folder"))
+        store.delete(store.join(root, "a"))
+        assert [url.rsplit("/", 1)[1] for url in store.find(root, "")] == ["folders"]
+
+    def test_a_folder_exists(self, root):
+        store.write_bytes(store.join(root, "folder", "a"), b"")
+        assert store.exists(store.join(root, "folder"))
+
+
+class TestPlainPath(Behaviour):
+    @pytest.fixture
+    def root(self, tmp_path):
+        return str(tmp_path)
+
+
+class TestFile(Behaviour):
+    @pytest.fixture
+    def root(self, tmp_path):
+        return f"file://{tmp_path}/"
+
+
+class TestMemory(Behaviour):
+    @pytest.fixture
+    def root(self):
+        root = f"memory://{uuid4()}"
+        yield root
+        store.delete(root)
+
+
+@pytest.mark.parametrize("broken", [(os, "fsync"), (Path, "replace")], ids=lambda broken: broken[1])
+def test_a_full_disk_leaves_the_old_content(tmp_path, monkeypatch, broken):
+    url = str(tmp_path / "a")
+    store.write_bytes(url, b"old")
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(*broken, full)
+    with pytest.raises(StoreError) as caught:
+        store.write_bytes(url, b"new")
+    for words in (url, "No space left on device", "free space", "AWS_ENDPOINT_URL", "run it again"):
+        assert words in str(caught.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+    assert store.read_bytes(url) == b"old"
+
+
+def test_a_kill_while_writing_leaves_the_old_content(tmp_path, monkeypatch):
+    store.write_bytes(str(tmp_path / "a"), b"old")
+
+    def killed(*_):
+        raise SystemExit(143)
+
+    monkeypatch.setattr(Path, "replace", killed)
+    with pytest.raises(SystemExit):
+        store.write_bytes(str(tmp_path / "a"), b"new")
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+    assert (tmp_path / "a").read_bytes() == b"old"
+
+
+def test_other_users_can_read_what_is_written(tmp_path):
+    store.write_bytes(str(tmp_path / "a"), b"")
+    assert (tmp_path / "a").stat().st_mode & 0o777 == 0o644
+
+
+def test_a_place_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StoreError, match="permissions"):
+        store.write_bytes(str(tmp_path / "file" / "a"), b"")
+
+
+def test_a_place_that_does_not_exist_is_no_absent_file(tmp_path, monkeypatch):
+    def no_bucket(*_):
+        raise FileNotFoundError("The specified bucket does not exist")
+
+    monkeypatch.setattr(store, "_replace", no_bucket)
+    with pytest.raises(StoreError, match="bucket does not exist"):
+        store.write_bytes(str(tmp_path / "a"), b"")
+
+
+def test_a_folder_cannot_be_read(tmp_path):
+    with pytest.raises(StoreError, match="directory"):
+        store.read_bytes(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("url", "joined"),
+    [("s3://b", "s3://b/x/y"), ("s3://b/", "s3://b/x/y"), ("/a", "/a/x/y"), ("file:///a", "file:///a/x/y")],
+)
+def test_join(url, joined):
+    assert store.join(url, "x", "y") == joined
