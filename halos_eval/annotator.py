@@ -35,7 +35,7 @@ class Annotator(BaseModel):
 
     model_config = FROZEN
 
-    name: str
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
     """The entry's key."""
     prompt_template: str = CLASSIFICATION_PROMPT
     """Template file: beside this file, absolute, or one that alpaca_eval ships."""

@@ -13,6 +13,7 @@ import os
 import signal
 from collections.abc import Coroutine, Sequence
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit, urlunsplit
 
 from pydantic import BaseModel, SecretStr
 
@@ -43,6 +44,12 @@ class Endpoint(BaseModel):
     """Root of the API."""
     key: SecretStr
     """Bearer token."""
+
+    @property
+    def place(self) -> str:
+        """The URL for people and records, without a user and password that it may carry."""
+        parts = urlsplit(self.base_url)
+        return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
 
     @classmethod
     def from_environment(cls) -> Endpoint:
@@ -152,7 +159,7 @@ class Completions:
                 choice = reply.choices[0]
             except (openai.AuthenticationError, openai.PermissionDeniedError, openai.NotFoundError) as error:
                 raise JudgeRefused(
-                    f"{self.endpoint.base_url} refuses {request['model']}: {self._words(error)}. Check OPENAI_API_KEY, "
+                    f"{self.endpoint.place} refuses {request['model']}: {self._words(error)}. Check OPENAI_API_KEY, "
                     "OPENAI_BASE_URL and the annotator's model_name"
                 ) from None
             except openai.RateLimitError as error:
@@ -164,14 +171,14 @@ class Completions:
             except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
                 return {"text": "", "error": self._words(error), "usage": (0, 0)}
             except openai.APIConnectionError as error:
-                raise Incomplete(f"{self.endpoint.base_url} cannot be reached: {self._words(error)}") from None
+                raise Incomplete(f"{self.endpoint.place} cannot be reached: {self._words(error)}") from None
             except openai.APIStatusError as error:
-                raise Incomplete(f"{self.endpoint.base_url}: {self._words(error)}") from None
+                raise Incomplete(f"{self.endpoint.place}: {self._words(error)}") from None
             except (json.JSONDecodeError, openai.APIResponseValidationError, AttributeError, IndexError, TypeError):
                 continue  # 200 with a body that is no answer: a proxy's page
             usage = (reply.usage.prompt_tokens, reply.usage.completion_tokens) if reply.usage else (0, 0)
             return {**choice.model_dump(), "text": choice.message.content or " ", "error": None, "usage": usage}
-        raise Incomplete(f"{self.endpoint.base_url} gives 200 with a body that is no answer")
+        raise Incomplete(f"{self.endpoint.place} gives 200 with a body that is no answer")
 
     def _words(self, error: Exception) -> str:
         """What the endpoint says; some repeat the key that they refuse."""

@@ -8,7 +8,8 @@ from pydantic import BaseModel
 
 from halos_eval import layout, store
 from halos_eval.checkpoint import inspect
-from halos_eval.record import CheckpointRef, Record, StageName, read_failure, read_record, write_model
+from halos_eval.fingerprint import digest_json
+from halos_eval.record import CheckpointRef, Record, StageName, read_failure, read_model, read_record, write_model
 from halos_eval.registry.folders import Checkpoint
 from halos_eval.settings import FROZEN
 from halos_eval.stages.base import Job, StageConfig
@@ -63,6 +64,8 @@ class Plan(BaseModel):
     """The checkpoint's tags."""
     jobs: tuple[PlannedJob, ...]
     """sample, judge, then the tasks in the suite's order."""
+    definitions: dict[str, str] = {}
+    """Digest of each part's settings in the suite, as it was then."""
     left_out: tuple[str, ...] = ()
     """Parts of the suite that have never been asked for."""
 
@@ -195,20 +198,25 @@ def _changes(old: Record, new: Job) -> list[str]:
 def save_plan(plan: Plan, suite: Suite, root: str) -> None:
     """Keep the plan, so that a summary knows what should be there.
 
-    A run of some parts only keeps the other parts of an earlier plan of the same weights, and names what was never
-    asked for.
+    A run of some parts only keeps the other parts of an earlier plan, if weights and settings are the same, and names
+    what was never asked for.
     """
     url = layout.plan_url(root, plan.suite, plan.checkpoint.name)
     jobs = {job.title: job for job in plan.jobs}
-    try:
-        earlier = Plan.model_validate_json(store.read_bytes(url))
-    except FileNotFoundError:
-        earlier = None
+    definitions = {part: digest_json(suite.settings_of(part).model_dump(mode="json")) for part in suite.parts}
+    earlier = read_plan(url)
     if earlier and earlier.checkpoint.digest == plan.checkpoint.digest:
-        jobs = {job.title: job for job in earlier.jobs if _part(job) in suite.parts} | jobs
+        same = {part for part, digest in earlier.definitions.items() if definitions.get(part) == digest}
+        jobs = {job.title: job for job in earlier.jobs if _part(job) in same} | jobs
     planned = {_part(job) for job in jobs.values()}
     left_out = tuple(part for part in suite.parts if part not in planned)
-    write_model(url, plan.model_copy(update={"jobs": tuple(jobs.values()), "left_out": left_out}))
+    update = {"jobs": tuple(jobs.values()), "left_out": left_out, "definitions": definitions}
+    write_model(url, plan.model_copy(update=update))
+
+
+def read_plan(url: str) -> Plan | None:
+    """The plan at ``url``, or None where there is none. Raises StoreError where it is damaged."""
+    return read_model(url, Plan)
 
 
 def _part(job: PlannedJob) -> str:

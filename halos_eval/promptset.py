@@ -97,10 +97,15 @@ def _parse(data: bytes, name: str) -> list[dict[str, Any]]:
 def _check(rows: list[dict[str, Any]], name: str, fields: tuple[str, ...]) -> None:
     for number, row in enumerate(rows):
         for field in fields:
-            if not isinstance(row.get(field), str) or (field == "instruction" and not row[field].strip()):
+            if not _is_text(row.get(field)) or (field == "instruction" and not row[field].strip()):
                 raise BadInput(f"{name}: item {number} has no {field!r} (a text is needed)")
     seen: dict[str, int] = {}
     for number, row in enumerate(rows):
         first = seen.setdefault(row["instruction"], number)
         if first != number:
             raise BadInput(f"{name}: items {first} and {number} have the same instruction; each may be there only once")
+
+
+def _is_text(value: object) -> bool:
+    """Whether a JSON value is a text that can be encoded: JSON may hold half a surrogate pair."""
+    return isinstance(value, str) and value == value.encode("utf-8", "ignore").decode("utf-8")

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
 from halos_eval import store
-from halos_eval.errors import StoreError
+from halos_eval.errors import StoreError, describe
 from halos_eval.settings import FROZEN
 
 StageName = Literal["sample", "judge", "harness"]
+Model = TypeVar("Model", bound=BaseModel)
 
 
 class Score(BaseModel):
@@ -149,22 +150,25 @@ class Failure(BaseModel):
     """UTC."""
 
 
-def read_record(url: str) -> Record | None:
-    """The record at ``url``, or None where there is none. Raises StoreError where it is damaged."""
+def read_model(url: str, kind: type[Model]) -> Model | None:
+    """The record, failure or plan at ``url``, or None where there is none. Raises StoreError where it is damaged."""
     try:
-        return Record.model_validate_json(store.read_bytes(url))
+        return kind.model_validate_json(store.read_bytes(url))
     except FileNotFoundError:
         return None
     except ValidationError as error:
-        raise StoreError(f"{url} is no record of this version: delete it and run the stage again ({error})") from error
+        name = kind.__name__.lower()
+        raise StoreError(f"{url} is no {name} of this version: delete it and run again ({describe(error)})") from error
+
+
+def read_record(url: str) -> Record | None:
+    """The record at ``url``, or None. Raises StoreError."""
+    return read_model(url, Record)
 
 
 def read_failure(url: str) -> Failure | None:
-    """The failure at ``url``, or None."""
-    try:
-        return Failure.model_validate_json(store.read_bytes(url))
-    except FileNotFoundError:
-        return None
+    """The failure at ``url``, or None. Raises StoreError."""
+    return read_model(url, Failure)
 
 
 def write_model(url: str, model: BaseModel) -> None:

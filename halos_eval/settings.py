@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
 
-from pydantic import ConfigDict
+from pydantic import AfterValidator, ConfigDict
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 HERE = Path(__file__).parent
+
+
+def _absolute(place: str) -> str:
+    """A path without its relation to this folder: a stage's process has another one. URLs stay as they are."""
+    return place if "://" in place else str(Path(place).absolute())
+
+
+Place = Annotated[str, AfterValidator(_absolute)]
 
 
 class Settings(BaseSettings):
@@ -15,13 +24,13 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="HALOS_EVAL_", frozen=True, use_attribute_docstrings=True)
 
-    store: str = f"file://{Path.cwd() / 'var' / 'store'}"
+    store: Place = f"file://{Path.cwd() / 'var' / 'store'}"
     """fsspec URL of the folder that holds runs and reports (file://, s3://)."""
-    checkpoints: str = str(Path.cwd() / "var" / "checkpoints")
+    checkpoints: Place = str(Path.cwd() / "var" / "checkpoints")
     """Folder of checkpoints in HALOs' layout: EXPERIMENT/FINAL."""
-    suites: str | None = None
+    suites: Place | None = None
     """Folder with suites of your own (NAME.yaml), looked through before the ones that ship."""
-    environments: str = str(Path.cwd() / ".venv")
+    environments: Place = str(Path.cwd() / ".venv")
     """Folder with one virtual environment for each image: worker, judge. Used where there is no cluster."""
     commit: str | None = None
     """Commit of this package, stamped into the images; taken from git where it is unset and there is a checkout."""

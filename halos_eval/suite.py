@@ -101,6 +101,12 @@ class Suite(BaseModel):
         """What can be chosen from this suite: alpaca_eval and its tasks."""
         return ([ALPACA_EVAL] if self.alpaca_eval else []) + list(self.tasks)
 
+    def settings_of(self, part: str) -> BaseModel:
+        """The settings of alpaca_eval or of a task."""
+        if part == ALPACA_EVAL and self.alpaca_eval:
+            return self.alpaca_eval
+        return self.tasks[part]
+
     def keep(self, wanted: list[str]) -> Suite:
         """This suite with only the parts in ``wanted`` (all of them if it is empty). Raises BadInput."""
         if not wanted:

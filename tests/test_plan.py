@@ -10,7 +10,7 @@ from halos_eval import layout, store
 from halos_eval.checkpoint import inspect
 from halos_eval.cli import HalosEval
 from halos_eval.errors import BadInput, StoreError
-from halos_eval.plan import Plan, make_plan, save_plan
+from halos_eval.plan import Plan, make_plan, read_plan, save_plan
 from halos_eval.record import write_model
 from halos_eval.registry.folders import Checkpoint, Metadata
 from halos_eval.stages.harness import harness_job
@@ -242,7 +242,8 @@ def saved(root):
 def test_a_plan_is_kept(plan, root):
     found = plan()
     save_plan(found, SUITE, root)
-    assert saved(root) == found
+    assert saved(root).model_copy(update={"definitions": {}}) == found
+    assert set(saved(root).definitions) == {"alpaca_eval", "demo_choice", "demo_arithmetic", "demo_cloze"}
 
 
 def test_runs_of_some_parts_make_one_plan(plan, root):
@@ -269,6 +270,22 @@ def test_what_the_suite_has_no_more_is_dropped(plan, root):
     smaller = SUITE.keep(["demo_choice", "demo_cloze"])
     save_plan(plan(smaller.keep(["demo_choice"])), smaller, root)
     assert sorted(job.title for job in saved(root).jobs) == ["demo_choice", "demo_cloze"]
+
+
+def test_parts_with_other_settings_are_dropped(plan, root):
+    save_plan(plan(), SUITE, root)
+    changed = SUITE.model_copy(
+        update={"tasks": {**SUITE.tasks, "demo_cloze": SUITE.tasks["demo_cloze"].model_copy(update={"limit": 3})}}
+    )
+    save_plan(plan(changed.keep(["demo_choice"])), changed, root)
+    assert sorted(job.title for job in saved(root).jobs) == ["demo_arithmetic", "demo_choice", "judge", "sample"]
+    assert saved(root).left_out == ("demo_cloze",)
+
+
+def test_a_damaged_plan_is_named(root):
+    store.write_bytes(layout.plan_url(root, "demo", "kto"), b"{}")
+    with pytest.raises(StoreError, match=r"kto\.json is no plan"):
+        read_plan(layout.plan_url(root, "demo", "kto"))
 
 
 def test_parts_of_other_weights_are_dropped(plan, root, tmp_path):

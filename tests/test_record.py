@@ -25,7 +25,7 @@ def test_none_is_none(tmp_path, read):
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff", b"{}", b"[]"])
 def test_a_damaged_record_is_not_taken_for_an_absent_one(tmp_path, content):
     (tmp_path / "record.json").write_bytes(content)
-    with pytest.raises(StoreError, match="delete it and run the stage again"):
+    with pytest.raises(StoreError, match="delete it and run again"):
         read_record(str(tmp_path / "record.json"))
 
 

@@ -30,7 +30,9 @@ def plan_evaluation(params: dict[str, Any]) -> list[dict[str, Any]]:
         plan = make_plan(kept, checkpoint, settings.store, force=params["force"], judge=params["judge"])
         save_plan(plan, suite, settings.store)
     except HalosEvalError as error:
-        raise (AirflowFailException(f"{type(error).__name__}: {error}") if not error.retryable else error) from error
+        if error.retryable:
+            raise
+        raise AirflowFailException(f"{type(error).__name__}: {error}") from error
     to_run = [job for job in plan.jobs if not job.done]
     exchange = get_current_context()["ti"]
     for stage in ("sample", "judge"):

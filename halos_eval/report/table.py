@@ -13,7 +13,7 @@ import pandas as pd
 
 from halos_eval import layout, store
 from halos_eval.errors import BadInput
-from halos_eval.plan import Plan, PlannedJob
+from halos_eval.plan import Plan, PlannedJob, read_plan
 from halos_eval.record import Record, Score, read_failure, read_record
 
 # alpaca_eval's metric -> HALOs' column
@@ -35,10 +35,7 @@ def summarize_store(root: str, suite: str | None = None) -> pd.DataFrame:
     Raises BadInput where there is nothing, StoreError.
     """
     if suite:
-        plans = [
-            Plan.model_validate_json(store.read_bytes(url))
-            for url in store.find(store.join(root, "plans", suite), ".json")
-        ]
+        plans = [plan for url in store.find(store.join(root, "plans", suite), ".json") if (plan := read_plan(url))]
         rows = [row_of_plan(plan) for plan in plans]
     else:
         rows = rows_of_records(record for url in store.find(root, layout.RECORD) if (record := read_record(url)))
@@ -61,21 +58,26 @@ def row_of_plan(plan: Plan) -> Row:
     """The row of one checkpoint, from what was planned for it and what is there."""
     row: Row = {"model_name": plan.checkpoint.name}
     troubles: list[str] = []
-    primary: list[float | None] = []
+    primary: list[float] = []
+    whole = not plan.left_out
     for job in plan.jobs:
         record = read_record(job.record)
-        if record is None:
-            troubles.append(f"{job.title}: {_reason(job)}")
-        else:
-            row |= columns_of_scores(record.scores)
-            troubles += _shortfalls(record)
         if job.stage == "judge":
             row = {**dict.fromkeys(ALPACA_COLUMNS.values(), math.nan), **row}
-        if job.stage == "harness":
-            primary.append(_primary(record, job.metric) if record else None)
+        if record is None:
+            troubles.append(f"{job.title}: {_reason(job)}")
+            whole = whole and job.stage != "harness"
+            continue
+        row |= columns_of_scores(record.scores)
+        troubles += _shortfalls(record)
+        number = _primary(record, job.metric) if job.stage == "harness" else None
+        if number is not None:
+            primary.append(number)
+        elif job.metric:
+            troubles.append(f"avg: {job.title} has no metric {job.metric} to be averaged")
+            whole = False
     troubles += [f"{part}: not asked for" for part in plan.left_out]
-    average = {} if plan.left_out else _average(primary)
-    return row | average | {"status": "; ".join(troubles) or COMPLETE}
+    return row | (_average(primary) if whole else {}) | {"status": "; ".join(troubles) or COMPLETE}
 
 
 def rows_of_records(records: Iterable[Record]) -> list[Row]:
@@ -90,7 +92,9 @@ def rows_of_records(records: Iterable[Record]) -> list[Row]:
             row |= columns_of_scores(record.scores)
         troubles = [trouble for record in found.values() for trouble in _shortfalls(record)]
         primary = [_primary(record, None) for record in found.values() if record.stage == "harness"]
-        rows.append(row | _average(primary) | {"status": "; ".join(troubles) or COMPLETE})
+        rows.append(
+            row | _average([one for one in primary if one is not None]) | {"status": "; ".join(troubles) or COMPLETE}
+        )
     return rows
 
 
@@ -127,10 +131,9 @@ def _primary(record: Record, metric: str | None) -> float | None:
     return sum(first.values()) / len(first) if first else None
 
 
-def _average(primary: list[float | None]) -> Row:
+def _average(primary: list[float]) -> Row:
     """The mean over tasks, rounded as HALOs does; none where a task is missing: it could not be compared."""
-    numbers = [value for value in primary if value is not None]
-    return {"avg": round(sum(numbers) / len(numbers), 4)} if numbers and len(numbers) == len(primary) else {}
+    return {"avg": round(sum(primary) / len(primary), 4)} if primary else {}
 
 
 def _reason(job: PlannedJob) -> str:

@@ -146,18 +146,18 @@ class Job(BaseModel):
 
 def run(job: Job, config: StageConfig, work: Callable[[], Outcome]) -> Record:
     """Run one stage unless its record is there. Raises what the work raises, after leaving a failure note."""
-    if config.expect and config.expect != job.fingerprint:
-        raise BadInput(
-            f"planned as {config.expect}, found {job.fingerprint}: the checkpoint or an input has changed since it was "
-            "planned. Trigger the evaluation again"
-        )
     found = read_record(job.record)
-    if found and found.fingerprint == job.fingerprint and not config.force:
+    if (
+        found
+        and found.fingerprint == job.fingerprint
+        and config.expect in {None, found.fingerprint}
+        and not config.force
+    ):
         log.info("already there: %s", job.record)
         return found
-    tools.check_installed(*job.packages)
     started = datetime.now(UTC)
     try:
+        _check_promises(job, config)
         outcome = work()
     except HalosEvalError as error:
         _note_failure(job, error)
@@ -170,6 +170,15 @@ def run(job: Job, config: StageConfig, work: Callable[[], Outcome]) -> Record:
     write_model(job.record, record)
     store.delete(layout.failure_beside(job.record))
     return record
+
+
+def _check_promises(job: Job, config: StageConfig) -> None:
+    if config.expect and config.expect != job.fingerprint:
+        raise BadInput(
+            f"planned as {config.expect}, found {job.fingerprint}: the checkpoint or an input has changed since it was "
+            "planned. Trigger the evaluation again"
+        )
+    tools.check_installed(*job.packages)
 
 
 def _record(job: Job, config: StageConfig, outcome: Outcome, started: datetime) -> Record:

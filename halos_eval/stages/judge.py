@@ -61,15 +61,15 @@ class JudgeConfig(StageConfig):
 def judge_job(config: JudgeConfig, outputs_identity: str, checkpoint: CheckpointRef) -> Job:
     """The job's identity. ``outputs_identity``: the sample stage's fingerprint, or the file's digest without one."""
     reference = promptset.load(config.reference, "reference")
+    inputs = {"outputs": outputs_identity, "reference": reference.digest, **load_annotator(config.annotator).inputs()}
+    if config.reference == promptset.ALPACA_EVAL:
+        calibration, _ = promptset.hub_file(promptset.HUB_FILES["calibration"])
+        inputs["calibration"] = digest_bytes(calibration.read_bytes())
     return Job(
         stage="judge",
         checkpoint=checkpoint,
         settings=config.scored_settings(),
-        inputs={
-            "outputs": outputs_identity,
-            "reference": reference.digest,
-            **load_annotator(config.annotator).inputs(),
-        },
+        inputs=inputs,
         packages=("alpaca-eval",),
         record=store.join(config.output_dir, layout.RECORD),
     )
@@ -124,7 +124,7 @@ def _work(config: JudgeConfig, rows: list[dict[str, Any]], digest: str, job: Job
     reference = promptset.load(config.reference, "reference")
     _pair(rows, reference, config.outputs)
     controlled = config.reference == promptset.ALPACA_EVAL
-    inputs = reference.inputs("reference") | {"outputs_sha256": digest, "endpoint": endpoint.base_url}
+    inputs = reference.inputs("reference") | {"outputs_sha256": digest, "endpoint": endpoint.place}
     if controlled:
         _, inputs["calibration_revision"] = promptset.hub_file(promptset.HUB_FILES["calibration"])  # type: ignore[assignment]
     parts = store.join(config.output_dir, "parts")

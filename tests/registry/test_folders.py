@@ -26,7 +26,7 @@ def registry(tmp_path):
 
 def test_safe_names_with_weights_are_listed(registry):
     assert registry.names() == ["kto", "link", "lora", "plain"]
-    for name in ("kto", "lora", "plain"):
+    for name in ("kto", "link", "lora", "plain"):  # a lab's link leads to another disk
         assert registry.get(name).name == name
 
 
@@ -40,7 +40,7 @@ def test_another_folder_of_an_experiment(registry):
     assert (found.name, found.location) == ("kto/step-100", str(registry.root / "kto" / "step-100"))
 
 
-@pytest.mark.parametrize("name", ["../outside", "link", "/etc", "kto/../../outside", "a__b", ".cache", "notes.txt", ""])
+@pytest.mark.parametrize("name", ["../outside", "/etc", "kto/../../outside", "a__b", ".cache", "notes.txt", ""])
 def test_nothing_outside_and_nothing_unsafe(registry, name):
     with pytest.raises(BadInput):
         registry.get(name)
