@@ -12,7 +12,11 @@ export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 # Python keeps what it compiles: vLLM would take 20 s longer at every start.
 export PYTHONDONTWRITEBYTECODE :=
 AIRFLOW_LOCK := images/airflow/requirements.txt
-WORKER_LOCK := images/worker/requirements-cpu.txt
+# cpu or cuda; the CPU build of PyTorch comes from PyTorch's own index, or from the wheels that this machine keeps.
+WORKER ?= cpu
+WORKER_LOCK := images/worker/requirements-$(WORKER).txt
+TORCH := $(if $(UV_FIND_LINKS)$(filter cuda,$(WORKER)),,--torch-backend cpu)
+SHIM := $(if $(filter cpu,$(WORKER)),images/worker/vllm-cpu)
 JUDGE_LOCK := images/judge/requirements.txt
 COMPILE := $(UV) pip compile -q --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links \
     --custom-compile-command "make locks" pyproject.toml
@@ -44,14 +48,14 @@ up: $(VENV)/airflow/.done $(VENV)/worker/.done $(VENV)/judge/.done ## Airflow's 
 locks: $(UV) ## resolve all locks again (the CUDA lock is resolved from the registry alone)
 	$(COMPILE) images/airflow/requirements.in --extra airflow -o $(AIRFLOW_LOCK)
 	$(COMPILE) images/judge/requirements.in --extra judge -o $(JUDGE_LOCK)
-	$(COMPILE) images/worker/requirements.in images/worker/cpu.in --extra worker \
-	    --override images/worker/cpu-overrides.txt -o $(WORKER_LOCK)
+	$(COMPILE) $(TORCH) images/worker/requirements.in images/worker/cpu.in --extra worker \
+	    --override images/worker/cpu-overrides.txt -o images/worker/requirements-cpu.txt
 	UV_FIND_LINKS= $(COMPILE) images/worker/requirements.in --extra worker \
 	    --python-platform x86_64-manylinux_2_35 -o images/worker/requirements-cuda.txt
 	$(COMPILE) requirements-dev.in --extra airflow -c $(AIRFLOW_LOCK) -o requirements-dev.txt
 
-clean: ## remove the environments and everything that was evaluated here
-	rm -rf $(VENV) var
+clean: ## remove the environments (what was evaluated, in var/, stays)
+	rm -rf $(VENV)
 
 $(UV):
 	$(PYTHON) -m venv $(VENV)/uv
@@ -62,11 +66,11 @@ define environment
 $(VENV)/$(1)/.done: $(2) $(PACKAGE) | $(UV)
 	@echo "environment $(1): installing from $(2)"
 	$(UV) venv -q --allow-existing --python $(PYTHON) $(VENV)/$(1)
-	$(UV) pip sync -q --require-hashes --python $(VENV)/$(1)/bin/python $(2)
+	$(UV) pip sync -q $(4) --require-hashes --python $(VENV)/$(1)/bin/python $(2)
 	$(UV) pip install -q --no-deps --python $(VENV)/$(1)/bin/python -e . $(3)
 	touch $$@
 endef
-$(eval $(call environment,airflow,$(AIRFLOW_LOCK),))
-$(eval $(call environment,worker,$(WORKER_LOCK),images/worker/vllm-cpu))
-$(eval $(call environment,judge,$(JUDGE_LOCK),))
-$(eval $(call environment,dev,requirements-dev.txt,))
+$(eval $(call environment,airflow,$(AIRFLOW_LOCK),,))
+$(eval $(call environment,worker,$(WORKER_LOCK),$(SHIM),$(TORCH)))
+$(eval $(call environment,judge,$(JUDGE_LOCK),,))
+$(eval $(call environment,dev,requirements-dev.txt,,))

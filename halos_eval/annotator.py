@@ -72,9 +72,21 @@ class Annotator(BaseModel):
         return {self.name: kept | {"prompt_template": self.template_text or self.prompt_template}}
 
 
+def shipped_names() -> list[str]:
+    """The judges that ship with the package."""
+    return sorted(path.stem for path in shipped("annotators").glob("*.yaml"))
+
+
+def check_shipped(name: str) -> None:
+    """Raise BadInput unless a judge of this name ships: a form may not name a file."""
+    if name not in shipped_names():
+        shipped_ones = ", ".join(shipped_names())
+        raise BadInput(f"annotator {name}: there is none. Shipped: {shipped_ones}; a file can be named in a suite only")
+
+
 def load_annotator(name: str) -> Annotator:
     """A judge by its shipped name or its file. Raises BadInput."""
-    names = sorted(path.stem for path in shipped("annotators").glob("*.yaml"))
+    names = shipped_names()
     path = shipped("annotators") / f"{name}.yaml" if name in names else Path(name)
     try:
         document = yaml.safe_load(path.read_text(encoding="utf-8"))

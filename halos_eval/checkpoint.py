@@ -24,8 +24,10 @@ from halos_eval.settings import FROZEN
 NAME = re.compile(r"(?!.*__)[A-Za-z0-9][A-Za-z0-9._-]{0,127}(/[A-Za-z0-9][A-Za-z0-9._-]{0,127}){0,3}")
 VLLM_LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # vllm.config.lora.MaxLoRARanks
 # What determines a model's outputs; README, optimizer state and our own metadata do not.
-SCORED = re.compile(r".*\.safetensors|.*\.safetensors\.index\.json|.*config\.json|token.*|vocab.*|merges\.txt|"
-                    r"special_tokens_map\.json|added_tokens\.json|chat_template\.(jinja|json)|.*\.model")  # fmt: skip
+SCORED = re.compile(
+    r".*\.safetensors|.*\.safetensors\.index\.json|.*config\.json|token.*|vocab.*|merges\.txt|tekken\.json|"
+    r"special_tokens_map\.json|added_tokens\.json|chat_template\.(jinja|json)|.*\.model"
+)
 
 
 class Weights(BaseModel):

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-RETRIES = 8  # of the client, with its exponential back-off: about half a minute in all
+RETRIES = 8  # of the client, with its exponential back-off: half a minute, if each is refused at once
 TIMEOUT_SECONDS = 60.0
 UNREADABLE_TRIES = 5
 DOWN_AFTER = 8  # requests that fail in a row, each with all its retries: the rest would only take hours to fail

@@ -87,6 +87,7 @@ def make_plan(suite: Suite, checkpoint: Checkpoint, root: str, force: bool = Fal
             prompts=settings.prompts,
             stop=(*settings.sampling.stop, *checkpoint.metadata.stop),
             chat_template=checkpoint.metadata.chat_template,
+            tensor_parallel_size=suite.tensor_parallel_size,
             gpu_memory_utilization=suite.gpu_memory_utilization,
             enforce_eager=suite.enforce_eager,
         )
@@ -118,6 +119,7 @@ def make_plan(suite: Suite, checkpoint: Checkpoint, root: str, force: bool = Fal
             output_dir="",
             include_path=suite.include_path,
             chat_template=checkpoint.metadata.chat_template if task_settings.apply_chat_template else None,
+            tensor_parallel_size=suite.tensor_parallel_size,
             gpu_memory_utilization=suite.gpu_memory_utilization,
             enforce_eager=suite.enforce_eager,
         )
@@ -135,10 +137,7 @@ def _judged_outputs_of(sample: PlannedJob, judged: PlannedJob) -> PlannedJob:
     sampled = read_record(sample.record) if record else None
     if not judged.done or (record and sampled and record.provenance.inputs["outputs_sha256"] in sampled.files.values()):
         return judged
-    stage, *words = judged.argv
-    return judged.model_copy(
-        update={"done": False, "why": "the outputs are sampled anew", "argv": (stage, "--force", *words)}
-    )
+    return judged.model_copy(update={"done": False, "why": "the outputs are sampled anew"})
 
 
 class _Planner:

@@ -59,7 +59,7 @@ class Usage(BaseModel):
     price_usd: float | None = None
     """By the annotator's price list; None where it has none. A local model costs 0 only if its list says so."""
     load_seconds: float
-    """From the start of the process to the first request: imports, weights, warm-up."""
+    """From the start of the work to the first request: imports, weights, warm-up."""
     work_seconds: float
     """From the first request to the last result, of this run: a resumed run counts only its own."""
 

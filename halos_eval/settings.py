@@ -13,7 +13,8 @@ HERE = Path(__file__).parent
 
 def _absolute(place: str) -> str:
     """A path without its relation to this folder: a stage's process has another one. URLs stay as they are."""
-    return place if "://" in place else str(Path(place).absolute())
+    scheme, separator, path = place.rpartition("://")
+    return place if scheme not in {"", "file"} else f"{scheme}{separator}{Path(path).absolute()}"
 
 
 Place = Annotated[str, AfterValidator(_absolute)]

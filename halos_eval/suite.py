@@ -61,6 +61,8 @@ class Suite(BaseModel):
     """AlpacaEval; None leaves it out."""
     enforce_eager: bool = False
     """Start vLLM without compiling: for small models and trials."""
+    tensor_parallel_size: int = Field(1, ge=1)
+    """GPUs to split a model over."""
     gpu_memory_utilization: float = Field(0.9, gt=0, le=1)
     """Share of each GPU's memory that vLLM may take."""
     include_path: str | None = None
@@ -86,7 +88,7 @@ class Suite(BaseModel):
     @classmethod
     def _names(cls, tasks: dict[str, TaskSettings]) -> dict[str, TaskSettings]:
         for task in tasks:
-            if not re.fullmatch(TASK_NAME, task) or task == ALPACA_EVAL:
+            if not re.fullmatch(TASK_NAME, task) or task in {ALPACA_EVAL, "sample", "judge"}:
                 raise ValueError(f"{task!r} cannot be the name of an lm_eval task")
         return tasks
 

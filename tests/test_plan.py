@@ -179,7 +179,6 @@ def test_outputs_that_are_sampled_anew_are_judged_anew(plan):
     finish(jobs["judge"])
     again = by_title(plan())["judge"]
     assert (again.done, again.why) == (False, "the outputs are sampled anew")
-    assert parse(list(again.argv)).force
     finish(jobs["sample"], files={"outputs.json": "other"})
     assert not by_title(plan())["judge"].done
     finish(jobs["sample"])

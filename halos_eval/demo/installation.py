@@ -32,7 +32,7 @@ def airflow_environment(**more: str) -> dict[str, str]:
         "AIRFLOW__CORE__PLUGINS_FOLDER": str(HERE / "plugins"),
         "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
         # One machine: one model at a time.
-        "AIRFLOW__CORE__MAX_ACTIVE_TASKS_PER_DAG": "1",
+        "AIRFLOW__CORE__PARALLELISM": "1",
         "AIRFLOW__CORE__DAGS_ARE_PAUSED_AT_CREATION": "False",
         "AIRFLOW__USAGE_DATA_COLLECTION__ENABLED": "False",
         "HALOS_EVAL_STORE": STORE,

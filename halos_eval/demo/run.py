@@ -15,6 +15,7 @@ from rich.console import Console
 
 from halos_eval import layout, store
 from halos_eval.cli import show_table
+from halos_eval.demo.checkpoints import INTACT, ROUNDED
 from halos_eval.demo.installation import (
     CHECKPOINTS,
     LOGS,
@@ -64,7 +65,7 @@ def main() -> int:
 
 def _checkpoints() -> list[Checkpoint]:
     registry = FolderRegistry(str(CHECKPOINTS))
-    return [registry.get(name) for name in registry.names()]
+    return [registry.get(name) for name in (INTACT, ROUNDED)]
 
 
 def _evaluate(plans: list[Plan]) -> list[str]:

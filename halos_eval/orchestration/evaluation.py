@@ -8,10 +8,12 @@ from airflow.sdk import get_current_context
 from airflow.sdk.exceptions import AirflowFailException
 
 from halos_eval import layout
+from halos_eval.annotator import check_shipped
 from halos_eval.errors import HalosEvalError
 from halos_eval.plan import PlannedJob, make_plan, save_plan
-from halos_eval.record import read_failure, read_record
+from halos_eval.record import read_record
 from halos_eval.registry.folders import FolderRegistry
+from halos_eval.report.table import why_missing
 from halos_eval.settings import Settings
 from halos_eval.suite import load_suite
 
@@ -27,6 +29,8 @@ def plan_evaluation(params: dict[str, Any]) -> list[dict[str, Any]]:
         checkpoint = FolderRegistry(settings.checkpoints).get(params["checkpoint"])
         suite = load_suite(params["suite"])
         kept = suite.keep(params["tasks"] or [])
+        if params["judge"] is not None:
+            check_shipped(params["judge"])
         plan = make_plan(kept, checkpoint, settings.store, force=params["force"], judge=params["judge"])
         save_plan(plan, suite, settings.store)
     except HalosEvalError as error:
@@ -55,8 +59,10 @@ def check_complete(jobs: dict[str, str]) -> None:
     """Fail unless every planned job has its record, naming those that have not, each with its reason."""
     missing = {}
     for title, url in jobs.items():
-        if read_record(url) is None:
-            note = read_failure(layout.failure_beside(url))
-            missing[title] = f"{note.error}: {note.message}" if note else "no result (not run, or killed)"
+        record = read_record(url)
+        if record is None:
+            missing[title] = why_missing(url)
+        elif record.stage == "harness" and record.missing:
+            missing[title] = "; ".join(f"{metric}: {reason}" for metric, reason in record.missing.items())
     if missing:
         raise AirflowFailException("missing: " + "; ".join(f"{title} ({why})" for title, why in missing.items()))

@@ -68,4 +68,6 @@ def failure(exit_code: int, words: str) -> AirflowException:
     kind = known.get(exit_code)
     if kind and not kind.retryable:
         return AirflowFailException(words)
+    if exit_code < 0:
+        return AirflowException(f"ended by signal {-exit_code} (9 may be a lack of memory); its last line: {words}")
     return AirflowException(words or f"ended with exit code {exit_code}")

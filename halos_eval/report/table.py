@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 import pandas as pd
 
 from halos_eval import layout, store
-from halos_eval.errors import BadInput
+from halos_eval.errors import BadInput, StoreError
 from halos_eval.plan import Plan, PlannedJob, read_plan
 from halos_eval.record import Record, Score, read_failure, read_record
 
@@ -22,7 +22,8 @@ ALPACA_COLUMNS = {
     "win_rate": "alpacaeval_wr",
     "discrete_win_rate": "alpacaeval_discrete_wr",
 }
-FIRST = ["model_name", *ALPACA_COLUMNS.values()]
+JUDGE = "alpacaeval_judge"
+FIRST = ["model_name", *ALPACA_COLUMNS.values(), JUDGE]
 LAST = ["avg", "status"]
 COMPLETE = "complete"
 
@@ -61,41 +62,52 @@ def row_of_plan(plan: Plan) -> Row:
     primary: list[float] = []
     whole = not plan.left_out
     for job in plan.jobs:
-        record = read_record(job.record)
+        record, trouble = _read(job)
         if job.stage == "judge":
             row = {**dict.fromkeys(ALPACA_COLUMNS.values(), math.nan), **row}
         if record is None:
-            troubles.append(f"{job.title}: {_reason(job)}")
+            troubles.append(f"{job.title}: {trouble}")
             whole = whole and job.stage != "harness"
             continue
-        row |= columns_of_scores(record.scores)
+        row |= _columns(record)
         troubles += _shortfalls(record)
-        number = _primary(record, job.metric) if job.stage == "harness" else None
-        if number is not None:
-            primary.append(number)
-        elif job.metric:
-            troubles.append(f"avg: {job.title} has no metric {job.metric} to be averaged")
-            whole = False
+        if job.stage == "harness":
+            number = _primary(record, job.metric)
+            primary += [] if number is None else [number]
+            whole = whole and (number is not None or not (job.metric or record.missing))
+            if number is None and job.metric:
+                troubles.append(f"avg: {job.title} has no {job.metric} to be averaged")
     troubles += [f"{part}: not asked for" for part in plan.left_out]
     return row | (_average(primary) if whole else {}) | {"status": "; ".join(troubles) or COMPLETE}
 
 
 def rows_of_records(records: Iterable[Record]) -> list[Row]:
-    """Rows from records alone: the newest of each checkpoint, stage and task."""
+    """Rows from records alone: of each checkpoint's newest weights, the newest record of each stage and task."""
     newest: dict[str, dict[tuple[str, str | None], Record]] = {}
-    for record in sorted(records, key=lambda record: record.provenance.ended):
-        newest.setdefault(record.checkpoint.name, {})[record.stage, record.task] = record
+    weights: dict[str, str] = {}
+    for record in sorted(records, key=lambda record: record.provenance.ended, reverse=True):
+        name, digest = record.checkpoint.name, record.checkpoint.digest
+        if digest == weights.setdefault(name, digest):
+            newest.setdefault(name, {}).setdefault((record.stage, record.task), record)
+    tasks = {str(task) for found in newest.values() for stage, task in found if stage == "harness"}
     rows = []
     for name, found in sorted(newest.items()):
         row: Row = {"model_name": name}
         for record in found.values():
-            row |= columns_of_scores(record.scores)
+            row |= _columns(record)
         troubles = [trouble for record in found.values() for trouble in _shortfalls(record)]
-        primary = [_primary(record, None) for record in found.values() if record.stage == "harness"]
-        rows.append(
-            row | _average([one for one in primary if one is not None]) | {"status": "; ".join(troubles) or COMPLETE}
-        )
+        troubles += [f"{task}: no record" for task in sorted(tasks) if ("harness", task) not in found]
+        harness = [record for record in found.values() if record.stage == "harness"]
+        numbers = [number for record in harness if (number := _primary(record, None)) is not None]
+        whole = len(harness) == len(tasks) and not any(record.missing for record in harness)
+        rows.append(row | (_average(numbers) if whole else {}) | {"status": "; ".join(troubles) or COMPLETE})
     return rows
+
+
+def _columns(record: Record) -> Row:
+    """A record's scores, and which model has judged."""
+    judge = record.provenance.inputs.get("judge_model")
+    return columns_of_scores(record.scores) | ({JUDGE: judge} if judge else {})
 
 
 def columns_of_scores(scores: Iterable[Score]) -> Row:
@@ -122,6 +134,8 @@ def _primary(record: Record, metric: str | None) -> float | None:
     perplexity are no part of an average.
     """
     own = [score for score in record.scores if score.group is None and score.higher_is_better is not False]
+    if record.missing and not metric:
+        return None  # what is missing may be the first: another in its place could not be compared
     if metric:
         name, _, filter_name = metric.partition(",")
         own = [score for score in own if score.metric == name and filter_name in {"", score.filter}]
@@ -136,8 +150,18 @@ def _average(primary: list[float]) -> Row:
     return {"avg": round(sum(primary) / len(primary), 4)} if primary else {}
 
 
-def _reason(job: PlannedJob) -> str:
-    failure = read_failure(layout.failure_beside(job.record))
+def _read(job: PlannedJob) -> tuple[Record | None, str]:
+    """A job's record, or None and why. A damaged one costs its own cells only."""
+    try:
+        record = read_record(job.record)
+        return record, "" if record else why_missing(job.record)
+    except StoreError as error:
+        return None, str(error)
+
+
+def why_missing(record_url: str) -> str:
+    """What is known of a stage that has no record. Raises StoreError."""
+    failure = read_failure(layout.failure_beside(record_url))
     return f"{failure.error}: {failure.message}" if failure else "no result (not run, or killed)"
 
 

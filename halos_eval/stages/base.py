@@ -5,6 +5,7 @@ A stage looks for its own finished record first and leaves at once if it is ther
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import sys
@@ -16,7 +17,7 @@ from pydantic import BaseModel, Field
 from pydantic_settings import CliSuppress
 
 from halos_eval import layout, provenance, store, tools
-from halos_eval.errors import BadInput, EvaluationFailed, HalosEvalError
+from halos_eval.errors import BadInput, EvaluationFailed, HalosEvalError, StoreError
 from halos_eval.fingerprint import fingerprint
 from halos_eval.record import (
     CheckpointRef,
@@ -105,6 +106,12 @@ class Outcome(BaseModel):
     usage: Usage
     files: dict[str, str] = Field(default_factory=dict)
     inputs: dict[str, str] = Field(default_factory=dict)
+    parts: str | None = None
+    """Folder of the journal, which is needed no more once the record is there."""
+
+
+LOGIC = 1
+"""Version of what this project itself does to a score. Raise it when a mended defect has made records wrong."""
 
 
 class Job(BaseModel):
@@ -127,6 +134,7 @@ class Job(BaseModel):
     def identity(self) -> dict[str, Any]:
         """All that determines the scores."""
         return {
+            "logic": LOGIC,
             "stage": self.stage,
             "task": self.task,
             "settings": self.settings,
@@ -159,17 +167,27 @@ def run(job: Job, config: StageConfig, work: Callable[[], Outcome]) -> Record:
     try:
         _check_promises(job, config)
         outcome = work()
+        record = _record(job, config, outcome, started)
+        write_model(job.record, record)
     except HalosEvalError as error:
         _note_failure(job, error)
         raise
     except Exception as error:
-        failed = EvaluationFailed(f"{type(error).__name__}: {error}")
+        failed = _named(error)
         _note_failure(job, failed)
         raise failed from error
-    record = _record(job, config, outcome, started)
-    write_model(job.record, record)
     store.delete(layout.failure_beside(job.record))
+    if outcome.parts:
+        store.delete(outcome.parts)
     return record
+
+
+def _named(error: Exception) -> HalosEvalError:
+    """What a library raised, as an error of ours. A full disk is one, wherever it was met."""
+    words = f"{type(error).__name__}: {error}"
+    if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}:
+        return StoreError(f"{words}. Free space there, or point TMPDIR and HF_HOME to a larger disk; then run it again")
+    return EvaluationFailed(words)
 
 
 def _check_promises(job: Job, config: StageConfig) -> None:
@@ -188,7 +206,7 @@ def _record(job: Job, config: StageConfig, outcome: Outcome, started: datetime) 
         fingerprint=job.fingerprint,
         identity=job.identity,
         checkpoint=job.checkpoint,
-        **outcome.model_dump(exclude={"inputs"}),
+        **outcome.model_dump(exclude={"inputs", "parts"}),
         provenance=Provenance(
             suite=config.suite,
             config=config.model_dump(mode="json"),

@@ -14,6 +14,7 @@ import os
 import re
 import time
 from collections.abc import Callable
+from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -44,7 +45,7 @@ HF_BATCH_SIZE = 4  # HALOs' own; its README warns of auto with gsm8k_cot
 
 
 class HarnessSettings(BaseModel):
-    """How a task is run; the defaults are lm_eval's."""
+    """How a task is run. Without options it is run on the plain text, with the task's own number of examples."""
 
     model_config = FROZEN
 
@@ -148,16 +149,16 @@ def _work(config: HarnessConfig, weights: Weights, job: Job) -> Outcome:
     with Journal(job.journal(parts, config.force), seconds=0) as journal:
         _journaled(model, journal, config.save_every)
         results = _evaluate(config, model, manager, tasks)
+    store.delete(job.record)  # an older record must not vouch for the new files
     files = _save(config, results)
-    outcome = Outcome(
+    return Outcome(
         **_scores(results),
         coverage=_coverage(results),
         usage=Usage(load_seconds=loaded - began, work_seconds=time.monotonic() - loaded),
         files=files,
         inputs=_dataset_revisions(tasks),
+        parts=parts,
     )
-    store.delete(parts)
-    return outcome
 
 
 def _load_tasks(config: HarnessConfig) -> tuple[TaskManager, list[Any]]:
@@ -206,6 +207,8 @@ def _load_model(config: HarnessConfig, weights: Weights) -> LM:
     }
     if weights.revision:
         arguments["revision"] = weights.revision
+        if weights.tokenizer == weights.model and config.backend == "vllm":
+            arguments["tokenizer_revision"] = weights.revision
     if config.backend == "vllm":
         arguments |= {
             "seed": config.seed[2],
@@ -308,7 +311,10 @@ def _save(config: HarnessConfig, results: dict[str, Any]) -> dict[str, str]:
 def _scores(results: dict[str, Any]) -> dict[str, Any]:
     """Every metric with its filter and stderr, and what is missing, as keywords of Outcome."""
     scores, missing = [], {}
-    parent = {child: group for group, children in results.get("group_subtasks", {}).items() for child in children}
+    # A group without a score of its own has no breakdown: then its tasks stand for themselves.
+    scored = {task for task, row in results["results"].items() if any("," in key for key in row)}
+    groups = results.get("group_subtasks", {}).items()
+    parent = {child: group for group, children in groups if group in scored for child in children}
     for task, row in results["results"].items():
         for key in sorted(row):
             metric, _, filter_name = key.partition(",")
@@ -325,8 +331,8 @@ def _scores(results: dict[str, Any]) -> dict[str, Any]:
                     group=parent.get(task),
                     metric=metric,
                     filter=filter_name,
-                    value=value,
-                    stderr=stderr if _is_number(stderr) else None,
+                    value=float(value),
+                    stderr=float(stderr) if _is_number(stderr) else None,
                     higher_is_better=better,
                 )
             )
@@ -336,7 +342,7 @@ def _scores(results: dict[str, Any]) -> dict[str, Any]:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _coverage(results: dict[str, Any]) -> Coverage:

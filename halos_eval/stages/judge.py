@@ -40,6 +40,8 @@ METRICS = {
     "length_controlled_winrate": "lc_standard_error",
     "discrete_win_rate": None,
 }
+LEAST_READ = 0.95
+"""Share of the judge's answers that must be readable: a win rate over a few of them is no win rate of the set."""
 NO_LENGTH_CONTROL = "length control is defined for AlpacaEval's own 805 instructions only"
 
 
@@ -85,6 +87,9 @@ def judge(config: JudgeConfig) -> Record:
         name = str(config.name or rows[0].get("generator") or Path(config.outputs).stem)
         checkpoint, identity = CheckpointRef(name=name, location=config.outputs, digest=digest), digest
     job = judge_job(config, identity, checkpoint)
+    judged = read_record(job.record)
+    if judged and judged.provenance.inputs.get("outputs_sha256") != digest:
+        config = config.model_copy(update={"force": True})  # the same settings have given other outputs since
     return run(job, config, lambda: _work(config, rows, digest, job))
 
 
@@ -105,16 +110,21 @@ def _read_outputs(url: str) -> tuple[list[dict[str, Any]], str]:
     return rows, digest_bytes(data)
 
 
-def _pair(rows: list[dict[str, Any]], reference: promptset.PromptSet, url: str) -> None:
-    """Raise BadInput unless each reference has exactly one output: alpaca_eval would drop the rest silently."""
-    given = [row["instruction"] for row in rows]
-    if len(set(given)) != len(given):
+def _pair(rows: list[dict[str, Any]], reference: promptset.PromptSet, url: str) -> list[dict[str, Any]]:
+    """The outputs for the reference's instructions, one for each: alpaca_eval would drop what is missing silently.
+
+    Raises BadInput where one is missing or there are several. Outputs for other instructions are left out.
+    """
+    wanted = {row["instruction"] for row in reference.rows}
+    paired = [row for row in rows if row["instruction"] in wanted]
+    given = {row["instruction"] for row in paired}
+    if len(given) != len(paired):
         raise BadInput(f"{url} has several outputs for one instruction: judge one sample a prompt (sample_id 0)")
-    missing = {row["instruction"] for row in reference.rows} - set(given)
-    if missing:
-        raise BadInput(
-            f"{url} has no output for {len(missing)} of {len(reference.rows)} reference instructions: sample them first"
-        )
+    if missing := len(wanted - given):
+        raise BadInput(f"{url} has no output for {missing} of {len(wanted)} reference instructions: sample them first")
+    if len(rows) > len(paired):
+        log.info("%d outputs are for instructions that the reference has not; left out", len(rows) - len(paired))
+    return paired
 
 
 def _work(config: JudgeConfig, rows: list[dict[str, Any]], digest: str, job: Job) -> Outcome:
@@ -122,11 +132,16 @@ def _work(config: JudgeConfig, rows: list[dict[str, Any]], digest: str, job: Job
     endpoint = Endpoint.from_environment()
     annotator = load_annotator(config.annotator)
     reference = promptset.load(config.reference, "reference")
-    _pair(rows, reference, config.outputs)
+    rows = _pair(rows, reference, config.outputs)
     controlled = config.reference == promptset.ALPACA_EVAL
-    inputs = reference.inputs("reference") | {"outputs_sha256": digest, "endpoint": endpoint.place}
+    inputs = reference.inputs("reference") | {
+        "outputs_sha256": digest,
+        "judge_model": annotator.model,
+        "endpoint": endpoint.place,
+    }
     if controlled:
-        _, inputs["calibration_revision"] = promptset.hub_file(promptset.HUB_FILES["calibration"])  # type: ignore[assignment]
+        _, revision = promptset.hub_file(promptset.HUB_FILES["calibration"])
+        inputs["calibration_revision"] = str(revision)
     parts = store.join(config.output_dir, "parts")
     loaded = time.monotonic()
     journal = Journal(job.journal(parts, config.force))
@@ -134,12 +149,13 @@ def _work(config: JudgeConfig, rows: list[dict[str, Any]], digest: str, job: Job
     try:
         with journal:
             figures, annotations = _evaluate(annotator, rows, reference, completions, controlled, job.checkpoint.name)
-    except _NothingReadError:
+    except _TooFewReadError:
         store.delete(parts)  # or the next run would find the same useless answers
         raise _no_judgement(completions, annotator) from None
     data = (json.dumps(annotations, indent=1, ensure_ascii=False) + "\n").encode()
+    store.delete(job.record)  # an older record must not vouch for the new file
     store.write_bytes(store.join(config.output_dir, "annotations.json"), data)
-    outcome = Outcome(
+    return Outcome(
         **_scores(figures, len(reference.rows), completions),
         coverage=Coverage(attempted=len(reference.rows), scored=int(figures["n_total"])),
         details={"avg_length": float(figures["avg_length"])},
@@ -152,12 +168,11 @@ def _work(config: JudgeConfig, rows: list[dict[str, Any]], digest: str, job: Job
         ),
         files={"annotations.json": digest_bytes(data)},
         inputs=inputs,
+        parts=parts,
     )
-    store.delete(parts)
-    return outcome
 
 
-class _NothingReadError(Exception):
+class _TooFewReadError(Exception):
     """Not one answer of the judge could be read."""
 
 
@@ -175,8 +190,8 @@ def _evaluate(
     def metric(annotations: list[dict[str, Any]], **options: Any) -> Any:
         # Equal outputs are draws without a judge's answer: by themselves they would make a win rate of 50.
         read = sum(pd.notna(one["preference"]) for one in annotations) - (len(reference.rows) - completions.asked)
-        if completions.asked and not read:
-            raise _NothingReadError
+        if completions.asked and read < LEAST_READ * completions.asked:
+            raise _TooFewReadError
         return getattr(metrics, "get_length_controlled_winrate" if controlled else "get_winrate")(
             annotations, **options
         )

@@ -66,11 +66,19 @@ def test_the_errors_that_are_tried_again():
     assert retried == {"Incomplete", "StoreError"}
 
 
-@pytest.mark.parametrize("code", [8, 125, 127, 130, 137, 143, -9, -15])
+@pytest.mark.parametrize("code", [8, 125, 127, 130, 137, 143])
 def test_what_killed_a_stage_is_tried_again(code):
     found = failure(code, "")
     assert type(found) is AirflowException
     assert str(found) == f"ended with exit code {code}"
+
+
+@pytest.mark.parametrize("number", [9, 15])
+def test_a_signal_is_named(number):
+    found = failure(-number, "sampled 3 of 12 prompts")
+    assert type(found) is AirflowException
+    assert str(found).startswith(f"ended by signal {number} ")
+    assert str(found).endswith("its last line: sampled 3 of 12 prompts")
 
 
 @pytest.fixture

@@ -174,7 +174,8 @@ def test_a_finished_stage_has_its_record_last(job):
     assert failure(job) is None
     assert record.fingerprint == job.fingerprint
     assert record.identity == {
-        "stage": "harness", "task": "demo", "settings": {"limit": 5}, "inputs": {"model": "d"}, "tools": {},
+        "logic": base.LOGIC, "stage": "harness", "task": "demo",
+        "settings": {"limit": 5}, "inputs": {"model": "d"}, "tools": {},
     }  # fmt: skip
     assert record.scores == outcome().scores
     assert record.provenance.suite == "halos"
@@ -258,6 +259,36 @@ def test_a_record_that_cannot_be_saved_is_an_error(job, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(StoreError):
         base.run(job.model_copy(update={"record": str(tmp_path / "file" / "record.json")}), CONFIG, outcome)
+
+
+def test_what_is_finished_is_kept_until_the_record_is_there(job, tmp_path, monkeypatch):
+    parts = tmp_path / "parts"
+    (parts / "x").mkdir(parents=True)
+    real = store.write_bytes
+
+    def full(url, data):
+        if url == job.record:
+            raise StoreError("full")
+        real(url, data)
+
+    monkeypatch.setattr(store, "write_bytes", full)
+    with pytest.raises(StoreError):
+        base.run(job, CONFIG, lambda: outcome().model_copy(update={"parts": str(parts)}))
+    assert parts.exists()
+    assert failure(job).message == "full"
+    monkeypatch.undo()
+    base.run(job, CONFIG, lambda: outcome().model_copy(update={"parts": str(parts)}))
+    assert not parts.exists()
+    assert failure(job) is None
+
+
+def test_a_full_disk_is_one_wherever_it_is_met(job):
+    def work():
+        raise OSError(28, "No space left on device", "/tmp/x")
+
+    with pytest.raises(StoreError, match="Free space there"):
+        base.run(job, CONFIG, work)
+    assert failure(job).exit_code == 6
 
 
 def test_a_reason_that_cannot_be_saved_does_not_hide_the_failure(job, tmp_path, monkeypatch, caplog):

@@ -76,8 +76,9 @@ def test_outputs_that_are_not_there(tmp_path):
 
 
 def test_pairs():
-    stage._pair(ROWS, reference("b", "a"), "o")
-    stage._pair(ROWS, reference("b"), "o")  # more outputs than references: the others are not judged
+    assert stage._pair(ROWS, reference("b", "a"), "o") == ROWS
+    # more outputs than references: the others are not judged, and not counted in any average
+    assert [row["instruction"] for row in stage._pair(ROWS, reference("b"), "o")] == ["b"]
 
 
 def test_a_reference_without_an_output():
