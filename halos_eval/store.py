@@ -6,7 +6,6 @@ content or the new, never a part.
 
 from __future__ import annotations
 
-import json
 import os
 import tempfile
 from collections.abc import Iterator
@@ -56,11 +55,6 @@ def read_bytes(url: str) -> bytes:
         return bytes(fs.cat_file(path))
 
 
-def read_json(url: str) -> Any:
-    """The JSON document at ``url``. Raises FileNotFoundError, StoreError."""
-    return json.loads(read_bytes(url))
-
-
 def exists(url: str) -> bool:
     """Whether there is a file or folder at ``url``."""
     with _named(url):
@@ -91,11 +85,6 @@ def _replace(path: Path, data: bytes) -> None:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
-
-
-def write_json(url: str, document: Any) -> None:
-    """Write ``document`` as indented JSON, atomically. Raises StoreError; ValueError for NaN, which is not JSON."""
-    write_bytes(url, (json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode())
 
 
 def find(url: str, ending: str) -> list[str]:

@@ -23,17 +23,6 @@ class Behaviour:
         store.write_bytes(url, b"new")
         assert store.read_bytes(url) == b"new"
 
-    def test_json(self, root):
-        url = store.join(root, "a.json")
-        store.write_json(url, {"é": [1, None]})
-        assert store.read_json(url) == {"é": [1, None]}
-
-    @pytest.mark.parametrize("number", [float("nan"), float("inf")])
-    def test_what_is_no_json_is_refused(self, root, number):
-        with pytest.raises(ValueError, match="JSON"):
-            store.write_json(store.join(root, "a.json"), {"score": number})
-        assert not store.exists(store.join(root, "a.json"))
-
     def test_what_is_not_there(self, root):
         with pytest.raises(FileNotFoundError):
             store.read_bytes(store.join(root, "none"))
