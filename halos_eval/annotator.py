@@ -15,7 +15,6 @@ from halos_eval.errors import BadInput, describe
 from halos_eval.fingerprint import digest_bytes
 from halos_eval.settings import FROZEN, shipped
 
-# Fields the parser of alpaca_eval 0.6.6 needs to be told nothing about: the endpoint and the keys are ours.
 CLASSIFICATION_PROMPT = "alpaca_eval_clf_gpt4_turbo/alpaca_eval_clf.txt"
 
 

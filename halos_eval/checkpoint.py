@@ -91,9 +91,12 @@ def _digest_folder(folder: Path) -> str:
     if not (folder / "config.json").is_file():
         raise BadInput(f"{folder} is no model: there is no config.json (nor adapter_config.json) in it")
     check_complete(folder, "model")
-    return digest_files(
-        folder, [path.name for path in folder.iterdir() if path.is_file() and SCORED.fullmatch(path.name)]
-    )
+    return _digest_scored(folder)
+
+
+def _digest_scored(folder: Path) -> str:
+    names = [path.name for path in folder.iterdir() if path.is_file() and SCORED.fullmatch(path.name)]
+    return digest_files(folder, names)
 
 
 def _inspect_adapter(folder: Path) -> Weights:
@@ -104,9 +107,7 @@ def _inspect_adapter(folder: Path) -> Weights:
     if (Path(str(base)) / "adapter_config.json").is_file():
         raise BadInput(f"{folder}: its base {base} is an adapter itself; merge that one into full weights first")
     check_complete(folder, "adapter_model")
-    own = digest_files(
-        folder, [path.name for path in folder.iterdir() if path.is_file() and SCORED.fullmatch(path.name)]
-    )
+    own = _digest_scored(folder)
     weights = inspect(str(base), config.get("revision"))
     return weights.model_copy(
         update={

@@ -8,6 +8,7 @@ import sys
 from contextlib import ExitStack
 from pathlib import Path
 
+from halos_eval.demo.checkpoints import INTACT
 from halos_eval.demo.judge_server import judge_server
 from halos_eval.errors import BadInput
 
@@ -64,5 +65,5 @@ def make_checkpoints() -> None:
 def serve_judge(stack: ExitStack) -> dict[str, str]:
     """Start the demo's judge until ``stack`` ends; the variables by which the judge stage finds it."""
     program = ENVIRONMENTS / "worker" / "bin" / "vllm"
-    base_url = stack.enter_context(judge_server(program, CHECKPOINTS / "smollm2-135m" / "FINAL", LOGS / "judge.log"))
+    base_url = stack.enter_context(judge_server(program, CHECKPOINTS / INTACT / "FINAL", LOGS / "judge.log"))
     return {"OPENAI_BASE_URL": base_url, "OPENAI_API_KEY": "loopback"}

@@ -12,7 +12,8 @@ from collections.abc import Iterable, Set
 from dataclasses import dataclass, field
 from pathlib import PurePath
 
-from halos_eval.report.log_text import Reading, model_name, number
+from halos_eval.checkpoint import short_name
+from halos_eval.report.log_text import Reading, number
 
 logger = logging.getLogger(__name__)
 
@@ -51,11 +52,11 @@ class Leaderboard:
         """
         stems = {stem.lower(), _LOG_WORDS.sub("", stem).lower()}
         evidence = (
-            [name for name in self.rows if name in self.announced or model_name(name) in lm_eval_models],
+            [name for name in self.rows if name in self.announced or short_name(name) in lm_eval_models],
             list(self.rows) if len(self.rows) == 1 else [],
             [name for name in self.rows if "/" in name],
             [name for name in self.rows if name.lower() in stems],
-            [name for name in self.rows if model_name(name) in other_models],
+            [name for name in self.rows if short_name(name) in other_models],
         )
         return next((names for names in evidence if names), None)
 
@@ -116,7 +117,7 @@ def readings(
                 len(table.rows),
             )
         found += [
-            Reading(model_name(name), "alpacaeval", table.rows[name], averaged=False, source=source.name)
+            Reading(short_name(name), "alpacaeval", table.rows[name], averaged=False, source=source.name)
             for name in names or table.rows
             if table.rows[name]
         ]

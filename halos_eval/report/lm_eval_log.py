@@ -12,7 +12,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Self
 
-from halos_eval.report.log_text import Reading, model_name, number
+from halos_eval.checkpoint import short_name
+from halos_eval.report.log_text import Reading, number
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +39,7 @@ def model_in_arguments(arguments: str) -> str | None:
         in_dictionary = re.search(rf"""['"]{key}['"]\s*:\s*({_QUOTED})""", arguments)
         in_list = re.search(rf"(?<!\w){key}=([^,]+)", arguments)
         if found := in_dictionary or in_list:
-            return model_name(_unquoted(found[1]))
+            return short_name(_unquoted(found[1]).strip())
     return None
 
 
@@ -107,7 +108,7 @@ class LmEvalLog:
         if is_header:
             self._model, self._has_header = model_in_arguments(arguments), True
         elif not self._has_header and (mention := _MENTION.search(line)) and "$" not in mention[1]:
-            self._model = model_name(_unquoted(mention[1]))
+            self._model = short_name(_unquoted(mention[1]).strip())
         else:
             return False
         self._table = None

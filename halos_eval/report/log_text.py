@@ -17,7 +17,7 @@ class Reading:
     """Columns of one model that were printed together; a later reading with the same key replaces all of them."""
 
     model: str
-    """Short name, see `model_name`."""
+    """Short name, see `short_name`."""
     key: str
     """``TASK-METRIC``, ``TASK-METRIC,FILTER`` or ``alpacaeval``."""
     columns: dict[str, float]
@@ -45,12 +45,3 @@ def number(cell: str) -> float | None:
         return None
     value = float(cell)
     return value if math.isfinite(value) else None
-
-
-def model_name(path: str) -> str:
-    """Short name of a model: the last part of its path that says something.
-
-    HALOs saves every checkpoint as ``NAME/FINAL``, so that the folder's own name would be the same for all.
-    """
-    parts = [part for part in path.strip().split("/") if part not in {"", "FINAL"}]
-    return parts[-1] if parts else path.strip()

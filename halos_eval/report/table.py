@@ -87,7 +87,9 @@ def rows_of_records(records: Iterable[Record]) -> list[Row]:
     weights: dict[str, str] = {}
     for record in sorted(records, key=lambda record: record.provenance.ended, reverse=True):
         name, digest = record.checkpoint.name, record.checkpoint.digest
-        if digest == weights.setdefault(name, digest):
+        # Outputs that came without a record of their sampling are known by the file's digest, not by the weights'.
+        unsampled = record.identity.get("inputs", {}).get("outputs") == digest
+        if unsampled or digest == weights.setdefault(name, digest):
             newest.setdefault(name, {}).setdefault((record.stage, record.task), record)
     tasks = {str(task) for found in newest.values() for stage, task in found if stage == "harness"}
     rows = []

@@ -149,9 +149,10 @@ def _work(config: JudgeConfig, rows: list[dict[str, Any]], digest: str, job: Job
     try:
         with journal:
             figures, annotations = _evaluate(annotator, rows, reference, completions, controlled, job.checkpoint.name)
-    except _TooFewReadError:
-        store.delete(parts)  # or the next run would find the same useless answers
-        raise _no_judgement(completions, annotator) from None
+    except _TooFewReadError as error:
+        if not error.read:
+            store.delete(parts)  # or the next run would find the same useless answers; nothing is lost with them
+        raise _no_judgement(completions, annotator, error.read) from None
     data = (json.dumps(annotations, indent=1, ensure_ascii=False) + "\n").encode()
     store.delete(job.record)  # an older record must not vouch for the new file
     store.write_bytes(store.join(config.output_dir, "annotations.json"), data)
@@ -173,7 +174,11 @@ def _work(config: JudgeConfig, rows: list[dict[str, Any]], digest: str, job: Job
 
 
 class _TooFewReadError(Exception):
-    """Not one answer of the judge could be read."""
+    """So few answers of the judge could be read that their win rate would not be that of the set."""
+
+    def __init__(self, read: int) -> None:
+        super().__init__(read)
+        self.read = read
 
 
 def _evaluate(
@@ -189,9 +194,9 @@ def _evaluate(
 
     def metric(annotations: list[dict[str, Any]], **options: Any) -> Any:
         # Equal outputs are draws without a judge's answer: by themselves they would make a win rate of 50.
-        read = sum(pd.notna(one["preference"]) for one in annotations) - (len(reference.rows) - completions.asked)
+        read = int(sum(pd.notna(one["preference"]) for one in annotations)) - (len(reference.rows) - completions.asked)
         if completions.asked and read < LEAST_READ * completions.asked:
-            raise _TooFewReadError
+            raise _TooFewReadError(read)
         return getattr(metrics, "get_length_controlled_winrate" if controlled else "get_winrate")(
             annotations, **options
         )
@@ -258,7 +263,13 @@ def _alpaca_config(annotator: Annotator) -> dict[str, Any]:
     return config
 
 
-def _no_judgement(completions: Completions, annotator: Annotator) -> JudgeRefused | EvaluationFailed:
+def _no_judgement(completions: Completions, annotator: Annotator, read: int) -> JudgeRefused | EvaluationFailed:
+    if read:
+        reason = f"; it refused {len(completions.refused)}: {completions.refused[0]}" if completions.refused else ""
+        return EvaluationFailed(
+            f"only {read} of {completions.asked} answers of {annotator.model} could be read by "
+            f"{annotator.fn_completion_parser}{reason}. They are kept; mend the annotator, or ask again with --force"
+        )
     if len(completions.refused) == completions.asked:
         return JudgeRefused(
             f"every request was refused: {completions.refused[0]}. Check the annotator's model_name and request options"

@@ -200,6 +200,17 @@ def test_records_without_a_suite():
     assert two == {"model_name": "two", "arc-acc": 0.3, "status": "gsm8k: no record"}
 
 
+def test_a_judgement_of_outputs_without_a_sample_record_is_in_the_row():
+    judged = make_record("judge", scores=WIN_RATES[1:2])
+    file = judged.checkpoint.model_copy(update={"digest": "of the file"})
+    judged = judged.model_copy(update={"checkpoint": file, "identity": {"inputs": {"outputs": "of the file"}}})
+    arc = make_record(task="arc", scores=[score("arc", value=0.2)])
+    before = arc.provenance.model_copy(update={"ended": arc.provenance.ended - timedelta(days=1)})
+    for records in ([judged, arc], [judged, arc.model_copy(update={"provenance": before})]):
+        (row,) = rows_of_records(records)
+        assert (row["alpacaeval_wr"], row["arc-acc"]) == (26.5, 0.2)
+
+
 def test_records_of_older_weights_are_left_out():
     arc = make_record(task="arc", scores=[score("arc", value=0.2)])
     old = arc.checkpoint.model_copy(update={"digest": "older weights"})

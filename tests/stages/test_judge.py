@@ -124,12 +124,16 @@ def test_answers_that_could_not_be_read_are_counted():
 
 def test_no_answer_that_can_be_read_has_its_reason():
     annotator = load_annotator("demo")
-    unread = stage._no_judgement(SimpleNamespace(asked=2, refused=["too long"]), annotator)
+    unread = stage._no_judgement(SimpleNamespace(asked=2, refused=["too long"]), annotator, 0)
     assert isinstance(unread, EvaluationFailed)
     assert "no answer of demo-judge could be read by logprob_parser" in str(unread)
-    refused = stage._no_judgement(SimpleNamespace(asked=2, **vars(REFUSED)), annotator)
+    refused = stage._no_judgement(SimpleNamespace(asked=2, **vars(REFUSED)), annotator, 0)
     assert isinstance(refused, JudgeRefused)
     assert "every request was refused: content filter" in str(refused)
+    few = stage._no_judgement(SimpleNamespace(asked=2, **vars(REFUSED)), annotator, 1)
+    assert isinstance(few, EvaluationFailed)
+    assert "only 1 of 2 answers" in str(few)
+    assert "--force" in str(few)
 
 
 def test_the_identity_covers_outputs_reference_and_judge(tmp_path):
