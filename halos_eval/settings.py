@@ -31,6 +31,8 @@ class Settings(BaseSettings):
     """Folder of checkpoints in HALOs' layout: EXPERIMENT/FINAL."""
     suites: Place | None = None
     """Folder with suites of your own (NAME.yaml), looked through before the ones that ship."""
+    cluster: Place = str(HERE / "clusters" / "local.yaml")
+    """File that says where stages run: on Kubernetes, or on this machine (the one that ships)."""
     environments: Place = str(Path.cwd() / ".venv")
     """Folder with one virtual environment for each image: worker, judge. Used where there is no cluster."""
     commit: str | None = None
