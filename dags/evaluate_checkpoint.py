@@ -16,10 +16,12 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import Any
 
-from airflow.sdk import Param, dag, get_current_context, task
+from airflow.sdk import Param, TriggerRule, dag, get_current_context, task
 
-from halos_eval.orchestration.door import StageOperator
+from halos_eval.cluster import GPU_POOL, JUDGE_POOL
+from halos_eval.orchestration.door import stage_operator
 from halos_eval.orchestration.evaluation import check_complete, plan_evaluation
+from halos_eval.orchestration.failures import RETRY_POLICY
 
 PART = "^[A-Za-z0-9][A-Za-z0-9_.-]*$"
 PARAMS = {
@@ -52,6 +54,13 @@ PARAMS = {
         title="Judge",
         description="Another annotator than the suite's.",
     ),
+    "priority": Param(
+        "manual",
+        type="string",
+        enum=["manual", "nightly", "backfill"],
+        title="Priority",
+        description="Nightly work yields to manual work, a backfill to both.",
+    ),
     "force": Param(
         False,
         type="boolean",
@@ -69,9 +78,11 @@ PARAMS = {
     doc_md=__doc__,
     default_args={
         "owner": "halos-eval",
-        "retries": 2,
+        "retries": 4,
         "retry_delay": timedelta(seconds=30),
-        "retry_exponential_backoff": True,
+        "retry_exponential_backoff": 2.0,
+        "max_retry_delay": timedelta(minutes=30),
+        "retry_policy": RETRY_POLICY,
     },
 )
 def evaluate_checkpoint() -> None:
@@ -85,11 +96,21 @@ def evaluate_checkpoint() -> None:
     def verdict(jobs: dict[str, str]) -> None:
         check_complete(jobs)
 
+    @task
+    def sampling(jobs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Its own task, because a task is expanded over another's return value only."""
+        return jobs
+
+    operator = stage_operator()
     planned = plan()
-    sample = StageOperator(task_id="sample", job=planned["sample"])
-    judge = StageOperator(task_id="judge", job=planned["judge"])
-    harness = StageOperator.partial(task_id="harness", map_index_template="{{ task.job['task'] }}").expand(job=planned)
-    summarize = StageOperator(
+    # Mapped, although it is one job: what it takes from the pool is set when it is expanded, after the plan.
+    sample = operator.partial(task_id="sample", pool=GPU_POOL).expand(job=sampling(planned["sample"]))
+    harness = operator.partial(task_id="harness", pool=GPU_POOL, map_index_template="{{ task.job['task'] }}").expand(
+        job=planned
+    )
+    # There is no sample task where the sample is there already.
+    judge = operator(task_id="judge", pool=JUDGE_POOL, job=planned["judge"], trigger_rule=TriggerRule.NONE_FAILED)
+    summarize = operator(
         task_id="summarize",
         job=planned["summarize"],
         max_active_tis_per_dag=1,  # the table is rewritten whole: two runs must not do it at the same time

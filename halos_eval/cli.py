@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import signal
 import sys
@@ -15,6 +16,7 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from halos_eval import plan as planning
+from halos_eval.cluster import load_cluster
 from halos_eval.errors import BadInput, HalosEvalError
 from halos_eval.record import Record
 from halos_eval.registry.folders import Checkpoint, FolderRegistry, from_location
@@ -47,6 +49,12 @@ class PlanConfig(BaseModel):
     """Print the plan as JSON."""
 
 
+class PoolsConfig(BaseModel):
+    """Print the pools of the cluster's file (HALOS_EVAL_CLUSTER), as `airflow pools import` reads them."""
+
+    model_config = FROZEN
+
+
 class HalosEval(BaseModel):
     """Evaluate aligned language models: AlpacaEval and lm-evaluation-harness.
 
@@ -66,6 +74,8 @@ class HalosEval(BaseModel):
     """Write one row for each checkpoint as CSV."""
     plan: CliSubCommand[PlanConfig]
     """Print what a suite would run on a checkpoint, and why."""
+    pools: CliSubCommand[PoolsConfig]
+    """Print Airflow's pools for this cluster, for `airflow pools import`."""
 
 
 def main() -> None:
@@ -123,6 +133,8 @@ def _dispatch(command: object) -> None:
             print(f"summary: {command.output}")
         case PlanConfig():
             _plan(command)
+        case PoolsConfig():
+            print(json.dumps(load_cluster().pools.document(), indent=2))
 
 
 def _show(record: Record) -> None:

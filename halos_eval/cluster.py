@@ -23,6 +23,8 @@ DEFAULT_PROFILE = "default"
 """The profile of GPU stages for which nobody names another."""
 CPU_PROFILE = "cpu"
 """The profile of the judge and of the summary: they use no GPU."""
+GPU_POOL = "halos_eval_gpu"
+JUDGE_POOL = "halos_eval_judge"
 CACHE = "cache"
 """The volume for models and datasets from the hub; HF_HOME is on it."""
 OUTBOX = "outbox"
@@ -120,6 +122,13 @@ class Pools(BaseModel):
     judge: int = Field(ge=1)
     """Judge stages: each sends its own requests to the judge's endpoint."""
 
+    def document(self) -> dict[str, dict[str, Any]]:
+        """What ``airflow pools import`` reads. Deferred tasks count: a pod runs while its task is deferred."""
+        return {
+            GPU_POOL: {"slots": self.gpu, "description": "GPUs", "include_deferred": True},
+            JUDGE_POOL: {"slots": self.judge, "description": "judge stages", "include_deferred": True},
+        }
+
 
 class Images(BaseModel):
     """Full names, with tag or digest, of the images that stages run in."""
@@ -150,7 +159,7 @@ class Kubernetes(BaseModel):
     environment: dict[str, str] = {}
     """Plain variables of all stages: AWS_ENDPOINT_URL, HF_ENDPOINT, OPENAI_BASE_URL, ..."""
     secrets: dict[str, SecretKey] = {}
-    """Variables from Secrets; each stage gets only those that are for it (halos_eval/stages/base.py)."""
+    """Variables from Secrets; each stage gets only those that are for it (halos_eval/plan.py)."""
     volumes: dict[str, Volume] = {}
     """Volumes of all pods, by name: cache and outbox have a meaning, others are mounted as they are."""
     priority_classes: dict[Priority, str] = {}
@@ -177,6 +186,11 @@ class Cluster(BaseModel):
         if CPU_PROFILE in self.profiles and self.profiles[CPU_PROFILE].gpus:
             raise ValueError(f"profile {CPU_PROFILE} is for stages without a GPU: gpus must be 0")
         return self
+
+    @property
+    def outbox(self) -> Volume | None:
+        """The volume of that name; None without a cluster or without one."""
+        return self.kubernetes.volumes.get(OUTBOX) if self.kubernetes else None
 
     def gpu_profile(self, name: str) -> Profile:
         """The profile called ``name``, for a stage that loads a model. Raises BadInput if it cannot ever run."""

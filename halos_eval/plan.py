@@ -8,6 +8,8 @@ from pydantic import BaseModel
 
 from halos_eval import layout, store
 from halos_eval.checkpoint import inspect
+from halos_eval.cluster import CPU_PROFILE, OUTBOX, Volume, load_cluster
+from halos_eval.errors import BadInput
 from halos_eval.fingerprint import digest_json
 from halos_eval.record import CheckpointRef, Record, StageName, read_failure, read_model, read_record, write_model
 from halos_eval.registry.folders import Checkpoint
@@ -16,24 +18,42 @@ from halos_eval.stages.base import Job, StageConfig
 from halos_eval.stages.harness import HarnessConfig, HarnessSettings, harness_job
 from halos_eval.stages.judge import JudgeConfig, judge_job
 from halos_eval.stages.sample import SampleConfig, sample_job
-from halos_eval.suite import ALPACA_EVAL, Suite
+from halos_eval.suite import ALPACA_EVAL, AlpacaEvalSettings, Suite, TaskSettings
 
 IMAGES: dict[StageName, Literal["worker", "judge"]] = {"sample": "worker", "harness": "worker", "judge": "judge"}
 
 
-class PlannedJob(BaseModel):
-    """One command of a plan."""
+class StageJob(BaseModel):
+    """What it takes to run one command: the same for a pod and for a local process."""
 
     model_config = FROZEN
 
-    stage: StageName
-    """sample, judge or harness."""
+    stage: StageName | Literal["summarize"]
+    """sample, judge, harness or summarize."""
     task: str | None = None
     """lm_eval task of a harness stage."""
     image: Literal["worker", "judge"]
     """Which image, or virtual environment, runs it."""
     argv: tuple[str, ...]
     """Words after ``halos-eval``."""
+    profile: str
+    """What its pod gets: a profile of the cluster's file."""
+    gpus: int = 0
+    """GPUs of that profile: what it takes from the pool."""
+    outbox: str | None = None
+    """Folder of the outbox that it writes to instead of the store, because it gets no network and no secrets."""
+
+    @property
+    def title(self) -> str:
+        """sample, judge, summarize, or the task's name."""
+        return self.task or self.stage
+
+
+class PlannedJob(StageJob):
+    """One command of a plan."""
+
+    stage: StageName
+    """sample, judge or harness."""
     fingerprint: str
     """What its record will carry."""
     record: str
@@ -44,11 +64,6 @@ class PlannedJob(BaseModel):
     """Whether the record is there."""
     why: str
     """Why it is done, or has to be run."""
-
-    @property
-    def title(self) -> str:
-        """sample, judge, or the task's name."""
-        return self.task or self.stage
 
 
 class Plan(BaseModel):
@@ -75,60 +90,19 @@ def make_plan(suite: Suite, checkpoint: Checkpoint, root: str, force: bool = Fal
 
     Raises BadInput, DataUnavailable, StoreError.
     """
-    weights = inspect(checkpoint.location)
     planner = _Planner(suite, checkpoint, root, force)
-    jobs: list[PlannedJob] = []
-    if suite.alpaca_eval:
-        settings = suite.alpaca_eval
-        sample_config = SampleConfig(
-            **settings.sampling.model_dump(exclude={"stop"}),
-            **planner.common(),
-            model=checkpoint.location,
-            prompts=settings.prompts,
-            stop=(*settings.sampling.stop, *checkpoint.metadata.stop),
-            chat_template=checkpoint.metadata.chat_template,
-            tensor_parallel_size=suite.tensor_parallel_size,
-            gpu_memory_utilization=suite.gpu_memory_utilization,
-            enforce_eager=suite.enforce_eager,
-        )
-        job = sample_job(sample_config, weights, "")
-        folder = planner.folder(job)
-        sample = planner.plan(
-            job,
-            sample_config,
-            layout.record_beside(store.join(folder, "outputs.json")),
-            output=store.join(folder, "outputs.json"),
-        )
-        judge_config = JudgeConfig(
-            **planner.common(),
-            outputs=store.join(folder, "outputs.json"),
-            reference=settings.reference,
-            annotator=judge or settings.annotator,
-            output_dir="",
-        )
-        job = judge_job(judge_config, sample.fingerprint, job.checkpoint)
-        folder = planner.folder(job)
-        judged = planner.plan(job, judge_config, store.join(folder, layout.RECORD), output_dir=folder)
-        jobs += [sample, _judged_outputs_of(sample, judged)]
-    for task, task_settings in suite.tasks.items():
-        config = HarnessConfig(
-            **task_settings.model_dump(include=set(HarnessSettings.model_fields)),
-            **planner.common(),
-            model=checkpoint.location,
-            task=task,
-            output_dir="",
-            include_path=suite.include_path,
-            chat_template=checkpoint.metadata.chat_template if task_settings.apply_chat_template else None,
-            tensor_parallel_size=suite.tensor_parallel_size,
-            gpu_memory_utilization=suite.gpu_memory_utilization,
-            enforce_eager=suite.enforce_eager,
-        )
-        job = harness_job(config, weights, "")
-        folder = planner.folder(job)
-        planned = planner.plan(job, config, store.join(folder, layout.RECORD), output_dir=folder)
-        jobs.append(planned.model_copy(update={"metric": task_settings.metric}))
-    reference = CheckpointRef(name=checkpoint.name, location=checkpoint.location, digest=weights.digest)
+    jobs = [*planner.alpaca_eval(suite.alpaca_eval, judge)] if suite.alpaca_eval else []
+    jobs += [planner.task(task, settings) for task, settings in suite.tasks.items()]
+    reference = CheckpointRef(name=checkpoint.name, location=checkpoint.location, digest=planner.weights.digest)
     return Plan(suite=suite.name, checkpoint=reference, tags=checkpoint.metadata.tags, jobs=tuple(jobs))
+
+
+def summary_job(suite: str, root: str) -> StageJob:
+    """The job that writes the table of ``suite``."""
+    argv = ["summarize", root, f"--suite={suite}", f"--output={layout.report_url(root, suite)}"]
+    if outbox := load_cluster().outbox:
+        argv.append(f"--outbox={outbox.mount_path}")
+    return StageJob(stage="summarize", image="judge", argv=tuple(argv), profile=CPU_PROFILE)
 
 
 def _judged_outputs_of(sample: PlannedJob, judged: PlannedJob) -> PlannedJob:
@@ -143,14 +117,83 @@ def _judged_outputs_of(sample: PlannedJob, judged: PlannedJob) -> PlannedJob:
 class _Planner:
     def __init__(self, suite: Suite, checkpoint: Checkpoint, root: str, force: bool) -> None:
         self.suite, self.checkpoint, self.root, self.force = suite, checkpoint, root, force
+        self.cluster = load_cluster()
+        self.weights = inspect(checkpoint.location)
 
-    def common(self) -> dict[str, Any]:
+    def alpaca_eval(self, settings: AlpacaEvalSettings, judge: str | None) -> tuple[PlannedJob, PlannedJob]:
+        """Sampling, and the judgement of what is sampled."""
+        profile = self._profile(settings.profile)
+        sample_config = SampleConfig(
+            **settings.sampling.model_dump(exclude={"stop"}),
+            **self._common(),
+            **self._engine(profile),
+            prompts=settings.prompts,
+            stop=(*settings.sampling.stop, *self.checkpoint.metadata.stop),
+            chat_template=self.checkpoint.metadata.chat_template,
+        )
+        job = sample_job(sample_config, self.weights, "")
+        outputs = store.join(self._folder(job), "outputs.json")
+        sample = self._plan(job, sample_config, layout.record_beside(outputs), profile, output=outputs)
+        judge_config = JudgeConfig(
+            **self._common(),
+            outputs=outputs,
+            reference=settings.reference,
+            annotator=judge or settings.annotator,
+            output_dir="",
+        )
+        job = judge_job(judge_config, sample.fingerprint, job.checkpoint)
+        folder = self._folder(job)
+        judged = self._plan(job, judge_config, store.join(folder, layout.RECORD), CPU_PROFILE, output_dir=folder)
+        return sample, _judged_outputs_of(sample, judged)
+
+    def task(self, task: str, settings: TaskSettings) -> PlannedJob:
+        """One lm_eval task. If it executes code on a cluster, it has no network: its results wait in the outbox."""
+        profile = self._profile(settings.profile)
+        config = HarnessConfig(
+            **settings.model_dump(include=set(HarnessSettings.model_fields)),
+            **self._common(),
+            **self._engine(profile),
+            task=task,
+            output_dir="",
+            include_path=self.suite.include_path,
+            chat_template=self.checkpoint.metadata.chat_template if settings.apply_chat_template else None,
+        )
+        job = harness_job(config, self.weights, "")
+        folder = self._folder(job)
+        more: dict[str, Any] = {"metric": settings.metric}
+        output_dir = folder
+        if settings.confirm_unsafe_code and self.cluster.kubernetes:
+            more["outbox"] = folder.removeprefix(f"{self.root.rstrip('/')}/")
+            output_dir = f"file://{self._outbox(task).mount_path}"
+        planned = self._plan(job, config, store.join(folder, layout.RECORD), profile, output_dir=output_dir)
+        return planned.model_copy(update=more)
+
+    def _outbox(self, task: str) -> Volume:
+        if self.cluster.outbox is None:
+            raise BadInput(
+                f"{task} executes code that the model writes, so its pod gets no network, and there is no volume for "
+                f"its results: add kubernetes.volumes.{OUTBOX} to the cluster's file, or leave {task} out"
+            )
+        return self.cluster.outbox
+
+    def _profile(self, own: str | None) -> str:
+        return self.checkpoint.metadata.profile or own or self.suite.profile
+
+    def _engine(self, profile: str) -> dict[str, Any]:
+        return {
+            "model": self.checkpoint.location,
+            "tensor_parallel_size": self.cluster.gpu_profile(profile).parts,
+            "gpu_memory_utilization": self.suite.gpu_memory_utilization,
+            "enforce_eager": self.suite.enforce_eager,
+        }
+
+    def _common(self) -> dict[str, Any]:
         return {"name": self.checkpoint.name, "suite": self.suite.name, "force": self.force}
 
-    def folder(self, job: Job) -> str:
+    def _folder(self, job: Job) -> str:
         return layout.stage_folder(self.root, self.checkpoint.name, job.stage, job.task, job.fingerprint)
 
-    def plan(self, job: Job, config: StageConfig, record: str, **places: str) -> PlannedJob:
+    def _plan(self, job: Job, config: StageConfig, record: str, profile: str, **places: str) -> PlannedJob:
         config = config.model_copy(update={**places, "expect": job.fingerprint})
         done, why = self._state(job, record)
         return PlannedJob(
@@ -158,6 +201,8 @@ class _Planner:
             task=job.task,
             image=IMAGES[job.stage],
             argv=(job.stage, *config.argv()),
+            profile=profile,
+            gpus=0 if profile == CPU_PROFILE else self.cluster.gpu_profile(profile).gpus,
             fingerprint=job.fingerprint,
             record=record,
             done=done,
@@ -175,7 +220,7 @@ class _Planner:
 
     def _difference(self, job: Job) -> str:
         """What has changed since the newest record of the same stage and task."""
-        parent = self.folder(job).rsplit("/", 1)[0]
+        parent = self._folder(job).rsplit("/", 1)[0]
         records = [record for url in store.find(parent, layout.RECORD) if (record := read_record(url))]
         if not records:
             return "never run"
@@ -202,7 +247,8 @@ def save_plan(plan: Plan, suite: Suite, root: str) -> None:
     """
     url = layout.plan_url(root, plan.suite, plan.checkpoint.name)
     jobs = {job.title: job for job in plan.jobs}
-    definitions = {part: digest_json(suite.settings_of(part).model_dump(mode="json")) for part in suite.parts}
+    settings = {part: suite.settings_of(part).model_dump(mode="json", exclude={"profile"}) for part in suite.parts}
+    definitions = {part: digest_json(one) for part, one in settings.items()}
     earlier = read_plan(url)
     if earlier and earlier.checkpoint.digest == plan.checkpoint.digest:
         same = {part for part, digest in earlier.definitions.items() if definitions.get(part) == digest}

@@ -10,6 +10,7 @@ import yaml
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
 from halos_eval import promptset
+from halos_eval.cluster import DEFAULT_PROFILE
 from halos_eval.errors import BadInput, describe
 from halos_eval.settings import FROZEN, Settings, shipped
 from halos_eval.stages.harness import TASK_NAME, HarnessSettings
@@ -33,6 +34,8 @@ class AlpacaEvalSettings(BaseModel):
     """The judge: a shipped name or a YAML file."""
     sampling: SamplingSettings = SamplingSettings()
     """How answers are sampled."""
+    profile: str | None = None
+    """GPU profile for sampling (default: the suite's)."""
 
     @model_validator(mode="after")
     def _one_sample(self) -> AlpacaEvalSettings:
@@ -46,6 +49,8 @@ class TaskSettings(HarnessSettings):
 
     metric: str | None = None
     """The metric that counts for ``avg``, as METRIC or METRIC,FILTER (default: the first that lm_eval prints)."""
+    profile: str | None = None
+    """GPU profile for this task (default: the suite's)."""
 
 
 class Suite(BaseModel):
@@ -61,8 +66,8 @@ class Suite(BaseModel):
     """AlpacaEval; None leaves it out."""
     enforce_eager: bool = False
     """Start vLLM without compiling: for small models and trials."""
-    tensor_parallel_size: int = Field(1, ge=1)
-    """GPUs to split a model over."""
+    profile: str = DEFAULT_PROFILE
+    """GPU profile, from the cluster's file; a checkpoint that names one has its own."""
     gpu_memory_utilization: float = Field(0.9, gt=0, le=1)
     """Share of each GPU's memory that vLLM may take."""
     include_path: str | None = None

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 from contextlib import ExitStack
 from pathlib import Path
 
+from halos_eval.cluster import load_cluster
 from halos_eval.demo.checkpoints import INTACT
 from halos_eval.demo.judge_server import judge_server
 from halos_eval.errors import BadInput
@@ -32,8 +34,6 @@ def airflow_environment(**more: str) -> dict[str, str]:
         "AIRFLOW__CORE__DAGS_FOLDER": str(HERE / "dags"),
         "AIRFLOW__CORE__PLUGINS_FOLDER": str(HERE / "plugins"),
         "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
-        # One machine: one model at a time.
-        "AIRFLOW__CORE__PARALLELISM": "1",
         "AIRFLOW__CORE__DAGS_ARE_PAUSED_AT_CREATION": "False",
         "AIRFLOW__USAGE_DATA_COLLECTION__ENABLED": "False",
         "HALOS_EVAL_STORE": STORE,
@@ -50,10 +50,13 @@ def airflow(*words: str) -> list[str]:
 
 
 def migrate(environment: dict[str, str]) -> None:
-    """Make Airflow's database, or bring it up to date; its words go to var/logs."""
+    """Make Airflow's database and pools, or bring them up to date; its words go to var/logs."""
     LOGS.mkdir(parents=True, exist_ok=True)
+    pools = LOGS / "pools.json"
+    pools.write_text(json.dumps(load_cluster().pools.document()), encoding="utf-8")
     with (LOGS / "database.log").open("w") as log:
-        subprocess.run(airflow("db", "migrate"), env=environment, stdout=log, stderr=log, check=True)  # noqa: S603
+        for words in (("db", "migrate"), ("pools", "import", str(pools))):
+            subprocess.run(airflow(*words), env=environment, stdout=log, stderr=log, check=True)  # noqa: S603
 
 
 def make_checkpoints() -> None:

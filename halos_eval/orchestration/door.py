@@ -1,8 +1,14 @@
-"""The one place that decides what a stage runs as."""
+"""The one place that decides what a stage runs as: a pod where the cluster's file has a cluster, else a process."""
 
 from __future__ import annotations
 
-from halos_eval.orchestration.local import LocalStageOperator
+from airflow.sdk import BaseOperator
 
-StageOperator = LocalStageOperator
-"""The operator of every stage in every DAG."""
+from halos_eval.cluster import load_cluster
+from halos_eval.orchestration.local import LocalStageOperator
+from halos_eval.orchestration.pods import PodStageOperator
+
+
+def stage_operator() -> type[BaseOperator]:
+    """The operator of every stage in every DAG. Raises BadInput, which Airflow shows as the DAG's import error."""
+    return PodStageOperator if load_cluster().kubernetes else LocalStageOperator

@@ -7,10 +7,9 @@ from typing import Any
 from airflow.sdk import get_current_context
 from airflow.sdk.exceptions import AirflowFailException
 
-from halos_eval import layout
 from halos_eval.annotator import check_shipped
 from halos_eval.errors import HalosEvalError
-from halos_eval.plan import PlannedJob, make_plan, save_plan
+from halos_eval.plan import StageJob, make_plan, save_plan, summary_job
 from halos_eval.record import read_record
 from halos_eval.registry.folders import FolderRegistry
 from halos_eval.report.table import why_missing
@@ -21,8 +20,9 @@ from halos_eval.suite import load_suite
 def plan_evaluation(params: dict[str, Any]) -> list[dict[str, Any]]:
     """Plan, keep the plan in the store, and hand out its jobs.
 
-    Gives the harness jobs to run; XComs ``sample`` and ``judge`` have those, empty where there is nothing to do (an
-    XCom cannot be None); ``jobs`` has all titles and records, ``summarize`` the job that writes the table.
+    Gives the harness jobs to run; XCom ``sample`` has a list with the sample job or with nothing, ``judge`` that job,
+    empty where there is nothing to do (an XCom cannot be None); ``jobs`` has all titles and records, ``summarize`` the
+    job that writes the table.
     """
     settings = Settings()
     try:
@@ -39,20 +39,15 @@ def plan_evaluation(params: dict[str, Any]) -> list[dict[str, Any]]:
         raise AirflowFailException(f"{type(error).__name__}: {error}") from error
     to_run = [job for job in plan.jobs if not job.done]
     exchange = get_current_context()["ti"]
-    for stage in ("sample", "judge"):
-        exchange.xcom_push(stage, next((_job(job) for job in to_run if job.stage == stage), {}))
+    exchange.xcom_push("sample", [_job(job) for job in to_run if job.stage == "sample"])
+    exchange.xcom_push("judge", next((_job(job) for job in to_run if job.stage == "judge"), {}))
     exchange.xcom_push("jobs", {job.title: job.record for job in plan.jobs})
-    exchange.xcom_push("summarize", _summary_job(suite.name, settings.store))
+    exchange.xcom_push("summarize", _job(summary_job(suite.name, settings.store)))
     return [_job(job) for job in to_run if job.stage == "harness"]
 
 
-def _job(job: PlannedJob) -> dict[str, Any]:
-    return job.model_dump(include={"stage", "task", "image", "argv"}, mode="json")
-
-
-def _summary_job(suite: str, root: str) -> dict[str, Any]:
-    argv = ["summarize", root, f"--suite={suite}", f"--output={layout.report_url(root, suite)}"]
-    return {"stage": "summarize", "task": None, "image": "judge", "argv": argv}
+def _job(job: StageJob) -> dict[str, Any]:
+    return job.model_dump(include=set(StageJob.model_fields), mode="json")
 
 
 def check_complete(jobs: dict[str, str]) -> None:

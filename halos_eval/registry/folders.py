@@ -23,6 +23,8 @@ class Metadata(BaseModel):
     """chatml, or a Jinja file beside the weights (default: the checkpoint's own template)."""
     stop: tuple[str, ...] = ()
     """Further stop strings for sampling."""
+    profile: str | None = None
+    """GPU profile, from the cluster's file (default: the suite's)."""
     tags: dict[str, str] = {}
     """What people want to select and compare by: base model, method, ..."""
 

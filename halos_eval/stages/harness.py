@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import BaseModel, Field, model_validator
 from pydantic_settings import CliPositionalArg
 
-from halos_eval import layout, store
+from halos_eval import layout, sandbox, store
 from halos_eval.checkpoint import Weights, inspect
 from halos_eval.errors import BadInput, DataUnavailable, EvaluationFailed
 from halos_eval.fingerprint import digest_bytes, digest_files, digest_json
@@ -68,7 +68,7 @@ class HarnessSettings(BaseModel):
     max_model_len: int | None = None
     """Longest prompt and answer in tokens (default: the model's own limit)."""
     confirm_unsafe_code: bool = False
-    """Allow tasks that execute the model's code (humaneval, mbpp). Run those in a sandbox."""
+    """Allow tasks that execute the model's code (humaneval, mbpp); its processes get no network."""
 
     @model_validator(mode="after")
     def _consistent(self) -> HarnessSettings:
@@ -144,6 +144,8 @@ def _work(config: HarnessConfig, weights: Weights, job: Job) -> Outcome:
     began = time.monotonic()
     manager, tasks = _load_tasks(config)
     model = _load_model(config, weights)
+    if config.confirm_unsafe_code:
+        sandbox.close_network_in_children()  # after the model's own processes have started: they need it
     parts = store.join(config.output_dir, "parts")
     loaded = time.monotonic()
     with Journal(job.journal(parts, config.force), seconds=0) as journal:

@@ -15,6 +15,7 @@ from halos_eval.errors import BadInput
 from halos_eval.report.logs import read_logs
 from halos_eval.report.table import summarize_store, table
 from halos_eval.settings import FROZEN
+from halos_eval.stages.collect import collect
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +37,8 @@ class SummarizeConfig(BaseModel):
     """Store, or any folder or URL with records below it."""
     suite: Annotated[str | None, AfterValidator(_check_suite)] = None
     """Only this suite, with what is missing from it (default: every record, the newest of each task)."""
+    outbox: str | None = None
+    """Folder where tasks without a network have left their results: they are carried into the store first."""
     logs: str | None = None
     """Instead of records: a folder of *.log files of lm_eval and alpaca_eval, or one such file."""
     output: str = "summary.csv"
@@ -45,6 +48,8 @@ class SummarizeConfig(BaseModel):
     def _one_source(self) -> SummarizeConfig:
         if (self.root is None) == (self.logs is None):
             raise ValueError("give either a store or --logs")
+        if self.outbox and self.root is None:
+            raise ValueError("--outbox needs a store")
         return self
 
 
@@ -53,6 +58,8 @@ def summarize(config: SummarizeConfig) -> pd.DataFrame:
     if config.logs is not None:
         frame = table(read_logs(Path(config.logs)))
     elif config.root is not None:
+        if config.outbox is not None:
+            collect(Path(config.outbox), config.root)
         frame = summarize_store(config.root, config.suite)
     else:
         raise BadInput("give either a store or --logs")

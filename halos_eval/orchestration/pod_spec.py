@@ -1,0 +1,146 @@
+"""The pod of a stage, as a manifest. Pure: a job and the cluster's file go in, a dictionary comes out."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from halos_eval.cluster import CACHE, OUTBOX, Kubernetes, Priority, Profile, Volume
+from halos_eval.orchestration.failures import BASE
+from halos_eval.orchestration.secrets import allowed
+from halos_eval.plan import StageJob
+
+USER = 1000
+"""The images' user and group."""
+# What the images write besides the store goes below /tmp; the root filesystem is read-only.
+TMP = Volume(mount_path="/tmp", empty_dir="50Gi")  # noqa: S108 (a volume of the pod's own)
+# A pod without a network fails at once where it would wait for the hub, and keeps what it unpacks to itself.
+OFFLINE = {
+    "HF_HUB_OFFLINE": "1",
+    "HF_DATASETS_OFFLINE": "1",
+    "HF_DATASETS_CACHE": "/tmp/datasets",  # noqa: S108
+    "HF_MODULES_CACHE": "/tmp/modules",  # noqa: S108
+}
+
+
+def manifest(job: StageJob, kubernetes: Kubernetes, profile: Profile, priority: Priority) -> dict[str, Any]:
+    """The pod that runs ``job``: non-root, read-only, without a token, with the secrets of its stage only."""
+    volumes = _volumes(job, kubernetes, profile)
+    spec = {
+        "containers": [_container(job, kubernetes, profile, volumes)],
+        "volumes": [
+            *({"name": name, **_source(volume)} for name, volume in volumes.items()),
+            {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": profile.shared_memory}},
+        ],
+        "restartPolicy": "Never",
+        "serviceAccountName": kubernetes.service_account_name,
+        "automountServiceAccountToken": False,
+        "enableServiceLinks": False,
+        "securityContext": {
+            "runAsNonRoot": True,
+            "runAsUser": USER,
+            "runAsGroup": USER,
+            "fsGroup": USER,
+            "fsGroupChangePolicy": "OnRootMismatch",  # a cache of terabytes is not walked through at every start
+            "seccompProfile": {"type": "RuntimeDefault"},
+        },
+        "nodeSelector": profile.node_selector,
+        "tolerations": list(profile.tolerations),
+        "priorityClassName": profile.priority_class_name or kubernetes.priority_classes.get(priority),
+        "runtimeClassName": profile.runtime_class_name,
+        "imagePullSecrets": [{"name": name} for name in (*kubernetes.image_pull_secrets, *profile.image_pull_secrets)],
+        "activeDeadlineSeconds": profile.run_timeout_seconds,
+    }
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {
+            "name": pod_name(job),
+            "namespace": kubernetes.namespace,
+            "labels": _labels(job, profile, priority),
+        },
+        "spec": {key: value for key, value in spec.items() if value not in (None, [], {})},
+    }
+
+
+def pod_name(job: StageJob) -> str:
+    """A name that tells the stage and the task; the operator adds a random ending."""
+    words = re.sub(r"[^a-z0-9]+", "-", f"{job.stage}-{job.task or ''}".lower())
+    return f"halos-eval-{words[:40]}".strip("-")
+
+
+def _labels(job: StageJob, profile: Profile, priority: Priority) -> dict[str, str]:
+    labels = {
+        "app.kubernetes.io/name": "halos-eval",
+        "app.kubernetes.io/part-of": "halos-eval",
+        "app.kubernetes.io/component": job.stage,
+        "halos-eval/network": "none" if job.outbox else "egress",  # the chart's NetworkPolicies select by it
+        "halos-eval/priority": priority,
+    }
+    return labels | ({"kueue.x-k8s.io/queue-name": profile.queue} if profile.queue else {})
+
+
+def _container(job: StageJob, kubernetes: Kubernetes, profile: Profile, volumes: dict[str, Volume]) -> dict[str, Any]:
+    gpus = {profile.gpu_resource: str(profile.gpus)} if profile.gpus else {}
+    return {
+        "name": BASE,
+        "image": getattr(kubernetes.images, job.image),
+        "imagePullPolicy": kubernetes.image_pull_policy,
+        "args": list(job.argv),
+        "env": _environment(job, kubernetes, volumes),
+        "resources": {
+            "requests": {"cpu": profile.cpu, "memory": profile.memory, **gpus},
+            "limits": {"memory": profile.memory, **gpus},  # no limit on processors: an idle one helps nobody
+        },
+        "volumeMounts": [
+            *(_mount(name, volume, job) for name, volume in volumes.items()),
+            {"name": "shm", "mountPath": "/dev/shm"},  # noqa: S108
+        ],
+        "securityContext": {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+        },
+        # The last lines of the log, where the command did not write a message of its own: "halos-eval: BadInput: ..."
+        "terminationMessagePolicy": "FallbackToLogsOnError",
+    }
+
+
+def _environment(job: StageJob, kubernetes: Kubernetes, volumes: dict[str, Volume]) -> list[dict[str, Any]]:
+    plain = dict(kubernetes.environment)
+    if CACHE in volumes:
+        plain["HF_HOME"] = volumes[CACHE].mount_path
+    if job.outbox:
+        plain |= OFFLINE
+    secrets = {name: secret for name, secret in kubernetes.secrets.items() if allowed(name, job)}
+    return [
+        *({"name": name, "value": value} for name, value in plain.items() if name not in kubernetes.secrets),
+        *({"name": name, "valueFrom": {"secretKeyRef": secret.model_dump()}} for name, secret in secrets.items()),
+    ]
+
+
+def _volumes(job: StageJob, kubernetes: Kubernetes, profile: Profile) -> dict[str, Volume]:
+    volumes = {**kubernetes.volumes, **profile.volumes}
+    if not job.outbox and job.stage != "summarize":
+        volumes.pop(OUTBOX, None)
+    if not any(volume.mount_path == TMP.mount_path for volume in volumes.values()):
+        volumes["tmp"] = TMP
+    return volumes
+
+
+def _source(volume: Volume) -> dict[str, Any]:
+    if volume.persistent_volume_claim:
+        return {"persistentVolumeClaim": {"claimName": volume.persistent_volume_claim}}
+    if volume.host_path:
+        return {"hostPath": {"path": volume.host_path}}
+    if volume.config_map:
+        return {"configMap": {"name": volume.config_map}}
+    return {"emptyDir": {"sizeLimit": volume.empty_dir}}
+
+
+def _mount(name: str, volume: Volume, job: StageJob) -> dict[str, Any]:
+    mount: dict[str, Any] = {"name": name, "mountPath": volume.mount_path}
+    if job.outbox and name == OUTBOX:
+        return mount | {"subPath": job.outbox}  # it sees no results but its own
+    # What the model wrote must not change what other pods read.
+    return mount | ({"readOnly": True} if volume.read_only or (job.outbox and name == CACHE) else {})

@@ -1,0 +1,50 @@
+"""What Airflow's scheduler asks us about each task instance: how many GPUs it takes, and how urgent it is.
+
+A pool counts slots, and a task's slots are fixed when its DAG is read; how many GPUs a stage takes is known only when
+it has been planned. Airflow's cluster policy may set both for each instance. Registered as the entry point
+``airflow.policy`` of this package.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, get_args
+
+from airflow.models.xcom import XComModel
+from airflow.policies import hookimpl
+from sqlalchemy.orm import object_session
+
+from halos_eval.cluster import Priority
+
+if TYPE_CHECKING:
+    from airflow.models.dagrun import DagRun
+    from airflow.models.taskinstance import TaskInstance
+
+DAG_ID = "evaluate_checkpoint"
+GPU_TASKS = {"sample": "sampling", "harness": "plan"}
+"""Mapped tasks that hold GPUs, and the task whose list of jobs each is expanded over."""
+# Absolute: every task of a manual run comes before every task of a nightly one, and those before a backfill's.
+WEIGHTS: dict[Priority, int] = {"manual": 300, "nightly": 200, "backfill": 100}
+
+
+@hookimpl
+def task_instance_mutation_hook(task_instance: TaskInstance, dag_run: DagRun | None) -> None:
+    """Set the pool slots and the priority of one task instance of ``evaluate_checkpoint``."""
+    if dag_run is None or dag_run.dag_id != DAG_ID:
+        return
+    asked = (dag_run.conf or {}).get("priority", "manual")
+    if asked in get_args(Priority):  # a run with anything else is refused, but perhaps not yet
+        task_instance.priority_weight = WEIGHTS[asked]
+    if task_instance.task_id in GPU_TASKS and task_instance.map_index >= 0:
+        job = _jobs(dag_run, GPU_TASKS[task_instance.task_id])[task_instance.map_index]
+        task_instance.pool_slots = max(1, job["gpus"])
+
+
+def _jobs(dag_run: DagRun, task_id: str) -> list[dict[str, Any]]:
+    """The jobs that ``task_id`` has returned, read in the scheduler's own session: a new one is forbidden here."""
+    query = XComModel.get_many(
+        run_id=dag_run.run_id, key="return_value", task_ids=task_id, dag_ids=dag_run.dag_id, limit=1
+    )
+    session = object_session(dag_run)
+    if session is None:
+        raise RuntimeError("the DAG run came without its session: how many GPUs a stage takes cannot be read")
+    return list(XComModel.deserialize_value(session.scalars(query).one()))

@@ -1,0 +1,85 @@
+"""Take the network away from code that a model wrote.
+
+On a cluster a NetworkPolicy does it for the whole pod. Not every cluster enforces those, and a local process has none,
+so each child process that lm_eval forks to execute such code also loses the system calls that make network sockets
+(seccomp, https://docs.kernel.org/userspace-api/seccomp_filter.html). It needs no privilege and cannot be undone.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import platform
+import socket
+import struct
+
+from halos_eval.errors import EvaluationFailed
+
+# From <linux/prctl.h>, <linux/seccomp.h>, <linux/bpf_common.h> and <linux/audit.h>.
+PR_SET_NO_NEW_PRIVS, PR_SET_SECCOMP, SECCOMP_MODE_FILTER = 38, 22, 2
+LOAD, EQUAL, AT_LEAST, RETURN = 0x20, 0x15, 0x35, 0x06
+ALLOW, DENY = 0x7FFF0000, 0x00050000 | errno.EPERM
+NUMBER, ARCHITECTURE, FIRST_ARGUMENT = 0, 4, 16  # offsets in struct seccomp_data
+X32 = 0x40000000  # numbers of x86-64's second set of calls begin here
+IO_URING_SETUP = 425  # io_uring makes sockets without the call ``socket``
+# machine -> (audit architecture, number of the call ``socket``)
+MACHINES = {"x86_64": (0xC000003E, 41), "aarch64": (0xC00000B7, 198)}
+
+
+def close_network_in_children() -> None:
+    """From now on every process that is forked from this one can make local sockets only. Raises EvaluationFailed.
+
+    Programs started by ``subprocess`` are not forked by Python and keep the network.
+    """
+    if platform.machine() not in MACHINES:
+        raise EvaluationFailed(
+            f"code of a model is executed on {' and '.join(MACHINES)} only: it needs a seccomp filter"
+        )
+    program = _program(*MACHINES[platform.machine()])
+    os.register_at_fork(after_in_child=lambda: _install(program))
+    if not _is_closed():
+        # A child that cannot be shut in would be counted as an answer that failed: no score may come of that.
+        raise EvaluationFailed(
+            "this system refuses a seccomp filter, so a model's code cannot be shut in: not executed"
+        )
+
+
+def _is_closed() -> bool:
+    """Whether a child gets no socket."""
+    child = os.fork()
+    if not child:
+        try:
+            socket.socket(socket.AF_INET)
+        except PermissionError:
+            os._exit(0)
+        finally:
+            os._exit(1)
+    return os.waitpid(child, 0)[1] == 0
+
+
+def _program(architecture: int, socket_call: int) -> bytes:
+    """A filter in classic BPF: (operation, value, steps if true, steps if not)."""
+    lines = [
+        (LOAD, ARCHITECTURE, 0, 0),
+        (EQUAL, architecture, 0, 7),
+        (LOAD, NUMBER, 0, 0),
+        (AT_LEAST, X32, 5, 0),
+        (EQUAL, IO_URING_SETUP, 4, 0),
+        (EQUAL, socket_call, 0, 2),
+        (LOAD, FIRST_ARGUMENT, 0, 0),
+        (EQUAL, socket.AF_UNIX, 0, 1),
+        (RETURN, ALLOW, 0, 0),
+        (RETURN, DENY, 0, 0),
+    ]
+    return b"".join(struct.pack("=HBBI", operation, yes, no, value) for operation, value, yes, no in lines)
+
+
+def _install(program: bytes) -> None:
+    """Filter this process's calls; where that fails it must not go on."""
+    code = ctypes.create_string_buffer(program, len(program))
+    # struct sock_fprog: the number of lines, padding, a pointer to them
+    filters = ctypes.create_string_buffer(struct.pack("@HP", len(program) // 8, ctypes.addressof(code)))
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) or libc.prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, filters, 0, 0):
+        os._exit(errno.EPERM)
