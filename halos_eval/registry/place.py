@@ -1,0 +1,24 @@
+"""Which registry HALOS_EVAL_CHECKPOINTS means."""
+
+from __future__ import annotations
+
+from halos_eval.errors import BadInput
+from halos_eval.registry.base import Registry
+from halos_eval.registry.folder import folder_url
+from halos_eval.registry.folders import FolderRegistry
+from halos_eval.registry.listed import ListRegistry
+from halos_eval.registry.mlflow import SCHEMES, MlflowRegistry
+
+
+def open_registry(place: str, steps: bool = False) -> Registry:
+    """The registry at ``place``: mlflow+http://HOST:PORT (or mlflow+https), a list NAME.yaml, or a folder.
+
+    A list or a folder is a path or an s3:// URL; ``steps`` lists an experiment's other folders as well. Nothing is
+    read yet. Raises BadInput.
+    """
+    if place.startswith(SCHEMES):
+        return MlflowRegistry(place)
+    if place.startswith(("http://", "https://")):
+        raise BadInput(f"{place} is no place of checkpoints: for MLflow write mlflow+{place}")
+    url = folder_url(place)
+    return ListRegistry(url) if url.endswith((".yaml", ".yml")) else FolderRegistry(url, steps)
