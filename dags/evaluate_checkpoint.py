@@ -16,7 +16,7 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import Any
 
-from airflow.sdk import Param, TriggerRule, dag, get_current_context, task
+from airflow.sdk import Param, dag, get_current_context, task
 
 from halos_eval.cluster import GPU_POOL, JUDGE_POOL
 from halos_eval.orchestration.door import stage_operator
@@ -97,22 +97,18 @@ def evaluate_checkpoint() -> None:
         check_complete(jobs)
 
     @task
-    def sampling(jobs: list[dict[str, Any]], judge: dict[str, Any]) -> list[dict[str, Any]]:
-        """Hand on AlpacaEval's jobs: a task is expanded over another's return value only, and Airflow lets nothing
-        with a trigger rule of its own, as the judge has, come right after a setup."""
-        get_current_context()["ti"].xcom_push("judge", judge)
-        return jobs
+    def sampling(job: dict[str, Any]) -> list[dict[str, Any]]:
+        """Its own task, because a task is expanded over another's return value only."""
+        return [job]
 
     operator = stage_operator()
     planned = plan()
-    alpaca_eval = sampling(planned["sample"], planned["judge"])
     # Mapped, although it is one job: what it takes from the pool is set when it is expanded, after the plan.
-    sample = operator.partial(task_id="sample", pool=GPU_POOL).expand(job=alpaca_eval)
+    sample = operator.partial(task_id="sample", pool=GPU_POOL).expand(job=sampling(planned["sample"]))
     harness = operator.partial(task_id="harness", pool=GPU_POOL, map_index_template="{{ task.job['task'] }}").expand(
         job=planned
     )
-    # There is no sample task where the sample is there already.
-    judge = operator(task_id="judge", pool=JUDGE_POOL, job=alpaca_eval["judge"], trigger_rule=TriggerRule.NONE_FAILED)
+    judge = operator(task_id="judge", pool=JUDGE_POOL, job=planned["judge"])
     summarize = operator(
         task_id="summarize",
         job=planned["summarize"],
