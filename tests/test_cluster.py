@@ -170,7 +170,7 @@ def test_a_file_that_is_no_yaml(error, document):
 @pytest.mark.parametrize("name", ["none.yaml", "."])
 def test_a_file_that_is_not_there(tmp_path, monkeypatch, name):
     monkeypatch.setenv("HALOS_EVAL_CLUSTER", str(tmp_path / name))
-    with pytest.raises(BadInput, match="cannot be read.*HALOS_EVAL_CLUSTER names it"):
+    with pytest.raises(BadInput, match=r"cannot be read.*HALOS_EVAL_CLUSTER names it"):
         load_cluster()
 
 
@@ -224,7 +224,7 @@ def test_a_profile_that_is_not_there(load):
 def test_a_profile_with_more_gpus_than_the_pool(load):
     found = load({"pools": {"gpu": 2, "judge": 1}, "profiles": {"default": {"gpus": 2}, "big": {"gpus": 3}}})
     assert found.gpu_profile("default").gpus == 2
-    with pytest.raises(BadInput, match="profile big takes 3 GPUs and the pool has 2.*Raise pools.gpu"):
+    with pytest.raises(BadInput, match=r"profile big takes 3 GPUs and the pool has 2.*Raise pools\.gpu"):
         found.gpu_profile("big")
 
 
