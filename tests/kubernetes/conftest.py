@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import base64
 import os
+import shutil
 import signal
 import subprocess
+import tempfile
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import SimpleNamespace
@@ -46,14 +48,17 @@ def admin():
 
 
 @pytest.fixture(scope="session")
-def folders(tmp_path_factory):
-    """Folders that pods see at the same path; anyone may write, as pods run as another user."""
-    root = tmp_path_factory.mktemp("volumes")
+def folders(checkpoints):
+    """Folders that pods see at the same path: below one that another user can walk through, in an image as well."""
+    root = Path(tempfile.mkdtemp(prefix="halos-eval-", dir="/var/tmp"))
+    root.chmod(0o755)
     found = {name: root / name for name in ("cache", "outbox", "suites")}
     for folder in found.values():
         folder.mkdir()
-        folder.chmod(0o777)
-    return SimpleNamespace(**found)
+        folder.chmod(0o777)  # pods run as another user
+    shutil.copytree(checkpoints, root / "checkpoints")
+    yield SimpleNamespace(checkpoints=root / "checkpoints", **found)
+    shutil.rmtree(root)
 
 
 @pytest.fixture(scope="session")
@@ -87,7 +92,7 @@ def judge(environments, checkpoints, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def release(admin, folders, store, judge, checkpoints):
+def release(admin, folders, store, judge):
     """The chart, installed; gives the ConfigMap's cluster file."""
     from helm_python import Config
 
@@ -96,7 +101,7 @@ def release(admin, folders, store, judge, checkpoints):
     admin.core.create_namespace(admin.client.V1Namespace(metadata=meta(name=NAMESPACE)))
     admin.core.create_namespaced_secret(NAMESPACE, admin.client.V1Secret(metadata=meta(name="keys"), string_data=KEYS))
     with Config(kubeconfig_path=admin.path, namespace=NAMESPACE) as helm:
-        helm.install(CHART, "halos-eval", _values(folders, store, judge, checkpoints), namespace=NAMESPACE)
+        helm.install(CHART, "halos-eval", _values(folders, store, judge), namespace=NAMESPACE)
         data = admin.core.read_namespaced_config_map("halos-eval-cluster", NAMESPACE).data
         yield data["cluster.yaml"]
         helm.uninstall("halos-eval")
@@ -112,7 +117,7 @@ def _remove_namespace(admin):
         wait_for(lambda: not exists(), 120)
 
 
-def _values(folders, store, judge, checkpoints):
+def _values(folders, store, judge):
     """The chart's own scenario of a test cluster, with this run's folders, servers and profiles for the drills."""
     values = yaml.safe_load((CHART / "ci" / "test-cluster-values.yaml").read_text())
     small = values["profiles"]["default"]
@@ -127,7 +132,7 @@ def _values(folders, store, judge, checkpoints):
         "OPENAI_BASE_URL": f"http://{HOST}:{judge}/v1",
     }
     kubernetes["secrets"] = {name: {"name": "keys", "key": name} for name in KEYS}
-    own = {"checkpoints": checkpoints, "cache": folders.cache, "outbox": folders.outbox, "own": folders.suites}
+    own = {"checkpoints": folders.checkpoints, "cache": folders.cache, "outbox": folders.outbox, "own": folders.suites}
     kubernetes["volumes"] = {
         name: {"mountPath": str(folder), "hostPath": str(folder), "readOnly": name in {"checkpoints", "own"}}
         for name, folder in own.items()
@@ -225,7 +230,7 @@ class Lab(Airflow):
 
 
 @pytest.fixture(scope="session")
-def lab(environments, checkpoints, folders, store, release, launcher, watcher, tmp_path_factory):
+def lab(environments, folders, store, release, launcher, watcher, tmp_path_factory):
     """A running Airflow with the chart's cluster file and the launcher's rights."""
     folder = tmp_path_factory.mktemp("airflow")
     (folder / "cluster.yaml").write_text(release)
@@ -237,7 +242,7 @@ def lab(environments, checkpoints, folders, store, release, launcher, watcher, t
         KUBECONFIG=str(launcher),
         HALOS_EVAL_CLUSTER=str(folder / "cluster.yaml"),
         HALOS_EVAL_STORE=store.url,
-        HALOS_EVAL_CHECKPOINTS=str(checkpoints),
+        HALOS_EVAL_CHECKPOINTS=str(folders.checkpoints),
         HALOS_EVAL_SUITES=str(folders.suites),
         AWS_ENDPOINT_URL=f"http://127.0.0.1:{store.port}",
         AWS_DEFAULT_REGION="us-east-1",
