@@ -16,7 +16,7 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import Any
 
-from airflow.sdk import Param, TriggerRule, dag, get_current_context, task
+from airflow.sdk import Param, dag, get_current_context, task
 
 from halos_eval.cluster import GPU_POOL, JUDGE_POOL
 from halos_eval.orchestration.door import stage_operator
@@ -97,9 +97,9 @@ def evaluate_checkpoint() -> None:
         check_complete(jobs)
 
     @task
-    def sampling(jobs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    def sampling(job: dict[str, Any]) -> list[dict[str, Any]]:
         """Its own task, because a task is expanded over another's return value only."""
-        return jobs
+        return [job]
 
     operator = stage_operator()
     planned = plan()
@@ -108,8 +108,7 @@ def evaluate_checkpoint() -> None:
     harness = operator.partial(task_id="harness", pool=GPU_POOL, map_index_template="{{ task.job['task'] }}").expand(
         job=planned
     )
-    # There is no sample task where the sample is there already.
-    judge = operator(task_id="judge", pool=JUDGE_POOL, job=planned["judge"], trigger_rule=TriggerRule.NONE_FAILED)
+    judge = operator(task_id="judge", pool=JUDGE_POOL, job=planned["judge"])
     summarize = operator(
         task_id="summarize",
         job=planned["summarize"],

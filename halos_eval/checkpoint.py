@@ -11,8 +11,7 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
-from halos_eval import store
-from halos_eval.completeness import ADAPTER_CONFIG, check_complete, read_json
+from halos_eval.completeness import ADAPTER_CONFIG, check_complete, files_of, read_json, readable
 from halos_eval.errors import BadInput, DataUnavailable
 from halos_eval.fingerprint import digest_files, digest_json
 from halos_eval.hub import hub_errors
@@ -76,19 +75,23 @@ def inspect(model: str, revision: str | None = None) -> Weights:
 
     Raises BadInput for what is no model or is not complete, DataUnavailable for what cannot be found.
     """
-    folder = Path(model)
     if "://" in model:
         raise BadInput(
             f"{model}: vLLM loads weights from a folder, not from object storage. Copy them to a folder that the "
             "evaluation can read, and give that one"
         )
+    with readable(model):
+        return _inspect(Path(model), model, revision)
+
+
+def _inspect(folder: Path, model: str, revision: str | None) -> Weights:
     if not folder.exists():
         return _inspect_hub(model, revision)
     if not folder.is_dir():
         raise BadInput(f"{model} is a file: give the folder that holds config.json and *.safetensors")
     if (folder / ADAPTER_CONFIG).is_file():
         return _inspect_adapter(folder)
-    check_complete(model, store.entries(model))
+    check_complete(model, files_of(model))
     return Weights(name=short_name(model), model=model, digest=_digest_scored(folder))
 
 
@@ -104,7 +107,7 @@ def _inspect_adapter(folder: Path) -> Weights:
         raise BadInput(f"{folder}/{ADAPTER_CONFIG}: only LoRA adapters with base_model_name_or_path can be sampled")
     if (Path(str(base)) / ADAPTER_CONFIG).is_file():
         raise BadInput(f"{folder}: its base {base} is an adapter itself; merge that one into full weights first")
-    check_complete(str(folder), store.entries(str(folder)))
+    check_complete(str(folder), files_of(str(folder)))
     own = _digest_scored(folder)
     weights = inspect(str(base), config.get("revision"))
     return weights.model_copy(

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from halos_eval import store
-from halos_eval.errors import BadInput
+from halos_eval.errors import BadInput, StoreError
 from halos_eval.store import Entry
 
 ADAPTER_CONFIG = "adapter_config.json"
@@ -20,7 +22,7 @@ PICKLES = (".bin", ".pt", ".pth")
 def check_complete(folder: str, files: Mapping[str, Entry]) -> None:
     """Raise BadInput unless ``folder`` holds a model or a PEFT adapter with all its safetensors.
 
-    Each of them has to be as long as its header says. ``files`` is what ``store.entries`` finds there.
+    Each of them has to be as long as its header says. ``files`` is what ``files_of`` finds there.
     """
     files = {name: entry for name, entry in files.items() if not entry.is_folder}
     if not files:
@@ -82,6 +84,28 @@ def read_json(url: str) -> dict[str, Any]:
 def read(url: str, start: int | None = None, end: int | None = None) -> bytes:
     """The bytes of a file that has been there, from ``start`` up to ``end``. Raises BadInput, StoreError."""
     try:
-        return store.read_bytes(url, start, end)
+        with readable(url):
+            return store.read_bytes(url, start, end)
     except FileNotFoundError as error:
         raise BadInput(f"{url} was removed while it was looked at: is it being saved again?") from error
+
+
+def files_of(folder: str) -> dict[str, Entry]:
+    """What is in a folder, by name; nothing where there is none. Raises BadInput, StoreError."""
+    with readable(folder):
+        return store.entries(folder)
+
+
+@contextmanager
+def readable(place: str) -> Iterator[None]:
+    """Turn a refusal of the disk or of object storage into BadInput: it is the checkpoint's, not the store's."""
+    try:
+        yield
+    except (PermissionError, StoreError) as error:
+        refusal = error if isinstance(error, PermissionError) else error.__cause__
+        if not isinstance(refusal, PermissionError):
+            raise
+        raise BadInput(
+            f"{refusal.filename or place} may not be read by user {os.getuid()}: let others read the checkpoint, and "
+            "walk through the folders above it"
+        ) from error

@@ -17,6 +17,7 @@ PACKAGE = Path(halos_eval.__file__).parent
 ROOT = PACKAGE.parent
 MODULES = sorted(PACKAGE.rglob("*.py"))
 DAGS = sorted((ROOT / "dags").glob("*.py"))
+FROZEN = {"model_config = FROZEN", "model_config = CAMEL"}
 HEAVY = {
     "alpaca_eval", "datasets", "lm_eval", "mlflow", "openai", "peft", "safetensors", "torch", "transformers", "vllm",
 }  # fmt: skip
@@ -87,7 +88,7 @@ def frozen_models():
     """Every class of the package that is a frozen model."""
     for path in MODULES:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.ClassDef) and "model_config = FROZEN" in map(ast.unparse, node.body):
+            if isinstance(node, ast.ClassDef) and FROZEN & set(map(ast.unparse, node.body)):
                 yield node
 
 
@@ -130,5 +131,6 @@ def test_the_command_line_starts_without_what_it_does_not_need(module):
 def test_shipped_data_is_in_the_package():
     for kind, ending in (
         ("suites", "yaml"), ("annotators", "yaml"), ("templates", "jinja"), ("tasks", "yaml"), ("prompt_sets", "json"),
+        ("clusters", "yaml"),
     ):  # fmt: skip
         assert list((PACKAGE / kind).glob(f"*.{ending}")), kind

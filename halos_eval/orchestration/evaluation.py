@@ -20,9 +20,8 @@ from halos_eval.suite import load_suite
 def plan_evaluation(params: dict[str, Any]) -> list[dict[str, Any]]:
     """Plan, keep the plan in the store, and hand out its jobs.
 
-    Gives the harness jobs to run; XCom ``sample`` has a list with the sample job or with nothing, ``judge`` that job,
-    empty where there is nothing to do (an XCom cannot be None); ``jobs`` has all titles and records, ``summarize`` the
-    job that writes the table.
+    Gives the harness jobs to run; XComs ``sample`` and ``judge`` have those, empty where there is nothing to do (an
+    XCom cannot be None); ``jobs`` has all titles and records, ``summarize`` the job that writes the table.
     """
     settings = Settings()
     try:
@@ -39,8 +38,8 @@ def plan_evaluation(params: dict[str, Any]) -> list[dict[str, Any]]:
         raise AirflowFailException(f"{type(error).__name__}: {error}") from error
     to_run = [job for job in plan.jobs if not job.done]
     exchange = get_current_context()["ti"]
-    exchange.xcom_push("sample", [_job(job) for job in to_run if job.stage == "sample"])
-    exchange.xcom_push("judge", next((_job(job) for job in to_run if job.stage == "judge"), {}))
+    for stage in ("sample", "judge"):
+        exchange.xcom_push(stage, next((_job(job) for job in to_run if job.stage == stage), {}))
     exchange.xcom_push("jobs", {job.title: job.record for job in plan.jobs})
     exchange.xcom_push("summarize", _job(summary_job(suite.name, settings.store)))
     return [_job(job) for job in to_run if job.stage == "harness"]

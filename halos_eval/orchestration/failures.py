@@ -11,7 +11,7 @@
         ├── Evicted             the node was short of something, or something more important needed it
         ├── NodeLost            the node went away
         ├── PodLost             the pod was deleted by somebody else
-        ├── Unschedulable       no node took the pod in time
+        ├── Unschedulable       no node took the pod in time, or the chosen one refused it
         ├── StartTimeout        there was a node, but the container did not start in time
         ├── QuotaExceeded       the namespace's quota is used up
         └── StageInterrupted    killed by a signal, or our own exit code: incomplete, store not usable
@@ -32,7 +32,7 @@ from airflow.sdk.exceptions import AirflowException
 from halos_eval import errors
 
 if TYPE_CHECKING:
-    from kubernetes.client import ApiException, V1ContainerState, V1Pod
+    from kubernetes.client import ApiException, V1ContainerState, V1Pod, V1PodCondition
 
 BASE = "base"
 """Name of the container that does the work."""
@@ -91,7 +91,7 @@ class PodLost(Infrastructure):
 
 
 class Unschedulable(Infrastructure):
-    """No node took the pod in time."""
+    """No node took the pod in time, or the one that was chosen refused it."""
 
 
 class StartTimeout(Infrastructure):
@@ -119,7 +119,7 @@ RETRY_POLICY = ExceptionRetryPolicy(
 def failure(exit_code: int, words: str) -> StageFailure:
     """The failure for a command's exit code (negative: the signal that ended it) and its last words."""
     if exit_code < 0:
-        return StageInterrupted(f"ended by {signal.Signals(-exit_code).name}; its last words: {words}")
+        return StageInterrupted(f"killed by signal {-exit_code}; its last words: {words}")
     classes = [error for error in vars(errors).values() if isinstance(error, type) and issubclass(error, Exception)]
     known = {error.exit_code: error for error in classes if issubclass(error, errors.HalosEvalError)}
     if kind := known.get(exit_code):
@@ -141,23 +141,27 @@ def refused(error: ApiException) -> StageFailure | None:
 
 def diagnose(pod: V1Pod) -> StageFailure:
     """Why ``pod`` has not succeeded, from its status alone."""
-    status = pod.status
-    name = pod.metadata.name
-    reasons = {condition.reason for condition in status.conditions or () if condition.type == "DisruptionTarget"}
-    reasons |= {status.reason} if status.reason else set()
+    status, name, state = pod.status, pod.metadata.name, _state(pod)
+    # A disruption that was called off leaves its condition behind, with the status False.
+    reasons = {one.reason for one in _conditions(pod, "DisruptionTarget", "True")} | {status.reason}
     told = f"{name}: {', '.join(sorted(filter(None, reasons)))} {status.message or ''}".strip()
+    words = last_words(state.terminated.message) if state and state.terminated else ""
+    said = f". Its last words: {words}" if words else ""
     if reasons & LOST_NODE:
-        return NodeLost(told)
+        return NodeLost(told + said)
     if reasons & DISRUPTED:
-        return Evicted(told)
+        return Evicted(told + said)
     if status.reason == "DeadlineExceeded":
-        return RunTimeout(f"{name} ran longer than runTimeoutSeconds of its profile: {status.message}")
-    state = _state(pod)
+        return RunTimeout(f"{name} ran longer than runTimeoutSeconds of its profile: {status.message}{said}")
     if state and state.terminated:
         return _ended(pod, state.terminated)
     if pod.metadata.deletion_timestamp:
         return PodLost(f"{name} was deleted before it ended")
     return _never_ran(pod, state)
+
+
+def _conditions(pod: V1Pod, kind: str, status: str) -> list[V1PodCondition]:
+    return [one for one in pod.status.conditions or () if (one.type, one.status) == (kind, status)]
 
 
 def _state(pod: V1Pod) -> V1ContainerState | None:
@@ -184,8 +188,9 @@ def _never_ran(pod: V1Pod, state: V1ContainerState | None) -> StageFailure:
         return ImageUnavailable(f"{told} Check images in the cluster's file")
     if waiting and waiting.reason in CONFIG_REASONS:
         return PodRefused(f"{told} Check secrets in the cluster's file")
-    unbound = [one for one in status.conditions or () if one.type == "PodScheduled" and one.status == "False"]
-    if unbound:
+    if status.phase == "Failed":
+        return Unschedulable(f"the node refused {name}: {status.reason}: {status.message}")
+    if unbound := _conditions(pod, "PodScheduled", "False"):
         return Unschedulable(
             f"no node took {name} within scheduleTimeoutSeconds of its profile: {unbound[0].message}. Ask for less, or "
             "wait for nodes"

@@ -143,4 +143,4 @@ def _mount(name: str, volume: Volume, job: StageJob) -> dict[str, Any]:
     if job.outbox and name == OUTBOX:
         return mount | {"subPath": job.outbox}  # it sees no results but its own
     # What the model wrote must not change what other pods read.
-    return mount | ({"readOnly": True} if volume.read_only or (job.outbox and name == CACHE) else {})
+    return mount | ({"readOnly": True} if volume.read_only or (job.outbox and not volume.empty_dir) else {})

@@ -36,7 +36,7 @@ def task_instance_mutation_hook(task_instance: TaskInstance, dag_run: DagRun | N
         task_instance.priority_weight = WEIGHTS[asked]
     if task_instance.task_id in GPU_TASKS and task_instance.map_index >= 0:
         job = _jobs(dag_run, GPU_TASKS[task_instance.task_id])[task_instance.map_index]
-        task_instance.pool_slots = max(1, job["gpus"])
+        task_instance.pool_slots = max(1, job.get("gpus", 0))  # an empty job has nothing to do
 
 
 def _jobs(dag_run: DagRun, task_id: str) -> list[dict[str, Any]]:

@@ -128,7 +128,7 @@ def look_at_all(
         except BadInput as error:
             return None, str(error)
         except StoreError as error:
-            if one_storage and not isinstance(error.__cause__, PermissionError):
+            if one_storage:
                 raise
             return None, str(error)
 

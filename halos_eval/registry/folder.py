@@ -14,7 +14,7 @@ from pydantic import BaseModel, ValidationError
 
 from halos_eval import store
 from halos_eval.checkpoint import SCORED, check_name, short_name
-from halos_eval.completeness import check_complete, read
+from halos_eval.completeness import check_complete, files_of, read
 from halos_eval.errors import BadInput, describe
 from halos_eval.registry.base import Checkpoint, Metadata
 from halos_eval.store import Entry
@@ -32,7 +32,7 @@ class WeightsFolder(NamedTuple):
     url: str
     """Path on a disk, or URL."""
     files: Mapping[str, Entry]
-    """What ``store.entries`` found."""
+    """What ``files_of`` found."""
 
     @property
     def finished(self) -> datetime | None:
@@ -57,8 +57,8 @@ class WeightsFolder(NamedTuple):
 
 
 def look_into(url: str) -> WeightsFolder:
-    """The folder at ``url``, which may be empty or not there. Raises StoreError."""
-    return WeightsFolder(url=url, files=store.entries(url))
+    """The folder at ``url``, which may be empty or not there. Raises BadInput, StoreError."""
+    return WeightsFolder(url=url, files=files_of(url))
 
 
 def from_location(location: str) -> Checkpoint:

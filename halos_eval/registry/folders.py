@@ -11,7 +11,7 @@ from itertools import accumulate
 
 from halos_eval import store
 from halos_eval.checkpoint import check_name
-from halos_eval.completeness import ADAPTER_CONFIG
+from halos_eval.completeness import ADAPTER_CONFIG, files_of
 from halos_eval.errors import DataUnavailable
 from halos_eval.registry.base import (
     SHOWN,
@@ -56,7 +56,7 @@ class FolderRegistry:
         """
         name = check_name(name).removesuffix(f"/{FINAL}")
         url = store.join(self.root, name)
-        url = store.join(url, FINAL) if _is_folder(store.entries(url), FINAL) else url
+        url = store.join(url, FINAL) if _is_folder(files_of(url), FINAL) else url
         found = self._look(name, url)
         if found is None:
             some, _ = look_at_all(self._experiments()[: 3 * SHOWN], self._folders, one_storage=True)
@@ -76,7 +76,7 @@ class FolderRegistry:
     def _folders(self, experiment: str) -> dict[str, str]:
         """The names and folders of the checkpoints of an experiment."""
         url = store.join(self.root, experiment)
-        inside = store.entries(url)
+        inside = files_of(url)
         found = {}
         if _is_folder(inside, FINAL):
             found[experiment] = store.join(url, FINAL)

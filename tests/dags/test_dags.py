@@ -129,7 +129,8 @@ def test_every_checkpoint_that_is_listed_can_be_asked_for(dag, tmp_path):
 def test_the_shape(dag):
     below = {task.task_id: task.downstream_task_ids for task in dag.tasks}
     assert below == {
-        "plan": {"sample", "judge", "harness", "summarize", "verdict"},
+        "plan": {"sampling", "judge", "harness", "summarize", "verdict"},
+        "sampling": {"sample"},
         "sample": {"judge"},
         "judge": {"summarize"},
         "harness": {"summarize"},
@@ -155,7 +156,7 @@ def test_a_run_is_red_unless_the_verdict_is_good(dag):
 @pytest.mark.parametrize("name", ["sample", "judge", "harness", "summarize"])
 def test_the_strings_of_a_job_are_not_rendered(dag, name, monkeypatch):
     job = {"stage": "harness", "task": "{{ 1 + 1 }}", "argv": ["{{ 1 + 1 }}"]}
-    monkeypatch.setattr(PlainXComArg, "resolve", lambda *_: [job] if name == "harness" else job)
+    monkeypatch.setattr(PlainXComArg, "resolve", lambda *_: [job] if name in {"sample", "harness"} else job)
     task = copy.copy(dag.get_task(name))
     run = SimpleNamespace(conf={"checkpoint": "kto"})
     context = {"ti": SimpleNamespace(map_index=0), "task": task, "dag": dag, "dag_run": run}

@@ -44,7 +44,7 @@ def test_a_new_checkpoint(plan, root):
     assert [pushed[stage]["argv"][0] for stage in ("sample", "judge")] == ["sample", "judge"]
     assert list(pushed["jobs"]) == ["sample", "judge", "demo_choice", "demo_arithmetic", "demo_cloze"]
     for job in (*harness, pushed["sample"], pushed["judge"], pushed["summarize"]):
-        assert job.keys() == {"stage", "task", "image", "argv"}
+        assert job.keys() == {"stage", "task", "image", "argv", "profile", "gpus", "outbox"}
     assert pushed["summarize"]["argv"] == [
         "summarize", root, "--suite=demo", f"--output={root}/reports/demo/summary.csv",
     ]  # fmt: skip

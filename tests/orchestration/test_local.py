@@ -12,11 +12,10 @@ import time
 from pathlib import Path
 
 import pytest
-from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
-from halos_eval.orchestration.door import StageOperator
-from halos_eval.orchestration.local import failure, stage_environment
-from tests.test_cli import CLASSES
+from halos_eval.orchestration.failures import StageFailed, StageFailure, StageInterrupted
+from halos_eval.orchestration.local import LocalStageOperator, stage_environment
+from halos_eval.plan import StageJob
 
 PROGRAM = """#!/bin/sh
 printf '%s\\n' "$@" > "$HERE/argv"
@@ -27,13 +26,18 @@ echo "halos-eval: the reason" >&2
 """
 
 
+def make_job(stage, **parts):
+    """A job of ``stage``, as the plan makes it."""
+    return StageJob(**{"stage": stage, "image": "worker", "argv": (stage,), "profile": "default"} | parts)
+
+
 def test_a_stage_gets_its_own_variables(monkeypatch):
     for name in ("AIRFLOW__CORE__FERNET_KEY", "AIRFLOW_HOME", "_AIRFLOW_PROCESS", "PYTHONPATH", "VIRTUAL_ENV"):
         monkeypatch.setenv(name, "private")
     for name in ("HALOS_EVAL_STORE", "AWS_ENDPOINT_URL", "HF_HOME", "OPENAI_BASE_URL", "CUDA_VISIBLE_DEVICES"):
         monkeypatch.setenv(name, "shared")
     for stage in ("sample", "judge", "harness", "summarize"):
-        found = stage_environment(stage)
+        found = stage_environment(make_job(stage))
         assert "private" not in found.values()
         assert list(found.values()).count("shared") == 5
         assert found["PATH"] == os.environ["PATH"]
@@ -51,34 +55,7 @@ def test_a_stage_gets_its_own_variables(monkeypatch):
 def test_a_secret_goes_where_it_is_used(monkeypatch, stage, secrets):
     monkeypatch.setenv("HF_TOKEN", "h")
     monkeypatch.setenv("OPENAI_API_KEY", "o")
-    assert {"HF_TOKEN", "OPENAI_API_KEY"} & stage_environment(stage).keys() == secrets
-
-
-@pytest.mark.parametrize("kind", CLASSES, ids=lambda kind: kind.__name__)
-def test_every_error_is_tried_again_or_not(kind):
-    found = failure(kind.exit_code, "the reason")
-    assert isinstance(found, AirflowFailException) != kind.retryable
-    assert str(found) == "the reason"
-
-
-def test_the_errors_that_are_tried_again():
-    retried = {kind.__name__ for kind in CLASSES if not isinstance(failure(kind.exit_code, ""), AirflowFailException)}
-    assert retried == {"Incomplete", "StoreError"}
-
-
-@pytest.mark.parametrize("code", [8, 125, 127, 130, 137, 143])
-def test_what_killed_a_stage_is_tried_again(code):
-    found = failure(code, "")
-    assert type(found) is AirflowException
-    assert str(found) == f"ended with exit code {code}"
-
-
-@pytest.mark.parametrize("number", [9, 15])
-def test_a_signal_is_named(number):
-    found = failure(-number, "sampled 3 of 12 prompts")
-    assert type(found) is AirflowException
-    assert str(found).startswith(f"ended by signal {number} ")
-    assert str(found).endswith("its last line: sampled 3 of 12 prompts")
+    assert {"HF_TOKEN", "OPENAI_API_KEY"} & stage_environment(make_job(stage)).keys() == secrets
 
 
 @pytest.fixture
@@ -92,7 +69,7 @@ def operator(tmp_path, monkeypatch):
         program.parent.mkdir(parents=True)
         program.write_text(PROGRAM.format(body=body))
         program.chmod(0o755)
-        return StageOperator(task_id="one", job={"stage": stage, "task": None, "image": "worker", "argv": list(argv)})
+        return LocalStageOperator(task_id="one", job=make_job(stage, argv=argv).model_dump(mode="json"))
 
     return operator
 
@@ -106,32 +83,29 @@ def test_a_stage_that_succeeds(operator, tmp_path, monkeypatch):
     assert "private" not in (tmp_path / "env").read_text()
 
 
-@pytest.mark.parametrize(
-    ("code", "kind"), [(2, AirflowFailException), (5, AirflowException), (1, AirflowFailException)]
-)
+@pytest.mark.parametrize(("code", "kind"), [(2, StageFailed), (5, StageInterrupted), (1, StageFailed)])
 def test_a_stage_that_fails_tells_its_last_line(operator, code, kind):
-    with pytest.raises(AirflowException, match="halos-eval: the reason") as caught:
+    with pytest.raises(StageFailure, match="halos-eval: the reason") as caught:
         operator(f"exit {code}").execute({})
     assert type(caught.value) is kind
 
 
 def test_a_stage_that_is_killed_is_tried_again(operator):
-    with pytest.raises(AirflowException) as caught:
+    with pytest.raises(StageInterrupted, match="killed by signal 9"):
         operator("kill -KILL $$").execute({})
-    assert type(caught.value) is AirflowException
 
 
 @pytest.mark.parametrize("job", [{}, None])
 def test_nothing_to_do(job, tmp_path, monkeypatch):
     monkeypatch.setenv("HALOS_EVAL_ENVIRONMENTS", str(tmp_path / "none"))
-    assert StageOperator(task_id="one", job=job).execute({}) is None
+    assert LocalStageOperator(task_id="one", job=job).execute({}) is None
 
 
 def test_an_environment_that_is_not_there(tmp_path, monkeypatch):
     monkeypatch.setenv("HALOS_EVAL_ENVIRONMENTS", str(tmp_path / "none"))
-    job = {"stage": "sample", "task": None, "image": "worker", "argv": ["sample"]}
-    with pytest.raises(AirflowException, match="none/worker/bin/halos-eval"):
-        StageOperator(task_id="one", job=job).execute({})
+    job = make_job("sample").model_dump(mode="json")
+    with pytest.raises(StageFailure, match="none/worker/bin/halos-eval"):
+        LocalStageOperator(task_id="one", job=job).execute({})
 
 
 def test_a_task_that_is_killed_ends_its_stage(operator, tmp_path):
@@ -139,7 +113,7 @@ def test_a_task_that_is_killed_ends_its_stage(operator, tmp_path):
     ended = []
 
     def execute():
-        with pytest.raises(AirflowException):
+        with pytest.raises(StageFailure):
             task.execute({})
         ended.append(True)
 
@@ -157,8 +131,8 @@ def test_a_stage_dies_with_its_task(operator, tmp_path):
     """Even if the task's process gets SIGKILL and so can end nothing itself."""
     job = operator("echo $$ > $HERE/pid; exec sleep 60").job
     program = (
-        "import json, sys; from halos_eval.orchestration.door import StageOperator;"
-        "StageOperator(task_id='one', job=json.loads(sys.argv[1])).execute({})"
+        "import json, sys; from halos_eval.orchestration.local import LocalStageOperator;"
+        "LocalStageOperator(task_id='one', job=json.loads(sys.argv[1])).execute({})"
     )
     words = [sys.executable, "-c", program, json.dumps(job)]
     process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

@@ -1,22 +1,16 @@
 """``evaluate_checkpoint`` through a running scheduler, with real pods' commands as local processes."""
 
 import json
-import os
-import signal
-import socket
 import subprocess
-import time
-from contextlib import contextmanager
-from pathlib import Path
 from urllib.error import HTTPError
-from urllib.request import Request, urlopen
 
 import pandas as pd
 import pytest
 
+from tests.airflow_server import Airflow, airflow_environment, free_port, migrate, standalone, wait_for
+
 pytestmark = pytest.mark.real
 
-ROOT = Path(__file__).parents[2]
 SUITE = """
 enforce_eager: true
 gpu_memory_utilization: 0.2
@@ -25,75 +19,6 @@ tasks:
   demo_cloze: {}
   no_such_task: {}
 """
-DONE = {"success", "failed", "upstream_failed", "skipped"}
-
-
-class Airflow:
-    """A client of Airflow's REST API."""
-
-    def __init__(self, port, store, log):
-        self.url, self.store, self.log = f"http://127.0.0.1:{port}", store, log
-
-    def call(self, method, path, body=None):
-        data = None if body is None else json.dumps(body).encode()
-        request = Request(self.url + "/api/v2" + path, data, {"Content-Type": "application/json"}, method=method)
-        with urlopen(request, timeout=30) as reply:
-            return json.load(reply)
-
-    def trigger(self, **conf):
-        body = {"logical_date": None, "conf": conf}
-        return self.call("POST", "/dags/evaluate_checkpoint/dagRuns", body)["dag_run_id"]
-
-    def states(self, run_id):
-        found = self.call("GET", f"/dags/evaluate_checkpoint/dagRuns/{run_id}/taskInstances?limit=50")["task_instances"]
-        return {(one["task_id"], one["rendered_map_index"] or one["map_index"]): one["state"] for one in found}
-
-    def finish(self, run_id, seconds=240):
-        """Wait for the end of a run; its state and those of its tasks."""
-        deadline = time.monotonic() + seconds
-        while (state := self.call("GET", f"/dags/evaluate_checkpoint/dagRuns/{run_id}")["state"]) not in DONE:
-            assert time.monotonic() < deadline, self.states(run_id)
-            time.sleep(1)
-        return state, self.states(run_id)
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-@contextmanager
-def standalone(folder, environment, port):
-    """``airflow standalone`` in a process group of its own, until the context ends."""
-    log = folder / "airflow.log"
-    program = ROOT / ".venv" / "airflow" / "bin" / "airflow"
-    subprocess.run([program, "db", "migrate"], env=environment, check=True, capture_output=True, timeout=120)
-    with log.open("w") as file:
-        process = subprocess.Popen(
-            [program, "standalone"], env=environment, stdout=file, stderr=file, start_new_session=True
-        )
-    try:
-        deadline = time.monotonic() + 120
-        while True:
-            assert process.poll() is None, log.read_text()[-3000:]
-            assert time.monotonic() < deadline, log.read_text()[-3000:]
-            try:
-                with urlopen(f"http://127.0.0.1:{port}/api/v2/dags/evaluate_checkpoint", timeout=5):
-                    break
-            except HTTPError as error:
-                error.close()
-            except OSError:
-                pass
-            time.sleep(0.5)
-        yield log
-    finally:
-        os.killpg(process.pid, signal.SIGINT)
-        try:
-            process.wait(timeout=40)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
 
 
 @pytest.fixture(scope="module")
@@ -103,31 +28,17 @@ def airflow(environments, checkpoints, tmp_path_factory):
     (folder / "suites").mkdir()
     (folder / "suites" / "half.yaml").write_text(SUITE)
     port = free_port()
-    environment = {
-        "PATH": f"{environments / 'airflow' / 'bin'}:/usr/local/bin:/usr/bin:/bin",
-        "HOME": str(folder),
-        "LANG": "C.UTF-8",
-        "HF_HUB_OFFLINE": "1",
-        "AIRFLOW_HOME": str(folder / "home"),
-        "AIRFLOW__CORE__DAGS_FOLDER": str(ROOT / "dags"),
-        "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
-        "AIRFLOW__CORE__DAGS_ARE_PAUSED_AT_CREATION": "False",
-        "AIRFLOW__CORE__MAX_ACTIVE_TASKS_PER_DAG": "1",
-        "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_ALL_ADMINS": "True",
-        "AIRFLOW__API__HOST": "127.0.0.1",
-        "AIRFLOW__API__PORT": str(port),
-        "AIRFLOW__API__BASE_URL": f"http://127.0.0.1:{port}",
-        "AIRFLOW__CORE__EXECUTION_API_SERVER_URL": f"http://127.0.0.1:{port}/execution/",
-        # ports of their own for the scheduler's and triggerer's log servers
-        "AIRFLOW__LOGGING__WORKER_LOG_SERVER_PORT": str(free_port()),
-        "AIRFLOW__LOGGING__TRIGGER_LOG_SERVER_PORT": str(free_port()),
-        "HALOS_EVAL_STORE": f"file://{folder / 'store'}",
-        "HALOS_EVAL_CHECKPOINTS": str(checkpoints),
-        "HALOS_EVAL_ENVIRONMENTS": str(environments),
-        "HALOS_EVAL_SUITES": str(folder / "suites"),
-    }
-    with standalone(folder, environment, port) as log:
-        yield Airflow(port, folder / "store", log)
+    environment = airflow_environment(
+        environments,
+        folder,
+        port,
+        HALOS_EVAL_STORE=f"file://{folder / 'store'}",
+        HALOS_EVAL_CHECKPOINTS=str(checkpoints),
+        HALOS_EVAL_SUITES=str(folder / "suites"),
+    )
+    migrate(environment)
+    with standalone(environment, port):
+        yield Airflow(port, folder / "store")
 
 
 def stages_running(airflow):
@@ -181,16 +92,10 @@ def test_a_second_run_does_only_what_is_missing(airflow):
 
 def test_a_task_marked_failed_leaves_no_process(airflow):
     run_id = airflow.trigger(checkpoint="smollm2-135m-rounded", suite="half", tasks=["demo_cloze"])
-    deadline = time.monotonic() + 60
-    while not stages_running(airflow):
-        assert time.monotonic() < deadline, airflow.states(run_id)
-        time.sleep(0.2)
+    wait_for(lambda: stages_running(airflow), 60, lambda: airflow.states(run_id))
     path = f"/dags/evaluate_checkpoint/dagRuns/{run_id}/taskInstances/harness/0"
     airflow.call("PATCH", path, {"new_state": "failed"})
-    deadline = time.monotonic() + 60
-    while stages_running(airflow):
-        assert time.monotonic() < deadline, "the stage's process is still there"
-        time.sleep(0.2)
+    wait_for(lambda: not stages_running(airflow), 60, lambda: "the stage's process is still there")
     state, tasks = airflow.finish(run_id)
     assert state == "failed"
     assert tasks["verdict", -1] == "failed"

@@ -48,6 +48,7 @@ def job(tmp_path):
             task=task,
             image="worker",
             argv=(),
+            profile="default",
             fingerprint="f",
             record=record,
             metric=metric,

@@ -1,0 +1,419 @@
+"""Why a stage failed, told from its pod's status or its exit code, and what Airflow does about each."""
+
+from __future__ import annotations
+
+import re
+import signal
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from airflow.sdk import RetryAction
+from airflow.sdk.exceptions import AirflowException
+from hypothesis import example, given
+from hypothesis import strategies as st
+from kubernetes.client import (
+    ApiException,
+    V1ContainerState,
+    V1ContainerStateRunning,
+    V1ContainerStateTerminated,
+    V1ContainerStateWaiting,
+    V1ContainerStatus,
+    V1ObjectMeta,
+    V1Pod,
+    V1PodCondition,
+    V1PodStatus,
+)
+
+from halos_eval.errors import StoreError
+from halos_eval.orchestration import failures
+from halos_eval.orchestration.failures import (
+    RETRY_POLICY,
+    Evicted,
+    Final,
+    ImageUnavailable,
+    Infrastructure,
+    NodeLost,
+    OutOfMemory,
+    PodLost,
+    PodRefused,
+    QuotaExceeded,
+    RunTimeout,
+    StageFailed,
+    StageFailure,
+    StageInterrupted,
+    StartTimeout,
+    Unschedulable,
+    diagnose,
+    failure,
+    last_words,
+    refused,
+)
+from tests.test_cli import CLASSES
+
+KINDS = [one for one in vars(failures).values() if isinstance(one, type) and issubclass(one, StageFailure)]
+LOG = "12:00 INFO loading\n\nhalos-eval: Incomplete: 3 of 12 prompts have no answer\n  \n"
+WORDS = "halos-eval: Incomplete: 3 of 12 prompts have no answer"
+NOW = datetime(2026, 1, 2, tzinfo=UTC)
+
+
+def make_pod(state=None, deleted=False, conditions=None, **status):
+    """A pod as Kubernetes gives it; ``state`` is that of the container that does the work."""
+    metadata = V1ObjectMeta(name="halos-eval-sample-x1", deletion_timestamp=NOW if deleted else None)
+    statuses = None
+    if state is not None:
+        ready = {"image": "i", "image_id": "i", "ready": False, "restart_count": 0}
+        other = V1ContainerState(terminated=V1ContainerStateTerminated(exit_code=0, message="the sidecar"))
+        statuses = [
+            V1ContainerStatus(name="sidecar", state=other, **ready),
+            V1ContainerStatus(name="base", state=state, **ready),
+        ]
+    return V1Pod(metadata=metadata, status=V1PodStatus(container_statuses=statuses, conditions=conditions, **status))
+
+
+def ended(exit_code, reason="Error", message=LOG):
+    end = V1ContainerStateTerminated(exit_code=exit_code, reason=reason, message=message)
+    return V1ContainerState(terminated=end)
+
+
+def waiting(reason, message="the kubelet's words"):
+    return V1ContainerState(waiting=V1ContainerStateWaiting(reason=reason, message=message))
+
+
+def running():
+    return V1ContainerState(running=V1ContainerStateRunning(started_at=NOW))
+
+
+def condition(kind, status, reason, message="the condition's words"):
+    return V1PodCondition(type=kind, status=status, reason=reason, message=message)
+
+
+def disruption(reason, status="True"):
+    return [condition("DisruptionTarget", status, reason), condition("Ready", "False", "PodFailed")]
+
+
+def is_tried_again(error):
+    """What Airflow does after ``error``."""
+    return RETRY_POLICY.evaluate(error, try_number=1, max_tries=4)
+
+
+def test_the_tree_of_failures_is_that_of_the_classes():
+    parents, drawn = [StageFailure], {}
+    for line in failures.__doc__.split("StageFailure\n")[1].split("\n\n")[0].splitlines():
+        depth = re.search(r"[├└]", line).start() // 4
+        name, words = re.search(r"── (\w+) +(\S.*)", line).groups()
+        parents[depth:] = [getattr(failures, name)]
+        drawn[parents[-1]] = (parents[-2] if depth > 1 else StageFailure, words)
+    assert {kind: parent for kind, (parent, _) in drawn.items()} == {
+        kind: kind.__bases__[0] for kind in KINDS if kind is not StageFailure
+    }
+    assert all(kind.__doc__ for kind in KINDS)
+    assert drawn[Final][1].startswith("not tried again")
+    assert drawn[Infrastructure][1].startswith("tried again with back-off")
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if issubclass(kind, Final)])
+def test_what_would_happen_again_is_not_tried_again(kind):
+    assert is_tried_again(kind("words")).action is RetryAction.FAIL
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if issubclass(kind, Infrastructure)])
+def test_infrastructure_is_tried_again(kind):
+    decision = is_tried_again(kind("words"))
+    assert decision.action is RetryAction.RETRY
+    # None: the task's own delay, which grows from try to try.
+    assert decision.retry_delay == (timedelta(minutes=5) if kind is QuotaExceeded else None)
+
+
+@pytest.mark.parametrize("error", [AirflowException("x"), StoreError("x"), ApiException(500), OSError("x")])
+def test_anything_else_is_left_to_the_tasks_retries(error):
+    assert is_tried_again(error).action is RetryAction.DEFAULT
+
+
+def test_the_rules_survive_the_way_through_the_database():
+    policy = type(RETRY_POLICY).deserialize(RETRY_POLICY.serialize())
+    for kind in KINDS:
+        found = policy.evaluate(kind("words"), try_number=1, max_tries=4)
+        assert found == is_tried_again(kind("words"))
+
+
+# Exit codes
+
+
+@pytest.mark.parametrize("kind", CLASSES, ids=lambda kind: kind.__name__)
+def test_every_exit_code_of_ours_is_tried_again_or_not(kind):
+    found = failure(kind.exit_code, "the reason")
+    assert type(found) is (StageInterrupted if kind.retryable else StageFailed)
+    assert str(found) == "the reason"
+    assert kind.__name__ in str(failure(kind.exit_code, ""))
+
+
+def test_the_errors_that_are_tried_again():
+    retried = {kind.__name__ for kind in CLASSES if isinstance(failure(kind.exit_code, ""), Infrastructure)}
+    assert retried == {"Incomplete", "StoreError"}
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        (8, "ended with exit code 8"),
+        (125, "ended with exit code 125"),
+        (127, "ended with exit code 127"),
+        (130, "killed by signal 2"),
+        (137, "killed by signal 9"),
+        (143, "killed by signal 15"),
+    ],
+)
+def test_what_killed_a_stage_is_tried_again(code, words):
+    found = failure(code, "sampled 3 of 12 prompts")
+    assert type(found) is StageInterrupted
+    assert str(found) == f"{words}; its last words: sampled 3 of 12 prompts"
+
+
+@pytest.mark.parametrize("number", sorted(signal.valid_signals()))
+def test_a_process_ended_by_a_signal_is_tried_again(number):
+    found = failure(-number, "sampled 3 of 12 prompts")
+    assert type(found) is StageInterrupted
+    assert str(found) == f"killed by signal {int(number)}; its last words: sampled 3 of 12 prompts"
+
+
+# Pods
+
+
+@pytest.mark.parametrize("kind", CLASSES, ids=lambda kind: kind.__name__)
+def test_a_pod_that_ends_with_one_of_our_exit_codes(kind):
+    found = diagnose(make_pod(ended(kind.exit_code), phase="Failed"))
+    assert type(found) is (StageInterrupted if kind.retryable else StageFailed)
+    assert str(found) == WORDS
+
+
+@pytest.mark.parametrize("code", [137, 1, 0])
+def test_out_of_memory(code):
+    found = diagnose(make_pod(ended(code, "OOMKilled"), phase="Failed"))
+    assert type(found) is OutOfMemory
+    assert "raise memory in its profile" in str(found)
+    assert str(found).endswith(WORDS)
+
+
+def test_a_kill_that_was_not_for_memory_is_tried_again():
+    found = diagnose(make_pod(ended(137), phase="Failed"))
+    assert type(found) is StageInterrupted
+    assert str(found) == f"killed by signal 9; its last words: {WORDS}"
+
+
+def test_sigterm_without_a_deletion_is_tried_again():
+    assert type(diagnose(make_pod(ended(143), phase="Failed"))) is StageInterrupted
+
+
+def test_evicted_by_the_kubelet():
+    pod = make_pod(phase="Failed", reason="Evicted", message="The node was low on resource: memory.")
+    found = diagnose(pod)
+    assert type(found) is Evicted
+    assert str(found) == "halos-eval-sample-x1: Evicted The node was low on resource: memory."
+
+
+def test_evicted_while_it_ran_tells_its_last_words():
+    pod = make_pod(ended(137), conditions=disruption("TerminationByKubelet"), phase="Failed", reason="Evicted")
+    assert type(diagnose(pod)) is Evicted
+    assert str(diagnose(pod)).endswith(WORDS)
+
+
+@pytest.mark.parametrize("code", [143, 137, 0, 5])
+@pytest.mark.parametrize("reason", ["PreemptionByScheduler", "EvictionByEvictionAPI"])
+def test_preempted_or_drained(reason, code):
+    pod = make_pod(ended(code), deleted=True, conditions=disruption(reason), phase="Failed")
+    found = diagnose(pod)
+    assert type(found) is Evicted
+    assert reason in str(found)
+    assert WORDS in str(found)
+
+
+def test_an_eviction_that_was_called_off_is_not_the_reason():
+    pod = make_pod(ended(137, "OOMKilled"), conditions=disruption("EvictionByEvictionAPI", "False"), phase="Failed")
+    assert type(diagnose(pod)) is OutOfMemory
+
+
+@pytest.mark.parametrize("reason", ["DeletionByTaintManager", "DeletionByPodGC"])
+def test_a_lost_node_by_condition(reason):
+    found = diagnose(make_pod(running(), deleted=True, conditions=disruption(reason), phase="Failed"))
+    assert type(found) is NodeLost
+    assert reason in str(found)
+
+
+@pytest.mark.parametrize("reason", ["NodeLost", "NodeShutdown", "Terminated", "Shutdown"])
+def test_a_lost_node_by_reason(reason):
+    pod = make_pod(ended(143), conditions=disruption("TerminationByKubelet"), phase="Failed", reason=reason)
+    assert type(diagnose(pod)) is NodeLost
+    assert WORDS in str(diagnose(pod))
+
+
+@pytest.mark.parametrize(
+    "reason", ["ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "ImageInspectError"]
+)
+def test_an_image_that_cannot_be_pulled(reason):
+    found = diagnose(make_pod(waiting(reason, "no such manifest"), phase="Pending"))
+    assert type(found) is ImageUnavailable
+    assert f"{reason}: no such manifest" in str(found)
+    assert "images in the cluster's file" in str(found)
+
+
+def test_a_secret_that_is_missing():
+    found = diagnose(make_pod(waiting("CreateContainerConfigError", 'secret "judge" not found'), phase="Pending"))
+    assert type(found) is PodRefused
+    assert 'secret "judge" not found' in str(found)
+
+
+@pytest.mark.parametrize("reason", ["CreateContainerError", "RunContainerError"])
+def test_a_container_that_cannot_be_made(reason):
+    assert type(diagnose(make_pod(waiting(reason), phase="Pending"))) is PodRefused
+
+
+@pytest.mark.parametrize("reason", ["Unschedulable", "SchedulingGated"])
+def test_no_node(reason):
+    words = "0/1 nodes are available: 1 Insufficient nvidia.com/gpu."
+    found = diagnose(make_pod(conditions=[condition("PodScheduled", "False", reason, words)], phase="Pending"))
+    assert type(found) is Unschedulable
+    assert words in str(found)
+
+
+@pytest.mark.parametrize("reason", ["UnexpectedAdmissionError", "OutOfcpu", "NodeAffinity"])
+def test_a_node_that_refuses_the_pod(reason):
+    words = "Allocate failed due to requested number of devices unavailable for nvidia.com/gpu"
+    scheduled = [condition("PodScheduled", "True", None)]
+    found = diagnose(make_pod(conditions=scheduled, phase="Failed", reason=reason, message=words))
+    assert type(found) is Unschedulable
+    assert f"{reason}: {words}" in str(found)
+
+
+@pytest.mark.parametrize(
+    ("state", "words"), [(waiting("ContainerCreating"), "ContainerCreating"), (None, "Pending"), (running(), "Pending")]
+)
+def test_a_container_that_does_not_start_in_time(state, words):
+    found = diagnose(make_pod(state, conditions=[condition("PodScheduled", "True", None)], phase="Pending"))
+    assert type(found) is StartTimeout
+    assert str(found).endswith(words)
+
+
+def test_a_pod_that_runs_too_long():
+    words = "Pod was active on the node longer than the specified deadline"
+    found = diagnose(make_pod(ended(137), phase="Failed", reason="DeadlineExceeded", message=words))
+    assert type(found) is RunTimeout
+    assert words in str(found)
+    assert str(found).endswith(WORDS)
+
+
+@pytest.mark.parametrize("code", [137, 143])
+def test_deleted_while_it_ran(code):
+    found = diagnose(make_pod(ended(code), deleted=True, phase="Failed"))
+    assert type(found) is PodLost
+    assert str(found).endswith(WORDS)
+
+
+def test_a_pod_that_is_deleted_after_its_own_end_tells_that():
+    assert type(diagnose(make_pod(ended(2), deleted=True, phase="Failed"))) is StageFailed
+
+
+@pytest.mark.parametrize("state", [None, waiting("ContainerCreating"), running()])
+def test_deleted_before_it_ended(state):
+    assert type(diagnose(make_pod(state, deleted=True, phase="Pending"))) is PodLost
+
+
+@pytest.mark.parametrize(
+    ("log", "words"),
+    [
+        (None, ""),
+        ("", ""),
+        ("\n \n", ""),
+        ("one", "one"),
+        (LOG, WORDS),
+        ("halos-eval: BadInput: é\r\n", "halos-eval: BadInput: é"),
+    ],
+)
+def test_last_words(log, words):
+    assert last_words(log) == words
+
+
+def test_a_pod_without_a_word_has_a_reason_all_the_same():
+    assert str(diagnose(make_pod(ended(2, message=None), phase="Failed"))) == "BadInput, without a word"
+
+
+text = st.none() | st.text(max_size=30) | st.just(LOG)
+reasons = st.sampled_from(
+    [None, "", "Evicted", "NodeLost", "DeadlineExceeded", "OOMKilled", "Error", "Completed", "ImagePullBackOff",
+     "CreateContainerConfigError", "ContainerCreating", "PreemptionByScheduler", "DeletionByPodGC", "é\n"]
+)  # fmt: skip
+states = st.none() | st.builds(
+    V1ContainerState,
+    terminated=st.none()
+    | st.builds(V1ContainerStateTerminated, exit_code=st.integers(0, 255), reason=reasons, message=text),
+    waiting=st.none() | st.builds(V1ContainerStateWaiting, reason=reasons, message=text),
+    running=st.none() | st.builds(V1ContainerStateRunning),
+)
+statuses = st.builds(
+    V1ContainerStatus,
+    name=st.sampled_from(["base", "other"]),
+    state=states,
+    image=st.just("i"),
+    image_id=st.just("i"),
+    ready=st.booleans(),
+    restart_count=st.just(0),
+)
+conditions = st.builds(
+    V1PodCondition,
+    type=st.sampled_from(["DisruptionTarget", "PodScheduled", "Ready"]),
+    status=st.sampled_from(["True", "False", "Unknown"]),
+    reason=reasons,
+    message=text,
+)
+pods = st.builds(
+    V1Pod,
+    metadata=st.builds(V1ObjectMeta, name=st.just("x"), deletion_timestamp=st.none() | st.just(NOW)),
+    status=st.builds(
+        V1PodStatus,
+        phase=st.sampled_from([None, "Pending", "Running", "Failed", "Unknown"]),
+        reason=reasons,
+        message=text,
+        conditions=st.none() | st.lists(conditions, max_size=3),
+        container_statuses=st.none() | st.lists(statuses, max_size=2),
+    ),
+)
+
+
+@given(pod=pods)
+@example(pod=V1Pod(metadata=V1ObjectMeta(name="x"), status=V1PodStatus()))
+def test_every_pod_has_a_failure_with_its_last_words(pod):
+    found = diagnose(pod)
+    assert type(found) in KINDS
+    assert type(found) not in {StageFailure, Final, Infrastructure}
+    assert str(found)
+    base = next((one for one in pod.status.container_statuses or () if one.name == "base"), None)
+    if base and base.state and base.state.terminated:
+        assert last_words(base.state.terminated.message) in str(found)
+
+
+# What Kubernetes says to a new pod
+
+
+def api_error(status, body=""):
+    error = ApiException(status=status, reason="the reason")
+    error.body = body
+    return error
+
+
+def test_a_quota_that_is_used_up_is_waited_for():
+    body = '{"message": "pods \\"x\\" is forbidden: exceeded quota: halos-eval, requested: requests.nvidia.com/gpu=2"}'
+    found = refused(api_error(403, body))
+    assert type(found) is QuotaExceeded
+    assert "exceeded quota: halos-eval" in str(found)
+
+
+@pytest.mark.parametrize("status", [400, 403, 404, 422])
+def test_a_pod_that_kubernetes_will_never_take(status):
+    found = refused(api_error(status, '{"message": "serviceaccount \\"x\\" not found"}'))
+    assert type(found) is PodRefused
+    assert f"Kubernetes says {status} the reason" in str(found)
+    assert 'serviceaccount \\"x\\" not found' in str(found)
+
+
+@pytest.mark.parametrize("status", [None, 0, 401, 409, 429, 500, 503, 504])
+def test_a_server_with_a_problem_of_its_own_is_no_refusal(status):
+    assert refused(api_error(status)) is None
