@@ -22,6 +22,8 @@ from airflow.serialization.serialized_objects import LazyDeserializedDAG
 from airflow.utils.db import synchronize_log_template
 from airflow.utils.state import DagRunState, TaskInstanceState
 from airflow.utils.types import DagRunTriggeredByType, DagRunType
+from hypothesis import given
+from hypothesis import strategies as st
 from sqlalchemy import create_engine, delete, select
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import StaticPool
@@ -116,15 +118,33 @@ def test_airflow_finds_it():
     assert policy in settings.get_policy_plugin_manager().get_plugins()
 
 
-@pytest.mark.parametrize(("priority", "weight"), [("manual", 300), ("nightly", 200), ("backfill", 100)])
-def test_every_task_of_a_run_is_as_urgent_as_the_run(start, session, priority, weight):
-    found = weights(session, start(priority=priority))
+@pytest.mark.parametrize("priority", ["manual", "nightly", "backfill"])
+def test_every_task_of_a_run_is_as_urgent_as_the_run(start, session, priority):
+    run = start(priority=priority)
+    found = weights(session, run)
     assert found.keys() >= UNMAPPED | policy.GPU_TASKS.keys()
-    assert set(found.values()) == {weight}
+    assert set(found.values()) == {policy.CLASSES[priority] - 100 * run.id}
 
 
 def test_a_run_that_does_not_say_is_manual_work(start, session):
-    assert set(weights(session, start()).values()) == {300}
+    run = start()
+    assert set(weights(session, run).values()) == {policy.CLASSES["manual"] - 100 * run.id}
+
+
+def test_a_task_that_has_run_comes_before_those_that_have_not_started(start, expand):
+    """It needs its slots once more, to note how its pod has ended: earlier runs first, then earlier jobs."""
+    first, second = start(run_id="first"), start(run_id="second")
+    place = [one.priority_weight for run in (first, second) for one in expand(run, "harness", [{"gpus": 1}] * 3)]
+    assert place == sorted(place, reverse=True)
+    assert len(set(place)) == 6
+
+
+@given(st.integers(1, 10**9), st.integers(-1, 10**4))
+def test_a_place_in_the_queue_never_leaves_its_class(run, map_index):
+    least = policy.CLASSES["backfill"]
+    assert 0 < least - policy._place(run, map_index) <= least  # and classes are that far apart
+    assert policy.CLASSES["manual"] - policy.CLASSES["nightly"] == policy.CLASSES["nightly"] - least == least
+    assert policy.CLASSES["manual"] < 2**31  # Airflow's column
 
 
 def test_nightly_work_yields_to_manual_work_and_a_backfill_to_both(start, session):
@@ -151,7 +171,7 @@ def test_each_job_takes_its_gpus_from_the_pool(start, expand):
     found = expand(start(priority="nightly"), "harness", jobs)
     assert [one.pool_slots for one in found] == [4, 1, 1]
     assert {one.pool for one in found} == {"halos_eval_gpu"}
-    assert {one.priority_weight for one in found} == {200}
+    assert all(one.priority_weight < policy.CLASSES["nightly"] for one in found)
 
 
 @pytest.mark.parametrize(("job", "slots"), [({"gpus": 2}, 2), ({}, 1)])
@@ -173,7 +193,7 @@ def test_a_cleared_task_keeps_its_gpus(start, expand, session):
         one.pool_slots = one.priority_weight = 1
     clear_task_instances(found, session)
     assert [one.pool_slots for one in found] == [4, 2]
-    assert {one.priority_weight for one in found} == {200}
+    assert all(policy.CLASSES["backfill"] < one.priority_weight < policy.CLASSES["nightly"] for one in found)
 
 
 @pytest.mark.parametrize("jobs", [None, [], [{"gpus": 2}]])
