@@ -88,12 +88,7 @@ def test_nothing_is_started_that_only_the_official_image_has(component):
 def test_the_way_in_is_in_the_image():
     module = VALUES["config"]["core"]["auth_manager"].rpartition(".")[0]
     assert importlib.util.find_spec(module) is not None
-    passwords = VALUES["config"]["core"]["simple_auth_manager_passwords_file"]
-    assert mounts(VALUES["apiServer"])[str(Path(passwords).parent)] == {
-        "emptyDir": {"medium": "Memory", "sizeLimit": "1Mi"}
-    }
-    (copy,) = VALUES["apiServer"]["extraInitContainers"]
-    assert copy["command"][-1] == passwords
+    assert VALUES["createUserJob"] == {"enabled": False}  # no password in values
 
 
 def test_the_role_is_ours():

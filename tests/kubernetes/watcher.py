@@ -28,10 +28,10 @@ class Watcher(threading.Thread):
         self.holdings = []
         self.environments = {}
         """Variables of the stages' processes inside pods, by stage."""
-        self._stop = threading.Event()
+        self._ended = threading.Event()
 
     def run(self):
-        while not self._stop.wait(0.25):
+        while not self._ended.wait(0.25):
             items = self.client.list_namespaced_pod(self.namespace).items
             self.pods |= {pod.metadata.name: pod for pod in items}
             live = [pod for pod in items if pod.status.phase in {"Pending", "Running"}]
@@ -39,7 +39,7 @@ class Watcher(threading.Thread):
             self._look_into_processes()
 
     def stop(self):
-        self._stop.set()
+        self._ended.set()
         self.join(timeout=10)
 
     def since(self, earlier, component=None):
