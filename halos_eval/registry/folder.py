@@ -20,7 +20,7 @@ from halos_eval.registry.base import Checkpoint, Metadata
 from halos_eval.store import Entry
 
 METADATA = "halos_eval.yaml"
-LARGEST_METADATA = 1_000_000  # bytes
+LARGEST_METADATA = 100_000  # bytes
 # What makes a checkpoint another one when it changes. Logs and optimizer states may be written on.
 COUNTED = re.compile(rf"{SCORED.pattern}|{re.escape(METADATA)}|.*\.jinja")
 Model = TypeVar("Model", bound=BaseModel)

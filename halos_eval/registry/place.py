@@ -18,7 +18,11 @@ def open_registry(place: str, steps: bool = False) -> Registry:
     """
     if place.startswith(SCHEMES):
         return MlflowRegistry(place)
-    if place.startswith(("http://", "https://")):
-        raise BadInput(f"{place} is no place of checkpoints: for MLflow write mlflow+{place}")
-    url = folder_url(place)
+    try:
+        url = folder_url(place)
+    except BadInput as error:
+        raise BadInput(
+            "HALOS_EVAL_CHECKPOINTS names no place of checkpoints: give a folder (/PATH or s3://BUCKET/PREFIX), a list "
+            "(NAME.yaml), or MLflow as mlflow+http://HOST:PORT"
+        ) from error
     return ListRegistry(url) if url.endswith((".yaml", ".yml")) else FolderRegistry(url, steps)
