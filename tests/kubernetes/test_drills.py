@@ -1,12 +1,14 @@
 """What goes wrong on a cluster, tried for real: how it looks in the log, whether it is tried again, what is kept."""
 
 import json
+import re
 import socket
 import threading
 
 import pytest
 import yaml
 
+from halos_eval.settings import shipped
 from tests.airflow_server import wait_for
 from tests.kubernetes.conftest import HOST, KEYS, NAMESPACE
 
@@ -82,7 +84,7 @@ def test_a_pod_that_takes_too_much_memory(lab):
 def test_a_pod_that_is_deleted_while_it_samples(admin, lab):
     """The retry starts another pod, which keeps what was sampled."""
     earlier = set(lab.watcher.pods)
-    demo = yaml.safe_load((lab.folders.suites / "demo.yaml").read_text())
+    demo = yaml.safe_load((shipped("suites") / "demo.yaml").read_text())
     lab.suite("resumed", alpaca_eval=demo["alpaca_eval"])
     run_id = lab.trigger(checkpoint=OTHER, suite="resumed")
     wait_for(lambda: list(lab.store.glob(f"runs/{OTHER}/sample/*/outputs.parts/*/*.jsonl")), 180)
@@ -92,9 +94,8 @@ def test_a_pod_that_is_deleted_while_it_samples(admin, lab):
     assert (state, states["sample", 0], states["judge", -1]) == ("success",) * 3
     assert len(lab.watcher.since(earlier, "sample")) == 2
     assert "PodLost" in lab.log(run_id, "sample", 0, attempt=1)
-    log = lab.log(run_id, "sample", 0, attempt=2)
-    assert "of 12 prompts have their answers already" in log
-    assert "0 of 12 prompts have their answers already" not in log.replace("10 of", "").replace("20 of", "")
+    kept = re.search(r"(\d+) of 12 prompts have their answers already", lab.log(run_id, "sample", 0, attempt=2))
+    assert int(kept[1]) > 0
 
 
 def test_an_image_that_does_not_exist(lab):
