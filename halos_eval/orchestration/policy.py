@@ -10,11 +10,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, get_args
 
 from airflow import settings
+from airflow.models.pool import Pool
 from airflow.models.xcom import XComModel
 from airflow.policies import hookimpl
 from sqlalchemy.orm import object_session
 
-from halos_eval.cluster import Priority
+from halos_eval.cluster import GPU_POOL, Priority
 
 if TYPE_CHECKING:
     from airflow.models.dagrun import DagRun
@@ -43,7 +44,9 @@ def task_instance_mutation_hook(task_instance: TaskInstance, dag_run: DagRun | N
     if task_instance.task_id in GPU_TASKS and task_instance.map_index >= 0:
         # An instance that is left from an earlier plan has no job, and an empty job has nothing to do.
         jobs = dict(enumerate(_jobs(dag_run, GPU_TASKS[task_instance.task_id])))
-        task_instance.pool_slots = max(1, jobs.get(task_instance.map_index, {}).get("gpus", 0))
+        job = jobs.get(task_instance.map_index)
+        task_instance.pool = GPU_POOL if job else Pool.DEFAULT_POOL_NAME
+        task_instance.pool_slots = max(1, job["gpus"]) if job else 1
 
 
 def _place(run: int, map_index: int) -> int:

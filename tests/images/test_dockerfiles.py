@@ -54,6 +54,26 @@ def test_packages_come_from_the_lock_with_its_hashes(image):
 
 
 @pytest.mark.parametrize("image", IMAGES)
+def test_a_source_is_built_with_locked_tools_or_not_at_all(image):
+    runs = " ".join(arguments(image, "RUN"))
+    assert "--no-build " in runs or "--build-constraints /opt/halos-eval/requirements.txt" in runs
+    assert "uv build --offline" in runs
+
+
+@pytest.mark.parametrize("variant", ["cpu", "cuda"])
+def test_the_worker_has_a_lock_for_each_variant(variant):
+    assert "WORKER=cuda" in arguments("worker", "ARG")  # on a cluster's GPUs, unless somebody asks otherwise
+    assert "images/worker/requirements-${WORKER}.txt /opt/halos-eval/requirements.txt" in arguments("worker", "COPY")
+    assert (ROOT / "images" / "worker" / f"requirements-{variant}.txt").exists()
+
+
+def test_all_that_airflow_reads_is_in_its_image():
+    for folder in ("dags", "plugins"):
+        if (ROOT / folder).is_dir():
+            assert f"{folder} /opt/airflow/{folder}" in arguments("airflow", "COPY")
+
+
+@pytest.mark.parametrize("image", IMAGES)
 def test_dependencies_are_below_the_package(image):
     order = [found for name, found in instructions(image) if name in {"RUN", "COPY"}]
     sync = next(number for number, found in enumerate(order) if "uv pip sync" in found)

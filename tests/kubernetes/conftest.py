@@ -257,7 +257,7 @@ def lab(environments, folders, store, release, launcher, watcher, tmp_path_facto
 
 def descendants(pid):
     """A process and all that it has started, by their ids; workers have sessions of their own."""
-    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    children = [one for file in Path(f"/proc/{pid}/task").glob("*/children") for one in file.read_text().split()]
     return [pid, *(one for child in children for one in descendants(int(child)))]
 
 

@@ -1,12 +1,14 @@
 """What goes wrong on a cluster, tried for real: how it looks in the log, whether it is tried again, what is kept."""
 
 import json
+import re
 import socket
 import threading
 
 import pytest
 import yaml
 
+from halos_eval.settings import shipped
 from tests.airflow_server import wait_for
 from tests.kubernetes.conftest import HOST, KEYS, NAMESPACE
 
@@ -68,10 +70,15 @@ def tasks(profile="default", limit=8):
     return {"tasks": {"demo_cloze": {"limit": limit, "profile": profile}}}
 
 
+def harness(lab, run_id):
+    """The state of a run's one harness task."""
+    return next(one["state"] for one in lab.instances(run_id) if one["task_id"] == "harness")
+
+
 def test_a_pod_that_takes_too_much_memory(lab):
     run_id = lab.trigger(checkpoint=CHECKPOINT, suite=lab.suite("starved", **tasks("starved", 2)))
     state, states = lab.finish(run_id)
-    assert state == states["harness", "demo_cloze"] == "failed"
+    assert state == harness(lab, run_id) == "failed", states
     log = lab.log(run_id, "harness", 0)
     assert "OutOfMemory" in log
     assert "raise memory in its profile" in log
@@ -82,19 +89,18 @@ def test_a_pod_that_takes_too_much_memory(lab):
 def test_a_pod_that_is_deleted_while_it_samples(admin, lab):
     """The retry starts another pod, which keeps what was sampled."""
     earlier = set(lab.watcher.pods)
-    demo = yaml.safe_load((lab.folders.suites / "demo.yaml").read_text())
+    demo = yaml.safe_load((shipped("suites") / "demo.yaml").read_text())
     lab.suite("resumed", alpaca_eval=demo["alpaca_eval"])
     run_id = lab.trigger(checkpoint=OTHER, suite="resumed")
     wait_for(lambda: list(lab.store.glob(f"runs/{OTHER}/sample/*/outputs.parts/*/*.jsonl")), 180)
     (first,) = lab.watcher.since(earlier, "sample")
     admin.core.delete_namespaced_pod(first.metadata.name, NAMESPACE)
-    state, states = lab.finish(run_id, 480)
+    state, states = lab.finish(run_id, 900)
     assert (state, states["sample", 0], states["judge", -1]) == ("success",) * 3
     assert len(lab.watcher.since(earlier, "sample")) == 2
     assert "PodLost" in lab.log(run_id, "sample", 0, attempt=1)
-    log = lab.log(run_id, "sample", 0, attempt=2)
-    assert "of 12 prompts have their answers already" in log
-    assert "0 of 12 prompts have their answers already" not in log.replace("10 of", "").replace("20 of", "")
+    kept = re.search(r"(\d+) of 12 prompts have their answers already", lab.log(run_id, "sample", 0, attempt=2))
+    assert int(kept[1]) > 0
 
 
 def test_an_image_that_does_not_exist(lab):
@@ -104,7 +110,7 @@ def test_an_image_that_does_not_exist(lab):
 
     with lab.edited(change):
         run_id = lab.trigger(checkpoint=CHECKPOINT, suite=lab.suite("no_image", **tasks(limit=3)))
-        wait_for(lambda: lab.states(run_id).get(("harness", "demo_cloze")) == "failed", 120, lambda: lab.states(run_id))
+        wait_for(lambda: harness(lab, run_id) == "failed", 120, lambda: lab.states(run_id))
     log = lab.log(run_id, "harness", 0)
     assert "ImageUnavailable" in log
     assert "docker.io/halos-eval/worker:none" in log
@@ -121,11 +127,7 @@ def test_more_gpus_than_the_pool_has(lab):
 def test_more_gpus_than_there_are(admin, lab):
     with lab.edited(lambda cluster: cluster["pools"].update(gpu=9)):
         run_id = lab.trigger(checkpoint=CHECKPOINT, suite="many")
-        wait_for(
-            lambda: lab.states(run_id).get(("harness", "demo_cloze")) == "up_for_retry",
-            120,
-            lambda: lab.states(run_id),
-        )
+        wait_for(lambda: harness(lab, run_id) == "up_for_retry", 120, lambda: lab.states(run_id))
     log = lab.log(run_id, "harness", 0)
     assert "Unschedulable" in log
     assert "Insufficient nvidia.com/gpu" in log
@@ -138,7 +140,7 @@ def test_everything_of_airflow_is_killed_in_the_middle(admin, lab):
     earlier = set(lab.watcher.pods)
     run_id = lab.trigger(checkpoint=CHECKPOINT, suite=lab.suite("restarted", **tasks(limit=24)))
     pod = lab.running(earlier, "harness")
-    wait_for(lambda: lab.states(run_id)["harness", "demo_cloze"] == "deferred", 60, lambda: lab.states(run_id))
+    wait_for(lambda: harness(lab, run_id) == "deferred", 60, lambda: lab.states(run_id))
     lab.kill()
     assert admin.core.read_namespaced_pod(pod.metadata.name, NAMESPACE).status.phase == "Running"
     lab.start()

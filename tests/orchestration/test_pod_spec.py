@@ -249,6 +249,15 @@ def test_scratch_can_be_another_volume(name):
     assert [mount["mountPath"] for mount in mounts(pod).values()].count("/tmp") == 1
 
 
+@pytest.mark.parametrize("name", ["tmp", "fast"])
+def test_code_of_a_model_has_a_scratch_folder_of_its_own(name):
+    profile = PROFILE | {"volumes": {name: {"mountPath": "/tmp", "hostPath": "/nvme"}}}
+    pod = make(make_code_job(), profile=profile)
+    assert mounts(pod)["tmp"] == {"name": "tmp", "mountPath": "/tmp"}
+    assert volumes(pod)["tmp"] == {"emptyDir": {"sizeLimit": "50Gi"}}
+    assert "/nvme" not in json.dumps(pod)
+
+
 def test_gpus_memory_and_processors():
     assert container(make())["resources"] == {
         "requests": {"cpu": "16", "memory": "128Gi", "amd.com/gpu": "2"},

@@ -174,10 +174,14 @@ def test_each_job_takes_its_gpus_from_the_pool(start, expand):
     assert all(one.priority_weight < policy.CLASSES["nightly"] for one in found)
 
 
-@pytest.mark.parametrize(("job", "slots"), [({"gpus": 2}, 2), ({}, 1)])
-def test_sampling_takes_its_gpus_from_the_pool(start, expand, job, slots):
-    [found] = expand(start(), "sample", [job])
-    assert (found.map_index, found.pool_slots) == (0, slots)
+def test_sampling_takes_its_gpus_from_the_pool(start, expand):
+    [found] = expand(start(), "sample", [{"gpus": 2}])
+    assert (found.map_index, found.pool, found.pool_slots) == (0, "halos_eval_gpu", 2)
+
+
+def test_a_stage_with_nothing_to_do_does_not_wait_for_gpus(start, expand):
+    [found] = expand(start(), "sample", [{}])
+    assert (found.map_index, found.pool, found.pool_slots) == (0, "default_pool", 1)
 
 
 def test_what_is_not_mapped_takes_one_slot(start, session):
