@@ -7,6 +7,7 @@ import logging
 import signal
 import sys
 from fnmatch import fnmatchcase
+from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any
 
@@ -219,6 +220,8 @@ def _find(checkpoint: str) -> Checkpoint:
     try:
         return open_registry(settings.checkpoints, settings.steps).get(checkpoint)
     except NotRegistered:
+        if "/" not in checkpoint and not Path(checkpoint).is_dir():
+            raise
         return from_location(checkpoint)
 
 

@@ -336,6 +336,22 @@ def test_a_plan_of_what_a_list_names(call, checkpoints, monkeypatch):
     assert (plan.checkpoint.name, plan.checkpoint.location) == ("team/kto", str(checkpoints / "kto" / "FINAL"))
 
 
+def test_a_name_that_is_mistyped_shows_some_that_are_known(call, checkpoints):
+    code, _, err = call("plan", "demo", "ktoo")
+    assert code == 2
+    assert f"NotRegistered: there is no checkpoint 'ktoo' in {checkpoints}: there are kto" in err
+
+
+def test_a_plan_of_a_folder_or_repository_that_is_not_registered(call, checkpoints, monkeypatch):
+    make_checkpoint(checkpoints.parent / "team" / "dpo")
+    make_checkpoint(checkpoints.parent / "orpo")
+    monkeypatch.chdir(checkpoints.parent)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    for place in ("team/dpo", "orpo"):
+        assert Plan.model_validate_json(call("plan", "demo", place, "--json")[1]).checkpoint.location == place
+    assert "team/none: there is no such folder, and the hub does not give it" in call("plan", "demo", "team/none")[2]
+
+
 def test_a_registered_checkpoint_that_is_damaged_is_not_looked_for_elsewhere(call, checkpoints):
     (checkpoints / "kto" / "FINAL" / "halos_eval.yaml").write_text("a: [")
     code, _, err = call("plan", "demo", "kto")
