@@ -137,7 +137,7 @@ class Fetcher:
         return module
 
     def _metric_repository(self, name: str) -> tuple[str, str]:
-        """The space of a metric, and its commit. A name alone may be in one of three; ``evaluate`` tries them in turn."""
+        """The space of a metric, and its commit. A name alone may be in one of three, tried in this order."""
         kinds = ("metric", "comparison", "measurement")
         absent = []
         for repo in [name] if "/" in name else [f"evaluate-{kind}/{name}" for kind in kinds]:
