@@ -106,6 +106,7 @@ def _try(need: _Need, fetcher: Fetcher) -> tuple[list[Item], HalosEvalError | No
             raise named(error) from error
         if isinstance(error, HalosEvalError):
             return [], error
+        log.warning("%s: not foreseen", need.title, exc_info=True)
         failure = named(error)
         failure.__cause__ = error
         return [], failure
