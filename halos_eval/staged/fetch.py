@@ -37,7 +37,7 @@ class Fetcher:
         self._items, self._builders, self._failed = {}, {}, []
         # A module that has loaded something when it was imported must do so again for this part.
         for module in self._imported:
-            sys.modules.pop(module, None)
+            _forget(module)
         self._imported = set()
         if loaded := sys.modules.get("nltk.data"):
             loaded.path[:] = [place for place in loaded.path if place != str(nltk_data.folder())]
@@ -170,6 +170,14 @@ class Fetcher:
             if frame.f_code.co_name == "<module>" and module.startswith(("lm_eval.tasks.", "/")):
                 self._imported.add(module)
             frame = frame.f_back
+
+
+def _forget(module: str) -> None:
+    """Let the next import of a module execute it again, also where it is imported from its package."""
+    sys.modules.pop(module, None)
+    package, _, name = module.rpartition(".")
+    if package in sys.modules:
+        vars(sys.modules[package]).pop(name, None)
 
 
 def _raw_file(url: str, builder: DatasetBuilder) -> Path | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import sys
 from types import ModuleType, SimpleNamespace
@@ -193,17 +194,29 @@ def test_what_failed_unseen_is_the_parts_reason(monkeypatch):
     assert fetcher.items() == []
 
 
-def test_a_module_that_loads_when_it_is_imported_is_imported_again_for_the_next_part(cache, monkeypatch, raw):
+@pytest.mark.parametrize("line", ["import lm_eval.tasks.some.deep", "from lm_eval.tasks.some import deep"])
+def test_a_module_that_loads_when_it_is_imported_is_imported_again_for_the_next_part(
+    line, cache, raw, monkeypatch, tmp_path
+):
+    """It is imported from a package, by a module that is imported just now itself."""
     raw("x.json", "")
     fetcher = Fetcher({"dataset/a/b@main": "c"})
-    module = ModuleType("lm_eval.tasks.some.utils")
-    module.load = lambda: fetcher.dataset(build_at(cache, test=["x.json"]), "a/b", None, {})
-    for part in ("first", "second"):
-        fetcher.begin(part)
-        if module.__name__ not in sys.modules:
-            monkeypatch.setitem(sys.modules, module.__name__, module)
-            exec("load()", vars(module))
-        assert [item.needed_by for item in fetcher.items()] == [(part,)]
+    folder = tmp_path / "path" / "lm_eval" / "tasks" / "some"
+    folder.mkdir(parents=True)
+    (folder / "deep.py").write_text("import shared_with_the_test\nshared_with_the_test.load()\n")
+    (folder / "utils.py").write_text(f"{line}\n")
+    monkeypatch.syspath_prepend(tmp_path / "path")
+    shared = ModuleType("shared_with_the_test")
+    shared.load = lambda: fetcher.dataset(build_at(cache, test=["x.json"]), "a/b", None, {})
+    monkeypatch.setitem(sys.modules, shared.__name__, shared)
+    try:
+        for part in ("first", "second"):
+            fetcher.begin(part)
+            importlib.import_module("lm_eval.tasks.some.utils")
+            assert [item.needed_by for item in fetcher.items()] == [(part,)]
+    finally:
+        for name in [name for name in sys.modules if name.partition(".")[0] == "lm_eval"]:
+            del sys.modules[name]
 
 
 def test_models_are_fetched_whole_but_for_what_is_not_loaded(monkeypatch, cache, asked):
