@@ -6,15 +6,12 @@ that are only half there, weights that are not safetensors.
 
 from __future__ import annotations
 
-import json
-import os
 import re
-import struct
 from pathlib import Path
-from typing import Any
 
 from pydantic import BaseModel
 
+from halos_eval.completeness import ADAPTER_CONFIG, check_complete, files_of, read_json, readable
 from halos_eval.errors import BadInput, DataUnavailable
 from halos_eval.fingerprint import digest_files, digest_json
 from halos_eval.hub import hub_errors
@@ -79,14 +76,13 @@ def inspect(model: str, revision: str | None = None, manifest: Manifest | None =
 
     Raises BadInput for what is no model or is not complete, DataUnavailable for what cannot be found.
     """
-    folder = Path(model)
-    try:
-        return _inspect(folder, model, revision, manifest)
-    except PermissionError as error:
+    if "://" in model:
         raise BadInput(
-            f"{error.filename} may not be read by user {os.getuid()}: let others read the checkpoint, and walk through "
-            "the folders above it"
-        ) from error
+            f"{model}: vLLM loads weights from a folder, not from object storage. Copy them to a folder that the "
+            "evaluation can read, and give that one"
+        )
+    with readable(model):
+        return _inspect(Path(model), model, revision, manifest)
 
 
 def _inspect(folder: Path, model: str, revision: str | None, manifest: Manifest | None) -> Weights:
@@ -94,16 +90,10 @@ def _inspect(folder: Path, model: str, revision: str | None, manifest: Manifest 
         return _inspect_staged(model, revision, manifest) if manifest else _inspect_hub(model, revision)
     if not folder.is_dir():
         raise BadInput(f"{model} is a file: give the folder that holds config.json and *.safetensors")
-    if (folder / "adapter_config.json").is_file():
+    if (folder / ADAPTER_CONFIG).is_file():
         return _inspect_adapter(folder, manifest)
-    return Weights(name=short_name(model), model=model, digest=_digest_folder(folder))
-
-
-def _digest_folder(folder: Path) -> str:
-    if not (folder / "config.json").is_file():
-        raise BadInput(f"{folder} is no model: there is no config.json (nor adapter_config.json) in it")
-    check_complete(folder, "model")
-    return _digest_scored(folder)
+    check_complete(model, files_of(model))
+    return Weights(name=short_name(model), model=model, digest=_digest_scored(folder))
 
 
 def _digest_scored(folder: Path) -> str:
@@ -112,13 +102,13 @@ def _digest_scored(folder: Path) -> str:
 
 
 def _inspect_adapter(folder: Path, manifest: Manifest | None) -> Weights:
-    config = read_json_file(folder / "adapter_config.json")
+    config = read_json(str(folder / ADAPTER_CONFIG))
     base = config.get("base_model_name_or_path")
     if config.get("peft_type") != "LORA" or not base:
-        raise BadInput(f"{folder}/adapter_config.json: only LoRA adapters with base_model_name_or_path can be sampled")
-    if (Path(str(base)) / "adapter_config.json").is_file():
+        raise BadInput(f"{folder}/{ADAPTER_CONFIG}: only LoRA adapters with base_model_name_or_path can be sampled")
+    if (Path(str(base)) / ADAPTER_CONFIG).is_file():
         raise BadInput(f"{folder}: its base {base} is an adapter itself; merge that one into full weights first")
-    check_complete(folder, "adapter_model")
+    check_complete(str(folder), files_of(str(folder)))
     own = _digest_scored(folder)
     weights = inspect(str(base), config.get("revision"), manifest)
     return weights.model_copy(
@@ -135,56 +125,8 @@ def _supported_rank(rank: object, folder: Path) -> int:
     """The smallest rank that vLLM makes room for and that holds ``rank``. Raises BadInput."""
     fitting = [limit for limit in VLLM_LORA_RANKS if isinstance(rank, int) and 0 < rank <= limit]
     if not fitting:
-        raise BadInput(
-            f"{folder}/adapter_config.json: vLLM takes LoRA ranks from 1 to {VLLM_LORA_RANKS[-1]}, not {rank}"
-        )
+        raise BadInput(f"{folder}/{ADAPTER_CONFIG}: vLLM takes LoRA ranks from 1 to {VLLM_LORA_RANKS[-1]}, not {rank}")
     return fitting[0]
-
-
-def check_complete(folder: Path, stem: str) -> None:
-    """Raise BadInput unless the safetensors of ``folder`` are all there, each as long as its header says."""
-    index = folder / f"{stem}.safetensors.index.json"
-    if index.is_file():
-        shards = sorted(set(read_json_file(index).get("weight_map", {}).values()))
-        if not shards:
-            raise BadInput(f"{index} names no weights: save or download it again")
-    else:
-        shards = [f"{stem}.safetensors"]
-    for name in shards:
-        path = folder / Path(name).name
-        if not path.is_file():
-            other = [p.name for p in folder.iterdir() if p.suffix in {".bin", ".pt", ".pth"}]
-            hint = (
-                f" ({other[0]} is not loaded: convert it to safetensors)" if other else " (is it still being written?)"
-            )
-            raise BadInput(f"{folder} is not complete: {name} is missing{hint}")
-        if path.stat().st_size != _size_by_header(path):
-            raise BadInput(f"{path} is cut short or is no safetensors file: copy or save the checkpoint again")
-
-
-def _size_by_header(path: Path) -> int:
-    """The size in bytes that a safetensors file must have: 8 bytes of header length, the header, the tensors."""
-    with path.open("rb") as file:
-        start = file.read(8)
-        if len(start) < 8 or (length := struct.unpack("<Q", start)[0]) > path.stat().st_size:
-            return -1
-        try:
-            header = json.loads(file.read(length))
-            ends = [int(tensor["data_offsets"][1]) for key, tensor in header.items() if key != "__metadata__"]
-        except (ValueError, AttributeError, LookupError, TypeError):
-            return -1
-    return 8 + int(length) + max(ends, default=0)
-
-
-def read_json_file(path: Path) -> dict[str, Any]:
-    """A JSON object from a file. Raises BadInput where it is none."""
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise BadInput(f"{path} is not JSON ({error}): save or download it again") from error
-    if not isinstance(document, dict):
-        raise BadInput(f"{path} is not a JSON object")
-    return document
 
 
 def hub_model(model: str, revision: str | None = None) -> tuple[str, str | None] | None:
@@ -194,10 +136,10 @@ def hub_model(model: str, revision: str | None = None) -> tuple[str, str | None]
     """
     if not Path(model).exists():
         return _check_repository(model), revision
-    adapter = Path(model) / "adapter_config.json"
+    adapter = Path(model) / ADAPTER_CONFIG
     if not adapter.is_file():
         return None
-    config = read_json_file(adapter)
+    config = read_json(str(adapter))
     return hub_model(str(config.get("base_model_name_or_path")), config.get("revision"))
 
 

@@ -6,6 +6,7 @@ import json
 import logging
 import signal
 import sys
+from fnmatch import fnmatchcase
 from types import FrameType
 from typing import Annotated, Any
 
@@ -16,10 +17,14 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from halos_eval import plan as planning
+from halos_eval.checkpoint import NAME
 from halos_eval.cluster import load_cluster
 from halos_eval.errors import BadInput, HalosEvalError
+from halos_eval.progress import Progress, overview
 from halos_eval.record import Record
-from halos_eval.registry.folders import Checkpoint, FolderRegistry, from_location
+from halos_eval.registry.base import Checkpoint, Moment, NotRegistered
+from halos_eval.registry.folder import from_location
+from halos_eval.registry.place import open_registry
 from halos_eval.settings import FROZEN, Settings
 from halos_eval.staged.manifest import Manifest
 from halos_eval.stages.harness import HarnessConfig, harness
@@ -38,7 +43,7 @@ class PlanConfig(BaseModel):
     suite: CliPositionalArg[str]
     """Name or file of a suite."""
     checkpoint: CliPositionalArg[str]
-    """Name below the checkpoints' folder (HALOS_EVAL_CHECKPOINTS), a folder, or NAMESPACE/NAME on the hub."""
+    """Name in the registry (HALOS_EVAL_CHECKPOINTS), a folder, or NAMESPACE/NAME on the hub."""
     store: str = Field(default_factory=lambda: Settings().store)
     """Where results are."""
     tasks: tuple[str, ...] = ()
@@ -49,6 +54,23 @@ class PlanConfig(BaseModel):
     """Run everything again."""
     json_output: Annotated[bool, Field(alias="json")] = False
     """Print the plan as JSON."""
+
+
+class CheckpointsConfig(BaseModel):
+    """List the checkpoints of the registry (HALOS_EVAL_CHECKPOINTS), and what has been evaluated of each."""
+
+    model_config = FROZEN
+
+    store: str = Field(default_factory=lambda: Settings().store)
+    """Where results are."""
+    suite: tuple[str, ...] = ()
+    """Only these suites (default: all that have been run)."""
+    since: Moment | None = None
+    """Only those registered since then, such as 2026-11-01 or 2026-11-01T12:00+01:00 (UTC if it names no zone)."""
+    match: str = "*"
+    """Only names that fit this pattern: * stands for anything."""
+    json_output: Annotated[bool, Field(alias="json")] = False
+    """Print all that is known as JSON."""
 
 
 class PoolsConfig(BaseModel):
@@ -78,6 +100,8 @@ class HalosEval(BaseModel):
     """Write one row for each checkpoint as CSV."""
     plan: CliSubCommand[PlanConfig]
     """Print what a suite would run on a checkpoint, and why."""
+    checkpoints: CliSubCommand[CheckpointsConfig]
+    """List the registered checkpoints, and what has been evaluated of each."""
     pools: CliSubCommand[PoolsConfig]
     """Print Airflow's pools for this cluster, for `airflow pools import`."""
 
@@ -140,6 +164,8 @@ def _dispatch(command: object) -> None:
             print(f"summary: {command.output}")
         case PlanConfig():
             _plan(command)
+        case CheckpointsConfig():
+            _checkpoints(command)
         case PoolsConfig():
             print(json.dumps(load_cluster().pools.document(), indent=2))
 
@@ -209,8 +235,43 @@ def _plan(config: PlanConfig) -> None:
 
 
 def _find(checkpoint: str) -> Checkpoint:
-    registry = FolderRegistry(Settings().checkpoints)
-    return registry.get(checkpoint) if checkpoint in registry.names() else from_location(checkpoint)
+    settings = Settings()
+    if not NAME.fullmatch(checkpoint):
+        return from_location(checkpoint)
+    try:
+        return open_registry(settings.checkpoints, settings.steps).get(checkpoint)
+    except NotRegistered:
+        return from_location(checkpoint)
+
+
+def _checkpoints(config: CheckpointsConfig) -> None:
+    settings = Settings()
+    listed = open_registry(settings.checkpoints, settings.steps).registered(start=config.since)
+    checkpoints = [one for one in listed.checkpoints if fnmatchcase(one.name, config.match)]
+    skipped = {name: why for name, why in listed.skipped.items() if fnmatchcase(name, config.match)}
+    found = overview(config.store, checkpoints, config.suite)
+    if config.json_output:
+        rows = [one.model_dump(mode="json") | {"suites": _states(found.progress[one.name])} for one in checkpoints]
+        print(json.dumps({"checkpoints": rows, "skipped": skipped, "unreadable": found.unreadable}, indent=2))
+        return
+    table = Table("checkpoint", "registered (UTC)", "tags", *found.suites, title=settings.checkpoints)
+    for one in checkpoints:
+        tags = ", ".join(f"{key}: {value}" for key, value in sorted(one.metadata.tags.items()))
+        states = [str(found.progress[one.name].get(suite, "")) for suite in found.suites]
+        table.add_row(one.name, f"{one.registered:%Y-%m-%d %H:%M}" if one.registered else "", _plain(tags), *states)
+    console = Console(markup=False)
+    console.print(table)
+    for name, why in (skipped | found.unreadable).items():
+        console.print(_plain(f"{name}: {why}"), soft_wrap=True)
+
+
+def _states(progress: dict[str, Progress]) -> dict[str, Any]:
+    return {suite: one.model_dump(mode="json") | {"complete": one.complete} for suite, one in progress.items()}
+
+
+def _plain(text: str) -> str:
+    """Text from files of others without what a terminal would obey."""
+    return "".join(char if char.isprintable() else "?" for char in text)
 
 
 if __name__ == "__main__":

@@ -25,9 +25,14 @@ def stage_folder(root: str, checkpoint: str, stage: str, task: str | None, finge
     return store.join(root, "runs", folder_name(checkpoint), f"{stage}.{task}" if task else stage, fingerprint)
 
 
+def plans_url(root: str) -> str:
+    """The folder of all plans, one folder for each suite."""
+    return store.join(root, "plans")
+
+
 def plan_url(root: str, suite: str, checkpoint: str) -> str:
     """The plan of the latest run of ``suite`` on ``checkpoint``."""
-    return store.join(root, "plans", suite, f"{folder_name(checkpoint)}.json")
+    return store.join(plans_url(root), suite, f"{folder_name(checkpoint)}.json")
 
 
 def report_url(root: str, suite: str) -> str:

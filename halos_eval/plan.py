@@ -12,7 +12,7 @@ from halos_eval.cluster import CPU_PROFILE, OUTBOX, Volume, load_cluster
 from halos_eval.errors import BadInput
 from halos_eval.fingerprint import digest_json
 from halos_eval.record import CheckpointRef, Record, StageName, read_failure, read_model, read_record, write_model
-from halos_eval.registry.folders import Checkpoint
+from halos_eval.registry.base import Checkpoint
 from halos_eval.settings import FROZEN
 from halos_eval.stages.base import Job, StageConfig
 from halos_eval.stages.harness import HarnessConfig, HarnessSettings, harness_job

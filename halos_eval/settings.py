@@ -28,7 +28,9 @@ class Settings(BaseSettings):
     store: Place = f"file://{Path.cwd() / 'var' / 'store'}"
     """fsspec URL of the folder that holds runs and reports (file://, s3://)."""
     checkpoints: Place = str(Path.cwd() / "var" / "checkpoints")
-    """Folder of checkpoints in HALOs' layout: EXPERIMENT/FINAL."""
+    """Where checkpoints come from: a folder or s3:// URL with EXPERIMENT/FINAL, a list NAME.yaml, mlflow+http://..."""
+    steps: bool = False
+    """Whether an experiment's other folders with weights count as checkpoints as well, as EXPERIMENT/STEP."""
     suites: Place | None = None
     """Folder with suites of your own (NAME.yaml), looked through before the ones that ship."""
     cluster: Place = str(HERE / "clusters" / "local.yaml")

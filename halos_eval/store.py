@@ -6,17 +6,33 @@ content or the new, never a part.
 
 from __future__ import annotations
 
+import errno
 import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from halos_eval.errors import StoreError
+
+
+class Entry(NamedTuple):
+    """A file in a folder, or a folder in it."""
+
+    size: int
+    """Bytes; meaningless for a folder."""
+    modified: datetime | None
+    """UTC; of a link to a file, the later of both times. None for a folder: object storage has no time for it."""
+
+    @property
+    def is_folder(self) -> bool:
+        """Whether it is a folder."""
+        return self.modified is None
 
 
 def join(url: str, *parts: str) -> str:
@@ -44,15 +60,18 @@ def _named(url: str, reads_file: bool = False) -> Iterator[None]:
 
 
 def _open(url: str) -> tuple[Any, str]:
-    # A cached listing would hide what another pod has just written.
-    return fsspec.core.url_to_fs(url, use_listings_cache=False)  # type: ignore[no-any-return]
+    # One file system, never a chain of them as fsspec reads "::". A cached listing would hide what another pod has
+    # just written.
+    protocol = url.partition("://")[0] if "://" in url else "file"
+    fs = fsspec.filesystem(protocol, use_listings_cache=False)
+    return fs, fs._strip_protocol(url)
 
 
-def read_bytes(url: str) -> bytes:
-    """The content of ``url``. Raises FileNotFoundError, StoreError."""
+def read_bytes(url: str, start: int | None = None, end: int | None = None) -> bytes:
+    """The content of ``url``, or its bytes from ``start`` up to ``end``. Raises FileNotFoundError, StoreError."""
     with _named(url, reads_file=True):
         fs, path = _open(url)
-        return bytes(fs.cat_file(path))
+        return bytes(fs.cat_file(path, start=start, end=end))
 
 
 def exists(url: str) -> bool:
@@ -92,6 +111,57 @@ def find(url: str, ending: str) -> list[str]:
     with _named(url):
         fs, path = _open(url)
         return [fs.unstrip_protocol(found) for found in sorted(fs.find(path)) if found.endswith(ending)]
+
+
+def entries(url: str) -> dict[str, Entry]:
+    """What is directly in the folder ``url``, by name. Empty where there is no such folder. Raises StoreError.
+
+    Links are followed; one that leads nowhere is left out.
+    """
+    with _named(url):
+        fs, path = _open(url)
+        if isinstance(fs, LocalFileSystem):
+            return _scan(path)
+        try:
+            listed = fs.ls(path, detail=True)
+        except FileNotFoundError:
+            return {}
+        children = {one["name"].removeprefix(f"{path.rstrip('/')}/"): one for one in listed}
+        # Some tools keep an empty object for the folder itself, and a file is listed as itself.
+        return {name: _entry(fs, one) for name, one in children.items() if name and "/" not in name}
+
+
+def _entry(fs: Any, listed: dict[str, Any]) -> Entry:
+    folder = listed["type"] == "directory"
+    return Entry(int(listed["size"]), None if folder else listed.get("LastModified") or fs.modified(listed["name"]))
+
+
+def _scan(folder: str) -> dict[str, Entry]:
+    try:
+        with os.scandir(folder) as scanned:
+            children = {child.name: _local_entry(child) for child in scanned}
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    return {name: entry for name, entry in children.items() if entry}
+
+
+def _local_entry(child: os.DirEntry[str]) -> Entry | None:
+    try:
+        status = child.stat()
+    except OSError as error:
+        if error.errno in {errno.ENOENT, errno.ELOOP}:
+            return None
+        raise
+    newest = max(status.st_mtime, child.stat(follow_symlinks=False).st_mtime)
+    return Entry(status.st_size, None if child.is_dir() else datetime.fromtimestamp(newest, UTC))
+
+
+def linked(url: str) -> datetime | None:
+    """When the link at ``url`` was made, in UTC. None where there is no link, as in object storage."""
+    with _named(url):
+        fs, path = _open(url)
+        link = isinstance(fs, LocalFileSystem) and Path(path).is_symlink()
+        return datetime.fromtimestamp(Path(path).lstat().st_mtime, UTC) if link else None
 
 
 def delete(url: str) -> None:

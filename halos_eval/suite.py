@@ -12,6 +12,7 @@ from pydantic import BaseModel, Field, ValidationError, field_validator, model_v
 from halos_eval import promptset
 from halos_eval.cluster import DEFAULT_PROFILE
 from halos_eval.errors import BadInput, describe
+from halos_eval.fingerprint import digest_json
 from halos_eval.settings import FROZEN, Settings, shipped
 from halos_eval.stages.harness import TASK_NAME, HarnessSettings
 from halos_eval.stages.sample import SamplingSettings
@@ -107,6 +108,12 @@ class Suite(BaseModel):
     def parts(self) -> list[str]:
         """What can be chosen from this suite: alpaca_eval and its tasks."""
         return ([ALPACA_EVAL] if self.alpaca_eval else []) + list(self.tasks)
+
+    @property
+    def definitions(self) -> dict[str, str]:
+        """Digest of each part's settings: what a plan keeps, to tell a part that has changed since."""
+        settings = {part: self.settings_of(part).model_dump(mode="json", exclude={"profile"}) for part in self.parts}
+        return {part: digest_json(one) for part, one in settings.items()}
 
     def settings_of(self, part: str) -> BaseModel:
         """The settings of alpaca_eval or of a task."""

@@ -249,6 +249,6 @@ def test_a_folder_that_may_not_be_read_is_named(tmp_path, monkeypatch):
     def refuse(path):
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr("halos_eval.checkpoint._digest_folder", refuse)
+    monkeypatch.setattr("halos_eval.checkpoint._digest_scored", refuse)
     with pytest.raises(BadInput, match=f"{folder} may not be read by user"):
         inspect(str(folder))

@@ -28,7 +28,8 @@ from halos_eval.demo.installation import (
 )
 from halos_eval.errors import HalosEvalError
 from halos_eval.plan import Plan, make_plan
-from halos_eval.registry.folders import Checkpoint, FolderRegistry
+from halos_eval.registry.base import Checkpoint
+from halos_eval.registry.folders import FolderRegistry
 from halos_eval.suite import load_suite
 
 SUITE = "demo"

@@ -11,7 +11,7 @@ from halos_eval.annotator import check_shipped
 from halos_eval.errors import HalosEvalError
 from halos_eval.plan import StageJob, make_plan, save_plan, summary_job
 from halos_eval.record import read_record
-from halos_eval.registry.folders import FolderRegistry
+from halos_eval.registry.place import open_registry
 from halos_eval.report.table import why_missing
 from halos_eval.settings import Settings
 from halos_eval.suite import load_suite
@@ -25,7 +25,7 @@ def plan_evaluation(params: dict[str, Any]) -> list[dict[str, Any]]:
     """
     settings = Settings()
     try:
-        checkpoint = FolderRegistry(settings.checkpoints).get(params["checkpoint"])
+        checkpoint = open_registry(settings.checkpoints, settings.steps).get(params["checkpoint"])
         suite = load_suite(params["suite"])
         kept = suite.keep(params["tasks"] or [])
         if params["judge"] is not None:

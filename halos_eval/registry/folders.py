@@ -1,96 +1,114 @@
-"""The registry of HALOs' own convention: ROOT/EXPERIMENT/FINAL, with optional metadata beside the weights."""
+"""The registry of HALOs' own convention: ROOT/EXPERIMENT/FINAL, on a disk or in object storage.
+
+A checkpoint is registered when the newest of its files was written, or a link on the way to it was made.
+"""
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Mapping
+from datetime import datetime
+from itertools import accumulate
 
-import yaml
-from pydantic import BaseModel, ValidationError
+from halos_eval import store
+from halos_eval.checkpoint import check_name
+from halos_eval.completeness import ADAPTER_CONFIG, files_of
+from halos_eval.errors import DataUnavailable
+from halos_eval.registry.base import (
+    SHOWN,
+    Checkpoint,
+    Listing,
+    Metadata,
+    in_interval,
+    listing,
+    look_at_all,
+    not_registered,
+)
+from halos_eval.registry.folder import WeightsFolder, look_into
+from halos_eval.store import Entry
 
-from halos_eval.checkpoint import NAME, check_name, short_name
-from halos_eval.errors import BadInput, describe
-from halos_eval.settings import FROZEN
-
-METADATA = "halos_eval.yaml"
-
-
-class Metadata(BaseModel):
-    """The optional file halos_eval.yaml beside the weights."""
-
-    model_config = FROZEN
-
-    chat_template: str | None = None
-    """chatml, or a Jinja file beside the weights (default: the checkpoint's own template)."""
-    stop: tuple[str, ...] = ()
-    """Further stop strings for sampling."""
-    profile: str | None = None
-    """GPU profile, from the cluster's file (default: the suite's)."""
-    tags: dict[str, str] = {}
-    """What people want to select and compare by: base model, method, ..."""
-
-
-class Checkpoint(BaseModel):
-    """A registered checkpoint."""
-
-    model_config = FROZEN
-
-    name: str
-    """Name in the registry and in tables."""
-    location: str
-    """Folder or hub repository."""
-    metadata: Metadata = Metadata()
-    """From halos_eval.yaml."""
+FINAL = "FINAL"
 
 
 class FolderRegistry:
-    """Checkpoints below one folder."""
+    """Checkpoints below one folder, which is a path or a URL such as s3://BUCKET/PREFIX."""
 
-    def __init__(self, root: str) -> None:
-        self.root = Path(root)
+    def __init__(self, root: str, steps: bool = False) -> None:
+        """``steps``: list the other folders of an experiment that hold weights as well, as EXPERIMENT/STEP."""
+        self.root = root.removeprefix("file://").rstrip("/") or "/"
+        self.steps = steps
 
-    def names(self) -> list[str]:
-        """All checkpoints: experiments with a FINAL folder, and folders that hold weights themselves."""
-        marks = ("FINAL", "config.json", "adapter_config.json")
-        folders = sorted(self.root.iterdir()) if self.root.is_dir() else []
-        named = [folder for folder in folders if NAME.fullmatch(folder.name)]
-        return [folder.name for folder in named if any((folder / mark).exists() for mark in marks)]
+    def registered(self, start: datetime | None = None, end: datetime | None = None) -> Listing:
+        """As in ``Registry``; of the files of weights only the headers are read."""
+        experiments = self._experiments()
+        if not experiments:
+            self._check_root()
+        folders, skipped = look_at_all(experiments, self._folders, one_storage=True)
+        places = {name: url for found in folders.values() for name, url in found.items()}
+        checkpoints, more = look_at_all(
+            places, lambda name: self._look(name, places[name], start, end), one_storage=True
+        )
+        return listing(checkpoints.values(), skipped | more)
 
     def get(self, name: str) -> Checkpoint:
-        """The checkpoint called ``name``: EXPERIMENT, meaning EXPERIMENT/FINAL, or a path below the root.
+        """As in ``Registry``: EXPERIMENT, meaning EXPERIMENT/FINAL, or a path below the root.
 
-        A link that the lab has put below the root may lead to another disk. Raises BadInput for a name that could
-        leave the root and for one that is not there.
+        A link that the lab has put below the root may lead to another disk.
         """
-        folder = self.root / check_name(name)
-        if (folder / "FINAL").is_dir():
-            folder = folder / "FINAL"
-        if not folder.is_dir():
-            some = ", ".join(self.names()[:10]) or "none"
-            raise BadInput(f"there is no checkpoint {name!r} below {self.root}: there are {some}")
-        return Checkpoint(name=name.removesuffix("/FINAL"), location=str(folder), metadata=read_metadata(folder))
+        name = check_name(name).removesuffix(f"/{FINAL}")
+        url = store.join(self.root, name)
+        url = store.join(url, FINAL) if _is_folder(files_of(url), FINAL) else url
+        found = self._look(name, url)
+        if found is None:
+            some, _ = look_at_all(self._experiments()[: 3 * SHOWN], self._folders, one_storage=True)
+            raise not_registered(name, self.root, [one for folders in some.values() for one in folders])
+        return found
+
+    def _experiments(self) -> list[str]:
+        found = store.entries(self.root)
+        return sorted(name for name, entry in found.items() if entry.is_folder and not name.startswith("."))
+
+    def _check_root(self) -> None:
+        # An empty prefix of a bucket is no different from one that is not there.
+        place = "/".join(self.root.split("/")[:3]) if "://" in self.root else self.root
+        if not store.exists(place):
+            raise DataUnavailable(f"{place} does not exist: mount it, or name another in HALOS_EVAL_CHECKPOINTS")
+
+    def _folders(self, experiment: str) -> dict[str, str]:
+        """The names and folders of the checkpoints of an experiment."""
+        url = store.join(self.root, experiment)
+        inside = files_of(url)
+        found = {}
+        if _is_folder(inside, FINAL):
+            found[experiment] = store.join(url, FINAL)
+        elif _holds_weights(inside):
+            found[experiment] = url
+        if self.steps:
+            steps = [name for name in inside if _is_folder(inside, name) and name != FINAL]
+            found |= {f"{experiment}/{name}": store.join(url, name) for name in steps}
+        return found
+
+    def _look(
+        self, name: str, url: str, start: datetime | None = None, end: datetime | None = None
+    ) -> Checkpoint | None:
+        """The checkpoint in ``url``; None if it was not registered in the interval, or is a step without weights."""
+        folder = look_into(url)
+        if not (url.endswith(f"/{FINAL}") or _holds_weights(folder.files)):
+            return None
+        registered = self._registered(folder)
+        if registered and not in_interval(registered, start, end):
+            return None
+        return folder.checkpoint(name, registered, Metadata())
+
+    def _registered(self, folder: WeightsFolder) -> datetime | None:
+        below = folder.url.removeprefix(f"{self.root}/").split("/")
+        ways = list(accumulate(below, store.join, initial=self.root))[1:]
+        times = [folder.finished, *map(store.linked, ways)]
+        return max((one for one in times if one), default=None)
 
 
-def from_location(location: str) -> Checkpoint:
-    """A checkpoint given by its folder or hub repository, as the command line takes it."""
-    folder = Path(location)
-    metadata = read_metadata(folder) if folder.is_dir() else Metadata()
-    return Checkpoint(name=check_name(short_name(location)), location=location, metadata=metadata)
+def _is_folder(inside: Mapping[str, Entry], name: str) -> bool:
+    return name in inside and inside[name].is_folder
 
 
-def read_metadata(folder: Path) -> Metadata:
-    """The metadata beside the weights, or an empty one. Raises BadInput."""
-    path = folder / METADATA
-    if not path.is_file():
-        return Metadata()
-    try:
-        metadata = Metadata.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")) or {})
-    except ValidationError as error:
-        raise BadInput(f"{path}: {describe(error)}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise BadInput(f"{path} is not YAML: {error}") from error
-    if metadata.chat_template and ("/" in metadata.chat_template or metadata.chat_template.endswith(".jinja")):
-        template = (folder / metadata.chat_template).resolve()
-        if not template.is_relative_to(folder.resolve()):
-            raise BadInput(f"{path}: chat_template {metadata.chat_template} is outside the checkpoint's folder")
-        return metadata.model_copy(update={"chat_template": str(template)})
-    return metadata
+def _holds_weights(inside: Mapping[str, Entry]) -> bool:
+    return "config.json" in inside or ADAPTER_CONFIG in inside
