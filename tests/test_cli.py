@@ -19,7 +19,7 @@ from halos_eval.record import Score
 from tests.doubles import make_checkpoint, make_record, write_failure
 
 LOGS = Path(__file__).parent / "report" / "logs"
-COMMANDS = ["stage", "sample", "judge", "harness", "summarize", "plan", "pools"]
+COMMANDS = ["stage", "sample", "judge", "harness", "summarize", "plan", "checkpoints", "pools"]
 CLASSES = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, errors.HalosEvalError)]
 
 

@@ -79,7 +79,7 @@ def test_another_judge(plan):
 @pytest.mark.parametrize(
     ("params", "words"),
     [
-        ({"checkpoint": "dpo"}, "BadInput: there is no checkpoint 'dpo'"),
+        ({"checkpoint": "dpo"}, "NotRegistered: there is no checkpoint 'dpo'"),
         ({"suite": "nothing"}, "BadInput: there is no suite 'nothing'"),
         ({"tasks": ["mmlu"]}, "BadInput: suite demo has no mmlu"),
         ({"judge": "gpt-5"}, "BadInput: annotator gpt-5"),

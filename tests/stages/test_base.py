@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from pydantic_settings import CliApp, get_subcommand
 
@@ -111,7 +111,6 @@ def parse(argv):
 
 
 @given(ANY_CONFIG)
-@settings(deadline=None)
 @example(SampleConfig(model="--force", name="--force", output="-h", stop=("\n\n", '"', "a,b", "--force", "]")))
 @example(JudgeConfig(outputs="-x", output_dir="--x", annotator='{"a": 1}', reference="[1]", name=""))
 @example(HarnessConfig(model="-1", task="1", output_dir="a b", batch_size="auto", seed=(0, 0, 0, -1)))
