@@ -31,8 +31,8 @@ def fetch(download: Callable[..., bool], package: str) -> Path:
                 made = _archive(Path(scratch), package)
             except (OSError, ValueError) as error:
                 raise DataUnavailable(
-                    f"NLTK's package {package} cannot be had ({error}): check the network, or put {package}.zip and its "
-                    f"content where NLTK puts them below {folder()}"
+                    f"NLTK's package {package} cannot be had ({error}): check the network, or put {package}.zip and "
+                    f"its content where NLTK puts them below {folder()}"
                 ) from error
             if made is None:
                 raise DataUnavailable(f"NLTK has no package {package}")
