@@ -21,8 +21,16 @@ JUDGE_LOCK := images/judge/requirements.txt
 COMPILE := $(UV) pip compile -q --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links \
     --custom-compile-command "make locks" pyproject.toml
 PACKAGE := pyproject.toml images/worker/vllm-cpu/pyproject.toml
+FAST := $(VENV)/dev/bin/pytest -m "not real and not kubernetes"
+IMAGES := airflow worker judge
+# Docker with BuildKit, or: buildah bud --layers --isolation chroot --network host
+BUILD ?= docker build
+VERSION = $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
+COMMIT = $(shell git describe --always --abbrev=40 --exclude '*' --dirty=+dirty)
+# An image is for a cluster with GPUs, unless somebody says otherwise; the environments above are for this machine.
+WORKER_IMAGE = $(if $(filter file,$(origin WORKER)),cuda,$(WORKER))
 
-.PHONY: help demo test test-fast lint up locks clean
+.PHONY: help demo test test-fast cluster-test lint up locks images $(IMAGES:%=image-%) clean
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -31,11 +39,14 @@ demo: $(VENV)/airflow/.done $(VENV)/worker/.done $(VENV)/judge/.done ## install,
 	@$(VENV)/airflow/bin/python -m halos_eval.demo.run
 
 test: $(VENV)/dev/.done $(VENV)/airflow/.done $(VENV)/worker/.done $(VENV)/judge/.done ## install what is needed and run all tests, the fast ones first
-	$(VENV)/dev/bin/pytest -m "not real"
+	$(FAST)
 	$(VENV)/dev/bin/pytest -m real
 
 test-fast: $(VENV)/dev/.done ## only the tests that start nothing
-	$(VENV)/dev/bin/pytest -m "not real"
+	$(FAST)
+
+cluster-test: $(VENV)/dev/.done $(VENV)/airflow/.done $(VENV)/worker/.done $(VENV)/judge/.done ## the tests on Kubernetes (tests/kubernetes/run.sh)
+	tests/kubernetes/run.sh
 
 lint: $(VENV)/dev/.done ## style, types and import borders; changes nothing
 	$(VENV)/dev/bin/ruff check .
@@ -53,6 +64,15 @@ locks: $(UV) ## resolve all locks again (the CUDA lock is resolved from the regi
 	UV_FIND_LINKS= $(COMPILE) images/worker/requirements.in --extra worker \
 	    --python-platform x86_64-manylinux_2_35 -o images/worker/requirements-cuda.txt
 	$(COMPILE) requirements-dev.in --extra airflow -c $(AIRFLOW_LOCK) -o requirements-dev.txt
+
+images: $(IMAGES:%=image-%) ## build the container images (WORKER=cpu: without GPUs; BUILD="buildah bud ...": without Docker)
+
+image-worker: BUILD_ARGS = --build-arg WORKER=$(WORKER_IMAGE) \
+    $(if $(filter cpu,$(WORKER_IMAGE)),$(UV_FIND_LINKS:%=--build-context wheels=%))
+
+$(IMAGES:%=image-%): image-%:
+	$(BUILD) -f images/$*/Dockerfile -t docker.io/halos-eval/$*:$(VERSION) --build-arg UV_VERSION=$(UV_VERSION) \
+	    --build-arg VERSION=$(VERSION) --build-arg COMMIT=$(COMMIT) $(BUILD_ARGS) .
 
 clean: ## remove the environments (what was evaluated, in var/, stays)
 	rm -rf $(VENV)

@@ -7,6 +7,7 @@ that are only half there, weights that are not safetensors.
 from __future__ import annotations
 
 import json
+import os
 import re
 import struct
 from pathlib import Path
@@ -79,6 +80,16 @@ def inspect(model: str, revision: str | None = None, manifest: Manifest | None =
     Raises BadInput for what is no model or is not complete, DataUnavailable for what cannot be found.
     """
     folder = Path(model)
+    try:
+        return _inspect(folder, model, revision)
+    except PermissionError as error:
+        raise BadInput(
+            f"{error.filename} may not be read by user {os.getuid()}: let others read the checkpoint, and walk through "
+            "the folders above it"
+        ) from error
+
+
+def _inspect(folder: Path, model: str, revision: str | None) -> Weights:
     if not folder.exists():
         return _inspect_staged(model, revision, manifest) if manifest else _inspect_hub(model, revision)
     if not folder.is_dir():

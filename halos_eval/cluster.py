@@ -40,13 +40,13 @@ class Volume(BaseModel):
     """Where the pod sees it. Checkpoints and suites are seen at the same path by Airflow, which plans with them."""
     read_only: bool = False
     """Mount it for reading."""
-    persistent_volume_claim: str | None = None
+    persistent_volume_claim: str | None = Field(None, min_length=1)
     """Name of a claim."""
     host_path: str | None = Field(None, pattern="^/")
     """Folder of the node."""
-    empty_dir: str | None = None
+    empty_dir: str | None = Field(None, min_length=1)
     """Size limit, such as 20Gi, of a folder that ends with the pod."""
-    config_map: str | None = None
+    config_map: str | None = Field(None, min_length=1)
     """Name of a ConfigMap."""
 
     @model_validator(mode="after")
@@ -209,7 +209,8 @@ def load_cluster() -> Cluster:
     """The cluster of HALOS_EVAL_CLUSTER. Raises BadInput with everything that is wrong in the file at once."""
     path = Path(Settings().cluster)
     try:
-        return Cluster.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+        return Cluster.model_validate(document, by_alias=True, by_name=False)  # one spelling: the chart's
     except ValidationError as error:
         raise BadInput(f"cluster {path}: {describe(error)}") from error
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:

@@ -160,9 +160,9 @@ def _resolve(suite: Suite, folder: Path) -> Suite:
     """The suite with the files that it names beside itself as full paths: a pod runs elsewhere."""
 
     def full(name: str) -> str:
-        return str((folder / name).resolve()) if Path(name).suffix and (folder / name).is_file() else name
+        return str((folder / name).absolute()) if Path(name).suffix and (folder / name).is_file() else name
 
-    parts: dict[str, Any] = {"include_path": suite.include_path and str((folder / suite.include_path).resolve())}
+    parts: dict[str, Any] = {"include_path": suite.include_path and str((folder / suite.include_path).absolute())}
     if suite.alpaca_eval:
         names = {key: full(getattr(suite.alpaca_eval, key)) for key in ("prompts", "reference", "annotator")}
         parts["alpaca_eval"] = suite.alpaca_eval.model_copy(update=names)

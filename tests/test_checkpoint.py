@@ -241,3 +241,14 @@ def test_a_folder_that_looks_like_a_repository_is_a_folder(tmp_path, monkeypatch
     monkeypatch.chdir(tmp_path)
     assert inspect("team/model").model == "team/model"
     assert Path("team/model").is_dir()
+
+
+def test_a_folder_that_may_not_be_read_is_named(tmp_path, monkeypatch):
+    folder = make_checkpoint(tmp_path / "kto")
+
+    def refuse(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr("halos_eval.checkpoint._digest_folder", refuse)
+    with pytest.raises(BadInput, match=f"{folder} may not be read by user"):
+        inspect(str(folder))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -229,6 +230,25 @@ def test_plan_of_an_unknown_part(call, checkpoints):
     code, _, err = call("plan", "demo", "kto", "--tasks=mmlu")
     assert code == 2
     assert "suite demo has no mmlu" in err
+
+
+def test_pools_are_what_airflow_imports(call, tmp_path, monkeypatch):
+    (tmp_path / "cluster.yaml").write_text("{pools: {gpu: 8, judge: 2}, profiles: {default: {}}}")
+    monkeypatch.setenv("HALOS_EVAL_CLUSTER", str(tmp_path / "cluster.yaml"))
+    code, out, err = call("pools")
+    assert (code, err) == (0, "")
+    assert {name: pool["slots"] for name, pool in json.loads(out).items()} == {
+        "halos_eval_gpu": 8, "halos_eval_judge": 2,
+    }  # fmt: skip
+    assert all(pool["include_deferred"] is True and pool["description"] for pool in json.loads(out).values())
+
+
+def test_pools_of_a_broken_file(call, tmp_path, monkeypatch):
+    (tmp_path / "cluster.yaml").write_text("{pools: {gpu: 8}, profiles: {}}")
+    monkeypatch.setenv("HALOS_EVAL_CLUSTER", str(tmp_path / "cluster.yaml"))
+    code, out, err = call("pools")
+    assert (code, out) == (2, "")
+    assert f"BadInput: cluster {tmp_path}/cluster.yaml: pools.judge: " in err
 
 
 def test_a_record_is_shown(capsys, monkeypatch):

@@ -5,12 +5,14 @@ from __future__ import annotations
 from datetime import timedelta
 
 import pytest
+import yaml
+from pydantic import ValidationError
 
 from halos_eval import layout, store
 from halos_eval.checkpoint import inspect
 from halos_eval.cli import HalosEval
 from halos_eval.errors import BadInput, StoreError
-from halos_eval.plan import Plan, make_plan, read_plan, save_plan
+from halos_eval.plan import Plan, PlannedJob, StageJob, make_plan, read_plan, save_plan, summary_job
 from halos_eval.record import write_model
 from halos_eval.registry.folders import Checkpoint, Metadata
 from halos_eval.stages.harness import harness_job
@@ -293,3 +295,169 @@ def test_parts_of_other_weights_are_dropped(plan, root, tmp_path):
     save_plan(plan(SUITE.keep(["demo_choice"])), SUITE, root)
     assert [job.title for job in saved(root).jobs] == ["demo_choice"]
     assert saved(root).left_out == ("alpaca_eval", "demo_arithmetic", "demo_cloze")
+
+
+# Where it runs
+
+
+@pytest.fixture
+def cluster(tmp_path, monkeypatch):
+    """``cluster(...)`` names a cluster's file with profiles of one, two and four GPUs, and what is given."""
+
+    def cluster(**parts):
+        profiles = {"default": {"gpus": 1}, "two": {"gpus": 2}, "four": {"gpus": 4, "tensorParallelSize": 2}, "cpu": {}}
+        document = {"pools": {"gpu": 8, "judge": 1}, "profiles": profiles} | parts
+        (tmp_path / "cluster.yaml").write_text(yaml.safe_dump(document))
+        monkeypatch.setenv("HALOS_EVAL_CLUSTER", str(tmp_path / "cluster.yaml"))
+
+    return cluster
+
+
+KUBERNETES = {"namespace": "halos", "images": {"worker": "w", "judge": "j"}, "serviceAccountName": "stage"}
+WITH_OUTBOX = KUBERNETES | {"volumes": {"outbox": {"mountPath": "/outbox", "persistentVolumeClaim": "outbox"}}}
+
+
+def with_profiles(suite=None, alpaca_eval=None, task=None, **changes):
+    """The demo suite with profiles of its own for AlpacaEval and for demo_choice, which may differ otherwise, too."""
+    return changed_task("demo_choice", profile=task, **changes).model_copy(
+        update={
+            "profile": suite or SUITE.profile,
+            "alpaca_eval": SUITE.alpaca_eval.model_copy(update={"profile": alpaca_eval}),
+        }
+    )
+
+
+def with_profile(checkpoint, profile):
+    return checkpoint.model_copy(update={"metadata": Metadata(profile=profile)})
+
+
+def with_code():
+    """The demo suite, whose demo_choice executes what the model writes."""
+    return changed_task("demo_choice", confirm_unsafe_code=True)
+
+
+def profiles_of(plan):
+    return {job.title: job.profile for job in plan.jobs}
+
+
+def test_the_suites_profile(plan, cluster):
+    cluster()
+    assert profiles_of(plan()) == dict.fromkeys(TITLES, "default") | {"judge": "cpu"}
+    assert profiles_of(plan(with_profiles(suite="two"))) == dict.fromkeys(TITLES, "two") | {"judge": "cpu"}
+
+
+def test_a_parts_own_profile_comes_before_the_suites(plan, cluster):
+    cluster()
+    found = profiles_of(plan(with_profiles(suite="two", alpaca_eval="four", task="default")))
+    assert found == {
+        "sample": "four", "judge": "cpu", "demo_choice": "default", "demo_arithmetic": "two", "demo_cloze": "two",
+    }  # fmt: skip
+
+
+def test_the_checkpoints_profile_comes_before_all(plan, cluster, checkpoint):
+    cluster()
+    found = plan(with_profiles(suite="two", alpaca_eval="two", task="two"), with_profile(checkpoint, "four"))
+    assert profiles_of(found) == dict.fromkeys(TITLES, "four") | {"judge": "cpu"}
+
+
+@pytest.mark.parametrize(("profile", "gpus", "parts"), [("default", 1, 1), ("two", 2, 2), ("four", 4, 2)])
+def test_a_model_is_split_over_its_profiles_gpus(plan, cluster, profile, gpus, parts):
+    cluster()
+    for job in plan(with_profiles(suite=profile)).jobs:
+        config = parse(list(job.argv))
+        if job.stage == "judge":
+            assert job.gpus == 0
+        else:
+            assert (job.gpus, config.tensor_parallel_size) == (gpus, parts)
+
+
+def test_a_profile_that_cannot_run_is_found_before_anything_runs(plan, cluster, checkpoint):
+    cluster(pools={"gpu": 3, "judge": 1})
+    for suite, one in (
+        (with_profiles(suite="four"), checkpoint),
+        (with_profiles(alpaca_eval="four"), checkpoint),
+        (with_profiles(task="four"), checkpoint),
+        (SUITE, with_profile(checkpoint, "four")),
+    ):
+        with pytest.raises(BadInput, match="profile four takes 4 GPUs and the pool has 3"):
+            plan(suite, one)
+    with pytest.raises(BadInput, match="no profile 'huge'"):
+        plan(checkpoint=with_profile(checkpoint, "huge"))
+
+
+def test_a_broken_clusters_file_is_found_before_anything_runs(plan, cluster):
+    cluster(pools={"gpu": 0})
+    with pytest.raises(BadInput, match=r"cluster\.yaml: pools\.gpu: .*; pools\.judge: "):
+        plan()
+
+
+def test_where_it_runs_is_no_part_of_what_it_gives(plan, root, cluster, checkpoint):
+    cluster(kubernetes=WITH_OUTBOX)
+    usual = plan(with_code())
+    save_plan(usual, with_code(), root)
+    before = saved(root).definitions
+    for job in usual.jobs:
+        finish(job)
+    elsewhere = with_profiles(suite="two", alpaca_eval="four", task="two", confirm_unsafe_code=True)
+    found = plan(elsewhere, with_profile(checkpoint, "four"))
+    assert [job.fingerprint for job in found.jobs] == [job.fingerprint for job in usual.jobs]
+    assert {job.done for job in found.jobs} == {True}
+    save_plan(found, elsewhere, root)
+    assert saved(root).definitions == before
+
+
+def test_code_on_a_cluster_leaves_its_results_in_the_outbox(plan, root, cluster):
+    cluster(kubernetes=WITH_OUTBOX)
+    jobs = by_title(plan(with_code()))
+    code = jobs["demo_choice"]
+    assert code.outbox == f"runs/team__kto/harness.demo_choice/{code.fingerprint}"
+    # The record is looked for where the summary carries it; the pod sees its own folder as all of the outbox.
+    assert code.record == f"{root}/{code.outbox}/record.json"
+    assert parse(list(code.argv)).output_dir == "file:///outbox"
+    assert not [word for word in code.argv if root in word]
+    assert {title for title, job in jobs.items() if job.outbox} == {"demo_choice"}
+    assert f"{root}/" in parse(list(jobs["demo_cloze"].argv)).output_dir
+    finish(code)
+    assert by_title(plan(with_code()))["demo_choice"].done
+
+
+@pytest.mark.parametrize("ending", ["", "/"])
+def test_the_outboxs_folder_does_not_depend_on_how_the_store_is_written(checkpoint, root, cluster, ending):
+    cluster(kubernetes=WITH_OUTBOX)
+    [code] = make_plan(with_code().keep(["demo_choice"]), checkpoint, root + ending).jobs
+    assert code.outbox == f"runs/team__kto/harness.demo_choice/{code.fingerprint}"
+
+
+def test_code_on_a_cluster_needs_an_outbox(plan, cluster):
+    cluster(kubernetes=KUBERNETES)
+    with pytest.raises(BadInput, match=r"demo_choice executes code .* add kubernetes\.volumes\.outbox"):
+        plan(with_code())
+    assert plan()  # nobody else does
+
+
+def test_code_on_this_machine_writes_to_the_store(plan, root, cluster):
+    cluster()
+    code = by_title(plan(with_code()))["demo_choice"]
+    assert code.outbox is None
+    assert parse(list(code.argv)).output_dir.startswith(f"{root}/runs/")
+
+
+def test_the_summary_empties_the_outbox(root, cluster):
+    cluster(kubernetes=WITH_OUTBOX)
+    job = summary_job("demo", root)
+    config = parse(list(job.argv))
+    assert (config.root, config.suite, config.outbox) == (root, "demo", "/outbox")
+    assert config.output == layout.report_url(root, "demo")
+    assert (job.stage, job.image, job.profile, job.gpus, job.outbox) == ("summarize", "judge", "cpu", 0, None)
+    cluster(kubernetes=KUBERNETES)
+    assert parse(list(summary_job("demo", root).argv)).outbox is None
+    cluster()
+    assert parse(list(summary_job("demo", root).argv)).outbox is None
+
+
+def test_what_a_pod_is_told_is_part_of_the_plan():
+    common = {"stage": "harness", "task": "arc", "image": "worker", "argv": ("harness",), "profile": "default"}
+    planned = PlannedJob(**common, fingerprint="f", record="r", done=False, why="")
+    assert StageJob(**planned.model_dump(include=set(StageJob.model_fields))) == StageJob(**common)
+    with pytest.raises(ValidationError):
+        StageJob.model_validate(planned.model_dump())

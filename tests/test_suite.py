@@ -68,10 +68,19 @@ def test_tasks_start_from_the_suites_settings(load):
     }
 
 
+def test_profiles_of_the_suite_and_of_its_parts(load):
+    suite = load("profile: big\nharness: {profile: two}\nalpaca_eval: {profile: four}\ntasks: {a: , b: {profile: one}}")
+    assert (suite.profile, suite.alpaca_eval.profile) == ("big", "four")
+    assert {name: task.profile for name, task in suite.tasks.items()} == {"a": "two", "b": "one"}
+    usual = load("alpaca_eval: {}\ntasks: {a: }")
+    assert (usual.profile, usual.alpaca_eval.profile, usual.tasks["a"].profile) == ("default", None, None)
+
+
 @pytest.mark.parametrize(
     ("text", "key"),
     [
         ("task: {a: {}}", "task"),
+        ("tensor_parallel_size: 2\ntasks: {a: {}}", "tensor_parallel_size"),  # the profile says it
         ("tasks: {a: {num_fewshots: 5}}", "tasks.a.num_fewshots"),
         ("harness: {limits: 5}\ntasks: {a: {}}", "tasks.a.limits"),
         ("alpaca_eval: {judge: gpt-4.1}", "alpaca_eval.judge"),

@@ -21,13 +21,16 @@ START_SECONDS = 300.0
 
 
 @contextmanager
-def judge_server(program: Path, checkpoint: Path, log: Path) -> Iterator[str]:
-    """Serve ``checkpoint`` until the context ends; gives the base URL once it answers. Raises EvaluationFailed."""
+def judge_server(program: Path, checkpoint: Path, log: Path, host: str = "127.0.0.1") -> Iterator[str]:
+    """Serve ``checkpoint`` until the context ends; gives the base URL once it answers. Raises EvaluationFailed.
+
+    ``host`` is the address to listen on: for pods another one than loopback.
+    """
     with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
+        probe.bind((host, 0))
         port = probe.getsockname()[1]
     command = [
-        "setpriv", "--pdeathsig", "TERM", "--", str(program), "serve", str(checkpoint), "--host", "127.0.0.1",
+        "setpriv", "--pdeathsig", "TERM", "--", str(program), "serve", str(checkpoint), "--host", host,
         "--port", str(port), "--served-model-name", load_annotator("demo").model, "--max-model-len", "2048",
         "--logprobs-mode", "processed_logprobs", "--enforce-eager", "--gpu-memory-utilization", "0.2",
         "--load-format", "safetensors", "--dtype", "float32",

@@ -123,6 +123,8 @@ def _volumes(job: StageJob, kubernetes: Kubernetes, profile: Profile) -> dict[st
     volumes = {**kubernetes.volumes, **profile.volumes}
     if not job.outbox and job.stage != "summarize":
         volumes.pop(OUTBOX, None)
+    if job.outbox:  # a scratch folder that others see would be read-only for it
+        volumes = {name: volume for name, volume in volumes.items() if volume.mount_path != TMP.mount_path}
     if not any(volume.mount_path == TMP.mount_path for volume in volumes.values()):
         volumes["tmp"] = TMP
     return volumes
@@ -143,4 +145,4 @@ def _mount(name: str, volume: Volume, job: StageJob) -> dict[str, Any]:
     if job.outbox and name == OUTBOX:
         return mount | {"subPath": job.outbox}  # it sees no results but its own
     # What the model wrote must not change what other pods read.
-    return mount | ({"readOnly": True} if volume.read_only or (job.outbox and name == CACHE) else {})
+    return mount | ({"readOnly": True} if volume.read_only or (job.outbox and not volume.empty_dir) else {})

@@ -87,7 +87,7 @@ class PodStageOperator(KubernetesPodOperator):
         cluster = load_cluster()
         if cluster.kubernetes is None:
             raise AirflowException("the cluster's file has no kubernetes part, and had one when the DAG was read")
-        profile = cluster.profiles[job.profile]
+        profile = cluster.gpu_profile(job.profile)
         self.namespace = cluster.kubernetes.namespace
         self.name = pod_name(job)
         self.schedule_timeout_seconds = profile.schedule_timeout_seconds

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, get_args
 
+from airflow import settings
+from airflow.models.pool import Pool
 from airflow.models.xcom import XComModel
 from airflow.policies import hookimpl
 from sqlalchemy.orm import object_session
 
-from halos_eval.cluster import Priority
+from halos_eval.cluster import GPU_POOL, Priority
 
 if TYPE_CHECKING:
     from airflow.models.dagrun import DagRun
@@ -22,8 +24,13 @@ if TYPE_CHECKING:
 DAG_ID = "evaluate_checkpoint"
 GPU_TASKS = {"sample": "sampling", "harness": "plan"}
 """Mapped tasks that hold GPUs, and the task whose list of jobs each is expanded over."""
-# Absolute: every task of a manual run comes before every task of a nightly one, and those before a backfill's.
-WEIGHTS: dict[Priority, int] = {"manual": 300, "nightly": 200, "backfill": 100}
+# Every task of a manual run comes before every task of a nightly one, and those before a backfill's.
+CLASSES: dict[Priority, int] = {"manual": 1_500_000_000, "nightly": 1_000_000_000, "backfill": 500_000_000}
+LAST_RUN, LAST_JOB = 4_999_999, 99  # whatever comes later has the same place
+
+# Where there is no airflow_local_settings.py, Airflow believes that there is no hook, and leaves it out when it makes
+# the task instances of a run.
+settings.task_instance_mutation_hook.is_noop = False  # type: ignore[attr-defined]
 
 
 @hookimpl
@@ -33,18 +40,34 @@ def task_instance_mutation_hook(task_instance: TaskInstance, dag_run: DagRun | N
         return
     asked = (dag_run.conf or {}).get("priority", "manual")
     if asked in get_args(Priority):  # a run with anything else is refused, but perhaps not yet
-        task_instance.priority_weight = WEIGHTS[asked]
+        task_instance.priority_weight = CLASSES[asked] - _place(dag_run.id, task_instance.map_index)
     if task_instance.task_id in GPU_TASKS and task_instance.map_index >= 0:
-        job = _jobs(dag_run, GPU_TASKS[task_instance.task_id])[task_instance.map_index]
-        task_instance.pool_slots = max(1, job.get("gpus", 0))  # an empty job has nothing to do
+        # An instance that is left from an earlier plan has no job, and an empty job has nothing to do.
+        jobs = dict(enumerate(_jobs(dag_run, GPU_TASKS[task_instance.task_id])))
+        job = jobs.get(task_instance.map_index)
+        task_instance.pool = GPU_POOL if job else Pool.DEFAULT_POOL_NAME
+        task_instance.pool_slots = max(1, job["gpus"]) if job else 1
+
+
+def _place(run: int, map_index: int) -> int:
+    """The place in the queue: runs in their order, and the jobs of a run in theirs.
+
+    A task whose pod has ended needs its slots once more, to note the result. Without an order it could wait for hours
+    behind tasks that have not started yet.
+    """
+    return min(run, LAST_RUN) * (LAST_JOB + 1) + min(map_index + 1, LAST_JOB)
 
 
 def _jobs(dag_run: DagRun, task_id: str) -> list[dict[str, Any]]:
-    """The jobs that ``task_id`` has returned, read in the scheduler's own session: a new one is forbidden here."""
+    """The jobs that ``task_id`` has returned, none while it is run again.
+
+    Read in the scheduler's own session: a new one is forbidden here.
+    """
     query = XComModel.get_many(
         run_id=dag_run.run_id, key="return_value", task_ids=task_id, dag_ids=dag_run.dag_id, limit=1
     )
     session = object_session(dag_run)
     if session is None:
         raise RuntimeError("the DAG run came without its session: how many GPUs a stage takes cannot be read")
-    return list(XComModel.deserialize_value(session.scalars(query).one()))
+    found = session.scalars(query).one_or_none()
+    return list(XComModel.deserialize_value(found)) if found else []

@@ -8,16 +8,25 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import shutil
+import stat
 from pathlib import Path
 
 from pydantic import ValidationError
 
 from halos_eval import layout, store
+from halos_eval.errors import BadInput
 from halos_eval.fingerprint import digest_bytes
 from halos_eval.record import Failure, Record, write_model
 
 log = logging.getLogger(__name__)
+
+# What a harness stage saves. Any other file, a record above all, would be taken for somebody else's result.
+FILE = re.compile(r"results\.json|samples/[A-Za-z0-9][A-Za-z0-9_.-]*\.jsonl\.gz")
+LARGEST = 2**30
+"""Bytes of a file that are read into memory; samples of a task are some megabytes."""
+FOLDER = os.O_RDONLY | os.O_DIRECTORY
 
 
 class _SuspectError(Exception):
@@ -32,46 +41,51 @@ def collect(outbox: Path, root: str) -> None:
     """
     for folder in sorted(outbox.glob("runs/*/harness.*/*")):
         try:
-            _carry(folder, store.join(root, *folder.relative_to(outbox).parts))
-        except (_SuspectError, OSError, ValidationError) as error:
+            _carry(outbox, folder.relative_to(outbox), root)
+        except (_SuspectError, BadInput, OSError, ValidationError, RecursionError) as error:
             log.warning("left in the outbox: %s: %s", folder, " ".join(str(error).split()))
 
 
-def _carry(folder: Path, target: str) -> None:
+def _carry(outbox: Path, folder: Path, root: str) -> None:
+    target = store.join(root, *folder.parts)
     record_url = store.join(target, layout.RECORD)
     try:
-        record = Record.model_validate_json(_read(folder, layout.RECORD))
+        record = Record.model_validate_json(_read(outbox, folder / layout.RECORD))
     except FileNotFoundError:
         # No record: it has failed, or is still at it, or was killed.
-        if (folder / layout.FAILURE).exists():
-            write_model(layout.failure_beside(record_url), Failure.model_validate_json(_read(folder, layout.FAILURE)))
+        if (outbox / folder / layout.FAILURE).exists():
+            failure = Failure.model_validate_json(_read(outbox, folder / layout.FAILURE))
+            write_model(layout.failure_beside(record_url), failure)
         return
-    if (f"{record.stage}.{record.task}", record.fingerprint) != (folder.parent.name, folder.name):
+    if layout.stage_folder(root, record.checkpoint.name, record.stage, record.task, record.fingerprint) != target:
         raise _SuspectError("its record is another task's")
-    contents = {name: _read(folder, name) for name in record.files}
+    if strange := [name for name in record.files if not FILE.fullmatch(name)]:
+        raise _SuspectError(f"no task saves {strange}")
+    contents = {name: _read(outbox, folder / name) for name in record.files}
     if any(digest_bytes(data) != record.files[name] for name, data in contents.items()):
         raise _SuspectError("its record names other files than are there")
     for name, data in contents.items():
         store.write_bytes(store.join(target, name), data)
     write_model(record_url, record)
     store.delete(layout.failure_beside(record_url))
-    shutil.rmtree(folder)
+    shutil.rmtree(outbox / folder)
     log.info("carried into the store: %s", record_url)
 
 
-def _read(folder: Path, name: str) -> bytes:
-    """The content of a plain file below ``folder``; no part of its name may be a link or lead outside."""
-    *folders, last = Path(name).parts
-    if not set(name.split("/")).isdisjoint({"", ".", ".."}):
-        raise _SuspectError(f"{name!r} is no name of a file in it")
-    handles = [os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)]
+def _read(outbox: Path, path: Path) -> bytes:
+    """The content of a plain file below ``outbox``; no part of ``path`` may be a link."""
+    *folders, last = path.parts
+    handles = [os.open(outbox, FOLDER)]
     try:
         for part in folders:
-            handles.append(os.open(part, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=handles[-1]))
+            handles.append(os.open(part, FOLDER | os.O_NOFOLLOW, dir_fd=handles[-1]))
         # O_NONBLOCK: opening a pipe would wait for a writer for ever
-        file = os.open(last, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=handles[-1])
-        with os.fdopen(file, "rb") as opened:
-            return opened.read()
+        handles.append(os.open(last, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=handles[-1]))
+        status = os.fstat(handles[-1])
+        if not stat.S_ISREG(status.st_mode) or status.st_size > LARGEST:
+            raise _SuspectError(f"{last} is no plain file of at most {LARGEST} bytes")
+        with open(handles[-1], "rb", closefd=False) as file:
+            return file.read(status.st_size)
     finally:
         for handle in handles:
             os.close(handle)

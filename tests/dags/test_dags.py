@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import copy
+import json
+from datetime import timedelta
 from types import SimpleNamespace
+from typing import get_args
 
 import jsonschema
 import pytest
 from airflow.dag_processing.dagbag import DagBag
 from airflow.sdk.definitions.xcom_arg import PlainXComArg
 from airflow.sdk.exceptions import ParamValidationError
+from airflow.serialization.serialized_objects import DagSerialization
 
+from halos_eval.cluster import Priority
+from halos_eval.orchestration.failures import RETRY_POLICY
+from halos_eval.orchestration.local import LocalStageOperator
+from halos_eval.orchestration.pods import PodStageOperator
 from halos_eval.registry.folders import FolderRegistry
 from halos_eval.settings import shipped
 from halos_eval.suite import load_suite
@@ -19,7 +27,36 @@ from tests.test_policies import DAGS, imports_of
 
 BAG = DagBag(str(DAGS[0].parent), collect_dags=True)
 EVALUATE = "evaluate_checkpoint"
+STAGES = ["sample", "judge", "harness", "summarize"]
+CLUSTER = """
+pools: {gpu: 8, judge: 1}
+profiles: {default: {gpus: 1}, cpu: {}}
+kubernetes:
+  namespace: the-namespace
+  images: {worker: "docker.io/worker:1", judge: "docker.io/judge:1"}
+  serviceAccountName: stage
+  secrets: {OPENAI_API_KEY: {name: the-secret, key: api-key}}
+"""
 HARMFUL = ["../x", "/etc", "a;b", "a b", "$(x)", "`x`", "{{ x }}", "--force", "-x", ".hidden", "", "a\x00", "é"]
+
+
+@pytest.fixture
+def load(tmp_path, monkeypatch):
+    """``load(text)`` reads the DAGs where the cluster's file has that text."""
+
+    def load(text):
+        if text is not None:
+            (tmp_path / "cluster.yaml").write_text(text)
+        monkeypatch.setenv("HALOS_EVAL_CLUSTER", str(tmp_path / "cluster.yaml"))
+        return DagBag(str(DAGS[0].parent), collect_dags=True)
+
+    return load
+
+
+@pytest.fixture
+def remote_dag(load):
+    """The DAG where there is a cluster."""
+    return load(CLUSTER).dags[EVALUATE]
 
 
 @pytest.fixture(params=sorted(BAG.dags))
@@ -153,8 +190,76 @@ def test_a_run_is_red_unless_the_verdict_is_good(dag):
     assert not dag.get_task("verdict").is_teardown
 
 
-@pytest.mark.parametrize("name", ["sample", "judge", "harness", "summarize"])
-def test_the_strings_of_a_job_are_not_rendered(dag, name, monkeypatch):
+def test_what_limits_a_stage_is_its_pool(dag):
+    assert {task.task_id: task.pool for task in dag.tasks} == dict.fromkeys(dag.task_ids, "default_pool") | {
+        "sample": "halos_eval_gpu",
+        "harness": "halos_eval_gpu",
+        "judge": "halos_eval_judge",
+    }
+    # Mapped: what each takes from the pool is set when it is expanded (tests/orchestration/test_policy.py).
+    assert {task.task_id for task in dag.tasks if task.is_mapped} == {"sample", "harness"}
+
+
+def test_every_stage_waits_for_success_but_the_summary(dag):
+    rules = {task.task_id: task.trigger_rule for task in dag.tasks}
+    assert rules == dict.fromkeys(dag.task_ids, "all_success") | {"summarize": "all_done_setup_success"}
+
+
+def test_failures_are_told_apart_and_tried_again_with_back_off(any_dag):
+    for task in any_dag.tasks:
+        assert task.retry_policy is RETRY_POLICY
+        assert task.retries == 4
+        assert task.retry_delay == timedelta(seconds=30)
+        assert task.retry_exponential_backoff == 2
+        assert task.max_retry_delay == timedelta(minutes=30)
+
+
+def test_a_runs_priority(dag):
+    assert dag.params["priority"] == "manual"
+    for value in get_args(Priority):
+        check(dag, priority=value)
+    for value in ("soon", "", None, 1):
+        refused(dag, priority=value)
+
+
+@pytest.mark.parametrize("name", STAGES)
+@pytest.mark.parametrize("where", ["process", "pod"])
+def test_what_a_stage_runs_as(dag, remote_dag, where, name):
+    task = (remote_dag if where == "pod" else dag).get_task(name)
+    operator = task.operator_class if task.is_mapped else type(task)
+    assert operator is (PodStageOperator if where == "pod" else LocalStageOperator)
+
+
+def test_it_is_the_same_dag_on_a_cluster(dag, remote_dag):
+    def settings(one):
+        return {
+            task.task_id: (task.pool, task.trigger_rule, task.retries, task.is_mapped, sorted(task.downstream_task_ids))
+            for task in one.tasks
+        }
+
+    assert settings(remote_dag) == settings(dag)
+
+
+def test_what_airflow_keeps_of_the_dag_tells_nothing_of_the_cluster(remote_dag):
+    kept = json.dumps(DagSerialization.to_dict(remote_dag))
+    assert "PodStageOperator" in kept
+    for word in ("the-namespace", "docker.io/worker:1", "OPENAI_API_KEY", "the-secret"):
+        assert word not in kept
+
+
+@pytest.mark.parametrize("text", ["{pools: {gpu: 0}}", "a: [", None])
+def test_a_clusters_file_that_is_wrong_is_told_beside_the_dags(load, tmp_path, text):
+    bag = load(text)
+    assert bag.dags.keys().isdisjoint({EVALUATE})
+    words = bag.import_errors[str(DAGS[0].parent / f"{EVALUATE}.py")]
+    assert "BadInput" in words
+    assert f"cluster {tmp_path}/cluster.yaml" in words
+
+
+@pytest.mark.parametrize("name", STAGES)
+@pytest.mark.parametrize("where", ["process", "pod"])
+def test_the_strings_of_a_job_are_not_rendered(dag, remote_dag, where, name, monkeypatch):
+    dag = remote_dag if where == "pod" else dag
     job = {"stage": "harness", "task": "{{ 1 + 1 }}", "argv": ["{{ 1 + 1 }}"]}
     monkeypatch.setattr(PlainXComArg, "resolve", lambda *_: [job] if name in {"sample", "harness"} else job)
     task = copy.copy(dag.get_task(name))

@@ -1,0 +1,31 @@
+{{/* The file that HALOS_EVAL_CLUSTER names: the values as they are, with the names of what the chart makes. */}}
+{{- define "halos-eval.cluster" -}}
+{{- $kubernetes := deepCopy .Values.kubernetes -}}
+{{- $_ := set $kubernetes "namespace" .Release.Namespace -}}
+{{- $_ := set $kubernetes "serviceAccountName" (include "halos-eval.serviceAccountName" .) -}}
+{{- $_ := set $kubernetes "volumes" (include "halos-eval.volumes" . | fromYaml) -}}
+{{- if .Values.priorityClasses.create -}}
+{{- range $priority := keys .Values.priorityClasses.values -}}
+{{- $_ := set $kubernetes.priorityClasses $priority (include "halos-eval.name" (list $ $priority)) -}}
+{{- end -}}
+{{- end -}}
+{{- dict "pools" .Values.pools "profiles" .Values.profiles "kubernetes" $kubernetes | toYaml -}}
+{{- end -}}
+
+{{/* The claims, the suites, and what kubernetes.volumes adds. */}}
+{{- define "halos-eval.volumes" -}}
+{{- $volumes := dict "suites" (dict "mountPath" "/suites" "readOnly" true "configMap" (include "halos-eval.name" (list . "suites"))) -}}
+{{- range $name, $claim := .Values.claims -}}
+{{- if $claim.enabled -}}
+{{- $source := dict "persistentVolumeClaim" (include "halos-eval.claimName" (list $ $name)) -}}
+{{- $_ := set $volumes $name (merge $source (pick $claim "mountPath" "readOnly")) -}}
+{{- end -}}
+{{- end -}}
+{{- range $name, $volume := .Values.kubernetes.volumes -}}
+{{- if hasKey $volumes $name -}}
+{{- fail (printf "kubernetes.volumes.%s is there twice: set claims.%s.enabled=false, or call it otherwise" $name $name) -}}
+{{- end -}}
+{{- $_ := set $volumes $name $volume -}}
+{{- end -}}
+{{- toYaml $volumes -}}
+{{- end -}}

@@ -1,0 +1,37 @@
+{{/* Every name is made here. */}}
+
+{{/* (list . "cluster") -> RELEASE-cluster; short enough for a label. */}}
+{{- define "halos-eval.name" -}}
+{{- $root := index . 0 -}}
+{{- $release := $root.Release.Name -}}
+{{- $base := contains $root.Chart.Name $release | ternary $release (printf "%s-%s" $release $root.Chart.Name) -}}
+{{- printf "%s-%s" ($base | trunc 48 | trimSuffix "-") (index . 1) -}}
+{{- end -}}
+
+{{/* The account of the stages' pods: one that is there, or the chart's. */}}
+{{- define "halos-eval.serviceAccountName" -}}
+{{- .Values.kubernetes.serviceAccountName | default (include "halos-eval.name" (list . "stage")) -}}
+{{- end -}}
+
+{{/* (list . "checkpoints") -> the claim of that volume. */}}
+{{- define "halos-eval.claimName" -}}
+{{- $claim := index (index . 0).Values.claims (index . 1) -}}
+{{- $claim.existingClaim | default (include "halos-eval.name" .) -}}
+{{- end -}}
+
+{{- define "halos-eval.airflowNamespace" -}}
+{{- .Values.airflow.namespace | default .Release.Namespace -}}
+{{- end -}}
+
+{{- define "halos-eval.labels" -}}
+helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
+app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+app.kubernetes.io/part-of: halos-eval
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+{{- end -}}
+
+{{/* What every stage's pod carries (halos_eval/orchestration/pod_spec.py), and nothing of this chart. */}}
+{{- define "halos-eval.podLabels" -}}
+app.kubernetes.io/name: halos-eval
+{{- end -}}

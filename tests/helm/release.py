@@ -1,0 +1,50 @@
+"""What a release of the chart consists of."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import yaml
+
+from halos_eval.cluster import Cluster
+
+CHART = Path(__file__).parents[2] / "helm" / "halos-eval"
+SCENARIOS = {path.name.removesuffix("-values.yaml"): path for path in sorted((CHART / "ci").iterdir())}
+
+
+def scenario(name):
+    """The values of a file in ci/."""
+    return yaml.safe_load(SCENARIOS[name].read_text())
+
+
+class Release:
+    """The objects and the notes of a release."""
+
+    def __init__(self, files, namespace):
+        self.namespace = namespace
+        self.notes = next(text for path, text in files.items() if path.endswith("NOTES.txt"))
+        self.files = {
+            path: [document for document in yaml.safe_load_all(text) if document]
+            for path, text in files.items()
+            if path.endswith(".yaml")
+        }
+        self.objects = [document for documents in self.files.values() for document in documents]
+
+    def names(self, kind):
+        """The names of all objects of a kind."""
+        return [one["metadata"]["name"] for one in self.objects if one["kind"] == kind]
+
+    def get(self, kind, name):
+        """The one object of that kind and name."""
+        (found,) = [one for one in self.objects if one["kind"] == kind and one["metadata"]["name"] == name]
+        return found
+
+    @property
+    def cluster_file(self):
+        """The text that HALOS_EVAL_CLUSTER names."""
+        return self.get("ConfigMap", "halos-eval-cluster")["data"]["cluster.yaml"]
+
+    @property
+    def cluster(self):
+        """The same as the code reads it."""
+        return Cluster.model_validate(yaml.safe_load(self.cluster_file))

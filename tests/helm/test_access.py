@@ -1,0 +1,101 @@
+"""Who may do what: Airflow with pods, pods with the network."""
+
+from __future__ import annotations
+
+import pytest
+
+from halos_eval.orchestration.pod_spec import manifest
+from tests.helm.release import SCENARIOS, scenario
+from tests.helm.test_cluster_file import jobs
+
+DNS_AND_HTTPS = [{"protocol": "UDP", "port": 53}, {"protocol": "TCP", "port": 53}, {"protocol": "TCP", "port": 443}]
+WITH_POLICIES = [name for name in SCENARIOS if name != "existing"]
+AIRFLOW = ["airflow-scheduler", "airflow-worker", "airflow-triggerer"]
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_the_role_holds_what_the_operator_does_and_no_more(render, name):
+    release = render(scenario(name))
+    assert release.names("ClusterRole") == []
+    assert release.get("Role", "halos-eval-launcher")["rules"] == [
+        {"apiGroups": [""], "resources": ["pods"], "verbs": ["create", "delete", "get", "list", "patch"]},
+        {"apiGroups": [""], "resources": ["pods/log"], "verbs": ["get"]},
+        {"apiGroups": [""], "resources": ["events"], "verbs": ["list", "watch"]},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "accounts", "namespace"),
+    [
+        ("minimal", AIRFLOW, "evaluation"),
+        ("gpu", AIRFLOW, "airflow"),
+        ("existing", ["halos-eval-launcher"], "evaluation"),
+        ("test-cluster", [*AIRFLOW, "halos-eval-launcher"], "evaluation"),
+    ],
+)
+def test_only_airflow_has_the_role(render, name, accounts, namespace):
+    binding = render(scenario(name)).get("RoleBinding", "halos-eval-launcher")
+    assert binding["roleRef"]["name"] == "halos-eval-launcher"
+    assert binding["subjects"] == [
+        {"kind": "ServiceAccount", "name": account, "namespace": namespace} for account in accounts
+    ]
+
+
+def test_without_anybody_there_is_no_binding(render):
+    assert render(scenario("minimal") | {"airflow": {"serviceAccounts": []}}).names("RoleBinding") == []
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_no_account_of_the_chart_has_its_token_mounted(render, name):
+    release = render(scenario(name))
+    for account in release.names("ServiceAccount"):
+        assert release.get("ServiceAccount", account)["automountServiceAccountToken"] is False
+
+
+def allowed(release, pod, direction):
+    """The rules of all policies that select ``pod``; None where no policy restricts that direction."""
+    labels = pod["metadata"]["labels"].items()
+    policies = [release.get("NetworkPolicy", name)["spec"] for name in release.names("NetworkPolicy")]
+    selecting = [one for one in policies if one["podSelector"]["matchLabels"].items() <= labels]
+    restricting = [one for one in selecting if direction in one["policyTypes"]]
+    return [rule for one in restricting for rule in one.get(direction.lower(), [])] if restricting else None
+
+
+def pods(release):
+    cluster = release.cluster
+    for job in jobs("default"):
+        yield job, manifest(job, cluster.kubernetes, cluster.profiles["default"], "manual")
+
+
+@pytest.mark.parametrize("name", WITH_POLICIES)
+def test_nothing_reaches_a_stage(render, name):
+    release = render(scenario(name))
+    assert [allowed(release, pod, "Ingress") for _, pod in pods(release)] == [[]] * 5
+
+
+@pytest.mark.parametrize("name", WITH_POLICIES)
+def test_code_of_a_model_reaches_nothing_and_other_stages_what_is_listed(render, name):
+    release = render(scenario(name))
+    extra = scenario(name).get("networkPolicies", {}).get("extraEgress", [])
+    for job, pod in pods(release):
+        expected = [] if job.outbox else [{"ports": DNS_AND_HTTPS}, *extra]
+        assert allowed(release, pod, "Egress") == expected, job.title
+
+
+def test_airflow_and_others_in_the_namespace_are_left_alone(render):
+    airflow = {"metadata": {"labels": {"tier": "airflow", "component": "scheduler", "release": "airflow"}}}
+    assert allowed(render(scenario("minimal")), airflow, "Egress") is None
+
+
+def test_policies_can_be_left_to_others(render):
+    assert render(scenario("existing")).names("NetworkPolicy") == []
+
+
+def test_manual_runs_come_before_nightly_ones_and_those_before_backfills(render):
+    release = render(scenario("minimal"))
+    manual, nightly, backfill = (
+        release.get("PriorityClass", f"halos-eval-{priority}") for priority in ("manual", "nightly", "backfill")
+    )
+    assert 0 >= manual["value"] > nightly["value"] > backfill["value"] >= -10
+    assert {one["preemptionPolicy"] for one in (manual, nightly, backfill)} == {"PreemptLowerPriority"}
+    assert not any(one.get("globalDefault") for one in (manual, nightly, backfill))

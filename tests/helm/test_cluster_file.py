@@ -1,0 +1,105 @@
+"""The file that the chart writes and the code reads, and the pods that come of it."""
+
+from __future__ import annotations
+
+import kubernetes_validate
+import pytest
+import yaml
+
+from halos_eval.cluster import Volume, load_cluster
+from halos_eval.orchestration.pod_spec import manifest
+from halos_eval.plan import StageJob
+from tests.helm.release import SCENARIOS, scenario
+
+MADE = {"namespace", "serviceAccountName", "volumes", "priorityClasses"}
+
+
+def jobs(profile):
+    """One job of each kind, the last of which executes code of a model."""
+    yield StageJob(stage="sample", image="worker", argv=("sample",), profile=profile)
+    yield StageJob(stage="judge", image="judge", argv=("judge",), profile=profile)
+    yield StageJob(stage="summarize", image="judge", argv=("summarize",), profile=profile)
+    yield StageJob(stage="harness", task="gsm8k_cot", image="worker", argv=("harness",), profile=profile)
+    yield StageJob(stage="harness", task="humaneval", image="worker", argv=("harness",), profile=profile, outbox="a/b")
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_the_code_reads_what_the_chart_writes(render, name, tmp_path, monkeypatch):
+    path = tmp_path / "cluster.yaml"
+    path.write_text(render(scenario(name)).cluster_file)
+    monkeypatch.setenv("HALOS_EVAL_CLUSTER", str(path))
+    cluster = load_cluster()
+    assert cluster.kubernetes.namespace == "evaluation"
+    assert cluster.gpu_profile("default").gpus <= cluster.pools.gpu
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_values_go_through_as_they_are(render, chart, name):
+    values = chart.merge_values(scenario(name))
+    written = yaml.safe_load(render(scenario(name)).cluster_file)
+    assert written["pools"] == values["pools"]
+    assert written["profiles"] == values["profiles"]
+    kubernetes = values["kubernetes"]
+    assert {key: value for key, value in written["kubernetes"].items() if key not in MADE} == {
+        key: value for key, value in kubernetes.items() if key not in MADE
+    }
+    assert kubernetes["volumes"].items() <= written["kubernetes"]["volumes"].items()
+
+
+@pytest.mark.parametrize("number", [1_000_000, 2**31 - 1])
+def test_large_numbers_stay_numbers(render, number):
+    values = scenario("minimal") | {"profiles": {"default": {"runTimeoutSeconds": number}}}
+    assert render(values).cluster.profiles["default"].run_timeout_seconds == number
+    values = scenario("minimal") | {"priorityClasses": {"values": {"manual": 1_000_000}}}
+    assert render(values).get("PriorityClass", "halos-eval-manual")["value"] == 1_000_000
+
+
+def test_it_names_what_the_chart_makes(render):
+    release = render(scenario("minimal"))
+    kubernetes = release.cluster.kubernetes
+    assert kubernetes.service_account_name in release.names("ServiceAccount")
+    assert set(kubernetes.priority_classes.values()) == set(release.names("PriorityClass"))
+    claims = {volume.persistent_volume_claim for volume in kubernetes.volumes.values()} - {None}
+    assert claims == set(release.names("PersistentVolumeClaim"))
+    assert kubernetes.volumes["suites"].config_map in release.names("ConfigMap")
+    assert kubernetes.volumes["checkpoints"].read_only
+    assert release.cluster.outbox == Volume(mount_path="/outbox", persistent_volume_claim="halos-eval-outbox")
+
+
+def test_it_names_what_is_there_already(render):
+    release = render(scenario("existing"))
+    kubernetes = release.cluster.kubernetes
+    assert kubernetes.service_account_name == "evaluation"
+    assert kubernetes.priority_classes == {"manual": "interactive", "nightly": "batch", "backfill": "batch"}
+    assert kubernetes.volumes["checkpoints"].persistent_volume_claim == "trained-models"
+    assert release.cluster.outbox is None
+    assert release.names("PersistentVolumeClaim") == release.names("PriorityClass") == []
+    assert release.names("ServiceAccount") == ["halos-eval-launcher"]
+
+
+def test_an_airflow_elsewhere_gets_its_files_where_it_is(render):
+    release = render(scenario("gpu"))
+    assert release.get("ConfigMap", "halos-eval-cluster")["metadata"]["namespace"] == "airflow"
+    suites = [one for one in release.objects if one["metadata"]["name"] == "halos-eval-suites"]
+    assert [one["metadata"]["namespace"] for one in suites] == ["evaluation", "airflow"]
+    assert suites[0]["data"] == suites[1]["data"] == scenario("gpu")["suites"]
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_the_pods_that_come_of_it_are_valid(render, name):
+    cluster = render(scenario(name)).cluster
+    for profile_name, profile in cluster.profiles.items():
+        sample, *_, code = jobs(profile_name)
+        for job in (sample, code):
+            pod = manifest(job, cluster.kubernetes, profile, "nightly")
+            kubernetes_validate.validate(pod, "1.34", strict=True)
+
+
+def test_a_profile_reaches_its_pod(render):
+    cluster = render(scenario("gpu")).cluster
+    job = next(jobs("large"))
+    pod = manifest(job, cluster.kubernetes, cluster.profiles["large"], "nightly")
+    assert pod["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "evaluation"
+    assert pod["spec"]["runtimeClassName"] == "nvidia"
+    assert pod["spec"]["priorityClassName"] == "halos-eval-nightly"
+    assert pod["spec"]["containers"][0]["resources"]["limits"] == {"memory": "1000Gi", "nvidia.com/gpu": "8"}

@@ -1,0 +1,157 @@
+"""values.schema.json: closed, documented, and of one mind with the code."""
+
+from __future__ import annotations
+
+import copy
+import json
+
+import pytest
+import yaml
+from helm_python import HelmError, HelmValuesError
+
+from halos_eval.cluster import Cluster
+from tests.helm.release import CHART, scenario
+
+SCHEMA = json.loads((CHART / "values.schema.json").read_text())
+MINIMAL = scenario("minimal")
+
+
+def changed(path, value):
+    """The minimal values with one of them changed: ``changed("pools.gpu", 0)``."""
+    values = copy.deepcopy(MINIMAL)
+    *parents, last = path.split(".")
+    place = values
+    for parent in parents:
+        place = place.setdefault(parent, {})
+    place[last] = value
+    return values
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("pool", {"gpu": 1}),
+        ("pools.gpus", 1),
+        ("pools.gpu", 0),
+        ("pools.gpu", "8"),
+        ("profiles.default.gpu", 1),
+        ("profiles.default.cpu", 4),
+        ("profiles.default.nodeSelector", ["gpu"]),
+        ("profiles.default.queue", "Not A Name"),
+        ("profiles.large.volumes", {"scratch": {"path": "/scratch"}}),
+        ("kubernetes.namespace", "elsewhere"),
+        ("kubernetes.imagePullPolicy", "Sometimes"),
+        ("kubernetes.images.airflow", "registry.example.org/airflow:1"),
+        ("kubernetes.volumes", {"scratch": {"mountPath": "scratch", "emptyDir": "1Gi"}}),
+        ("kubernetes.priorityClasses", {"urgent": "high"}),
+        ("claims.scratch", {"enabled": True}),
+        ("claims.cache.size", "a lot"),
+        ("claims.cache.accessModes", ["ReadWriteEverywhere"]),
+        ("suites", {"mine.yaml": {"tasks": {}}}),
+        ("suites", {"../mine.yaml": ""}),
+        ("airflow.serviceAccounts", "airflow-scheduler"),
+        ("externalSecrets.secretStoreRef.kind", "Vault"),
+        ("externalSecrets.secrets", {"openai": {"key": "sk-plain"}}),
+        ("networkPolicies.extraEgress", [{"from": []}]),
+        ("resourceQuota.hard", {"pods": -1}),
+        ("priorityClasses.values.manual", "high"),
+        ("localQueue.name", "Evaluation"),
+    ],
+)
+def test_a_slip_is_refused(render, path, value):
+    with pytest.raises(HelmValuesError):
+        render(changed(path, value))
+
+
+def test_images_are_required(render):
+    with pytest.raises(HelmValuesError, match="images"):
+        render({})
+
+
+@pytest.mark.parametrize(
+    "plain", ["sk-plain", {"value": "sk-plain"}, {"name": "openai", "key": "k", "value": "sk-plain"}]
+)
+def test_a_secret_is_a_reference(render, plain):
+    with pytest.raises(HelmValuesError):
+        render(changed("kubernetes.secrets", {"OPENAI_API_KEY": plain}))
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "remedy"),
+    [
+        ("localQueue.create", True, "clusterQueue"),
+        ("externalSecrets.secrets", {"openai": {"api-key": {"key": "lab/openai"}}}, "secretStoreRef"),
+        ("kubernetes.volumes", {"cache": {"mountPath": "/cache", "emptyDir": "1Gi"}}, "claims.cache.enabled=false"),
+    ],
+)
+def test_what_is_missing_or_twice_is_named(render, path, value, remedy):
+    with pytest.raises(HelmError, match=remedy):
+        render(changed(path, value))
+
+
+def nodes(node, path="$"):
+    """Every schema within the schema, with its path."""
+    yield path, node
+    for word in ("properties", "$defs"):
+        for name, child in node.get(word, {}).items():
+            yield from nodes(child, f"{path}.{name}")
+    for word in ("items", "additionalProperties"):
+        if isinstance(node.get(word), dict):
+            yield from nodes(node[word], f"{path}[{word}]")
+
+
+def test_every_value_is_described():
+    properties = [
+        (f"{path}.{name}", child)
+        for path, node in nodes(SCHEMA)
+        for word in ("properties", "$defs")
+        for name, child in node.get(word, {}).items()
+    ]
+    assert [path for path, child in properties if not child.get("description", "").endswith((".", "..."))] == []
+    assert len(properties) > 80
+
+
+def test_every_object_is_closed():
+    fragments = {
+        "$.global",
+        "$.networkPolicies.extraEgress[items].to[items]",
+        "$.networkPolicies.extraEgress[items].ports[items]",
+    }
+    fragments.add("$.Profile.tolerations[items]")
+    opened = {
+        path for path, node in nodes(SCHEMA)
+        if node.get("type") == "object" and node.get("additionalProperties", True) is True
+    }  # fmt: skip
+    assert opened == fragments
+
+
+def test_the_defaults_are_all_the_values_there_are():
+    values = yaml.safe_load((CHART / "values.yaml").read_text())
+    assert set(values) == set(SCHEMA["properties"]) - {"global"}
+    for name in (
+        "claims",
+        "airflow",
+        "launcher",
+        "networkPolicies",
+        "priorityClasses",
+        "localQueue",
+        "externalSecrets",
+    ):
+        assert set(values[name]) == set(SCHEMA["properties"][name]["properties"]), name
+
+
+def without_titles(node):
+    if isinstance(node, dict):
+        kept = {key: value for key, value in node.items() if key != "title" or not isinstance(value, str)}
+        return {key: without_titles(value) for key, value in kept.items()}
+    return [without_titles(value) for value in node] if isinstance(node, list) else node
+
+
+def test_what_the_code_reads_is_what_the_values_are_called():
+    """The definitions are the models of halos_eval/cluster.py: after a change there, put what this prints in $defs."""
+    expected = without_titles(Cluster.model_json_schema()["$defs"])
+    kubernetes = expected["Kubernetes"]
+    del kubernetes["properties"]["namespace"]  # the release's
+    kubernetes["required"] = ["images"]  # the account is the chart's, unless one is named
+    for name, definition in expected.items():
+        assert SCHEMA["$defs"][name] == definition, f'"{name}": {json.dumps(definition, indent=2)}'

@@ -1,0 +1,20 @@
+#!/usr/bin/env bash
+# `make cluster-test`: the tests of this folder, on the cluster of KUBECONFIG or on one that is made here for them.
+# A cluster of your own needs the images, a node that is this machine, and its address in CLUSTER_TEST_HOST.
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+if [[ -z ${KUBECONFIG:-} ]]; then
+    equipment=../shared/cluster
+    [[ -d $equipment ]] || { echo "there is no $equipment to make a cluster with: set KUBECONFIG" >&2; exit 2; }
+    kubernetes=${XDG_CACHE_HOME:-$HOME/.cache}/halos-eval/kubernetes # made once on a machine, in 7 minutes
+    state=${TMPDIR:-/tmp}/halos-eval-cluster
+    mkdir -p "$kubernetes"
+    "$equipment/build-kubernetes.sh" "$kubernetes"
+    "$equipment/base-image.sh"
+    make images WORKER=cpu BUILD="buildah bud --layers --isolation chroot --network host"
+    trap '"$equipment/down.sh" "$state"' EXIT
+    "$equipment/up.sh" "$kubernetes/bin" "$state"
+    "$equipment/load-image.sh" "$state" docker.io/halos-eval/{worker,judge}:0.1.0
+    export KUBECONFIG=$state/kubeconfig
+fi
+.venv/dev/bin/pytest -m kubernetes "$@"

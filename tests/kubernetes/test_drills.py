@@ -1,0 +1,211 @@
+"""What goes wrong on a cluster, tried for real: how it looks in the log, whether it is tried again, what is kept."""
+
+import json
+import re
+import socket
+import threading
+
+import pytest
+import yaml
+
+from halos_eval.settings import shipped
+from tests.airflow_server import wait_for
+from tests.kubernetes.conftest import HOST, KEYS, NAMESPACE
+
+pytestmark = pytest.mark.kubernetes
+CHECKPOINT, OTHER = "smollm2-135m", "smollm2-135m-rounded"
+
+CODE_TASK = """
+task: own_code
+unsafe_code: true
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {folder}/data.jsonl}}}}
+test_split: test
+output_type: generate_until
+doc_to_text: "{{{{question}}}}"
+doc_to_target: "x"
+generation_kwargs: {{max_gen_toks: 4, until: ["\\n"]}}
+process_results: !function code.look_around
+metric_list:
+  - {{metric: child_reaches, aggregation: mean, higher_is_better: true}}
+  - {{metric: pod_reaches, aggregation: mean, higher_is_better: true}}
+  - {{metric: secrets, aggregation: mean, higher_is_better: true}}
+  - {{metric: others, aggregation: mean, higher_is_better: true}}
+"""
+# What code that a model wrote could try, run as lm_eval's code_eval runs it: in a forked child.
+CODE = """
+import multiprocessing
+import os
+import socket
+from pathlib import Path
+
+
+def reach(answer):
+    try:
+        socket.create_connection(("{host}", {port}), timeout=5).close()
+        answer.value = 1
+    except OSError:
+        answer.value = 0
+
+
+def look_around(doc, results):
+    here, there = (multiprocessing.get_context("fork").Value("i", -1) for _ in range(2))
+    reach(here)
+    child = multiprocessing.get_context("fork").Process(target=reach, args=(there,))
+    child.start()
+    child.join()
+    names = {keys}
+    outbox = Path("{outbox}")
+    return {{
+        "child_reaches": there.value,
+        "pod_reaches": here.value,
+        "secrets": sum(name in os.environ for name in names),
+        "others": sum(path.is_dir() and path.name == "runs" for path in outbox.iterdir()),
+    }}
+"""
+
+
+def tasks(profile="default", limit=8):
+    """One small task; another limit is another fingerprint."""
+    return {"tasks": {"demo_cloze": {"limit": limit, "profile": profile}}}
+
+
+def harness(lab, run_id):
+    """The state of a run's one harness task."""
+    return next(one["state"] for one in lab.instances(run_id) if one["task_id"] == "harness")
+
+
+def test_a_pod_that_takes_too_much_memory(lab):
+    run_id = lab.trigger(checkpoint=CHECKPOINT, suite=lab.suite("starved", **tasks("starved", 2)))
+    state, states = lab.finish(run_id)
+    assert state == harness(lab, run_id) == "failed", states
+    log = lab.log(run_id, "harness", 0)
+    assert "OutOfMemory" in log
+    assert "raise memory in its profile" in log
+    attempts = [one["try_number"] for one in lab.instances(run_id) if one["task_id"] == "harness"]
+    assert attempts == [1]  # not tried again
+
+
+def test_a_pod_that_is_deleted_while_it_samples(admin, lab):
+    """The retry starts another pod, which keeps what was sampled."""
+    earlier = set(lab.watcher.pods)
+    demo = yaml.safe_load((shipped("suites") / "demo.yaml").read_text())
+    lab.suite("resumed", alpaca_eval=demo["alpaca_eval"])
+    run_id = lab.trigger(checkpoint=OTHER, suite="resumed")
+    wait_for(lambda: list(lab.store.glob(f"runs/{OTHER}/sample/*/outputs.parts/*/*.jsonl")), 180)
+    (first,) = lab.watcher.since(earlier, "sample")
+    admin.core.delete_namespaced_pod(first.metadata.name, NAMESPACE)
+    state, states = lab.finish(run_id, 480)
+    assert (state, states["sample", 0], states["judge", -1]) == ("success",) * 3
+    assert len(lab.watcher.since(earlier, "sample")) == 2
+    assert "PodLost" in lab.log(run_id, "sample", 0, attempt=1)
+    kept = re.search(r"(\d+) of 12 prompts have their answers already", lab.log(run_id, "sample", 0, attempt=2))
+    assert int(kept[1]) > 0
+
+
+def test_an_image_that_does_not_exist(lab):
+    def change(cluster):
+        cluster["kubernetes"]["images"]["worker"] = "docker.io/halos-eval/worker:none"
+        cluster["kubernetes"]["imagePullPolicy"] = "IfNotPresent"
+
+    with lab.edited(change):
+        run_id = lab.trigger(checkpoint=CHECKPOINT, suite=lab.suite("no_image", **tasks(limit=3)))
+        wait_for(lambda: harness(lab, run_id) == "failed", 120, lambda: lab.states(run_id))
+    log = lab.log(run_id, "harness", 0)
+    assert "ImageUnavailable" in log
+    assert "docker.io/halos-eval/worker:none" in log
+    lab.finish(run_id)
+
+
+def test_more_gpus_than_the_pool_has(lab):
+    run_id = lab.trigger(checkpoint=CHECKPOINT, suite=lab.suite("many", **tasks("many", 4)))
+    state, states = lab.finish(run_id)
+    assert state == states["plan", -1] == "failed"
+    assert "profile many takes 9 GPUs and the pool has 2" in lab.log(run_id, "plan")
+
+
+def test_more_gpus_than_there_are(admin, lab):
+    with lab.edited(lambda cluster: cluster["pools"].update(gpu=9)):
+        run_id = lab.trigger(checkpoint=CHECKPOINT, suite="many")
+        wait_for(lambda: harness(lab, run_id) == "up_for_retry", 120, lambda: lab.states(run_id))
+    log = lab.log(run_id, "harness", 0)
+    assert "Unschedulable" in log
+    assert "Insufficient nvidia.com/gpu" in log
+    lab.call("PATCH", f"/dags/evaluate_checkpoint/dagRuns/{run_id}", {"state": "failed"})
+    wait_for(lambda: not admin.core.list_namespaced_pod(NAMESPACE).items, 60)
+
+
+def test_everything_of_airflow_is_killed_in_the_middle(admin, lab):
+    """Scheduler, triggerer and workers get SIGKILL; started again, they find the pod."""
+    earlier = set(lab.watcher.pods)
+    run_id = lab.trigger(checkpoint=CHECKPOINT, suite=lab.suite("restarted", **tasks(limit=24)))
+    pod = lab.running(earlier, "harness")
+    wait_for(lambda: harness(lab, run_id) == "deferred", 60, lambda: lab.states(run_id))
+    lab.kill()
+    assert admin.core.read_namespaced_pod(pod.metadata.name, NAMESPACE).status.phase == "Running"
+    lab.start()
+    state, states = lab.finish(run_id, 300)
+    assert state == "success", states
+    assert [one.metadata.uid for one in lab.watcher.since(earlier, "harness")] == [pod.metadata.uid]
+
+
+def test_a_task_that_is_marked_failed_leaves_no_pod(admin, lab):
+    earlier = set(lab.watcher.pods)
+    run_id = lab.trigger(checkpoint=CHECKPOINT, suite=lab.suite("marked", **tasks(limit=12)))
+    pod = lab.running(earlier, "harness")
+    path = f"/dags/evaluate_checkpoint/dagRuns/{run_id}/taskInstances/harness/0"
+    lab.call("PATCH", path, {"new_state": "failed"})
+    names = lambda: [one.metadata.name for one in admin.core.list_namespaced_pod(NAMESPACE).items]  # noqa: E731
+    wait_for(lambda: pod.metadata.name not in names(), 90, names)
+    state, states = lab.finish(run_id)
+    assert state == states["verdict", -1] == "failed"
+    assert len(lab.watcher.since(earlier, "harness")) == 1
+
+
+def test_a_model_s_code_has_no_network_and_no_secrets(admin, lab):
+    with socket.create_server(("0.0.0.0", 0)) as server:
+        connections = []
+        threading.Thread(target=accept, args=(server, connections), daemon=True).start()
+        folder = lab.folders.suites / "tasks"
+        folder.mkdir()
+        (folder / "data.jsonl").write_text(json.dumps({"question": "1 + 1 ="}) + "\n")
+        (folder / "own_code.yaml").write_text(CODE_TASK.format(folder=folder))
+        outbox = lab.folders.outbox
+        (folder / "code.py").write_text(
+            CODE.format(host=HOST, port=server.getsockname()[1], keys=sorted(KEYS), outbox=outbox)
+        )
+        earlier = set(lab.watcher.pods)
+        suite = lab.suite("code", include_path="tasks", tasks={"own_code": {"confirm_unsafe_code": True}})
+        run_id = lab.trigger(checkpoint=CHECKPOINT, suite=suite)
+        state, states = lab.finish(run_id, 300)
+        assert state == "success", states
+    (record,) = lab.store.glob(f"runs/{CHECKPOINT}/harness.own_code/*/record.json")  # carried from the outbox
+    scores = {score["metric"]: score["value"] for score in json.loads(record.read_text())["scores"]}
+    # This cluster does not enforce NetworkPolicies, so the pod itself reaches the server: the code does not.
+    assert scores == {"child_reaches": 0, "pod_reaches": 1, "secrets": 0, "others": 0}
+    assert len(connections) == 1
+    (pod,) = lab.watcher.since(earlier, "harness")
+    assert pod.metadata.labels["halos-eval/network"] == "none"
+    assert not [one.name for one in pod.spec.containers[0].env if one.value_from]
+    policies = admin.client.NetworkingV1Api(admin.api).list_namespaced_network_policy(NAMESPACE).items
+    selecting = [one.spec for one in policies if selects(one.spec.pod_selector, pod.metadata.labels)]
+    assert {kind for spec in selecting for kind in spec.policy_types} == {"Ingress", "Egress"}
+    assert not [spec for spec in selecting if spec.egress or spec.ingress]
+    assert not list(outbox.glob("runs/*/*/*"))
+
+
+def accept(server, connections):
+    try:
+        while True:
+            connections.append(server.accept())
+    except OSError:
+        pass
+
+
+def selects(selector, labels):
+    """Whether a label selector takes these labels."""
+    for one in selector.match_expressions or ():
+        assert one.operator in {"In", "NotIn"}
+        if (labels.get(one.key) in one.values) != (one.operator == "In"):
+            return False
+    return all(labels.get(key) == value for key, value in (selector.match_labels or {}).items())

@@ -1,0 +1,140 @@
+"""``evaluate_checkpoint`` on a real cluster: the same scores as on one machine, within the pool, with few rights."""
+
+import csv
+import gzip
+import json
+
+import pytest
+import yaml
+
+from halos_eval.settings import shipped
+from tests.kubernetes.conftest import KEYS, NAMESPACE
+from tests.kubernetes.watcher import gpus_of
+
+pytestmark = pytest.mark.kubernetes
+CHECKPOINT = "smollm2-135m"
+
+
+def rows(path):
+    return {row["model_name"]: row for row in csv.DictReader(path.read_text().splitlines())}
+
+
+@pytest.fixture(scope="module")
+def evaluated(lab):
+    """The demo's suite on the cluster, sampling with two GPUs: the run, and the pods that it started."""
+    demo = yaml.safe_load((shipped("suites") / "demo.yaml").read_text())
+    demo["alpaca_eval"]["profile"] = "two"
+    (lab.folders.suites / "demo.yaml").write_text(yaml.safe_dump(demo))
+    earlier = set(lab.watcher.pods)
+    run_id = lab.trigger(checkpoint=CHECKPOINT, suite="demo")
+    state, tasks = lab.finish(run_id, 900)
+    assert state == "success", (tasks, lab.log(run_id, "plan"))
+    return run_id, lab.watcher.since(earlier)
+
+
+def test_the_scores_are_those_of_one_machine(lab, evaluated, local_row):
+    here = local_row(CHECKPOINT)
+    there = rows(lab.store / "reports" / "demo" / "summary.csv")[CHECKPOINT]
+    expected = rows(here / "reports" / "demo" / "summary.csv")[CHECKPOINT]
+    assert there.keys() == expected.keys()
+    for column, value in expected.items():
+        if column.startswith("alpacaeval_") and value.replace(".", "").isdigit():
+            # The judge's server batches whatever comes together, so its log-probabilities round differently.
+            assert float(there[column]) == pytest.approx(float(value), rel=1e-3)
+        else:
+            assert there[column] == value, column
+    assert answers(lab.store) == answers(here)
+    assert samples(lab.store) == samples(here)
+
+
+def answers(store):
+    (file,) = store.rglob(f"runs/{CHECKPOINT}/sample/*/outputs.json")
+    return json.loads(file.read_text())
+
+
+def samples(store):
+    files = sorted(store.rglob(f"runs/{CHECKPOINT}/harness.demo_*/*/samples/*.gz"))
+    assert len(files) == 3
+    return [gzip.decompress(file.read_bytes()) for file in files]
+
+
+def test_stages_hold_what_their_profile_says_and_no_more_than_the_pool(lab, evaluated):
+    _, pods = evaluated
+    held = {}
+    for pod in pods:
+        held.setdefault(pod.metadata.labels["app.kubernetes.io/component"], []).append(gpus_of(pod))
+    assert held == {"sample": [2], "harness": [1, 1, 1], "judge": [0], "summarize": [0]}
+    sums = [sum(holding.gpus.values()) for holding in lab.watcher.holdings]
+    assert max(sums) == 2  # the pool's size, which is reached
+    pool = lab.call("GET", "/pools/halos_eval_gpu")
+    assert (pool["slots"], pool["include_deferred"]) == (2, True)
+
+
+def test_each_stage_reads_only_its_own_secrets(lab, evaluated):
+    store = {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"}
+    found = {stage: KEYS.keys() & variables.keys() for stage, variables in lab.watcher.environments.items()}
+    assert found["judge"] == store | {"OPENAI_API_KEY"}
+    assert found["sample"] == found["harness"] == store | {"HF_TOKEN"}
+    assert found["summarize"] == store
+    assert lab.watcher.environments["judge"]["OPENAI_API_KEY"] == KEYS["OPENAI_API_KEY"]
+
+
+def test_no_secret_is_shown_anywhere(admin, lab, evaluated):
+    run_id, pods = evaluated
+    shown = [str(pod) for pod in pods]
+    shown += [str(admin.core.list_namespaced_event(NAMESPACE)), lab.cluster_file.read_text()]
+    shown += [str(lab.call("GET", f"/dags/evaluate_checkpoint/dagRuns/{run_id}/taskInstances?limit=50"))]
+    shown += [lab.log(run_id, one["task_id"], one["map_index"]) for one in lab.instances(run_id)]
+    shown += [(lab.cluster_file.parent / "home" / "standalone.log").read_text()]
+    for text in shown:
+        assert not [key for key in KEYS.values() if key in text]
+    for record in (lab.store / "runs").rglob("*.json"):
+        assert not [key for key in KEYS.values() if key in record.read_text()]
+
+
+def test_pods_have_no_rights(lab, evaluated):
+    _, pods = evaluated
+    for pod in pods:
+        (container,) = pod.spec.containers
+        assert pod.spec.automount_service_account_token is False
+        assert not [volume for volume in pod.spec.volumes if volume.secret or volume.projected]
+        assert pod.spec.security_context.run_as_non_root
+        assert pod.spec.security_context.seccomp_profile.type == "RuntimeDefault"
+        assert container.security_context.read_only_root_filesystem
+        assert container.security_context.allow_privilege_escalation is False
+        assert container.security_context.capabilities.drop == ["ALL"]
+        assert pod.spec.service_account_name == "halos-eval-stage"
+
+
+@pytest.mark.parametrize(
+    ("verb", "resource", "allowed"),
+    [
+        ("create", "pods", True),
+        ("delete", "pods", True),
+        ("get", "pods/log", True),
+        ("get", "secrets", False),
+        ("create", "pods/exec", False),
+        ("get", "configmaps", False),
+        ("create", "jobs", False),
+    ],
+)
+def test_airflow_may_do_no_more_than_it_needs(admin, launcher, verb, resource, allowed):
+    from kubernetes import client, config
+
+    resource, _, subresource = resource.partition("/")
+    asked = client.V1ResourceAttributes(
+        namespace=NAMESPACE, verb=verb, resource=resource, subresource=subresource or None
+    )
+    review = client.V1SelfSubjectAccessReview(spec=client.V1SelfSubjectAccessReviewSpec(resource_attributes=asked))
+    with config.new_client_from_config(str(launcher)) as api:
+        answer = client.AuthorizationV1Api(api).create_self_subject_access_review(review)
+    assert answer.status.allowed is allowed
+
+
+def test_the_log_of_a_pod_is_the_log_of_its_task(lab, evaluated):
+    run_id, _ = evaluated
+    assert "sampled 12 of 12 prompts" in lab.log(run_id, "sample", 0)
+
+
+def test_no_pod_is_left(admin, lab, evaluated):
+    assert not admin.core.list_namespaced_pod(NAMESPACE).items

@@ -1,0 +1,382 @@
+"""The pod of a stage: what it gets of the cluster's file, and above all what it does not get."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import kubernetes_validate
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from halos_eval.cluster import Kubernetes, Profile
+from halos_eval.orchestration.pod_spec import manifest, pod_name
+from halos_eval.plan import StageJob
+
+VERSION = "1.34"  # of the schemas; none of what is used is newer
+STAGES = ["sample", "judge", "harness", "summarize"]
+KUBERNETES = {
+    "namespace": "halos",
+    "images": {"worker": "docker.io/halos/worker:1", "judge": "docker.io/halos/judge:1"},
+    "imagePullPolicy": "Always",
+    "imagePullSecrets": ["pull"],
+    "serviceAccountName": "stage",
+    "environment": {"AWS_ENDPOINT_URL": "http://s3", "HF_ENDPOINT": "http://hub"},
+    "secrets": {
+        "OPENAI_API_KEY": {"name": "judge", "key": "api-key"},
+        "HF_TOKEN": {"name": "hub", "key": "token"},
+        "AWS_SECRET_ACCESS_KEY": {"name": "store", "key": "secret"},
+    },
+    "volumes": {
+        "checkpoints": {"mountPath": "/checkpoints", "persistentVolumeClaim": "checkpoints", "readOnly": True},
+        "cache": {"mountPath": "/cache", "hostPath": "/srv/cache"},
+        "outbox": {"mountPath": "/outbox", "persistentVolumeClaim": "outbox"},
+        "suites": {"mountPath": "/suites", "configMap": "suites"},
+        "results": {"mountPath": "/results", "persistentVolumeClaim": "results"},
+        "scratch": {"mountPath": "/scratch", "emptyDir": "10Gi"},
+    },
+    "priorityClasses": {"manual": "halos-manual", "nightly": "halos-nightly"},
+}
+PROFILE = {
+    "gpus": 2,
+    "gpuResource": "amd.com/gpu",
+    "cpu": "16",
+    "memory": "128Gi",
+    "sharedMemory": "24Gi",
+    "nodeSelector": {"gpu": "h100"},
+    "tolerations": [{"key": "gpu", "operator": "Exists", "effect": "NoSchedule"}],
+    "runtimeClassName": "nvidia",
+    "imagePullSecrets": ["pull-too"],
+    "queue": "evaluation",
+    "runTimeoutSeconds": 7200,
+}
+OUTBOX = "runs/kto/harness.humaneval/0123"
+
+
+def make_job(stage="sample", **parts):
+    image = "worker" if stage in {"sample", "harness"} else "judge"
+    task = "gsm8k_cot" if stage == "harness" else None
+    return StageJob(**{"stage": stage, "task": task, "image": image, "argv": (stage,), "profile": "default"} | parts)
+
+
+def make_code_job():
+    return make_job("harness", task="humaneval", outbox=OUTBOX)
+
+
+def make(job=None, kubernetes=None, profile=None, priority="manual"):
+    return manifest(
+        job or make_job(),
+        Kubernetes.model_validate(KUBERNETES if kubernetes is None else kubernetes),
+        Profile.model_validate(PROFILE if profile is None else profile),
+        priority,
+    )
+
+
+def minimal():
+    """A pod of the fewest words: no secrets, no volumes, no GPU."""
+    return make(kubernetes={key: KUBERNETES[key] for key in ("namespace", "images", "serviceAccountName")}, profile={})
+
+
+def container(pod):
+    [only] = pod["spec"]["containers"]
+    return only
+
+
+def environment(pod):
+    """Plain variables with their values, secret ones with (Secret, key)."""
+    found = {}
+    for one in container(pod)["env"]:
+        assert one["name"] not in found, "given twice"
+        reference = one.get("valueFrom", {}).get("secretKeyRef")
+        found[one["name"]] = (reference["name"], reference["key"]) if reference else one["value"]
+    return found
+
+
+def mounts(pod):
+    """The container's mounts by volume; every one has its volume, and every volume is mounted."""
+    found = {one["name"]: one for one in container(pod)["volumeMounts"]}
+    assert found.keys() == {volume["name"] for volume in pod["spec"]["volumes"]}
+    assert len(found) == len(container(pod)["volumeMounts"]) == len(pod["spec"]["volumes"])
+    return found
+
+
+def volumes(pod):
+    return {one.pop("name"): one for one in json.loads(json.dumps(pod["spec"]["volumes"]))}
+
+
+PODS = {
+    "gpu": make,
+    "cpu": lambda: make(make_job("judge"), profile={}),
+    "summarize": lambda: make(make_job("summarize"), profile={}),
+    "code": lambda: make(make_code_job()),
+    "minimal": minimal,
+}
+any_pod = pytest.mark.parametrize("pod", [pod() for pod in PODS.values()], ids=PODS)
+
+
+@any_pod
+def test_kubernetes_takes_it(pod):
+    kubernetes_validate.validate(pod, VERSION, strict=True)
+    json.dumps(pod)
+
+
+def test_the_schema_would_find_a_mistake():
+    pod = make()
+    pod["spec"]["runtimeClass"] = "nvidia"
+    with pytest.raises(kubernetes_validate.ValidationError):
+        kubernetes_validate.validate(pod, VERSION, strict=True)
+
+
+@any_pod
+def test_it_can_do_little(pod):
+    spec = pod["spec"]
+    assert spec["automountServiceAccountToken"] is False
+    assert spec["enableServiceLinks"] is False
+    assert spec["serviceAccountName"] == "stage"
+    assert spec["restartPolicy"] == "Never"
+    security = spec["securityContext"]
+    assert security["runAsNonRoot"] is True
+    assert security["runAsUser"] == security["runAsGroup"] == security["fsGroup"] == 1000
+    assert security["seccompProfile"] == {"type": "RuntimeDefault"}
+    assert container(pod)["securityContext"] == {
+        "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": True,
+        "capabilities": {"drop": ["ALL"]},
+    }
+    assert not {"hostNetwork", "hostPID", "hostIPC", "hostAliases", "initContainers"} & spec.keys()
+    assert not {"command", "envFrom", "lifecycle"} & container(pod).keys()
+
+
+@pytest.mark.parametrize(
+    ("job", "secrets"),
+    [
+        (make_job("sample"), {"HF_TOKEN", "AWS_SECRET_ACCESS_KEY"}),
+        (make_job("harness"), {"HF_TOKEN", "AWS_SECRET_ACCESS_KEY"}),
+        (make_job("judge"), {"OPENAI_API_KEY", "AWS_SECRET_ACCESS_KEY"}),
+        (make_job("summarize"), {"AWS_SECRET_ACCESS_KEY"}),
+        (make_code_job(), set()),
+    ],
+    ids=[*STAGES, "code"],
+)
+def test_each_stage_has_its_own_secrets(job, secrets):
+    found = environment(make(job))
+    assert {name for name, value in found.items() if isinstance(value, tuple)} == secrets
+    assert not (KUBERNETES["secrets"].keys() - secrets) & found.keys()
+    for name in secrets:
+        assert found[name] == tuple(KUBERNETES["secrets"][name].values())
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_secret_is_never_a_plain_value(stage):
+    environment_too = KUBERNETES["environment"] | dict.fromkeys(KUBERNETES["secrets"], "sk-shown")
+    pod = make(make_job(stage), KUBERNETES | {"environment": environment_too})
+    assert "sk-shown" not in json.dumps(pod)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_plain_variables_are_for_all(stage):
+    found = environment(make(make_job(stage)))
+    assert KUBERNETES["environment"].items() <= found.items()
+    assert found["HF_HOME"] == "/cache"
+    assert not [name for name in found if name.startswith("AIRFLOW")]
+
+
+def test_without_a_cache_there_is_no_folder_for_it():
+    assert "HF_HOME" not in environment(minimal())
+
+
+def test_code_of_a_model_is_alone():
+    pod = make(make_code_job())
+    assert pod["metadata"]["labels"]["halos-eval/network"] == "none"
+    found = environment(pod)
+    assert (found["HF_HUB_OFFLINE"], found["HF_DATASETS_OFFLINE"]) == ("1", "1")
+    assert found["HF_DATASETS_CACHE"].startswith("/tmp/")
+    assert found["HF_MODULES_CACHE"].startswith("/tmp/")
+    # It sees its own folder of the outbox only, and can write nowhere else that anybody sees.
+    assert mounts(pod)["outbox"] == {"name": "outbox", "mountPath": "/outbox", "subPath": OUTBOX}
+    writable = {name for name, mount in mounts(pod).items() if not mount.get("readOnly")}
+    assert writable == {"outbox", "scratch", "tmp", "shm"}
+    assert {name for name, volume in volumes(pod).items() if "emptyDir" in volume} == {"scratch", "tmp", "shm"}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_the_outbox_is_for_code_and_the_summary(stage):
+    pod = make(make_job(stage))
+    assert pod["metadata"]["labels"]["halos-eval/network"] == "egress"
+    if stage == "summarize":
+        assert mounts(pod)["outbox"] == {"name": "outbox", "mountPath": "/outbox"}  # all of it, to empty it
+    else:
+        assert "outbox" not in mounts(pod)
+    assert "HF_HUB_OFFLINE" not in environment(pod)
+    assert mounts(pod)["cache"] == {"name": "cache", "mountPath": "/cache"}
+    assert mounts(pod)["checkpoints"]["readOnly"] is True
+
+
+def test_volumes_come_from_their_source():
+    assert volumes(make(make_job("summarize"))) == {
+        "checkpoints": {"persistentVolumeClaim": {"claimName": "checkpoints"}},
+        "cache": {"hostPath": {"path": "/srv/cache"}},
+        "outbox": {"persistentVolumeClaim": {"claimName": "outbox"}},
+        "suites": {"configMap": {"name": "suites"}},
+        "results": {"persistentVolumeClaim": {"claimName": "results"}},
+        "scratch": {"emptyDir": {"sizeLimit": "10Gi"}},
+        "tmp": {"emptyDir": {"sizeLimit": "50Gi"}},
+        "shm": {"emptyDir": {"medium": "Memory", "sizeLimit": "24Gi"}},
+    }
+
+
+def test_a_profile_has_volumes_of_its_own():
+    cache = {"mountPath": "/cache", "persistentVolumeClaim": "fast"}
+    pod = make(profile=PROFILE | {"volumes": {"cache": cache, "more": {"mountPath": "/more", "emptyDir": "1Gi"}}})
+    assert volumes(pod)["cache"] == {"persistentVolumeClaim": {"claimName": "fast"}}
+    assert mounts(pod)["more"]["mountPath"] == "/more"
+
+
+@any_pod
+def test_there_is_one_tmp_and_one_shm(pod):
+    paths = [mount["mountPath"] for mount in mounts(pod).values()]
+    assert paths.count("/tmp") == paths.count("/dev/shm") == 1
+    assert len(paths) == len(set(paths))
+
+
+@pytest.mark.parametrize("name", ["tmp", "fast"])
+def test_scratch_can_be_another_volume(name):
+    pod = make(profile=PROFILE | {"volumes": {name: {"mountPath": "/tmp", "hostPath": "/nvme"}}})
+    paths = {mount["mountPath"]: name for name, mount in mounts(pod).items()}
+    assert paths["/tmp"] == name
+    assert volumes(pod)[name] == {"hostPath": {"path": "/nvme"}}
+    assert [mount["mountPath"] for mount in mounts(pod).values()].count("/tmp") == 1
+
+
+@pytest.mark.parametrize("name", ["tmp", "fast"])
+def test_code_of_a_model_has_a_scratch_folder_of_its_own(name):
+    profile = PROFILE | {"volumes": {name: {"mountPath": "/tmp", "hostPath": "/nvme"}}}
+    pod = make(make_code_job(), profile=profile)
+    assert mounts(pod)["tmp"] == {"name": "tmp", "mountPath": "/tmp"}
+    assert volumes(pod)["tmp"] == {"emptyDir": {"sizeLimit": "50Gi"}}
+    assert "/nvme" not in json.dumps(pod)
+
+
+def test_gpus_memory_and_processors():
+    assert container(make())["resources"] == {
+        "requests": {"cpu": "16", "memory": "128Gi", "amd.com/gpu": "2"},
+        "limits": {"memory": "128Gi", "amd.com/gpu": "2"},
+    }
+    assert container(make(profile={"gpus": 1}))["resources"]["limits"]["nvidia.com/gpu"] == "1"
+    assert container(make(profile={}))["resources"] == {
+        "requests": {"cpu": "4", "memory": "32Gi"},
+        "limits": {"memory": "32Gi"},
+    }
+
+
+def test_where_it_runs():
+    pod = make()
+    spec = pod["spec"]
+    assert spec["nodeSelector"] == {"gpu": "h100"}
+    assert spec["tolerations"] == PROFILE["tolerations"]
+    assert spec["runtimeClassName"] == "nvidia"
+    assert spec["imagePullSecrets"] == [{"name": "pull"}, {"name": "pull-too"}]
+    assert spec["activeDeadlineSeconds"] == 7200
+    assert container(pod)["imagePullPolicy"] == "Always"
+    assert pod["metadata"]["namespace"] == "halos"
+    assert pod["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "evaluation"
+
+
+def test_what_is_not_asked_for_is_left_to_kubernetes():
+    pod = minimal()
+    spec = pod["spec"]
+    assert not {
+        "nodeSelector", "tolerations", "priorityClassName", "runtimeClassName", "imagePullSecrets",
+    } & spec.keys()  # fmt: skip
+    assert "kueue.x-k8s.io/queue-name" not in pod["metadata"]["labels"]
+    assert spec["activeDeadlineSeconds"] == 24 * 3600
+
+
+@pytest.mark.parametrize(
+    ("priority", "own", "found"),
+    [
+        ("manual", None, "halos-manual"),
+        ("nightly", None, "halos-nightly"),
+        ("backfill", None, None),
+        ("backfill", "urgent", "urgent"),
+        ("manual", "urgent", "urgent"),
+    ],
+)
+def test_priority_classes(priority, own, found):
+    pod = make(profile=PROFILE | {"priorityClassName": own}, priority=priority)
+    assert pod["spec"].get("priorityClassName") == found
+    assert pod["metadata"]["labels"]["halos-eval/priority"] == priority
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_labels_and_image(stage):
+    pod = make(make_job(stage))
+    labels = pod["metadata"]["labels"]
+    assert labels["app.kubernetes.io/name"] == labels["app.kubernetes.io/part-of"] == "halos-eval"
+    assert labels["app.kubernetes.io/component"] == stage
+    assert container(pod)["image"] == f"docker.io/halos/{make_job(stage).image}:1"
+    assert container(pod)["name"] == "base"
+    assert container(pod)["terminationMessagePolicy"] == "FallbackToLogsOnError"
+
+
+def test_words_are_passed_one_by_one():
+    argv = ("sample", "--stop=a b; $(c) `d` {{ e }}", "", "--", "ü\n")
+    assert container(make(make_job(argv=argv)))["args"] == list(argv)
+
+
+OF_THE_OPERATOR = {"schedule_timeout_seconds", "start_timeout_seconds"}  # tests/orchestration/test_pods.py
+OF_THE_PLAN = {"tensor_parallel_size"}  # tests/test_plan.py
+CHANGES = {
+    "gpus": 3,
+    "gpu_resource": "intel.com/gpu",
+    "cpu": "1",
+    "memory": "1Gi",
+    "shared_memory": "1Gi",
+    "node_selector": {"other": "x"},
+    "tolerations": ({"key": "other"},),
+    "priority_class_name": "other",
+    "runtime_class_name": "other",
+    "image_pull_secrets": ("other",),
+    "queue": "other",
+    "volumes": {"other": {"mount_path": "/other", "empty_dir": "1Gi"}},
+    "run_timeout_seconds": 1,
+}
+
+
+def test_no_field_of_a_profile_is_forgotten():
+    assert CHANGES.keys() | OF_THE_OPERATOR | OF_THE_PLAN == Profile.model_fields.keys()
+
+
+@pytest.mark.parametrize("field", CHANGES)
+def test_every_field_of_a_profile_does_something(field):
+    usual = Profile.model_validate(PROFILE)
+    other = Profile.model_validate({**usual.model_dump(), field: CHANGES[field]})
+    arguments = make_job(), Kubernetes.model_validate(KUBERNETES)
+    assert manifest(*arguments, other, "manual") != manifest(*arguments, usual, "manual")
+
+
+DNS_1123 = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?")
+
+
+@pytest.mark.parametrize(
+    ("job", "name"),
+    [
+        (make_job("sample"), "halos-eval-sample"),
+        (make_job("summarize"), "halos-eval-summarize"),
+        (make_job("harness", task="bbh_cot_fewshot"), "halos-eval-harness-bbh-cot-fewshot"),
+        (make_job("harness", task="MMLU__x.y"), "halos-eval-harness-mmlu-x-y"),
+    ],
+)
+def test_a_pods_name_tells_what_it_does(job, name):
+    assert pod_name(job) == name == make(job)["metadata"]["name"]
+
+
+@given(task=st.text(max_size=80) | st.text("aZ9-_.", min_size=25, max_size=60))
+@example(task="a" * 31 + "_" + "b")
+@example(task="-" * 60)
+def test_every_task_makes_a_name_that_kubernetes_takes(task):
+    name = pod_name(make_job("harness", task=task))
+    assert DNS_1123.fullmatch(name)
+    assert len(name) <= 52  # the operator adds up to nine characters, and 63 are the limit of a label
+    assert name.startswith("halos-eval-harness")

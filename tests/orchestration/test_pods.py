@@ -1,0 +1,361 @@
+"""The operator of a stage's pod, before a small stand-in for Kubernetes: what it starts, awaits, tells and removes."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from types import SimpleNamespace
+
+import kubernetes_validate
+import pytest
+import yaml
+from airflow.sdk.exceptions import AirflowException, TaskDeferred
+from kubernetes.client import ApiClient, ApiException, CoreV1EventList, V1Container, V1PodList, V1PodSpec
+
+from halos_eval.cluster import load_cluster
+from halos_eval.errors import BadInput
+from halos_eval.orchestration.failures import (
+    Evicted,
+    ImageUnavailable,
+    OutOfMemory,
+    PodLost,
+    PodRefused,
+    QuotaExceeded,
+    StageFailed,
+    StageInterrupted,
+    StartTimeout,
+    Unschedulable,
+)
+from halos_eval.orchestration.pod_spec import manifest
+from halos_eval.orchestration.pods import PodStageOperator
+from tests.orchestration.test_failures import WORDS, condition, disruption, ended, make_pod, running, waiting
+from tests.orchestration.test_pod_spec import KUBERNETES, PROFILE, VERSION, make_job
+
+CLUSTER = {
+    "pools": {"gpu": 8, "judge": 1},
+    "profiles": {
+        "default": PROFILE | {"scheduleTimeoutSeconds": 111, "startTimeoutSeconds": 22},
+        "cpu": {"scheduleTimeoutSeconds": 333, "startTimeoutSeconds": 44},
+    },
+    "kubernetes": KUBERNETES,
+}
+POD = "halos-eval-sample-x1"
+QUOTA = '{"message": "pods \\"x\\" is forbidden: exceeded quota: gpus"}'
+
+
+class Kubernetes:
+    """The calls of CoreV1Api that the operator makes, on one pod that a test puts there."""
+
+    def __init__(self):
+        self.api_client = ApiClient()
+        self.created, self.deleted, self.labels = [], [], {}
+        self.pod, self.refusal = None, None
+        self.calls = []
+
+    def put(self, pod):
+        """Let ``pod`` be there, with what every pod has."""
+        pod.metadata.namespace = "halos"
+        pod.metadata.labels = {"try_number": "1"}
+        pod.spec = V1PodSpec(containers=[V1Container(name="base")])
+        self.pod = pod
+        return pod
+
+    def create_namespaced_pod(self, body, namespace):
+        self.calls.append("create")
+        if self.refusal:
+            raise self.refusal
+        self.created.append(body)
+        return self.put(make_pod(phase="Pending"))
+
+    def read_namespaced_pod(self, name, namespace):
+        assert namespace == "halos"
+        if self.pod is None or name != self.pod.metadata.name:
+            raise ApiException(status=404, reason="Not Found")
+        return self.pod
+
+    def list_namespaced_pod(self, namespace, label_selector):
+        self.selector = label_selector
+        return V1PodList(items=[self.pod] if self.pod else [])
+
+    def delete_namespaced_pod(self, name, namespace, **options):
+        self.deleted.append((name, options.get("grace_period_seconds")))
+        self.pod = None
+
+    def patch_namespaced_pod(self, name, namespace, body):
+        self.labels |= body["metadata"]["labels"]
+
+    def read_namespaced_pod_log(self, **options):
+        return [b"the log's first line\n", WORDS.encode()]
+
+    def list_namespaced_event(self, **options):
+        return CoreV1EventList(items=[])
+
+
+@pytest.fixture
+def kubernetes(tmp_path, monkeypatch):
+    (tmp_path / "cluster.yaml").write_text(yaml.safe_dump(CLUSTER))
+    monkeypatch.setenv("HALOS_EVAL_CLUSTER", str(tmp_path / "cluster.yaml"))
+    monkeypatch.setenv("AIRFLOW_CONN_KUBERNETES_DEFAULT", "kubernetes://")
+    monkeypatch.setattr("tenacity.nap.time", SimpleNamespace(sleep=lambda seconds: None))  # no wait between calls
+    kubernetes = Kubernetes()
+    hook = SimpleNamespace(
+        core_v1_client=kubernetes, get_pod=kubernetes.read_namespaced_pod, is_in_cluster=True, get_namespace=None
+    )
+    monkeypatch.setattr(PodStageOperator, "hook", hook)
+    return kubernetes
+
+
+@pytest.fixture
+def context():
+    """What Airflow gives a task; ``pushed`` are its XComs."""
+    pushed = {}
+    instance = SimpleNamespace(
+        dag_id="evaluate_checkpoint",
+        task_id="sample",
+        map_index=0,
+        try_number=1,
+        start_date=datetime.now(tz=UTC),
+        xcom_push=lambda key, value: pushed.update({key: value}),
+    )
+    return {
+        "ti": instance,
+        "run_id": "manual__2026-01-02",
+        "dag": SimpleNamespace(),
+        "params": {"priority": "nightly"},
+        "pushed": pushed,
+    }
+
+
+def operator(job=None):
+    return PodStageOperator(task_id="sample", job=(job or make_job()).model_dump(mode="json"))
+
+
+def deferral(context, job=None):
+    """Start the pod of ``job``; what the task waits for."""
+    with pytest.raises(TaskDeferred) as caught:
+        operator(job).execute(context)
+    return caught.value
+
+
+def come_back(context, status, message="the trigger's words", job=None, **event):
+    """Come back from the triggerer."""
+    event = {"status": status, "name": POD, "namespace": "halos", "message": message, **event}
+    return operator(job).trigger_reentry(context, event)
+
+
+# Starting
+
+
+@pytest.mark.parametrize("job", [{}, None])
+def test_nothing_to_do(job, context, monkeypatch, tmp_path):
+    monkeypatch.setenv("HALOS_EVAL_CLUSTER", str(tmp_path / "none"))  # nothing is asked, of nobody
+    assert PodStageOperator(task_id="one", job=job).execute(context) is None
+    assert context["pushed"] == {}
+
+
+def test_a_pod_is_started_and_awaited_without_a_worker(kubernetes, context):
+    found = deferral(context)
+    trigger = found.trigger
+    assert found.method_name == "trigger_reentry"
+    assert found.timeout is None
+    assert (trigger.pod_name, trigger.pod_namespace) == (context["pushed"]["pod_name"], "halos")
+    assert (trigger.schedule_timeout, trigger.startup_timeout) == (111, 22)
+    assert (trigger.poll_interval, trigger.logging_interval, trigger.get_logs) == (5, 30, True)
+    assert trigger.base_container_name == "base"
+    assert trigger.on_finish_action == trigger.on_kill_action == "delete_pod"
+    [pod] = kubernetes.created
+    assert pod["metadata"]["name"] == trigger.pod_name
+    json.dumps(trigger.serialize()[1], default=str)
+
+
+def test_each_profile_has_its_own_patience(kubernetes, context):
+    trigger = deferral(context, make_job("judge", profile="cpu")).trigger
+    assert (trigger.schedule_timeout, trigger.startup_timeout) == (333, 44)
+
+
+def test_the_pod_is_that_of_the_manifest(kubernetes, context):
+    """The operator adds its own labels and a random end of the name, and puts nothing over what is written."""
+    job = make_job("harness", argv=("harness", "{{ 1 + 1 }}", "a b"))
+    deferral(context, job)
+    [pod] = kubernetes.created
+    kubernetes_validate.validate(pod, VERSION, strict=True)
+    cluster = load_cluster()
+    written = manifest(job, cluster.kubernetes, cluster.profiles["default"], "nightly")
+    assert container(pod)["args"] == ["harness", "{{ 1 + 1 }}", "a b"]  # nothing was rendered
+    assert pod["metadata"]["name"].startswith(f"{written['metadata']['name']}-")
+    assert len(pod["metadata"]["name"]) <= 63
+    assert written["metadata"]["labels"].items() <= pod["metadata"]["labels"].items()
+    assert pod["metadata"]["labels"]["halos-eval/priority"] == "nightly"
+    assert pod["spec"].pop("terminationGracePeriodSeconds") == 60
+    assert pod["spec"].pop("hostNetwork") is False
+    assert empty_dropped(pod["spec"]) == empty_dropped(written["spec"])
+
+
+def container(pod):
+    [only] = pod["spec"]["containers"]
+    return only
+
+
+def empty_dropped(value):
+    """Without what stands for nothing: the client library writes empty lists."""
+    if isinstance(value, dict):
+        return {key: empty_dropped(one) for key, one in value.items() if one not in (None, [], {})}
+    return [empty_dropped(one) for one in value] if isinstance(value, list) else value
+
+
+def test_nothing_secret_is_rendered_or_logged(kubernetes, context, capsys, monkeypatch):
+    for name in KUBERNETES["secrets"]:
+        monkeypatch.setenv(name, "sk-never")
+    task = operator(make_job("judge", profile="cpu"))
+    with pytest.raises(TaskDeferred) as caught:
+        task.execute(context)
+    assert task.template_fields == ("job",)  # all that Airflow keeps and shows of the task
+    shown = json.dumps(task.job)
+    assert not {name for name in KUBERNETES["secrets"] if name in shown}
+    trigger = caught.value.trigger.serialize()
+    assert "sk-never" not in f"{kubernetes.created} {capsys.readouterr()} {context['pushed']} {trigger} {shown}"
+
+
+@pytest.mark.parametrize("state", [None, waiting("ContainerCreating"), running()])
+def test_a_pod_that_is_there_is_found_again(kubernetes, context, state):
+    """A scheduler or worker that was restarted in the middle."""
+    kubernetes.put(make_pod(state, phase="Running"))
+    assert deferral(context).trigger.pod_name == POD
+    assert kubernetes.created == []
+    for label in ("dag_id=evaluate_checkpoint", "task_id=sample", "map_index=0", "run_id=manual__2026-01-02"):
+        assert label in kubernetes.selector
+    assert "try_number" not in kubernetes.selector
+
+
+@pytest.mark.parametrize("status", [{"phase": "Failed"}, {"phase": "Failed", "reason": "Evicted"}])
+def test_after_a_failure_there_is_a_new_pod(kubernetes, context, status):
+    kubernetes.put(make_pod(ended(137), **status))
+    deferral(context)
+    assert [name for name, _ in kubernetes.deleted] == [POD]
+    assert len(kubernetes.created) == 1
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "kind", "calls"),
+    [
+        (403, QUOTA, QuotaExceeded, 1),
+        (403, "no such verb", PodRefused, 1),
+        (422, "invalid", PodRefused, 1),
+        (500, "etcd", ApiException, 5),  # the library tries again by itself
+    ],
+)
+def test_a_pod_that_is_not_taken(kubernetes, context, status, body, kind, calls):
+    kubernetes.refusal = ApiException(status=status, reason="r")
+    kubernetes.refusal.body = body
+    with pytest.raises((ApiException, AirflowException)) as caught:
+        operator().execute(context)
+    assert type(caught.value) is kind
+    assert body in str(caught.value)
+    assert kubernetes.calls == ["create"] * calls
+
+
+def test_a_cluster_that_is_no_more(kubernetes, context, tmp_path):
+    (tmp_path / "cluster.yaml").write_text(yaml.safe_dump(CLUSTER | {"kubernetes": None}))
+    with pytest.raises(AirflowException, match="has no kubernetes part"):
+        operator().execute(context)
+
+
+def test_a_profile_that_is_no_more(kubernetes, context, tmp_path):
+    with pytest.raises(BadInput, match="no profile 'gone'"):
+        operator(make_job(profile="gone")).execute(context)
+    assert kubernetes.created == []
+
+
+# Coming back
+
+
+def test_success(kubernetes, context):
+    kubernetes.put(make_pod(ended(0, "Completed"), phase="Succeeded"))
+    assert come_back(context, "success") is None
+    assert [name for name, _ in kubernetes.deleted] == [POD]
+
+
+def test_success_whose_pod_is_gone_already(kubernetes, context):
+    assert come_back(context, "success") is None
+
+
+FAILED = {"phase": "Failed"}
+PENDING = {"phase": "Pending"}
+PREEMPTED = disruption("PreemptionByScheduler")
+NO_NODE = condition("PodScheduled", "False", "Unschedulable", "Insufficient nvidia.com/gpu")
+
+
+@pytest.mark.parametrize(
+    ("event", "pod", "kind"),
+    [
+        ("failed", make_pod(ended(137, "OOMKilled"), **FAILED), OutOfMemory),
+        ("failed", make_pod(ended(2), **FAILED), StageFailed),
+        ("failed", make_pod(ended(5), **FAILED), StageInterrupted),
+        ("failed", make_pod(ended(143), deleted=True, conditions=PREEMPTED, **FAILED), Evicted),
+        ("failed", make_pod(ended(143), deleted=True, **FAILED), PodLost),
+        ("timeout", make_pod(conditions=[NO_NODE], **PENDING), Unschedulable),
+        ("timeout", make_pod(waiting("ContainerCreating"), **PENDING), StartTimeout),
+        ("timeout", make_pod(waiting("CreateContainerConfigError"), **PENDING), PodRefused),
+        ("error", make_pod(waiting("ErrImagePull"), **PENDING), ImageUnavailable),
+        ("error", make_pod(ended(137, "OOMKilled"), **FAILED), OutOfMemory),
+    ],
+)  # fmt: skip
+def test_every_failure_has_its_name_and_leaves_no_pod(kubernetes, context, capsys, event, pod, kind):
+    kubernetes.put(pod)
+    with pytest.raises(AirflowException) as caught:
+        come_back(context, event)
+    assert type(caught.value) is kind
+    assert [name for name, _ in kubernetes.deleted] == [POD]
+    assert kubernetes.labels == {"already_checked": "True"}  # the next try starts a new one
+    assert "the log's first line" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("event", ["error", "failed", "timeout"])
+def test_a_pod_that_is_gone(kubernetes, context, event):
+    with pytest.raises(PodLost, match=f"pod {POD} is gone"):
+        come_back(context, event)
+
+
+def test_a_trigger_that_stumbles_over_a_running_pod_goes_on_waiting(kubernetes, context):
+    kubernetes.put(make_pod(running(), phase="Running"))
+    with pytest.raises(TaskDeferred) as caught:
+        come_back(context, "error")
+    assert (caught.value.trigger.schedule_timeout, caught.value.trigger.startup_timeout) == (111, 22)
+    assert kubernetes.deleted == []
+
+
+def test_a_server_with_a_problem_says_so_itself(kubernetes, context, monkeypatch):
+    def broken(name, namespace):
+        raise ApiException(status=500, reason="etcd")
+
+    monkeypatch.setattr(PodStageOperator.hook, "get_pod", broken)
+    with pytest.raises(ApiException, match="etcd"):
+        come_back(context, "success")
+
+
+def test_cleaning_up_tells_which_failure_it_was(kubernetes, context):
+    pod = kubernetes.put(make_pod(ended(137, "OOMKilled"), phase="Failed"))
+    with pytest.raises(OutOfMemory, match="3 of 12 prompts") as caught:
+        operator().cleanup(pod, pod, context=context)
+    assert type(caught.value.__cause__) is AirflowException
+    assert kubernetes.pod is None
+
+
+def test_cleaning_up_after_success(kubernetes, context):
+    pod = kubernetes.put(make_pod(ended(0), phase="Succeeded"))
+    operator().cleanup(pod, pod, context=context)
+    assert kubernetes.pod is None
+
+
+def test_a_task_that_is_killed_takes_its_pod_along(kubernetes, context):
+    task = operator()
+    with pytest.raises(TaskDeferred):
+        task.execute(context)
+    task.on_kill()
+    assert kubernetes.deleted == [(context["pushed"]["pod_name"], 60)]
+    task.cleanup(make_pod(running()), make_pod(running()), context=context)  # nothing to tell: it was asked for
+
+
+def test_a_job_that_is_none(kubernetes, context):
+    with pytest.raises(ValueError, match="image"):
+        PodStageOperator(task_id="one", job={"stage": "sample"}).execute(context)

@@ -1,0 +1,28 @@
+"""Which stage is given which secret."""
+
+from __future__ import annotations
+
+import pytest
+
+from halos_eval.orchestration.secrets import SCOPED, allowed
+from tests.orchestration.test_pod_spec import STAGES, make_code_job, make_job
+
+STORE = ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"]
+
+
+@pytest.mark.parametrize(
+    ("variable", "stages"),
+    [
+        ("OPENAI_API_KEY", {"judge"}),
+        ("HF_TOKEN", {"sample", "harness"}),
+        *((variable, set(STAGES)) for variable in STORE),
+    ],
+)
+def test_a_secret_goes_where_it_is_used(variable, stages):
+    assert {stage for stage in STAGES if allowed(variable, make_job(stage))} == stages
+
+
+@pytest.mark.parametrize("variable", [*SCOPED, *STORE, "ANYTHING_ELSE"])
+def test_code_of_a_model_is_given_none(variable):
+    assert not allowed(variable, make_code_job())
+    assert not allowed(variable, make_job("judge", outbox="runs/x"))
