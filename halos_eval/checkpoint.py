@@ -81,7 +81,7 @@ def inspect(model: str, revision: str | None = None, manifest: Manifest | None =
     """
     folder = Path(model)
     try:
-        return _inspect(folder, model, revision)
+        return _inspect(folder, model, revision, manifest)
     except PermissionError as error:
         raise BadInput(
             f"{error.filename} may not be read by user {os.getuid()}: let others read the checkpoint, and walk through "
@@ -89,7 +89,7 @@ def inspect(model: str, revision: str | None = None, manifest: Manifest | None =
         ) from error
 
 
-def _inspect(folder: Path, model: str, revision: str | None) -> Weights:
+def _inspect(folder: Path, model: str, revision: str | None, manifest: Manifest | None) -> Weights:
     if not folder.exists():
         return _inspect_staged(model, revision, manifest) if manifest else _inspect_hub(model, revision)
     if not folder.is_dir():

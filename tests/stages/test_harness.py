@@ -253,7 +253,8 @@ def test_code_gets_no_network_once_the_model_is_there(monkeypatch, tmp_path, exe
 
         return work
 
-    monkeypatch.setattr(module, "_load_tasks", step("tasks", (None, [])))
+    monkeypatch.setattr(module, "task_manager", lambda _: None)
+    monkeypatch.setattr(module, "load_tasks", step("tasks", []))
     monkeypatch.setattr(module, "_load_model", step("model"))
     monkeypatch.setattr(module.sandbox, "close_network_in_children", step("closed"))
     monkeypatch.setattr(module, "_journaled", step("journal"))
