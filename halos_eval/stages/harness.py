@@ -150,7 +150,10 @@ def harness(config: HarnessConfig) -> Record:
     def work() -> Outcome:
         check_staged(config.model, config.revision, manifest)
         with replayed(manifest):
-            return _work(config, weights, job)
+            outcome = _work(config, weights, job)
+        staged = manifest.needs(config.task) if manifest else []
+        more = {f"{item.kind}:{item.repo}": item.revision or item.digest for item in staged if item.kind != "dataset"}
+        return outcome.model_copy(update={"inputs": more | outcome.inputs})
 
     return run(job, config, work)
 

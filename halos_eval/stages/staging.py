@@ -183,6 +183,6 @@ def _checkpoint(location: str) -> _Need:
 
     try:
         definition = digest_json(wanted())
-    except BadInput as error:
+    except (BadInput, PermissionError) as error:
         definition = str(error)  # what is wrong is found again, and told as this checkpoint's reason
     return _Need(checkpoint_part(location), definition, fetch)

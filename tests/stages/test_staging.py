@@ -250,6 +250,16 @@ def test_a_checkpoint_that_is_gone_leaves_the_rest(world, config, tmp_path):
     assert manifest.parts[checkpoint_part("lab/model")].reason is None
 
 
+def test_a_checkpoint_that_may_not_be_read_leaves_the_rest(world, config, monkeypatch):
+    def refuse(*_):
+        raise PermissionError(errno.EACCES, "Permission denied", "/closed")
+
+    monkeypatch.setattr(staging.checkpoint, "hub_model", refuse)
+    manifest = stage(config(ONLY_ALPACA, "/closed"))
+    assert "Permission denied" in manifest.parts[checkpoint_part("/closed")].reason
+    assert manifest.parts["alpaca_eval"].reason is None
+
+
 def test_a_staged_model_is_read_from_its_folder_under_its_commit(world, config, tmp_path):
     adapter = make_adapter(tmp_path / "adapter", "meta/base")
     manifest = stage(config(ONLY_ALPACA, str(adapter), "lab/model"))
