@@ -95,7 +95,7 @@ def test_a_pod_that_is_deleted_while_it_samples(admin, lab):
     wait_for(lambda: list(lab.store.glob(f"runs/{OTHER}/sample/*/outputs.parts/*/*.jsonl")), 180)
     (first,) = lab.watcher.since(earlier, "sample")
     admin.core.delete_namespaced_pod(first.metadata.name, NAMESPACE)
-    state, states = lab.finish(run_id, 480)
+    state, states = lab.finish(run_id, 900)
     assert (state, states["sample", 0], states["judge", -1]) == ("success",) * 3
     assert len(lab.watcher.since(earlier, "sample")) == 2
     assert "PodLost" in lab.log(run_id, "sample", 0, attempt=1)
