@@ -98,12 +98,12 @@ def files_of(folder: str) -> dict[str, Entry]:
 
 @contextmanager
 def readable(place: str) -> Iterator[None]:
-    """Turn a refusal of the disk or of object storage into BadInput: it is the checkpoint's, not the store's."""
+    """Turn a disk's refusal into BadInput: it is the checkpoint's. That of a bucket stays: it is about its keys."""
     try:
         yield
     except (PermissionError, StoreError) as error:
         refusal = error if isinstance(error, PermissionError) else error.__cause__
-        if not isinstance(refusal, PermissionError):
+        if "://" in place or not isinstance(refusal, PermissionError):
             raise
         raise BadInput(
             f"{refusal.filename or place} may not be read by user {os.getuid()}: let others read the checkpoint, and "

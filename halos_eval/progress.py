@@ -13,7 +13,7 @@ from pydantic import BaseModel
 
 from halos_eval import layout, store
 from halos_eval.errors import BadInput, StoreError
-from halos_eval.plan import Plan, read_plan
+from halos_eval.plan import Plan, PlannedJob, read_plan
 from halos_eval.registry.base import Checkpoint
 from halos_eval.settings import FROZEN
 from halos_eval.suite import ALPACA_EVAL, load_suite, suite_names
@@ -110,19 +110,21 @@ class _Reader:
 
 
 def _progress(plan: Plan, definitions: dict[str, str] | None, there: set[str], outdated: bool) -> Progress:
-    states: dict[str, list[str]] = {"done": [], "failed": [], "missing": list(plan.left_out)}
-    changed = {part for part, digest in (definitions or {}).items() if plan.definitions.get(part) != digest}
+    wanted = plan.definitions if definitions is None else definitions
+    changed = [part for part, digest in wanted.items() if plan.definitions.get(part) != digest]
+    left_out = [part for part in plan.left_out if part in wanted and part not in changed]
+    states: dict[str, list[str]] = {"done": [], "failed": [], "missing": left_out + changed}
     for job in plan.jobs:
-        if (job.task or ALPACA_EVAL) in changed:
-            continue
-        if _tail(job.record) in there:
-            states["done"].append(job.title)
-        elif _tail(layout.failure_beside(job.record)) in there:
-            states["failed"].append(job.title)
-        else:
-            states["missing"].append(job.title)
-    states["missing"] += sorted(changed - set(plan.left_out))
+        part = job.task or ALPACA_EVAL
+        if part in wanted and part not in changed:
+            states[_state(job, there)].append(job.title)
     return Progress(**{state: tuple(titles) for state, titles in states.items()}, outdated=outdated)
+
+
+def _state(job: PlannedJob, there: set[str]) -> str:
+    if _tail(job.record) in there:
+        return "done"
+    return "failed" if _tail(layout.failure_beside(job.record)) in there else "missing"
 
 
 def _tail(url: str) -> str:

@@ -46,11 +46,12 @@ def _named(url: str, reads_file: bool = False) -> Iterator[None]:
 
     A file that is not there is the caller's to judge when it is read; elsewhere it is a bucket that does not exist.
     """
+    from aiohttp import ClientError as ConnectionLost
     from botocore.exceptions import BotoCoreError, ClientError
 
     try:
         yield
-    except (OSError, BotoCoreError, ClientError) as error:
+    except (OSError, BotoCoreError, ClientError, ConnectionLost) as error:
         if reads_file and isinstance(error, FileNotFoundError):
             raise
         raise StoreError(

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from halos_eval.checkpoint import Weights, check_name, inspect, short_name
-from halos_eval.errors import BadInput, DataUnavailable
+from halos_eval.errors import BadInput, DataUnavailable, StoreError
 from tests.doubles import make_adapter, make_checkpoint, write_safetensors
 
 # Whatever is hard on a path, a shell, a label or a Jinja template, beside harmless letters.
@@ -250,3 +250,28 @@ def test_a_folder_that_may_not_be_read_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr("halos_eval.checkpoint._digest_scored", refuse)
     with pytest.raises(BadInput, match=f"{folder} may not be read by user"):
         inspect(str(folder))
+
+
+def test_a_file_that_is_refused_by_the_disk_is_named(tmp_path, monkeypatch):
+    folder = make_checkpoint(tmp_path / "kto")
+
+    def refuse(url, *_):
+        raise StoreError(f"{url}: refused") from PermissionError(13, "Permission denied", url)
+
+    monkeypatch.setattr("halos_eval.store.read_bytes", refuse)
+    assert f"{folder}/model.safetensors may not be read by user" in inspect_error(folder)
+
+
+def test_a_header_that_is_long_is_read_whole_and_an_endless_one_not_at_all(folder, monkeypatch):
+    path = folder / "model.safetensors"
+    tensors = {f"layer.{number}": {"data_offsets": [0, 8]} for number in range(3000)}
+    text = json.dumps(tensors).encode()
+    assert len(text) > 64 * 1024
+    path.write_bytes(struct.pack("<Q", len(text)) + text + b"\0" * 8)
+    assert inspect(str(folder)).name == "kto"
+    monkeypatch.setattr("halos_eval.completeness.LONGEST_HEADER", len(text) - 1)
+    assert "is cut short or is no safetensors file" in inspect_error(folder)
+
+
+def test_weights_in_object_storage_are_not_loaded_from_there():
+    assert "vLLM loads weights from a folder, not from object storage" in inspect_error("s3://bucket/kto/FINAL")

@@ -13,9 +13,11 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from halos_eval import cli, errors, layout
-from halos_eval.plan import Plan
-from halos_eval.record import Score
+from halos_eval import cli, errors, layout, store
+from halos_eval.plan import Plan, save_plan
+from halos_eval.record import Score, write_model
+from halos_eval.settings import Settings
+from halos_eval.suite import load_suite
 from tests.doubles import make_checkpoint, make_record, write_failure
 
 LOGS = Path(__file__).parent / "report" / "logs"
@@ -230,6 +232,115 @@ def test_plan_of_an_unknown_part(call, checkpoints):
     code, _, err = call("plan", "demo", "kto", "--tasks=mmlu")
     assert code == 2
     assert "suite demo has no mmlu" in err
+
+
+def run_jobs(call, name, *titles):
+    """Plan the suite demo on a checkpoint, and leave the records of these jobs."""
+    suite = load_suite("demo")
+    found = Plan.model_validate_json(call("plan", "demo", name, "--json")[1])
+    save_plan(found, suite, Settings().store)
+    for job in found.jobs:
+        if job.title in titles:
+            write_model(job.record, make_record(job.stage, job.task, fingerprint=job.fingerprint))
+
+
+def test_checkpoints_with_what_has_been_evaluated(call, checkpoints):
+    make_checkpoint(checkpoints / "dpo" / "FINAL", halos_eval_yaml="tags: {method: dpo, base_model: llama3-8b}")
+    make_checkpoint(checkpoints / "half" / "FINAL")
+    (checkpoints / "half" / "FINAL" / "model.safetensors").unlink()
+    run_jobs(call, "kto", "sample", "judge", "demo_choice", "demo_arithmetic", "demo_cloze")
+    run_jobs(call, "dpo", "sample", "demo_cloze")
+    code, out, err = call("checkpoints")
+    assert (code, err) == (0, "")
+    rows = {row[0]: row[1:] for line in out.splitlines() if (row := [cell.strip() for cell in line.split("│")[1:-1]])}
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d", rows["kto"][0])
+    assert rows["kto"][1:] == ["", "complete"]
+    assert rows["dpo"][1:] == ["base_model: llama3-8b, method: dpo", "2 of 5"]
+    assert "half: " in out
+    assert "is not complete: model.safetensors is missing" in out
+
+
+def test_checkpoints_that_fit(call, checkpoints):
+    for name in ("kto-small", "dpo"):
+        make_checkpoint(checkpoints / name / "FINAL")
+    os.utime(checkpoints / "dpo" / "FINAL" / "model.safetensors", (2e9, 2e9))
+
+    def names(*options):
+        return [one["name"] for one in json.loads(call("checkpoints", "--json", *options)[1])["checkpoints"]]
+
+    assert names("--match=kto*") == ["kto", "kto-small"]
+    assert names("--since=2033-05-18") == names("--since=2033-05-18T12:33:20+09:00") == ["dpo"]
+    assert names("--since=2033-05-18T03:33:21") == []
+    assert names("--match=KTO") == []
+
+
+def test_checkpoints_as_json(call, checkpoints):
+    (checkpoints / "kto" / "FINAL" / "halos_eval.yaml").write_text("{profile: default, tags: {method: kto}}")
+    (checkpoints / "orpo" / "FINAL").mkdir(parents=True)
+    run_jobs(call, "kto", "sample")
+    found = json.loads(call("checkpoints", "--suite=demo", "--json")[1])
+    (kto,) = found["checkpoints"]
+    assert (kto["location"], kto["metadata"]["profile"]) == (str(checkpoints / "kto" / "FINAL"), "default")
+    assert kto["suites"]["demo"] == {
+        "done": ["sample"],
+        "failed": [],
+        "missing": ["judge", "demo_choice", "demo_arithmetic", "demo_cloze"],
+        "outdated": False,
+        "complete": False,
+    }
+    assert list(found["skipped"]) == ["orpo"]
+    assert found["unreadable"] == {}
+
+
+def test_a_plan_that_cannot_be_read_is_told(call, checkpoints):
+    store.write_bytes(layout.plan_url(Settings().store, "demo", "kto"), b"{")
+    code, out, _ = call("checkpoints")
+    assert code == 0
+    assert "demo on kto: " in out
+    assert "is no plan of this version: delete it and run again" in out
+
+
+def test_nothing_of_a_tag_is_obeyed_by_the_terminal(call, checkpoints):
+    (checkpoints / "kto" / "FINAL" / "halos_eval.yaml").write_text('tags: {"[red]a": "\\e[31m[/no]\\u202e\\n"}')
+    code, out, _ = call("checkpoints")
+    assert code == 0
+    assert "[red]a: ?[31m[/no]??" in out
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--since=20331"], "--since: "),
+        (["--since=soon"], "--since: "),
+        (["--suite=nothing"], "there is no suite nothing: there are demo, halos, quick"),
+        (["--suite=../demo"], "there is no suite ../demo"),
+    ],
+)
+def test_checkpoints_asked_for_wrongly(call, checkpoints, options, words):
+    code, out, err = call("checkpoints", *options)
+    assert (code, out) == (2, "")
+    assert words in err
+
+
+def test_a_registry_that_is_not_there(call, checkpoints, monkeypatch):
+    monkeypatch.setenv("HALOS_EVAL_CHECKPOINTS", "/nowhere")
+    code, out, err = call("checkpoints")
+    assert (code, out) == (3, "")
+    assert "DataUnavailable: /nowhere does not exist: mount it, or name another in HALOS_EVAL_CHECKPOINTS" in err
+
+
+def test_a_plan_of_what_a_list_names(call, checkpoints, monkeypatch):
+    (checkpoints / "list.yaml").write_text("checkpoints: [{name: team/kto, location: ./kto/FINAL}]")
+    monkeypatch.setenv("HALOS_EVAL_CHECKPOINTS", str(checkpoints / "list.yaml"))
+    plan = Plan.model_validate_json(call("plan", "demo", "team/kto", "--json")[1])
+    assert (plan.checkpoint.name, plan.checkpoint.location) == ("team/kto", str(checkpoints / "kto" / "FINAL"))
+
+
+def test_a_registered_checkpoint_that_is_damaged_is_not_looked_for_elsewhere(call, checkpoints):
+    (checkpoints / "kto" / "FINAL" / "halos_eval.yaml").write_text("a: [")
+    code, _, err = call("plan", "demo", "kto")
+    assert code == 2
+    assert "halos_eval.yaml is not YAML" in err
 
 
 def test_pools_are_what_airflow_imports(call, tmp_path, monkeypatch):

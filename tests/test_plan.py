@@ -14,7 +14,7 @@ from halos_eval.cli import HalosEval
 from halos_eval.errors import BadInput, StoreError
 from halos_eval.plan import Plan, PlannedJob, StageJob, make_plan, read_plan, save_plan, summary_job
 from halos_eval.record import write_model
-from halos_eval.registry.folders import Checkpoint, Metadata
+from halos_eval.registry.base import Checkpoint, Metadata
 from halos_eval.stages.harness import harness_job
 from halos_eval.suite import load_suite
 from tests.doubles import NOW, make_checkpoint, make_provenance, make_record, write_failure, write_safetensors

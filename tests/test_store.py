@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import errno
 import os
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from uuid import uuid4
 
 import pytest
+from aiohttp import ClientPayloadError
+from fsspec.implementations.memory import MemoryFileSystem
 
 from halos_eval import store
 from halos_eval.errors import StoreError
@@ -50,6 +53,27 @@ class Behaviour:
         store.delete(store.join(root, "folder"))
         store.delete(store.join(root, "a"))
         assert [url.rsplit("/", 1)[1] for url in store.find(root, "")] == ["folders"]
+
+    def test_a_part_of_a_file(self, root):
+        url = store.join(root, "a")
+        store.write_bytes(url, b"0123456789")
+        assert store.read_bytes(url, 2, 5) == b"234"
+        assert store.read_bytes(url, 8, 100) == b"89"
+
+    def test_the_entries_of_a_folder(self, root):
+        for name in ("b", "a/x", "a/y/z"):
+            store.write_bytes(store.join(root, name), b"12345")
+        found = store.entries(root)
+        assert {name: entry.is_folder for name, entry in found.items()} == {"a": True, "b": False}
+        assert found["b"].size == 5
+        assert abs(datetime.now(UTC) - found["b"].modified) < timedelta(minutes=1)
+        assert store.entries(store.join(root, "a")).keys() == {"x", "y"}
+        assert store.entries(store.join(root, "none")) == store.entries(store.join(root, "b")) == {}
+
+    def test_what_is_no_link(self, root):
+        store.write_bytes(store.join(root, "a", "b"), b"")
+        for name in ("a", "a/b", "none"):
+            assert store.linked(store.join(root, name)) is None
 
     def test_a_folder_exists(self, root):
         store.write_bytes(store.join(root, "folder", "a"), b"")
@@ -137,3 +161,40 @@ def test_a_folder_cannot_be_read(tmp_path):
 )
 def test_join(url, joined):
     assert store.join(url, "x", "y") == joined
+
+
+@pytest.mark.parametrize("scheme", ["", "file://"])
+def test_a_name_is_a_name_and_no_chain_of_file_systems(tmp_path, scheme):
+    root = f"{scheme}{tmp_path}"
+    url = store.join(root, "a::b", "simplecache::memory:", "c")
+    store.write_bytes(url, b"x")
+    assert store.read_bytes(url) == b"x"
+    assert store.entries(root).keys() == {"a::b"}
+
+
+def test_links_are_followed_and_have_the_later_time(tmp_path):
+    (tmp_path / "file").write_bytes(b"12345")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "to-file").symlink_to(tmp_path / "file")
+    (tmp_path / "to-folder").symlink_to(tmp_path / "folder")
+    (tmp_path / "nowhere").symlink_to(tmp_path / "none")
+    (tmp_path / "circle").symlink_to(tmp_path / "circle")
+    os.utime(tmp_path / "file", (1e9, 1e9))
+    os.utime(tmp_path / "to-file", (2e9, 2e9), follow_symlinks=False)
+    os.utime(tmp_path / "to-folder", (2e9, 2e9), follow_symlinks=False)
+    found = store.entries(str(tmp_path))
+    assert found.keys() == {"file", "folder", "to-file", "to-folder"}
+    assert found["to-folder"].is_folder
+    assert (found["to-file"].size, found["to-file"].modified.timestamp()) == (5, 2e9)
+    os.utime(tmp_path / "file", (3e9, 3e9))
+    assert store.entries(str(tmp_path))["to-file"].modified.timestamp() == 3e9
+    assert store.linked(str(tmp_path / "to-folder")).timestamp() == 2e9
+
+
+def test_a_connection_that_is_lost_in_the_middle_is_the_stores_fault(monkeypatch):
+    def cat_file(*_, **__):
+        raise ClientPayloadError("Response payload is not completed")
+
+    monkeypatch.setattr(MemoryFileSystem, "cat_file", cat_file)
+    with pytest.raises(StoreError, match="Response payload is not completed"):
+        store.read_bytes("memory://a")

@@ -31,8 +31,11 @@ def test_a_location_without_a_safe_name(location):
 
 
 def test_metadata(tmp_path):
-    (tmp_path / "halos_eval.yaml").write_text("chat_template: chatml\nstop: ['###', \"\\n\\n\"]\ntags: {method: kto}")
-    assert metadata(tmp_path) == Metadata(chat_template="chatml", stop=("###", "\n\n"), tags={"method": "kto"})
+    text = "chat_template: chatml\nstop: ['###', \"\\n\\n\"]\nprofile: four\ntags: {method: kto}"
+    (tmp_path / "halos_eval.yaml").write_text(text)
+    assert metadata(tmp_path) == Metadata(
+        chat_template="chatml", stop=("###", "\n\n"), profile="four", tags={"method": "kto"}
+    )
 
 
 @pytest.mark.parametrize("content", ["", "# nothing"])

@@ -1,0 +1,394 @@
+"""MLflow's model registry: the real client against a real server, which is also killed, slow and out of reach."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import sqlite3
+import subprocess
+import time
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from threading import Thread
+from urllib.request import urlopen
+
+import pytest
+
+from halos_eval.errors import BadInput, DataUnavailable
+from halos_eval.registry.base import Metadata, NotRegistered
+from halos_eval.registry.mlflow import CLIENT, MlflowRegistry
+from halos_eval.registry.place import open_registry
+from tests.airflow_server import free_port, wait_for
+from tests.registry.behaviour import Behaviour, FolderLab
+
+pytestmark = pytest.mark.real
+
+
+class Server:
+    """An MLflow server over a database and a folder of artifacts; it can be killed and started again."""
+
+    def __init__(self, environments, folder):
+        self.folder, self.port = folder, free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.database = folder / "mlflow.db"
+        self._program = environments / "dev" / "bin" / "mlflow"
+        self._process = None
+
+    def start(self):
+        words = ["server", "--host=127.0.0.1", f"--port={self.port}", "--workers=1", "--no-serve-artifacts"]
+        words += [f"--backend-store-uri=sqlite:///{self.database}", f"--default-artifact-root={self.folder}/artifacts"]
+        environment = {
+            "PATH": f"{self._program.parent}:/usr/bin:/bin",
+            "HOME": str(self.folder),
+            "MLFLOW_DISABLE_TELEMETRY": "true",
+            "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+        }
+        with (self.folder / "log").open("a") as log:
+            self._process = subprocess.Popen(
+                [self._program, *words],
+                env=environment,
+                cwd=self.folder,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        wait_for(self._is_up, 120, lambda: (self.folder / "log").read_text()[-3000:])
+
+    def _is_up(self):
+        try:
+            with urlopen(f"{self.url}/health", timeout=5) as reply:
+                return reply.status == 200
+        except OSError:
+            return False
+
+    def kill(self):
+        if self._process:
+            os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+            self._process = None
+
+    def execute(self, statement, *values):
+        """Change the database beside the server: what its API does not let anybody do."""
+        with sqlite3.connect(self.database, timeout=30) as connection:
+            connection.execute(statement, values)
+        connection.close()
+
+
+@pytest.fixture(scope="module")
+def server(environments, tmp_path_factory):
+    found = Server(environments, tmp_path_factory.mktemp("mlflow"))
+    found.start()
+    yield found
+    found.kill()
+
+
+@pytest.fixture
+def client(server, monkeypatch):
+    """MLflow's client; all models are gone when the test ends."""
+    for key, value in CLIENT.items():
+        monkeypatch.setenv(key, value)
+    from mlflow import MlflowClient
+
+    found = MlflowClient(server.url, server.url)
+    yield found
+    for model in found.search_registered_models():
+        found.delete_registered_model(model.name)
+
+
+@pytest.fixture
+def registry(server):
+    return open_registry(f"mlflow+{server.url}")
+
+
+@pytest.fixture
+def lab(server, client, tmp_path):
+    return MlflowLab(server, client, tmp_path)
+
+
+class MlflowLab(FolderLab):
+    """Checkpoints in the artifacts of a run of their own, registered by it as version 1 of a model of their name."""
+
+    def __init__(self, server, client, scratch):
+        self.server, self.client, self.scratch, self.runs = server, client, scratch, {}
+        self.root, self.days = "runs", 0
+
+    @property
+    def registry(self):
+        return open_registry(f"mlflow+{self.server.url}")
+
+    def folder(self, name):
+        if name not in self.runs:
+            self.runs[name] = self.client.create_run("0")
+        return f"{self.runs[name].info.artifact_uri.removeprefix('file://')}/FINAL"
+
+    def remove(self, name):
+        self.client.delete_registered_model(name)
+
+    def register(self, name):
+        self.client.create_registered_model(name)
+        version = self.version(name)
+        return f"{name}/v{version.version}"
+
+    def version(self, name, **options):
+        """Register the checkpoint of that name (again)."""
+        time.sleep(0.005)  # MLflow's times are in milliseconds
+        run = self.runs[name].info.run_id
+        return self.client.create_model_version(name, f"runs:/{run}/FINAL", run_id=run, **options)
+
+
+class TestMlflow(Behaviour):
+    """``lab`` is the module's."""
+
+
+def test_a_version_is_registered_when_it_was_created(lab):
+    before = datetime.now(UTC) - timedelta(seconds=1)
+    found = lab.registry.get(lab.add("kto"))
+    assert before < found.registered < datetime.now(UTC) + timedelta(seconds=1)
+
+
+def test_every_version_is_a_checkpoint(lab):
+    lab.add("kto")
+    lab.version("kto")
+    names = [one.name for one in lab.registry.registered().checkpoints]
+    assert names == ["kto/v1", "kto/v2"]
+
+
+def test_an_alias_stands_for_the_version_that_has_it(lab):
+    lab.add("kto")
+    lab.version("kto")
+    lab.client.set_registered_model_alias("kto", "champion", "1")
+    assert lab.registry.get("kto/champion").name == "kto/v1"
+    lab.client.set_registered_model_alias("kto", "champion", "2")
+    lab.client.set_registered_model_alias("kto", "best", "2")
+    assert lab.registry.get("kto/champion") == lab.registry.get("kto/v2")
+    tags = {one.name: one.metadata.tags for one in lab.registry.registered().checkpoints}
+    assert tags == {"kto/v1": {}, "kto/v2": {"aliases": "best, champion"}}
+    for unknown in ("kto/challenger", "kto", "kto/v3"):
+        with pytest.raises(NotRegistered):
+            lab.registry.get(unknown)
+
+
+def test_tags_of_the_version_over_those_of_the_model_over_the_file(lab):
+    lab.add("kto", "tags: {method: sft, team: alignment, data: ultra}\nstop: ['a']\nprofile: small")
+    lab.client.set_registered_model_tag("kto", "method", "dpo")
+    lab.client.set_registered_model_tag("kto", "base_model", "llama3-8b")
+    tags = {"method": "kto", "halos_eval.stop": '["###"]', "halos_eval.chat_template": "chatml", "mlflow.user": "me"}
+    lab.version("kto", tags=tags)
+    assert lab.registry.get("kto/v2").metadata == Metadata(
+        chat_template="chatml",
+        stop=("###",),
+        profile="small",
+        tags={"method": "kto", "base_model": "llama3-8b", "team": "alignment", "data": "ultra"},
+    )
+
+
+@pytest.mark.parametrize("stop", ["###", '{"a": 1}', "[1]"])
+def test_a_tag_that_is_wrong_costs_its_own_version_only(lab, stop):
+    lab.add("kto")
+    lab.version("kto", tags={"halos_eval.stop": stop})
+    listed = lab.registry.registered()
+    assert [one.name for one in listed.checkpoints] == ["kto/v1"]
+    assert "its tag halos_eval.stop is no JSON list" in listed.skipped["kto/v2"]
+
+
+def test_a_file_url_with_spaces(lab):
+    lab.add("kto")
+    run = lab.runs["kto"].info
+    folder = Path(run.artifact_uri.removeprefix("file://"))
+    (folder / "FINAL").rename(folder / "final weights")
+    lab.client.create_model_version("kto", f"file://{folder}/final%20weights".replace(" ", "%20"), run_id=run.run_id)
+    assert lab.registry.get("kto/v2").location == f"{folder}/final weights"
+
+
+def test_sources_that_are_no_folders_are_told(lab, server):
+    lab.add("kto")
+    for source in ("hf://team/model", "models:/kto/1", "gs://bucket/kto", "dbfs:/kto"):
+        lab.client.create_model_version("kto", source)
+    # what a server says that keeps artifacts itself
+    server.execute("UPDATE model_versions SET source = 'mlflow-artifacts:/1/run/artifacts/kto' WHERE version = 5")
+    listed = lab.registry.registered()
+    assert [one.name for one in listed.checkpoints] == ["kto/v1"]
+    assert sorted(listed.skipped) == ["kto/v2", "kto/v3", "kto/v4", "kto/v5"]
+    assert all("is no folder of weights. Register a folder or s3:// URL" in why for why in listed.skipped.values())
+
+
+def test_a_version_that_is_not_ready_does_not_count(lab, server):
+    lab.add("kto")
+    server.execute("UPDATE model_versions SET status = 'PENDING_REGISTRATION'")
+    assert "MLflow says that it is PENDING_REGISTRATION" in lab.registry.registered().skipped["kto/v1"]
+    with pytest.raises(BadInput, match="PENDING_REGISTRATION"):
+        lab.registry.get("kto/v1")
+
+
+def test_a_run_that_is_purged_costs_its_own_version_only(lab, server):
+    lab.add("gone")
+    lab.add("kto")
+    server.execute("DELETE FROM runs WHERE run_uuid = ?", lab.runs["gone"].info.run_id)
+    listed = lab.registry.registered()
+    assert [one.name for one in listed.checkpoints] == ["kto/v1"]
+    assert "in a run that is not there any more" in listed.skipped["gone/v1"]
+
+
+def test_a_model_whose_name_is_unsafe_is_told(lab):
+    assert lab.add("my model") == "my model/v1"
+    assert "use up to four parts of letters" in lab.registry.registered().skipped["my model/v1"]
+
+
+def test_prompts_are_no_checkpoints(lab):
+    lab.client.register_prompt("greeting", "Hello {{name}}")
+    assert lab.registry.registered() == ([], {})
+
+
+def test_hundreds_of_versions_and_more_than_a_page(lab, monkeypatch):
+    monkeypatch.setattr("halos_eval.registry.mlflow.PAGE", 50)
+    lab.add("kto")
+    for _ in range(299):
+        lab.version("kto")
+    began = time.monotonic()
+    listed = lab.registry.registered()
+    assert [one.name for one in listed.checkpoints] == [f"kto/v{number}" for number in range(1, 301)]
+    assert time.monotonic() - began < 20
+    newest = listed.checkpoints[-3:]
+    assert lab.registry.registered(newest[0].registered).checkpoints == newest
+
+
+def test_old_pages_are_not_asked_for(lab, monkeypatch):
+    monkeypatch.setattr("halos_eval.registry.mlflow.PAGE", 2)
+    lab.add("kto")
+    for _ in range(6):
+        lab.version("kto")
+    newest = lab.registry.registered().checkpoints[-1]
+    from mlflow import MlflowClient
+
+    asked = []
+    real = MlflowClient.search_model_versions
+    monkeypatch.setattr(
+        MlflowClient, "search_model_versions", lambda self, **options: asked.append(options) or real(self, **options)
+    )
+    assert lab.registry.registered(newest.registered).checkpoints == [newest]
+    assert len(asked) == 1
+
+
+def test_weights_in_object_storage(lab, s3, run):
+    for name, content in lab.contents(halos_eval_yaml="tags: {method: kto}").items():
+        (s3.folder / "kto").mkdir(exist_ok=True)
+        (s3.folder / "kto" / name).write_bytes(content)
+    lab.client.create_registered_model("kto")
+    lab.client.create_model_version("kto", f"{s3.bucket}/kto")
+    done = run("airflow", "checkpoints", "--json", env=s3.environment | place(lab.server))
+    assert done.returncode == 0, done.stderr
+    (found,) = json.loads(done.stdout)["checkpoints"]
+    assert (found["name"], found["location"]) == ("kto/v1", f"{s3.bucket}/kto")
+    assert found["metadata"]["tags"] == {"method": "kto"}
+    planned = run("airflow", "plan", "demo", "kto/v1", env=s3.environment | place(lab.server))
+    assert planned.returncode == 2
+    assert "vLLM loads weights from a folder, not from object storage" in planned.stderr
+
+
+def place(server):
+    """The setting that means this server."""
+    return {"HALOS_EVAL_CHECKPOINTS": f"mlflow+{server.url}"}
+
+
+def test_the_planners_environment_has_what_it_takes(lab, run):
+    """The planner has only MLflow's client, not the rest of it."""
+    name = lab.add("kto", "tags: {method: kto}")
+    done = run("airflow", "checkpoints", env=place(lab.server) | {"COLUMNS": "120"})
+    assert done.returncode == 0, done.stderr
+    assert name in done.stdout
+    assert "method: kto" in done.stdout
+    planned = run("airflow", "plan", "demo", name, env=place(lab.server) | {"COLUMNS": "120"})
+    assert planned.returncode == 0, planned.stderr
+    assert f"demo on {name}" in planned.stdout
+
+
+def test_a_password_is_taken_from_the_environment_and_never_shown(lab, run):
+    secret = {"MLFLOW_TRACKING_USERNAME": "me", "MLFLOW_TRACKING_PASSWORD": "never-to-be-shown"}
+    done = run("airflow", "checkpoints", env=place(lab.server) | secret)
+    assert done.returncode == 0, done.stderr
+    lab.server.kill()
+    try:
+        done = run("airflow", "checkpoints", env=place(lab.server) | secret)
+        assert done.returncode == 3
+        assert "never-to-be-shown" not in done.stdout + done.stderr
+    finally:
+        lab.server.start()
+
+
+def expect_no_answer(call, seconds):
+    began = time.monotonic()
+    with pytest.raises(DataUnavailable) as caught:
+        call()
+    assert time.monotonic() - began < seconds
+    assert "Check that it runs and can be reached from here, and MLFLOW_TRACKING_TOKEN" in str(caught.value)
+    return str(caught.value)
+
+
+def test_a_server_that_is_not_there():
+    registry = MlflowRegistry(f"mlflow+http://127.0.0.1:{free_port()}")
+    for call in (registry.registered, lambda: registry.get("kto/v1")):
+        assert "Connection refused" in expect_no_answer(call, 10)
+
+
+def test_a_server_that_hangs(monkeypatch):
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        registry = MlflowRegistry(f"mlflow+http://127.0.0.1:{silent.getsockname()[1]}")
+        assert "timed out" in expect_no_answer(registry.registered, 15)
+
+
+@contextmanager
+def another_server(status, body):
+    """Something else that answers on the port."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(status)
+            self.end_headers()
+            self.wfile.write(body)
+
+        def do_POST(self):
+            self.do_GET()
+
+        def log_message(self, *_):
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), Handler)
+    thread = Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield f"mlflow+http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+@pytest.mark.parametrize(
+    ("status", "body"), [(200, b"<html>hello</html>"), (404, b"none"), (403, b"no"), (401, b"who"), (503, b"")]
+)
+def test_a_server_that_is_none_of_mlflows_or_refuses(status, body):
+    with another_server(status, body) as address:
+        for call in (MlflowRegistry(address).registered, lambda: MlflowRegistry(address).get("kto/v1")):
+            expect_no_answer(call, 15)
+
+
+def test_a_server_that_dies_in_the_middle(lab, monkeypatch):
+    """It answers the search, and is dead when the runs are asked for: no half a list, and the next try has it all."""
+    lab.add("kto")
+    lab.add("dpo")
+    registry = lab.registry
+    look = MlflowRegistry._look
+    monkeypatch.setattr(MlflowRegistry, "_look", lambda self, *arguments: lab.server.kill() or look(self, *arguments))
+    try:
+        assert "Connection refused" in expect_no_answer(registry.registered, 15)
+    finally:
+        monkeypatch.undo()
+        lab.server.start()
+    assert {one.name for one in lab.registry.registered().checkpoints} == {"kto/v1", "dpo/v1"}

@@ -1,0 +1,98 @@
+"""Checkpoints in a bucket of a real S3 server: folders of them, and a list."""
+
+from __future__ import annotations
+
+import time
+from concurrent.futures import ThreadPoolExecutor
+from uuid import uuid4
+
+import pytest
+import yaml
+from s3fs import S3FileSystem
+
+from halos_eval import store
+from halos_eval.errors import DataUnavailable, StoreError
+from halos_eval.registry.place import open_registry
+from tests.registry.behaviour import Behaviour, FolderLab, ListLab
+
+pytestmark = pytest.mark.real
+
+
+@pytest.fixture
+def place(s3, monkeypatch):
+    """The URL of an empty place in the bucket, with the keys in the environment."""
+    for name, value in s3.environment.items():
+        monkeypatch.setenv(name, value)
+    S3FileSystem.clear_instance_cache()
+    yield f"{s3.bucket}/{uuid4()}"
+    S3FileSystem.clear_instance_cache()
+
+
+class TestFoldersInABucket(Behaviour):
+    @pytest.fixture
+    def lab(self, place, tmp_path):
+        return FolderLab(place, tmp_path)
+
+    def test_completing_a_half_written_checkpoint_registers_it_later(self, lab):
+        half = lab.begin("half")
+        between = lab.registry.get(lab.add("between"))
+        lab.finish("half")
+        assert lab.registry.get(half).registered > between.registered
+
+
+class TestListInABucket(Behaviour):
+    @pytest.fixture
+    def lab(self, place, tmp_path):
+        return ListLab(place, tmp_path)
+
+
+def test_hundreds_are_listed_in_seconds(place, tmp_path):
+    lab = FolderLab(place, tmp_path)
+    files = lab.contents(halos_eval_yaml="tags: {method: kto}")
+    with ThreadPoolExecutor(16) as pool:
+        list(pool.map(lambda number: lab.put(f"kto-{number}", files), range(300)))
+    began = time.monotonic()
+    listed = open_registry(place).registered()
+    assert (len(listed.checkpoints), listed.skipped) == (300, {})
+    assert time.monotonic() - began < 20
+
+
+def test_only_headers_of_weights_are_read(place, tmp_path, monkeypatch):
+    lab = FolderLab(place, tmp_path)
+    lab.add("kto")
+    read = []
+    real = store.read_bytes
+    monkeypatch.setattr(store, "read_bytes", lambda *part: read.append(part) or real(*part))
+    assert len(lab.registry.registered().checkpoints) == 1
+    assert [(url.rsplit("/", 1)[1], *part) for url, *part in read] == [("model.safetensors", 0, 65536)]
+
+
+def test_an_empty_bucket_is_a_registry_with_nothing_in_it(place):
+    assert open_registry(place).registered() == ([], {})
+
+
+def test_a_bucket_that_is_not_there(place):
+    with pytest.raises(DataUnavailable, match="s3://nowhere does not exist"):
+        open_registry("s3://nowhere/checkpoints").registered()
+    with pytest.raises((DataUnavailable, StoreError), match=r"s3://nowhere/list\.yaml"):
+        open_registry("s3://nowhere/list.yaml").registered()
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"AWS_ENDPOINT_URL": "http://127.0.0.1:9"}, {"AWS_SECRET_ACCESS_KEY": "another-secret-key"}]
+)
+def test_a_bucket_that_does_not_answer_is_no_empty_night(place, monkeypatch, wrong):
+    for name, value in wrong.items():
+        monkeypatch.setenv(name, value)
+    S3FileSystem.clear_instance_cache()
+    began = time.monotonic()
+    for call in (open_registry(place).registered, lambda: open_registry(place).get("kto")):
+        with pytest.raises(StoreError, match="AWS_ACCESS_KEY_ID"):
+            call()
+    assert time.monotonic() - began < 40
+
+
+def test_a_template_beside_the_weights_in_a_bucket(place, tmp_path):
+    lab = FolderLab(place, tmp_path)
+    found = lab.registry.get(lab.add("kto", yaml.dump({"chat_template": "mine.jinja"})))
+    assert found.metadata.chat_template == f"{place}/kto/FINAL/mine.jinja"
