@@ -30,6 +30,7 @@ tasks:
   humaneval: {confirm_unsafe_code: true}
   demo_choice: {}
 """
+VLLM = ("--max-model-len=2048", "--dtype=float32", "--enforce-eager", "--gpu-memory-utilization=0.2")
 TOKEN = "hf_never-to-be-shown"
 # A stand-in for the metric that humaneval loads when it is imported: it executes nothing.
 METRIC = """
@@ -347,23 +348,41 @@ def test_a_model_from_the_hub_and_real_data_with_the_hub_out_of_reach(run, place
     model = made.root / "models" / "lab" / "smollm"
     shutil.copytree(checkpoints / "smollm2-135m" / "FINAL", model, copy_function=shutil.copyfile)
     path = tmp_path / "manifest.json"
-    words = ("stage", f"--manifest={path}", "--tasks=gsm8k_cot", "--", made.suite, "lab/smollm")
+    chosen = '--tasks=["gsm8k_cot","humaneval"]'
+    words = ("stage", f"--manifest={path}", chosen, "--", made.suite, "lab/smollm")
     done = run("worker", *words, env=made.environment)
     assert done.returncode == 0, done.stderr[-2000:]
     manifest = manifest_at(path)
     commit = made.sha("models", "lab/smollm")
     assert commits(manifest)["model", "lab/smollm"] == commit
 
-    options = ("--limit=2", "--num-fewshot=1", "--dtype=float32", "--backend=hf", f"--manifest={path}")
-    words = ("harness", "lab/smollm", "--task=gsm8k_cot", f"--output-dir={tmp_path / 'out'}", *options)
-    done = run("worker", *words, env=made.environment | {"HF_ENDPOINT": NO_HUB}, timeout=300)
-    assert done.returncode == 0, done.stderr[-2000:]
-    record = json.loads((tmp_path / "out" / "record.json").read_text())
+    def harness(task, manifest, *options):
+        folder = tmp_path / task
+        common = (
+            f"--task={task}",
+            f"--output-dir={folder}",
+            f"--manifest={manifest}",
+            *VLLM,
+        )
+        environment = made.environment | {"HF_ENDPOINT": NO_HUB}
+        done = run("worker", "harness", "lab/smollm", *common, *options, env=environment, timeout=300)
+        assert done.returncode == 0, done.stderr[-2000:]
+        record = json.loads((folder / "record.json").read_text())
+        assert record["checkpoint"]["digest"] == f"hub:{commit}"
+        assert record["identity"]["inputs"].keys() == {"model", "data"}
+        return record
+
+    record = harness("gsm8k_cot", path, "--limit=2", "--num-fewshot=1")
     assert record["coverage"] == {"attempted": 2, "scored": 2}
-    assert record["checkpoint"]["digest"] == f"hub:{commit}"
-    assert record["identity"]["inputs"].keys() == {"model", "data"}
     gsm8k = commits(manifest)["dataset", "openai/gsm8k"]
     assert record["provenance"]["inputs"]["dataset:openai/gsm8k/main"] == gsm8k
+
+    # A pod that executes code reaches no store: it reads the copy in the cache.
+    (copy,) = (made.cache / "halos-eval").iterdir()
+    record = harness("humaneval", copy, "--limit=1", "--confirm-unsafe-code")
+    assert [score["value"] for score in record["scores"]] == [0.25]
+    inputs = record["provenance"]["inputs"]
+    assert inputs["metric:evaluate-metric/code_eval"] == commits(manifest)["metric", "evaluate-metric/code_eval"]
 
 
 def test_the_judge_takes_the_pinned_calibration_with_the_hub_out_of_reach(run, place, replay, outputs, tmp_path):
