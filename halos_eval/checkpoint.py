@@ -16,6 +16,7 @@ from halos_eval.errors import BadInput, DataUnavailable
 from halos_eval.fingerprint import digest_files, digest_json
 from halos_eval.hub import hub_errors
 from halos_eval.settings import FROZEN
+from halos_eval.staged.manifest import Manifest
 
 # Parts of letters, digits, dot, underscore, dash that begin with a letter or digit: no "..", no hidden file, no shell.
 # No "__" either, which stands for "/" in the store.
@@ -70,8 +71,8 @@ def short_name(location: str) -> str:
     return next((part for part in reversed(parts) if part != "FINAL"), location)
 
 
-def inspect(model: str, revision: str | None = None) -> Weights:
-    """Look at ``model`` (a folder or NAMESPACE/NAME on the hub) and pin it.
+def inspect(model: str, revision: str | None = None, manifest: Manifest | None = None) -> Weights:
+    """Look at ``model`` (a folder or NAMESPACE/NAME on the hub) and pin it, or take what ``manifest`` has pinned.
 
     Raises BadInput for what is no model or is not complete, DataUnavailable for what cannot be found.
     """
@@ -81,16 +82,16 @@ def inspect(model: str, revision: str | None = None) -> Weights:
             "evaluation can read, and give that one"
         )
     with readable(model):
-        return _inspect(Path(model), model, revision)
+        return _inspect(Path(model), model, revision, manifest)
 
 
-def _inspect(folder: Path, model: str, revision: str | None) -> Weights:
+def _inspect(folder: Path, model: str, revision: str | None, manifest: Manifest | None) -> Weights:
     if not folder.exists():
-        return _inspect_hub(model, revision)
+        return _inspect_staged(model, revision, manifest) if manifest else _inspect_hub(model, revision)
     if not folder.is_dir():
         raise BadInput(f"{model} is a file: give the folder that holds config.json and *.safetensors")
     if (folder / ADAPTER_CONFIG).is_file():
-        return _inspect_adapter(folder)
+        return _inspect_adapter(folder, manifest)
     check_complete(model, files_of(model))
     return Weights(name=short_name(model), model=model, digest=_digest_scored(folder))
 
@@ -100,7 +101,7 @@ def _digest_scored(folder: Path) -> str:
     return digest_files(folder, names)
 
 
-def _inspect_adapter(folder: Path) -> Weights:
+def _inspect_adapter(folder: Path, manifest: Manifest | None) -> Weights:
     config = read_json(str(folder / ADAPTER_CONFIG))
     base = config.get("base_model_name_or_path")
     if config.get("peft_type") != "LORA" or not base:
@@ -109,7 +110,7 @@ def _inspect_adapter(folder: Path) -> Weights:
         raise BadInput(f"{folder}: its base {base} is an adapter itself; merge that one into full weights first")
     check_complete(str(folder), files_of(str(folder)))
     own = _digest_scored(folder)
-    weights = inspect(str(base), config.get("revision"))
+    weights = inspect(str(base), config.get("revision"), manifest)
     return weights.model_copy(
         update={
             "name": short_name(str(folder)),
@@ -128,12 +129,48 @@ def _supported_rank(rank: object, folder: Path) -> int:
     return fitting[0]
 
 
+def hub_model(model: str, revision: str | None = None) -> tuple[str, str | None] | None:
+    """The repository that holds the weights of ``model``, or of an adapter's base, and the revision that is asked for.
+
+    None where they are in a folder. Raises BadInput.
+    """
+    if not Path(model).exists():
+        return _check_repository(model), revision
+    adapter = Path(model) / ADAPTER_CONFIG
+    if not adapter.is_file():
+        return None
+    config = read_json(str(adapter))
+    return hub_model(str(config.get("base_model_name_or_path")), config.get("revision"))
+
+
+def _check_repository(repo: str) -> str:
+    if repo.startswith(("/", ".")) or repo.count("/") != 1:
+        raise BadInput(f"{repo}: there is no such folder, and it is no hub repository (NAMESPACE/NAME)")
+    return repo
+
+
+def hub_name(repo: str, revision: str | None) -> str:
+    """How a manifest calls a model."""
+    return f"{repo}@{revision}" if revision else repo
+
+
+def check_staged(model: str, revision: str | None, manifest: Manifest | None) -> None:
+    """Raise DataUnavailable unless this machine's cache has the model that ``manifest`` names for ``model``."""
+    if manifest and (wanted := hub_model(model, revision)):
+        manifest.find("model", hub_name(*wanted)).open()
+
+
+def _inspect_staged(repo: str, revision: str | None, manifest: Manifest) -> Weights:
+    staged = manifest.find("model", hub_name(repo, revision))
+    # A folder: neither vLLM nor transformers then asks the hub for anything.
+    return Weights(name=short_name(repo), model=str(staged.location), digest=f"hub:{staged.revision}")
+
+
 def _inspect_hub(repo: str, revision: str | None) -> Weights:
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HFValidationError
 
-    if repo.startswith(("/", ".")) or repo.count("/") != 1:
-        raise BadInput(f"{repo}: there is no such folder, and it is no hub repository (NAMESPACE/NAME)")
+    _check_repository(repo)
     try:
         info = HfApi().model_info(repo, revision=revision)
     except HFValidationError as error:

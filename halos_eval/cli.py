@@ -27,9 +27,11 @@ from halos_eval.registry.base import Checkpoint, Moment, NotRegistered
 from halos_eval.registry.folder import from_location
 from halos_eval.registry.place import open_registry
 from halos_eval.settings import FROZEN, Settings
+from halos_eval.staged.manifest import Manifest
 from halos_eval.stages.harness import HarnessConfig, harness
 from halos_eval.stages.judge import JudgeConfig, judge
 from halos_eval.stages.sample import SampleConfig, sample
+from halos_eval.stages.staging import StagingConfig, stage
 from halos_eval.stages.summarize import SummarizeConfig, summarize
 from halos_eval.suite import load_suite
 
@@ -87,6 +89,8 @@ class HalosEval(BaseModel):
 
     model_config = FROZEN
 
+    stage: CliSubCommand[StagingConfig]
+    """Fetch and pin the data that a suite needs, so that the other stages run without the hub."""
     sample: CliSubCommand[SampleConfig]
     """Sample answers to prompts with vLLM."""
     judge: CliSubCommand[JudgeConfig]
@@ -147,6 +151,9 @@ def _words(one: Any) -> str:
 
 def _dispatch(command: object) -> None:
     match command:
+        case StagingConfig():
+            _show_manifest(stage(command))
+            print(f"manifest: {command.manifest}")
         case SampleConfig():
             _show(sample(command))
         case JudgeConfig():
@@ -175,6 +182,21 @@ def _show(record: Record) -> None:
     for metric, reason in record.missing.items():
         console.print(f"{metric}: {reason}", soft_wrap=True)
     print(f"{record.coverage.scored} of {record.coverage.attempted} scored")
+
+
+def _show_manifest(manifest: Manifest) -> None:
+    table = Table("part", "needs", "revision", Column("MB", justify="right"), title=f"{manifest.suite}: staged")
+    for part, state in manifest.parts.items():
+        if state.reason:
+            table.add_row(part, f"cannot be had: {state.reason}", "", "")
+            continue
+        sizes: dict[tuple[str, str], int] = {}
+        for item in manifest.needs(part):
+            key = f"{item.kind} {item.repo}", item.revision or ""
+            sizes[key] = sizes.get(key, 0) + item.bytes
+        for (need, revision), size in sizes.items() or {("nothing from the hub", ""): 0}.items():
+            table.add_row(part, need, revision[:12], f"{size / 1e6:.1f}")
+    Console(markup=False).print(table)
 
 
 def show_table(frame: pd.DataFrame) -> None:

@@ -118,7 +118,7 @@ class _Planner:
     def __init__(self, suite: Suite, checkpoint: Checkpoint, root: str, force: bool) -> None:
         self.suite, self.checkpoint, self.root, self.force = suite, checkpoint, root, force
         self.cluster = load_cluster()
-        self.weights = inspect(checkpoint.location)
+        self.weights = inspect(checkpoint.location, checkpoint.revision)
 
     def alpaca_eval(self, settings: AlpacaEvalSettings, judge: str | None) -> tuple[PlannedJob, PlannedJob]:
         """Sampling, and the judgement of what is sampled."""
@@ -182,6 +182,8 @@ class _Planner:
     def _engine(self, profile: str) -> dict[str, Any]:
         return {
             "model": self.checkpoint.location,
+            # The commit that was found, not the branch that was named: what is planned is what runs.
+            "revision": None if self.weights.adapter else self.weights.revision,
             "tensor_parallel_size": self.cluster.gpu_profile(profile).parts,
             "gpu_memory_utilization": self.suite.gpu_memory_utilization,
             "enforce_eager": self.suite.enforce_eager,

@@ -13,14 +13,16 @@ from typing import Any, Literal
 from pydantic import BaseModel
 
 from halos_eval.errors import BadInput, DataUnavailable
-from halos_eval.fingerprint import digest_bytes
+from halos_eval.fingerprint import digest_bytes, digest_file
 from halos_eval.hub import hub_errors
 from halos_eval.settings import FROZEN, shipped
+from halos_eval.staged.manifest import Manifest
 
 ALPACA_EVAL = "alpaca_eval"
 HUB_REPO = "tatsu-lab/alpaca_eval"
 # AlpacaEval 2's prompts, and the outputs of gpt4_1106_preview that models are compared with.
-HUB_FILES = {
+HubFile = Literal["prompts", "reference", "calibration"]
+HUB_FILES: dict[HubFile, str] = {
     "prompts": "alpaca_eval.json",
     "reference": "alpaca_eval_gpt4_baseline.json",
     "calibration": "df_gamed.csv",
@@ -46,9 +48,9 @@ class PromptSet(BaseModel):
         return {key: self.digest} | ({f"{key}_revision": self.revision} if self.revision else {})
 
 
-def load(name: str, kind: Literal["prompts", "reference"]) -> PromptSet:
+def load(name: str, kind: Literal["prompts", "reference"], manifest: Manifest | None = None) -> PromptSet:
     """Read a set of prompts or reference outputs. Raises BadInput, DataUnavailable."""
-    path, revision = locate(name, kind)
+    path, revision = locate(name, kind, manifest)
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -58,22 +60,31 @@ def load(name: str, kind: Literal["prompts", "reference"]) -> PromptSet:
     return PromptSet(name=name, rows=tuple(rows), digest=digest_bytes(data), revision=revision)
 
 
-def locate(name: str, kind: str) -> tuple[Path, str | None]:
+def digest(name: str, kind: HubFile, manifest: Manifest | None = None) -> str:
+    """SHA-256 of a set's file: by the manifest, where it names it, so that the file need not be here."""
+    if manifest and name == ALPACA_EVAL:
+        return manifest.find("file", HUB_FILES[kind]).digest
+    if kind == "calibration":
+        return digest_file(locate(name, kind)[0])
+    return load(name, kind).digest
+
+
+def locate(name: str, kind: HubFile, manifest: Manifest | None = None) -> tuple[Path, str | None]:
     """The file of a set, fetched from the hub if needed, and its hub revision. Raises DataUnavailable."""
     if name == ALPACA_EVAL:
-        return hub_file(HUB_FILES[kind])
+        return hub_file(HUB_FILES[kind], manifest.find("file", HUB_FILES[kind]).revision if manifest else None)
     if name == "demo":
         return shipped("prompt_sets") / "demo.json", None
     return Path(name), None
 
 
-def hub_file(filename: str) -> tuple[Path, str | None]:
+def hub_file(filename: str, revision: str | None = None) -> tuple[Path, str]:
     """A file of AlpacaEval's dataset from the hub or its cache, with the commit. Raises DataUnavailable."""
     from huggingface_hub import hf_hub_download
 
     unavailable: tuple[type[Exception], ...] = (*hub_errors(), OSError)
     try:
-        path = Path(hf_hub_download(HUB_REPO, filename, repo_type="dataset"))
+        path = Path(hf_hub_download(HUB_REPO, filename, repo_type="dataset", revision=revision))
     except unavailable as error:
         raise DataUnavailable(
             f"{HUB_REPO}/{filename} cannot be had ({type(error).__name__}): check HF_ENDPOINT, HF_TOKEN and the "

@@ -18,6 +18,11 @@ from typing import NamedTuple
 from urllib.request import urlopen
 
 import pytest
+from hypothesis import settings
+
+# How long an example takes says more of what else this machine does than of the code.
+settings.register_profile("any-machine", deadline=None)
+settings.load_profile("any-machine")
 
 ROOT = Path(__file__).parents[1]
 URL = re.compile(r"http://127\.0\.0\.1:\d+")

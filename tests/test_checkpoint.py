@@ -9,7 +9,7 @@ import struct
 from pathlib import Path, PurePosixPath
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from halos_eval.checkpoint import Weights, check_name, inspect, short_name
@@ -34,7 +34,6 @@ def inspect_error(model, kind=BadInput):
 
 
 @given(st.text() | HARD.map("".join))
-@settings(deadline=None)
 def test_a_name_is_refused_or_stays_below_its_folder(name):
     try:
         check_name(name)
@@ -110,7 +109,6 @@ def test_a_shard_is_looked_for_in_the_folder_only(folder):
 
 
 @given(data=st.data())
-@settings(deadline=None)
 def test_weights_cut_anywhere_are_noticed(data, tmp_path_factory):
     folder = make_checkpoint(tmp_path_factory.mktemp("cut"))
     whole = (folder / "model.safetensors").read_bytes()

@@ -21,7 +21,7 @@ from halos_eval.suite import load_suite
 from tests.doubles import make_checkpoint, make_record, write_failure
 
 LOGS = Path(__file__).parent / "report" / "logs"
-COMMANDS = ["sample", "judge", "harness", "summarize", "plan", "checkpoints", "pools"]
+COMMANDS = ["stage", "sample", "judge", "harness", "summarize", "plan", "checkpoints", "pools"]
 CLASSES = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, errors.HalosEvalError)]
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from uuid import uuid4
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from halos_eval import store
@@ -27,7 +27,6 @@ STEPS = st.lists(
 
 
 @given(steps=STEPS)
-@settings(deadline=None)
 def test_what_was_saved_stays_whatever_comes_between(steps):
     url = f"memory://{uuid4()}"
     journal = Journal(url, seconds=1e9)

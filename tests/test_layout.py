@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from halos_eval import layout
@@ -15,7 +15,6 @@ NAMES = st.text("aB0._-/", min_size=1, max_size=9).filter(NAME.fullmatch)
 
 
 @given(NAMES, NAMES)
-@settings(deadline=None)
 def test_two_checkpoints_never_share_a_folder(one, other):
     assert (layout.folder_name(one) == layout.folder_name(other)) == (one == other)
     assert "/" not in layout.folder_name(one)

@@ -9,7 +9,7 @@ import yaml
 from pydantic import ValidationError
 
 from halos_eval import layout, store
-from halos_eval.checkpoint import inspect
+from halos_eval.checkpoint import Weights, inspect
 from halos_eval.cli import HalosEval
 from halos_eval.errors import BadInput, StoreError
 from halos_eval.plan import Plan, PlannedJob, StageJob, make_plan, read_plan, save_plan, summary_job
@@ -461,3 +461,18 @@ def test_what_a_pod_is_told_is_part_of_the_plan():
     assert StageJob(**planned.model_dump(include=set(StageJob.model_fields))) == StageJob(**common)
     with pytest.raises(ValidationError):
         StageJob.model_validate(planned.model_dump())
+
+
+def test_a_model_of_the_hub_runs_at_the_commit_that_was_planned(monkeypatch, tmp_path):
+    asked = []
+
+    def inspect(model, revision):
+        asked.append((model, revision))
+        return Weights(name="m", model=model, revision="c0ffee", digest="hub:c0ffee")
+
+    monkeypatch.setattr("halos_eval.plan.inspect", inspect)
+    checkpoint = Checkpoint(name="m", location="lab/m", revision="main")
+    found = make_plan(load_suite("demo"), checkpoint, f"file://{tmp_path}")
+    assert asked == [("lab/m", "main")]
+    revisions = {job.title for job in found.jobs if "--revision=c0ffee" in job.argv}
+    assert revisions == {"sample", "demo_choice", "demo_arithmetic", "demo_cloze"}

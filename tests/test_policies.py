@@ -19,7 +19,8 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 DAGS = sorted((ROOT / "dags").glob("*.py"))
 FROZEN = {"model_config = FROZEN", "model_config = CAMEL"}
 HEAVY = {
-    "alpaca_eval", "datasets", "lm_eval", "mlflow", "openai", "peft", "safetensors", "torch", "transformers", "vllm",
+    "alpaca_eval", "datasets", "evaluate", "lm_eval", "mlflow", "nltk", "openai", "peft", "safetensors", "torch",
+    "transformers", "vllm",
 }  # fmt: skip
 
 

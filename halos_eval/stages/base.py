@@ -19,6 +19,7 @@ from pydantic_settings import CliSuppress
 from halos_eval import layout, provenance, store, tools
 from halos_eval.errors import BadInput, EvaluationFailed, HalosEvalError, StoreError
 from halos_eval.fingerprint import fingerprint
+from halos_eval.hub import switch_off
 from halos_eval.record import (
     CheckpointRef,
     Coverage,
@@ -32,6 +33,7 @@ from halos_eval.record import (
     write_model,
 )
 from halos_eval.settings import FROZEN
+from halos_eval.staged.manifest import Manifest, read_manifest
 
 log = logging.getLogger(__name__)
 
@@ -56,6 +58,19 @@ class StageConfig(BaseModel):
     """Fingerprint that was planned: the stage refuses to run if it finds another one."""
     force: Annotated[bool, Placement()] = False
     """Run although there is a finished record. If it is killed, the same command resumes it."""
+    manifest: Annotated[str | None, Placement()] = None
+    """File or URL of the manifest that `halos-eval stage` wrote: data and models come from the cache, as it pins them,
+    with the hub switched off (default: from the hub)."""
+
+    def staged(self) -> Manifest | None:
+        """The manifest that the stage is given, if any, with the hub switched off. Raises BadInput, StoreError."""
+        if self.manifest is None:
+            return None
+        switch_off()
+        found = read_manifest(self.manifest)
+        if found is None:
+            raise BadInput(f"--manifest {self.manifest}: there is none; `halos-eval stage` writes it")
+        return found
 
     def scored_settings(self) -> dict[str, Any]:
         """The options that determine the scores, as JSON."""
@@ -173,7 +188,7 @@ def run(job: Job, config: StageConfig, work: Callable[[], Outcome]) -> Record:
         _note_failure(job, error)
         raise
     except Exception as error:
-        failed = _named(error)
+        failed = named(error)
         _note_failure(job, failed)
         raise failed from error
     store.delete(layout.failure_beside(job.record))
@@ -182,12 +197,21 @@ def run(job: Job, config: StageConfig, work: Callable[[], Outcome]) -> Record:
     return record
 
 
-def _named(error: Exception) -> HalosEvalError:
+def named(error: Exception) -> HalosEvalError:
     """What a library raised, as an error of ours. A full disk is one, wherever it was met."""
     words = f"{type(error).__name__}: {error}"
-    if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}:
+    if disk_full(error):
         return StoreError(f"{words}. Free space there, or point TMPDIR and HF_HOME to a larger disk; then run it again")
     return EvaluationFailed(words)
+
+
+def disk_full(error: BaseException | None) -> bool:
+    """Whether a full disk is what it, or what it was raised from, is about."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}:
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _check_promises(job: Job, config: StageConfig) -> None:

@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 import stat
+from contextlib import suppress
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -18,7 +19,7 @@ from pydantic import ValidationError
 from halos_eval import layout, store
 from halos_eval.errors import BadInput
 from halos_eval.fingerprint import digest_bytes
-from halos_eval.record import Failure, Record, write_model
+from halos_eval.record import Failure, Record, read_record, write_model
 
 log = logging.getLogger(__name__)
 
@@ -61,15 +62,27 @@ def _carry(outbox: Path, folder: Path, root: str) -> None:
         raise _SuspectError("its record is another task's")
     if strange := [name for name in record.files if not FILE.fullmatch(name)]:
         raise _SuspectError(f"no task saves {strange}")
-    contents = {name: _read(outbox, folder / name) for name in record.files}
-    if any(digest_bytes(data) != record.files[name] for name, data in contents.items()):
-        raise _SuspectError("its record names other files than are there")
-    for name, data in contents.items():
-        store.write_bytes(store.join(target, name), data)
-    write_model(record_url, record)
-    store.delete(layout.failure_beside(record_url))
-    shutil.rmtree(outbox / folder)
+    if read_record(record_url) != record:  # else it is carried already, and was not removed to the end
+        contents = {name: _read(outbox, folder / name) for name in record.files}
+        if any(digest_bytes(data) != record.files[name] for name, data in contents.items()):
+            raise _SuspectError("its record names other files than are there")
+        for name, data in contents.items():
+            store.write_bytes(store.join(target, name), data)
+        write_model(record_url, record)
+        store.delete(layout.failure_beside(record_url))
+    _remove(outbox / folder)
     log.info("carried into the store: %s", record_url)
+
+
+def _remove(folder: Path) -> None:
+    """Remove ``folder``. One that the kubelet has made for a pod stays, empty: the folder above it is the kubelet's."""
+    for entry in folder.iterdir():
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry)
+        else:
+            entry.unlink()
+    with suppress(PermissionError):
+        folder.rmdir()
 
 
 def _read(outbox: Path, path: Path) -> bytes:

@@ -22,13 +22,15 @@ from pydantic import BaseModel, Field, model_validator
 from pydantic_settings import CliPositionalArg
 
 from halos_eval import layout, sandbox, store
-from halos_eval.checkpoint import Weights, inspect
-from halos_eval.errors import BadInput, DataUnavailable, EvaluationFailed
+from halos_eval.checkpoint import Weights, check_staged, inspect
+from halos_eval.errors import BadInput, DataUnavailable, EvaluationFailed, Incomplete
 from halos_eval.fingerprint import digest_bytes, digest_files, digest_json
 from halos_eval.hub import hub_errors
 from halos_eval.journal import Journal
 from halos_eval.record import CheckpointRef, Coverage, Record, Score, Usage
 from halos_eval.settings import FROZEN, shipped
+from halos_eval.staged.manifest import Manifest
+from halos_eval.staged.replay import replayed
 from halos_eval.stages.base import Job, Outcome, Placement, StageConfig, run
 from halos_eval.stages.sample import VLLM_ENVIRONMENT, Dtype
 from halos_eval.templates import read_template
@@ -104,11 +106,17 @@ class HarnessConfig(HarnessSettings, StageConfig):
     """Requests between two savings: what a kill can cost."""
 
 
-def harness_job(config: HarnessConfig, weights: Weights, record: str) -> Job:
-    """The job's identity. lm_eval's own tasks are pinned by its version, others by the content of their folder."""
+def harness_job(config: HarnessConfig, weights: Weights, record: str, manifest: Manifest | None = None) -> Job:
+    """The job's identity. lm_eval's own tasks are pinned by its version, others by the content of their folder.
+
+    Their data is pinned by the manifest's digest of its content. Raises BadInput, and DataUnavailable with the
+    manifest's reason where the task cannot be had.
+    """
     template = read_template(config.chat_template)
     own = shipped("tasks")
     inputs = {"model": weights.digest}
+    if manifest and manifest.needs(config.task):
+        inputs["data"] = manifest.digest(config.task)
     if template:
         inputs["chat_template"] = digest_bytes(template.encode())
     if (own / f"{config.task}.yaml").is_file():
@@ -135,14 +143,25 @@ def _digest_folder(folder: Path) -> str:
 
 def harness(config: HarnessConfig) -> Record:
     """Run the stage. Raises BadInput, DataUnavailable, StoreError, EvaluationFailed."""
-    weights = inspect(config.model, config.revision)
-    job = harness_job(config, weights, store.join(config.output_dir, layout.RECORD))
-    return run(job, config, lambda: _work(config, weights, job))
+    manifest = config.staged()
+    weights = inspect(config.model, config.revision, manifest)
+    job = harness_job(config, weights, store.join(config.output_dir, layout.RECORD), manifest)
+
+    def work() -> Outcome:
+        check_staged(config.model, config.revision, manifest)
+        with replayed(manifest):
+            outcome = _work(config, weights, job)
+        staged = manifest.needs(config.task) if manifest else []
+        more = {f"{item.kind}:{item.repo}": item.revision or item.digest for item in staged if item.kind != "dataset"}
+        return outcome.model_copy(update={"inputs": more | outcome.inputs})
+
+    return run(job, config, work)
 
 
 def _work(config: HarnessConfig, weights: Weights, job: Job) -> Outcome:
     began = time.monotonic()
-    manager, tasks = _load_tasks(config)
+    manager = task_manager(config.include_path)
+    tasks = load_tasks(config, manager)
     model = _load_model(config, weights)
     if config.confirm_unsafe_code:
         sandbox.close_network_in_children()  # after the model's own processes have started: they need it
@@ -163,12 +182,17 @@ def _work(config: HarnessConfig, weights: Weights, job: Job) -> Outcome:
     )
 
 
-def _load_tasks(config: HarnessConfig) -> tuple[TaskManager, list[Any]]:
-    """The task or group with its data, before a model is loaded. Raises BadInput, DataUnavailable."""
-    from datasets.exceptions import DatasetsError
+def task_manager(include_path: str | None) -> TaskManager:
+    """lm_eval's index of all tasks, its own, this project's and the user's; it takes seconds."""
     from lm_eval.tasks import TaskManager
 
-    manager = TaskManager(include_path=[str(shipped("tasks")), *([config.include_path] if config.include_path else [])])
+    return TaskManager(include_path=[str(shipped("tasks")), *([include_path] if include_path else [])])
+
+
+def load_tasks(config: HarnessConfig, manager: TaskManager) -> list[Any]:
+    """The task or group with its data, before a model is loaded. Raises BadInput, DataUnavailable."""
+    from datasets.exceptions import DatasetsError
+
     if config.task not in manager.task_index:
         raise BadInput(f"there is no lm_eval task {config.task!r}: see `lm_eval ls tasks`, or give --include-path")
     if config.confirm_unsafe_code:
@@ -185,7 +209,7 @@ def _load_tasks(config: HarnessConfig) -> tuple[TaskManager, list[Any]]:
     if not config.confirm_unsafe_code and any(getattr(task, "UNSAFE_CODE", False) for task in found["tasks"].values()):
         raise BadInput(f"{config.task} executes code that the model writes: give --confirm-unsafe-code, in a sandbox")
     group = found["groups"].get(config.task)
-    return manager, [group] if group else list(found["tasks"].values())
+    return [group] if group else list(found["tasks"].values())
 
 
 def _executes_code(manager: TaskManager, task: str) -> bool:
@@ -290,6 +314,24 @@ def _evaluate(config: HarnessConfig, model: LM, manager: TaskManager, tasks: lis
     if not results or not results.get("results"):
         raise EvaluationFailed(f"lm_eval gave no results for {config.task}: read its log above")
     return dict(results)
+
+
+def rehearse(config: HarnessConfig, manager: TaskManager, tasks: list[Any]) -> None:
+    """Score nonsense answers to one document of each task: what is needed only for scoring is fetched, or found absent.
+
+    Raises what says that something cannot be had; whatever else a task thinks of nonsense is no harm.
+    """
+    from lm_eval.models.dummy import DummyLM
+
+    model = DummyLM()
+    model.tokenizer = None  # its own would be fetched from the hub
+    plain = {"limit": 1, "apply_chat_template": False, "fewshot_as_multiturn": False}
+    try:
+        _evaluate(config.model_copy(update=plain), model, manager, tasks)
+    except (DataUnavailable, Incomplete, ImportError):
+        raise
+    except Exception as error:  # noqa: BLE001 (a task may raise anything)
+        log.warning("%s: its scoring could not be tried (%s: %s)", config.task, type(error).__name__, error)
 
 
 def _save(config: HarnessConfig, results: dict[str, Any]) -> dict[str, str]:

@@ -15,6 +15,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -29,6 +30,7 @@ from halos_eval.errors import BadInput, EvaluationFailed, JudgeRefused
 from halos_eval.fingerprint import digest_bytes
 from halos_eval.journal import Journal
 from halos_eval.record import CheckpointRef, Coverage, Record, Score, Usage, read_record
+from halos_eval.staged.manifest import Manifest
 from halos_eval.stages.base import Job, Outcome, Placement, StageConfig, run
 
 log = logging.getLogger(__name__)
@@ -60,13 +62,14 @@ class JudgeConfig(StageConfig):
     """Requests in flight at a time."""
 
 
-def judge_job(config: JudgeConfig, outputs_identity: str, checkpoint: CheckpointRef) -> Job:
+def judge_job(
+    config: JudgeConfig, outputs_identity: str, checkpoint: CheckpointRef, manifest: Manifest | None = None
+) -> Job:
     """The job's identity. ``outputs_identity``: the sample stage's fingerprint, or the file's digest without one."""
-    reference = promptset.load(config.reference, "reference")
-    inputs = {"outputs": outputs_identity, "reference": reference.digest, **load_annotator(config.annotator).inputs()}
+    reference = promptset.digest(config.reference, "reference", manifest)
+    inputs = {"outputs": outputs_identity, "reference": reference, **load_annotator(config.annotator).inputs()}
     if config.reference == promptset.ALPACA_EVAL:
-        calibration, _ = promptset.hub_file(promptset.HUB_FILES["calibration"])
-        inputs["calibration"] = digest_bytes(calibration.read_bytes())
+        inputs["calibration"] = promptset.digest(promptset.ALPACA_EVAL, "calibration", manifest)
     return Job(
         stage="judge",
         checkpoint=checkpoint,
@@ -86,11 +89,12 @@ def judge(config: JudgeConfig) -> Record:
     else:
         name = str(config.name or rows[0].get("generator") or Path(config.outputs).stem)
         checkpoint, identity = CheckpointRef(name=name, location=config.outputs, digest=digest), digest
-    job = judge_job(config, identity, checkpoint)
+    manifest = config.staged()
+    job = judge_job(config, identity, checkpoint, manifest)
     judged = read_record(job.record)
     if judged and judged.provenance.inputs.get("outputs_sha256") != digest:
         config = config.model_copy(update={"force": True})  # the same settings have given other outputs since
-    return run(job, config, lambda: _work(config, rows, digest, job))
+    return run(job, config, lambda: _work(config, rows, digest, job, manifest))
 
 
 def _read_outputs(url: str) -> tuple[list[dict[str, Any]], str]:
@@ -127,11 +131,11 @@ def _pair(rows: list[dict[str, Any]], reference: promptset.PromptSet, url: str) 
     return paired
 
 
-def _work(config: JudgeConfig, rows: list[dict[str, Any]], digest: str, job: Job) -> Outcome:
+def _work(config: JudgeConfig, rows: list[dict[str, Any]], digest: str, job: Job, manifest: Manifest | None) -> Outcome:
     began = time.monotonic()
     endpoint = Endpoint.from_environment()
     annotator = load_annotator(config.annotator)
-    reference = promptset.load(config.reference, "reference")
+    reference = promptset.load(config.reference, "reference", manifest)
     rows = _pair(rows, reference, config.outputs)
     controlled = config.reference == promptset.ALPACA_EVAL
     inputs = reference.inputs("reference") | {
@@ -139,16 +143,17 @@ def _work(config: JudgeConfig, rows: list[dict[str, Any]], digest: str, job: Job
         "judge_model": annotator.model,
         "endpoint": endpoint.place,
     }
+    calibration = None
     if controlled:
-        _, revision = promptset.hub_file(promptset.HUB_FILES["calibration"])
-        inputs["calibration_revision"] = str(revision)
+        _, calibration = promptset.locate(promptset.ALPACA_EVAL, "calibration", manifest)
+        inputs["calibration_revision"] = str(calibration)
     parts = store.join(config.output_dir, "parts")
     loaded = time.monotonic()
     journal = Journal(job.journal(parts, config.force))
     completions = Completions(endpoint, annotator, journal, config.concurrency)
     try:
         with journal:
-            figures, annotations = _evaluate(annotator, rows, reference, completions, controlled, job.checkpoint.name)
+            figures, annotations = _evaluate(annotator, rows, reference, completions, calibration, job.checkpoint.name)
     except _TooFewReadError as error:
         if not error.read:
             store.delete(parts)  # or the next run would find the same useless answers; nothing is lost with them
@@ -186,24 +191,31 @@ def _evaluate(
     rows: list[dict[str, Any]],
     reference: promptset.PromptSet,
     completions: Completions,
-    controlled: bool,
+    calibration: str | None,
     name: str,
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """alpaca_eval's figures for the pairs, and the annotation of each pair."""
+    """alpaca_eval's figures for the pairs, and the annotation of each pair.
+
+    ``calibration``: commit of the data for length control; None without length control.
+    """
     import pandas as pd
+    from huggingface_hub import hf_hub_download
 
     def metric(annotations: list[dict[str, Any]], **options: Any) -> Any:
         # Equal outputs are draws without a judge's answer: by themselves they would make a win rate of 50.
         read = int(sum(pd.notna(one["preference"]) for one in annotations)) - (len(reference.rows) - completions.asked)
         if completions.asked and read < LEAST_READ * completions.asked:
             raise _TooFewReadError(read)
-        return getattr(metrics, "get_length_controlled_winrate" if controlled else "get_winrate")(
+        return getattr(metrics, "get_length_controlled_winrate" if calibration else "get_winrate")(
             annotations, **options
         )
 
     with _known_noise_silenced(), tempfile.TemporaryDirectory() as folder:
         from alpaca_eval import evaluate, metrics
+        from alpaca_eval.metrics import glm_winrate
 
+        # It fetches its calibration itself, from wherever the branch stands by then.
+        glm_winrate.hf_hub_download = partial(hf_hub_download, revision=calibration)
         # alpaca_eval takes a path only; its own cache and leaderboard would go into site-packages.
         config = Path(folder) / annotator.name / "configs.yaml"
         config.parent.mkdir()
@@ -219,7 +231,7 @@ def _evaluate(
             is_cache_leaderboard=False,
             is_return_instead_of_print=True,
             fn_metric=metric,
-            metric_kwargs={"save_weights_dir": None} if controlled else {},
+            metric_kwargs={"save_weights_dir": None} if calibration else {},
             sort_by="win_rate",
             annotation_kwargs={"chunksize": None},
             caching_path=None,

@@ -18,12 +18,13 @@ from pydantic import BaseModel, BeforeValidator, Field
 from pydantic_settings import CliPositionalArg, NoDecode
 
 from halos_eval import layout, promptset, store
-from halos_eval.checkpoint import Weights, inspect
+from halos_eval.checkpoint import Weights, check_staged, inspect
 from halos_eval.errors import BadInput, Incomplete
 from halos_eval.fingerprint import digest_bytes
 from halos_eval.journal import Journal
 from halos_eval.record import CheckpointRef, Coverage, Record, Usage
 from halos_eval.settings import FROZEN
+from halos_eval.staged.manifest import Manifest
 from halos_eval.stages.base import Job, Outcome, Placement, StageConfig, run
 from halos_eval.templates import read_template
 
@@ -93,15 +94,14 @@ class SampleConfig(SamplingSettings, StageConfig):
     """Skip compilation and CUDA graphs: starts sooner, samples slower."""
 
 
-def sample_job(config: SampleConfig, weights: Weights, record: str) -> Job:
-    """The job's identity; reads the prompts, which may fetch them from the hub."""
-    prompt_set = promptset.load(config.prompts, "prompts")
+def sample_job(config: SampleConfig, weights: Weights, record: str, manifest: Manifest | None = None) -> Job:
+    """The job's identity; without a manifest it reads the prompts, which may fetch them from the hub."""
     template = read_template(config.chat_template)
     return Job(
         stage="sample",
         checkpoint=CheckpointRef(name=config.name or weights.name, location=config.model, digest=weights.digest),
         settings=config.scored_settings(),
-        inputs={"model": weights.digest, "prompts": prompt_set.digest}
+        inputs={"model": weights.digest, "prompts": promptset.digest(config.prompts, "prompts", manifest)}
         | ({"chat_template": digest_bytes(template.encode())} if template else {}),
         packages=("vllm",),
         record=record,
@@ -110,14 +110,16 @@ def sample_job(config: SampleConfig, weights: Weights, record: str) -> Job:
 
 def sample(config: SampleConfig) -> Record:
     """Run the stage. Raises BadInput, DataUnavailable, Incomplete, StoreError, EvaluationFailed."""
-    weights = inspect(config.model, config.revision)
-    job = sample_job(config, weights, layout.record_beside(config.output))
-    return run(job, config, lambda: _work(config, weights, job))
+    manifest = config.staged()
+    weights = inspect(config.model, config.revision, manifest)
+    job = sample_job(config, weights, layout.record_beside(config.output), manifest)
+    return run(job, config, lambda: _work(config, weights, job, manifest))
 
 
-def _work(config: SampleConfig, weights: Weights, job: Job) -> Outcome:
+def _work(config: SampleConfig, weights: Weights, job: Job, manifest: Manifest | None) -> Outcome:
     began = time.monotonic()
-    prompt_set = promptset.load(config.prompts, "prompts")
+    check_staged(config.model, config.revision, manifest)
+    prompt_set = promptset.load(config.prompts, "prompts", manifest)
     parts = f"{config.output.removesuffix('.json')}.parts"
     journal = Journal(job.journal(parts, config.force))
     done = journal.load()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import suppress
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from halos_eval.errors import BadInput
@@ -68,7 +68,6 @@ def test_what_is_wrong_in_metadata(tmp_path, content, words):
 
 
 @given(content=st.binary(max_size=200) | st.text(alphabet="[]{}:-&*!|>'\"\n a1%?~", max_size=60).map(str.encode))
-@settings(deadline=None)
 def test_whatever_is_in_metadata_is_taken_or_refused(tmp_path_factory, content):
     folder = tmp_path_factory.mktemp("any")
     (folder / "halos_eval.yaml").write_bytes(content)

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from halos_eval.errors import BadInput
@@ -358,7 +358,6 @@ def scratch(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("logs")
 
 
-@settings(deadline=None)
 @given(tasks=TASKS)
 def test_every_table_is_read_back_and_nothing_of_the_original_is_lost(scratch: Path, tasks: Tasks) -> None:
     # A top-level row stands first: a log of subtasks alone has nothing to read.
@@ -380,7 +379,6 @@ def test_every_table_is_read_back_and_nothing_of_the_original_is_lost(scratch: P
 
 
 @given(tasks=TASKS)
-@settings(deadline=None)
 def test_tables_without_direction_are_read_back_too(scratch: Path, tasks: Tasks) -> None:
     tasks = [("first", 0, "1", "0", {("acc", "none"): (0.25, "number", 0.5, False)}), *tasks]
     rows = [[*cells[:5], *cells[6:]] for cells in rendered(tasks)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from pydantic_settings import CliApp, get_subcommand
 
@@ -30,7 +30,13 @@ OPTIONAL_TEXT = st.none() | TEXT
 SHARE = st.floats(0, 1, exclude_min=True)
 COUNT = st.integers(1, 2**40)
 DTYPE = st.sampled_from(["auto", "bfloat16", "float16", "float32"])
-COMMON = {"name": OPTIONAL_TEXT, "suite": OPTIONAL_TEXT, "expect": OPTIONAL_TEXT, "force": st.booleans()}
+COMMON = {
+    "name": OPTIONAL_TEXT,
+    "suite": OPTIONAL_TEXT,
+    "expect": OPTIONAL_TEXT,
+    "force": st.booleans(),
+    "manifest": OPTIONAL_TEXT,
+}
 VLLM = {
     "model": TEXT,
     "revision": OPTIONAL_TEXT,
@@ -74,7 +80,7 @@ ANY_CONFIG = st.one_of(st.builds(kind, **COMMON, **fields) for kind, fields in C
 COMMANDS = {SampleConfig: "sample", HarnessConfig: "harness", JudgeConfig: "judge"}
 
 # The whole classification: a new option has to be put on one side.
-COMMON_PLACEMENT = {"name", "suite", "expect", "force"}
+COMMON_PLACEMENT = {"name", "suite", "expect", "force", "manifest"}
 MODEL_PLACEMENT = COMMON_PLACEMENT | {
     "model", "revision", "chat_template", "tensor_parallel_size", "gpu_memory_utilization", "enforce_eager",
 }  # fmt: skip
@@ -105,7 +111,6 @@ def parse(argv):
 
 
 @given(ANY_CONFIG)
-@settings(deadline=None)
 @example(SampleConfig(model="--force", name="--force", output="-h", stop=("\n\n", '"', "a,b", "--force", "]")))
 @example(JudgeConfig(outputs="-x", output_dir="--x", annotator='{"a": 1}', reference="[1]", name=""))
 @example(HarnessConfig(model="-1", task="1", output_dir="a b", batch_size="auto", seed=(0, 0, 0, -1)))
@@ -180,7 +185,9 @@ def test_a_finished_stage_has_its_record_last(job):
     assert record.scores == outcome().scores
     assert record.provenance.suite == "halos"
     assert record.provenance.inputs == {"model": "d", "dataset": "c"}
-    assert record.provenance.config == {"name": None, "suite": "halos", "expect": None, "force": False}
+    assert record.provenance.config == {
+        "name": None, "suite": "halos", "expect": None, "force": False, "manifest": None,
+    }  # fmt: skip
     assert record.provenance.started <= record.provenance.ended
 
 

@@ -395,3 +395,18 @@ def test_folders_too_deep_to_be_removed_do_not_stop_the_others(outbox, root, fin
         subprocess.run(["rm", "-rf", folder], check=True)  # pytest could not
     assert len(in_store(root)) == 6
     assert f"left in the outbox: {folder}: " in caplog.text
+
+
+def test_a_folder_that_the_kubelet_has_made_stays_empty(outbox, root, finish, monkeypatch, caplog):
+    """The folder above it is not ours, so it cannot be removed; nothing is said of it, now or the next time."""
+    folder = finish()
+
+    def refuse(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "rmdir", refuse)
+    with caplog.at_level(logging.WARNING):
+        for _ in range(2):
+            collect(outbox, root)
+            assert list(folder.iterdir()) == []
+    assert caplog.text == ""

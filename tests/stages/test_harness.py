@@ -7,7 +7,7 @@ from types import SimpleNamespace
 from uuid import uuid4
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -130,7 +130,6 @@ def ask(model, url, save_every, texts):
     save_every=st.integers(1, 13),
     kills=st.lists(st.integers(0, 4), max_size=3),
 )
-@settings(deadline=None)
 def test_a_killed_run_computes_only_the_rest_and_answers_the_same(texts, save_every, kills):
     url = f"memory://{uuid4()}"
     whole = {name: [rule(text) for text in texts] for name, rule in METHODS.items()}
@@ -253,7 +252,8 @@ def test_code_gets_no_network_once_the_model_is_there(monkeypatch, tmp_path, exe
 
         return work
 
-    monkeypatch.setattr(module, "_load_tasks", step("tasks", (None, [])))
+    monkeypatch.setattr(module, "task_manager", lambda include_path: None)
+    monkeypatch.setattr(module, "load_tasks", step("tasks", []))
     monkeypatch.setattr(module, "_load_model", step("model"))
     monkeypatch.setattr(module.sandbox, "close_network_in_children", step("closed"))
     monkeypatch.setattr(module, "_journaled", step("journal"))

@@ -1,0 +1,54 @@
+"""NLTK's data in the cache: ifeval needs its sentence tokenizer, and downloads it while it is imported."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from halos_eval.errors import DataUnavailable
+from halos_eval.hub import cache_root
+
+
+def folder() -> Path:
+    """Where NLTK's data is in the cache."""
+    return cache_root() / "nltk_data"
+
+
+def fetch(download: Callable[..., bool], package: str) -> Path:
+    """The archive of ``package``, with its content unpacked beside it. Raises DataUnavailable.
+
+    NLTK writes both in place: they are made elsewhere and moved, the archive last, so that one that is there is whole.
+    """
+    from filelock import FileLock
+
+    folder().mkdir(parents=True, exist_ok=True)
+    with FileLock(folder() / f"{package}.lock"), tempfile.TemporaryDirectory(dir=folder()) as scratch:
+        if not (found := _archive(folder(), package)):
+            try:
+                download(package, download_dir=scratch, quiet=True, raise_on_error=True)
+                made = _archive(Path(scratch), package)
+            except (OSError, ValueError) as error:
+                raise DataUnavailable(
+                    f"NLTK's package {package} cannot be had ({error}): check the network, or put {package}.zip and "
+                    f"its content where NLTK puts them below {folder()}"
+                ) from error
+            if made is None:
+                raise DataUnavailable(f"NLTK has no package {package}")
+            found = _keep(made)
+    return found
+
+
+def _archive(place: Path, package: str) -> Path | None:
+    return next(place.glob(f"*/{package}.zip"), None)
+
+
+def _keep(archive: Path) -> Path:
+    kind = folder() / archive.parent.name
+    kind.mkdir(exist_ok=True)
+    unpacked = archive.with_suffix("")
+    if unpacked.is_dir():
+        shutil.rmtree(kind / unpacked.name, ignore_errors=True)
+        unpacked.rename(kind / unpacked.name)
+    return archive.rename(kind / archive.name)

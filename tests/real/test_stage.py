@@ -1,0 +1,408 @@
+"""``halos-eval stage`` against a hub with real data, and what runs from it with the hub out of reach."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from contextlib import ExitStack
+from pathlib import Path
+from typing import NamedTuple
+from urllib.request import urlopen
+
+import pytest
+
+from tests.conftest import NO_HUB, server
+
+pytestmark = pytest.mark.real
+
+SUITE = """
+alpaca_eval: {}
+tasks:
+  gsm8k_cot: {}
+  bbh_cot_fewshot: {}
+  humaneval: {confirm_unsafe_code: true}
+  demo_choice: {}
+"""
+VLLM = ("--max-model-len=2048", "--dtype=float32", "--enforce-eager", "--gpu-memory-utilization=0.2")
+TOKEN = "hf_never-to-be-shown"
+# A stand-in for the metric that humaneval loads when it is imported: it executes nothing.
+METRIC = """
+import datasets
+import evaluate
+
+from .figures import VALUE
+
+
+class CodeEval(evaluate.Metric):
+    def _info(self):
+        features = {"predictions": datasets.Sequence(datasets.Value("string")), "references": datasets.Value("string")}
+        return evaluate.MetricInfo(
+            description="", citation="", inputs_description="", features=datasets.Features(features)
+        )
+
+    def _compute(self, predictions, references, k=(1,)):
+        return {f"pass@{one}": VALUE for one in k}, {}
+"""
+# What the harness stage does before it loads a model.
+LOAD = """
+import json
+import sys
+from halos_eval.stages.harness import HarnessConfig, _dataset_revisions, load_tasks, task_manager
+from halos_eval.staged.replay import replayed
+from halos_eval.stages.staging import load_suite
+
+suite, manifest, *tasks = sys.argv[1:]
+found = {}
+with replayed(HarnessConfig(model="", task=tasks[0], output_dir="", manifest=manifest).staged()):
+    manager = task_manager(None)
+    for task in tasks:
+        settings = load_suite(suite).tasks[task].model_dump(exclude={"metric", "profile"})
+        loaded = load_tasks(HarnessConfig(model="", task=task, output_dir="", **settings), manager)
+        leaves = [leaf for one in loaded for leaf in (one.get_all_tasks() if hasattr(one, "get_all_tasks") else [one])]
+        found[task] = {
+            "documents": sum(len(leaf.eval_docs) for leaf in leaves),
+            "commits": sorted(set(_dataset_revisions(loaded).values())),
+        }
+        if task == "humaneval":
+            found[task]["metric"] = leaves[0]._metric_fn_list["pass_at_k"](["x"], [["y"]], [1])
+print(json.dumps(found))
+"""
+
+
+class Place(NamedTuple):
+    """A hub with a log of its requests, a suite, and a cache."""
+
+    root: Path
+    environment: dict[str, str]
+    log: Path
+    suite: Path
+    cache: Path
+
+    def sha(self, kind, repo):
+        """The commit at which the hub says that a repository stands."""
+        with urlopen(f"{self.environment['HF_ENDPOINT']}/api/{kind}/{repo}", timeout=10) as reply:
+            return json.load(reply)["sha"]
+
+    def requests(self):
+        """How many requests of each kind the hub has got so far; ``files`` are bodies of files."""
+        lines = re.findall(r'"(HEAD|GET|POST) (\S+) HTTP', self.log.read_text())
+        return Counter("files" if "/resolve/" in path and verb == "GET" else "questions" for verb, path in lines)
+
+
+@pytest.fixture(scope="module")
+def place(shared, hub_data, tmp_path_factory):
+    """``place()`` gives a Place, its hub running until the module's tests end."""
+    with ExitStack() as stack:
+
+        def make():
+            folder = tmp_path_factory.mktemp("staged")
+            root = hub_data()
+            write_metric(root, 0.25)
+            log, suite = folder / "hub.log", folder / "mine.yaml"
+            suite.write_text(SUITE)
+            words = (sys.executable, shared / "hub" / "hub.py", root, "--port", 0, "--verbose")
+            environment = {"HF_ENDPOINT": stack.enter_context(server(log, *words)), "HF_HOME": str(folder / "cache")}
+            return Place(root, environment, log, suite, folder / "cache")
+
+        yield make
+
+
+def write_metric(root, value):
+    folder = root / "spaces" / "evaluate-metric" / "code_eval"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "code_eval.py").write_text(METRIC)
+    (folder / "figures.py").write_text(f"VALUE = {value}\n")
+
+
+def stage(run, place, manifest, *words, **env):
+    return run("worker", "stage", f"--manifest={manifest}", *words, "--", place.suite, env=place.environment | env)
+
+
+def manifest_at(path):
+    return json.loads(path.read_text())
+
+
+def commits(manifest):
+    return {(item["kind"], item["repo"]): item["revision"] for item in manifest["items"]}
+
+
+def contents(folder):
+    """Every file below ``folder`` with its size and time."""
+    return {path: (path.lstat().st_size, path.lstat().st_mtime_ns) for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture(scope="module")
+def staged(run, place, tmp_path_factory):
+    """A Place with everything staged, and its manifest's path."""
+    made = place()
+    path = tmp_path_factory.mktemp("store") / "manifest.json"
+    done = stage(run, made, path)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "cannot be had" not in done.stdout
+    return made, path
+
+
+def test_the_manifest_has_the_hubs_commits(staged):
+    place, path = staged
+    manifest = manifest_at(path)
+    assert commits(manifest) == {
+        ("dataset", "SaylorTwift/bbh"): place.sha("datasets", "SaylorTwift/bbh"),
+        ("dataset", "openai/gsm8k"): place.sha("datasets", "openai/gsm8k"),
+        ("dataset", "openai/openai_humaneval"): place.sha("datasets", "openai/openai_humaneval"),
+        ("file", "tatsu-lab/alpaca_eval"): place.sha("datasets", "tatsu-lab/alpaca_eval"),
+        ("metric", "evaluate-metric/code_eval"): place.sha("spaces", "evaluate-metric/code_eval"),
+    }
+    needed = Counter(part for item in manifest["items"] for part in item["needed_by"])
+    assert needed == {"alpaca_eval": 3, "gsm8k_cot": 1, "bbh_cot_fewshot": 27, "humaneval": 2}
+    assert {title for title, part in manifest["parts"].items() if part["reason"] is None} == {*needed, "demo_choice"}
+    (gsm8k,) = [item for item in manifest["items"] if item["repo"] == "openai/gsm8k"]
+    raw = place.root / "datasets" / "openai" / "gsm8k" / "main"
+    assert gsm8k["bytes"] == sum(path.stat().st_size for path in raw.iterdir())
+
+
+def test_a_second_run_asks_the_hub_for_nothing(staged, run):
+    place, path = staged
+    before, manifest, files = place.requests(), path.read_bytes(), contents(place.cache)
+    began = time.monotonic()
+    done = stage(run, place, path)
+    seconds = time.monotonic() - began
+    assert done.returncode == 0, done.stderr
+    assert place.requests() == before
+    assert path.read_bytes() == manifest
+    assert contents(place.cache) == files
+    assert "lm_eval" not in done.stderr
+    assert seconds < 20
+
+
+def test_the_next_night_downloads_nothing_that_is_there(staged, run, tmp_path):
+    place, path = staged
+    before = place.requests()
+    done = stage(run, place, tmp_path / "next.json")
+    assert done.returncode == 0, done.stderr
+    new = place.requests() - before
+    assert new["files"] == 0, place.log.read_text()[-3000:]
+    assert new["questions"] > 0
+    assert manifest_at(tmp_path / "next.json")["items"] == manifest_at(path)["items"]
+
+
+def load(run, environments, place, manifest, *tasks):
+    done = subprocess.run(
+        [environments / "worker" / "bin" / "python", "-c", LOAD, place.suite, manifest, *tasks],
+        env=run.variables | place.environment | {"HF_ENDPOINT": NO_HUB},
+        capture_output=True,
+        check=False,
+        text=True,
+        timeout=180,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_what_is_loaded_is_what_the_manifest_says_wherever_the_branches_stand_by_now(
+    run, environments, place, tmp_path
+):
+    """The branches move, another run stages them into the same cache, and then there is no hub any more."""
+    made = place()
+    old, new = tmp_path / "old.json", tmp_path / "new.json"
+    tasks = ("gsm8k_cot", "humaneval", "demo_choice")
+    chosen = f"--tasks={json.dumps(tasks)}"
+    assert stage(run, made, old, chosen).returncode == 0
+    test_set = made.root / "datasets" / "openai" / "gsm8k" / "main" / "test.jsonl"
+    test_set.write_text("".join(test_set.read_text().splitlines(keepends=True)[:100]))
+    write_metric(made.root, 0.75)
+    assert stage(run, made, new, chosen).returncode == 0
+    before, after = manifest_at(old), manifest_at(new)
+    for repo in ("openai/gsm8k", "evaluate-metric/code_eval"):
+        kind = "dataset" if repo == "openai/gsm8k" else "metric"
+        assert commits(before)[kind, repo] != commits(after)[kind, repo]
+
+    files = contents(made.cache)
+    for path, manifest, documents, value in ((old, before, 1319, 0.25), (new, after, 100, 0.75)):
+        found = load(run, environments, made, path, *tasks)
+        assert found["gsm8k_cot"] == {"documents": documents, "commits": [commits(manifest)["dataset", "openai/gsm8k"]]}
+        assert found["humaneval"]["documents"] == 164
+        assert found["humaneval"]["metric"] == {"pass@1": value}
+        assert found["demo_choice"]["documents"] == 24
+    assert contents(made.cache) == files  # so that it may be mounted read-only, and no pod can change another's data
+
+
+def test_a_group_is_loaded_without_the_hub(staged, run, environments):
+    place, path = staged
+    found = load(run, environments, place, path, "bbh_cot_fewshot")
+    assert found == {
+        "bbh_cot_fewshot": {"documents": 6511, "commits": [commits(manifest_at(path))["dataset", "SaylorTwift/bbh"]]}
+    }
+
+
+def test_a_changed_readme_is_another_commit_of_the_same_data(staged, run, tmp_path):
+    place, path = staged
+    readme = place.root / "datasets" / "openai" / "gsm8k" / "README.md"
+    text, times = readme.read_text(), (readme.stat().st_atime_ns, readme.stat().st_mtime_ns)
+    readme.write_text(text + "\nThanks to everybody.\n")
+    try:
+        done = stage(run, place, tmp_path / "m.json", "--tasks=gsm8k_cot")
+    finally:
+        readme.write_text(text)
+        os.utime(readme, ns=times)  # the hub's commits go by it
+    assert done.returncode == 0, done.stderr
+    (before,) = [item for item in manifest_at(path)["items"] if item["repo"] == "openai/gsm8k"]
+    (after,) = manifest_at(tmp_path / "m.json")["items"]
+    assert after["revision"] != before["revision"]
+    assert after["digest"] == before["digest"]
+
+
+def test_a_gated_set_is_named_with_its_task_and_staged_once_there_is_a_token(run, place, tmp_path, hub_data, shared):
+    made = place()
+    (made.root / "gated.txt").write_text(f"openai/openai_humaneval {TOKEN}\n")
+    path = tmp_path / "manifest.json"
+    words = (sys.executable, shared / "hub" / "hub.py", made.root, "--port", 0, "--verbose")
+    with server(tmp_path / "hub.log", *words) as endpoint:  # it reads the list of gated sets when it starts
+        made = made._replace(log=tmp_path / "hub.log", environment=made.environment | {"HF_ENDPOINT": endpoint})
+        chosen = '--tasks=["gsm8k_cot","humaneval"]'
+        refused = stage(run, made, path, chosen)
+        assert refused.returncode == 0, refused.stderr
+        reason = "the dataset openai/openai_humaneval is gated: accept its terms on the hub, and give HF_TOKEN"
+        parts = manifest_at(path)["parts"]
+        assert {title: part["reason"] for title, part in parts.items()} == {"gsm8k_cot": None, "humaneval": reason}
+        assert f"humaneval cannot be had: {reason}" in refused.stderr
+
+        before = made.requests()
+        given = stage(run, made, path, chosen, HF_TOKEN=TOKEN)
+        assert given.returncode == 0, given.stderr
+        assert {part["reason"] for part in manifest_at(path)["parts"].values()} == {None}
+        assert "gsm8k" not in made.log.read_text()[-1000:]
+        assert (made.requests() - before)["files"] > 0
+    for text in (refused.stdout, refused.stderr, given.stdout, given.stderr, path.read_text()):
+        assert TOKEN not in text
+
+
+def test_a_set_that_cannot_be_had_is_told_before_the_model_is_loaded(run, place, tmp_path):
+    made = place()
+    shutil.rmtree(made.root / "datasets" / "openai")
+    path = tmp_path / "manifest.json"
+    done = stage(run, made, path, "--tasks=gsm8k_cot")
+    assert done.returncode == 3
+    assert "gsm8k_cot: the hub has no dataset openai/gsm8k, or it is private" in done.stderr.splitlines()[-1]
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "config.json").write_text("{}")
+    (model / "model.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")
+    words = ("harness", model, "--task=gsm8k_cot", f"--manifest={path}", f"--output-dir={tmp_path / 'out'}")
+    refused = run("worker", *words, env=made.environment)
+    assert refused.returncode == 3
+    assert "the hub has no dataset openai/gsm8k" in refused.stderr
+    assert "vllm" not in refused.stderr
+
+
+def test_a_hub_out_of_reach_is_worth_another_try(run, staged, tmp_path):
+    place, path = staged
+    other = place._replace(environment=place.environment | {"HF_ENDPOINT": NO_HUB})
+    done = stage(run, other, tmp_path / "m.json", "--tasks=alpaca_eval")
+    assert done.returncode == 5
+    assert "the dataset tatsu-lab/alpaca_eval cannot be had (ConnectError)" in done.stderr.splitlines()[-1]
+    assert stage(run, other, path).returncode == 0  # what is staged needs no hub
+
+
+def test_killed_at_any_time_it_ends_the_same(staged, run, tmp_path):
+    place, path = staged
+    cache = tmp_path / "cache"
+    fresh = place._replace(environment=place.environment | {"HF_HOME": str(cache)})
+    words = ("worker", "stage", f"--manifest={tmp_path / 'm.json'}", "--", place.suite)
+    marks = ("hub/*/snapshots/*/alpaca_eval.json", "datasets/openai___gsm8k", "datasets/SaylorTwift___bbh/p*")
+    for mark in marks:
+        with run.started(*words, env=fresh.environment) as process:
+            deadline = time.monotonic() + 120
+            while not list(cache.glob(mark)):
+                assert process.poll() is None, process.log.read_text()[-2000:]
+                assert time.monotonic() < deadline
+                time.sleep(0.005)
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        assert not (tmp_path / "m.json").exists()
+    done = stage(run, fresh, tmp_path / "m.json")
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert manifest_at(tmp_path / "m.json") == manifest_at(path)
+
+
+def test_two_at_once_fill_one_cache(staged, run, tmp_path):
+    place, path = staged
+    environment = place.environment | {"HF_HOME": str(tmp_path / "cache")}
+    targets = [tmp_path / "one.json", tmp_path / "two.json"]
+    with ExitStack() as stack:
+        commands = [("worker", "stage", f"--manifest={target}", "--", place.suite) for target in targets]
+        processes = [stack.enter_context(run.started(*words, env=environment)) for words in commands]
+        for process in processes:
+            assert process.wait(timeout=240) == 0, process.log.read_text()[-2000:]
+    assert [manifest_at(target) for target in targets] == [manifest_at(path)] * 2
+
+
+def test_a_model_from_the_hub_and_real_data_with_the_hub_out_of_reach(run, place, checkpoints, tmp_path):
+    made = place()
+    model = made.root / "models" / "lab" / "smollm"
+    shutil.copytree(checkpoints / "smollm2-135m" / "FINAL", model, copy_function=shutil.copyfile)
+    path = tmp_path / "manifest.json"
+    chosen = '--tasks=["gsm8k_cot","humaneval"]'
+    words = ("stage", f"--manifest={path}", chosen, "--", made.suite, "lab/smollm")
+    done = run("worker", *words, env=made.environment)
+    assert done.returncode == 0, done.stderr[-2000:]
+    manifest = manifest_at(path)
+    commit = made.sha("models", "lab/smollm")
+    assert commits(manifest)["model", "lab/smollm"] == commit
+
+    def harness(task, manifest, *options):
+        folder = tmp_path / task
+        common = (
+            f"--task={task}",
+            f"--output-dir={folder}",
+            f"--manifest={manifest}",
+            *VLLM,
+        )
+        environment = made.environment | {"HF_ENDPOINT": NO_HUB}
+        done = run("worker", "harness", "lab/smollm", *common, *options, env=environment, timeout=300)
+        assert done.returncode == 0, done.stderr[-2000:]
+        record = json.loads((folder / "record.json").read_text())
+        assert record["checkpoint"]["digest"] == f"hub:{commit}"
+        assert record["identity"]["inputs"].keys() == {"model", "data"}
+        return record
+
+    record = harness("gsm8k_cot", path, "--limit=2", "--num-fewshot=1")
+    assert record["coverage"] == {"attempted": 2, "scored": 2}
+    gsm8k = commits(manifest)["dataset", "openai/gsm8k"]
+    assert record["provenance"]["inputs"]["dataset:openai/gsm8k/main"] == gsm8k
+
+    # A pod that executes code reaches no store: it reads the copy in the cache.
+    (copy,) = (made.cache / "halos-eval").iterdir()
+    record = harness("humaneval", copy, "--limit=1", "--confirm-unsafe-code")
+    assert [score["value"] for score in record["scores"]] == [0.25]
+    inputs = record["provenance"]["inputs"]
+    assert inputs["metric:evaluate-metric/code_eval"] == commits(manifest)["metric", "evaluate-metric/code_eval"]
+
+
+def test_the_judge_takes_the_pinned_calibration_with_the_hub_out_of_reach(run, place, replay, outputs, tmp_path):
+    made = place()
+    old, new = tmp_path / "old.json", tmp_path / "new.json"
+    assert stage(run, made, old, "--tasks=alpaca_eval").returncode == 0
+    calibration = made.root / "datasets" / "tatsu-lab" / "alpaca_eval" / "df_gamed.csv"
+    lines = calibration.read_text().splitlines(keepends=True)
+    calibration.write_text("".join(lines[:806]))  # of two models' 805 rows each, those of the first
+    assert stage(run, made, new, "--tasks=alpaca_eval").returncode == 0
+    values = {}
+    for manifest in (old, new):
+        folder = tmp_path / manifest.stem
+        words = ("judge", outputs, "--annotator=gpt-4.1", f"--output-dir={folder}", f"--manifest={manifest}")
+        done = run("judge", *words, env=replay().environment | made.environment | {"HF_ENDPOINT": NO_HUB})
+        assert done.returncode == 0, done.stderr[-2000:]
+        record = json.loads((folder / "record.json").read_text())
+        files = {item["asked"]: item for item in manifest_at(manifest)["items"]}
+        assert record["identity"]["inputs"]["calibration"] == files["df_gamed.csv"]["digest"]
+        assert record["provenance"]["inputs"]["calibration_revision"] == files["df_gamed.csv"]["revision"]
+        values[manifest] = {score["metric"]: score["value"] for score in record["scores"]}
+    assert values[old]["win_rate"] == values[new]["win_rate"]
+    assert values[old]["length_controlled_winrate"] != values[new]["length_controlled_winrate"]
