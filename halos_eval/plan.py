@@ -10,7 +10,6 @@ from halos_eval import layout, store
 from halos_eval.checkpoint import inspect
 from halos_eval.cluster import CPU_PROFILE, OUTBOX, Volume, load_cluster
 from halos_eval.errors import BadInput
-from halos_eval.fingerprint import digest_json
 from halos_eval.record import CheckpointRef, Record, StageName, read_failure, read_model, read_record, write_model
 from halos_eval.registry.base import Checkpoint
 from halos_eval.settings import FROZEN
@@ -249,8 +248,7 @@ def save_plan(plan: Plan, suite: Suite, root: str) -> None:
     """
     url = layout.plan_url(root, plan.suite, plan.checkpoint.name)
     jobs = {job.title: job for job in plan.jobs}
-    settings = {part: suite.settings_of(part).model_dump(mode="json", exclude={"profile"}) for part in suite.parts}
-    definitions = {part: digest_json(one) for part, one in settings.items()}
+    definitions = suite.definitions
     earlier = read_plan(url)
     if earlier and earlier.checkpoint.digest == plan.checkpoint.digest:
         same = {part for part, digest in earlier.definitions.items() if definitions.get(part) == digest}
