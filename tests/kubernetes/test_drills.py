@@ -144,7 +144,7 @@ def test_everything_of_airflow_is_killed_in_the_middle(admin, lab):
     lab.kill()
     assert admin.core.read_namespaced_pod(pod.metadata.name, NAMESPACE).status.phase == "Running"
     lab.start()
-    state, states = lab.finish(run_id, 300)
+    state, states = lab.finish(run_id, 900)
     assert state == "success", states
     assert [one.metadata.uid for one in lab.watcher.since(earlier, "harness")] == [pod.metadata.uid]
 
