@@ -38,10 +38,11 @@ def model(tmp_path):
 def test_no_checkpoint(run, tmp_path):
     done = run("airflow", "plan", "demo", "smolm2-135m", env={"HALOS_EVAL_CHECKPOINTS": str(tmp_path)})
     assert done.returncode == 2
-    assert failure(done).startswith("BadInput: smolm2-135m: there is no such folder")
+    assert failure(done) == f"NotRegistered: there is no checkpoint 'smolm2-135m' in {tmp_path}: there are none"
 
 
 def test_a_folder_that_is_no_model(run, tmp_path):
+    (tmp_path / "notes.txt").write_text("no weights here")
     done = run("airflow", "plan", "demo", tmp_path)
     assert done.returncode == 2
     assert "is no model: there is no config.json" in failure(done)
