@@ -85,7 +85,7 @@ class Commands:
         self._number = 0
 
     def __call__(
-        self, environment: str, *argv: object, env: dict[str, str] | None = None, timeout: float = 120
+        self, environment: str, *argv: object, env: dict[str, str] | None = None, timeout: float = 300
     ) -> subprocess.CompletedProcess[str]:
         """Run to the end."""
         return subprocess.run(
