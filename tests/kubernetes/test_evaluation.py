@@ -2,7 +2,6 @@
 
 import csv
 import gzip
-import json
 
 import pytest
 import yaml
@@ -43,28 +42,27 @@ def test_the_scores_are_those_of_one_machine(lab, evaluated, local_row):
             assert float(there[column]) == pytest.approx(float(value), rel=1e-3)
         else:
             assert there[column] == value, column
-    assert answers(lab.store) == answers(here)
-    assert samples(lab.store) == samples(here)
+    # The same fingerprints, so the same places; what other tests have left beside them is not looked at.
+    (outputs,) = here.glob(f"runs/{CHECKPOINT}/sample/*/outputs.json")
+    samples = list(here.glob(f"runs/{CHECKPOINT}/harness.demo_*/*/samples/*.gz"))
+    assert len(samples) == 3
+    for file in (outputs, *samples):
+        assert content(lab.store / file.relative_to(here)) == content(file)
 
 
-def answers(store):
-    (file,) = store.rglob(f"runs/{CHECKPOINT}/sample/*/outputs.json")
-    return json.loads(file.read_text())
-
-
-def samples(store):
-    files = sorted(store.rglob(f"runs/{CHECKPOINT}/harness.demo_*/*/samples/*.gz"))
-    assert len(files) == 3
-    return [gzip.decompress(file.read_bytes()) for file in files]
+def content(file):
+    data = file.read_bytes()
+    return gzip.decompress(data) if file.suffix == ".gz" else data
 
 
 def test_stages_hold_what_their_profile_says_and_no_more_than_the_pool(lab, evaluated):
     _, pods = evaluated
+    names = {pod.metadata.name for pod in pods}
     held = {}
     for pod in pods:
         held.setdefault(pod.metadata.labels["app.kubernetes.io/component"], []).append(gpus_of(pod))
     assert held == {"sample": [2], "harness": [1, 1, 1], "judge": [0], "summarize": [0]}
-    sums = [sum(holding.gpus.values()) for holding in lab.watcher.holdings]
+    sums = [sum(holding.gpus.values()) for holding in lab.watcher.holdings if names & holding.gpus.keys()]
     assert max(sums) == 2  # the pool's size, which is reached
     pool = lab.call("GET", "/pools/halos_eval_gpu")
     assert (pool["slots"], pool["include_deferred"]) == (2, True)
