@@ -244,7 +244,8 @@ def lab(environments, folders, store, release, launcher, watcher, tmp_path_facto
         HALOS_EVAL_STORE=store.url,
         HALOS_EVAL_CHECKPOINTS=str(folders.checkpoints),
         HALOS_EVAL_SUITES=str(folders.suites),
-        # how soon a task whose worker was killed is tried again; five minutes by default
+        # how soon a task whose scheduler or worker was killed is tried again; five minutes by default
+        AIRFLOW__SCHEDULER__ORPHANED_TASKS_CHECK_INTERVAL="30",
         AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT="60",
         AWS_ENDPOINT_URL=f"http://127.0.0.1:{store.port}",
         AWS_DEFAULT_REGION="us-east-1",
