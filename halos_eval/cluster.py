@@ -159,7 +159,7 @@ class Kubernetes(BaseModel):
     environment: dict[str, str] = {}
     """Plain variables of all stages: AWS_ENDPOINT_URL, HF_ENDPOINT, OPENAI_BASE_URL, ..."""
     secrets: dict[str, SecretKey] = {}
-    """Variables from Secrets; each stage gets only those that are for it (halos_eval/plan.py)."""
+    """Variables from Secrets; each stage gets only those that are for it (orchestration/secrets.py)."""
     volumes: dict[str, Volume] = {}
     """Volumes of all pods, by name: cache and outbox have a meaning, others are mounted as they are."""
     priority_classes: dict[Priority, str] = {}

@@ -3,7 +3,6 @@
 runs/CHECKPOINT/STAGE/FINGERPRINT/{record.json, failure.json, ...}     STAGE is sample, judge or harness.TASK
 plans/SUITE/CHECKPOINT.json                                            what should be there, and under which fingerprint
 reports/SUITE/summary.csv
-manifests/SUITE/NIGHT.json                                             the data that was staged that night
 """
 
 from __future__ import annotations
@@ -38,11 +37,6 @@ def plan_url(root: str, suite: str, checkpoint: str) -> str:
 def report_url(root: str, suite: str) -> str:
     """The summary table of a suite."""
     return store.join(root, "reports", suite, "summary.csv")
-
-
-def manifest_url(root: str, suite: str, night: str) -> str:
-    """The manifest of the data that ``suite`` needs, as staged in one night (or for whatever ``night`` names)."""
-    return store.join(root, "manifests", suite, f"{night}.json")
 
 
 def record_beside(output: str) -> str:

@@ -64,6 +64,11 @@ class PlannedJob(StageJob):
     why: str
     """Why it is done, or has to be run."""
 
+    @property
+    def part(self) -> str:
+        """The part of the suite that it belongs to: alpaca_eval or the task."""
+        return self.task or ALPACA_EVAL
+
 
 class Plan(BaseModel):
     """A suite on a checkpoint."""
@@ -252,8 +257,8 @@ def save_plan(plan: Plan, suite: Suite, root: str) -> None:
     earlier = read_plan(url)
     if earlier and earlier.checkpoint.digest == plan.checkpoint.digest:
         same = {part for part, digest in earlier.definitions.items() if definitions.get(part) == digest}
-        jobs = {job.title: job for job in earlier.jobs if _part(job) in same} | jobs
-    planned = {_part(job) for job in jobs.values()}
+        jobs = {job.title: job for job in earlier.jobs if job.part in same} | jobs
+    planned = {job.part for job in jobs.values()}
     left_out = tuple(part for part in suite.parts if part not in planned)
     update = {"jobs": tuple(jobs.values()), "left_out": left_out, "definitions": definitions}
     write_model(url, plan.model_copy(update=update))
@@ -262,7 +267,3 @@ def save_plan(plan: Plan, suite: Suite, root: str) -> None:
 def read_plan(url: str) -> Plan | None:
     """The plan at ``url``, or None where there is none. Raises StoreError where it is damaged."""
     return read_model(url, Plan)
-
-
-def _part(job: PlannedJob) -> str:
-    return job.task or ALPACA_EVAL

@@ -16,7 +16,7 @@ from halos_eval.errors import BadInput, StoreError
 from halos_eval.plan import Plan, PlannedJob, read_plan
 from halos_eval.registry.base import Checkpoint
 from halos_eval.settings import FROZEN
-from halos_eval.suite import ALPACA_EVAL, load_suite, suite_names
+from halos_eval.suite import load_suite, suite_names
 
 READERS = 16  # threads: they wait for the store
 
@@ -115,8 +115,7 @@ def _progress(plan: Plan, definitions: dict[str, str] | None, there: set[str], o
     left_out = [part for part in plan.left_out if part in wanted and part not in changed]
     states: dict[str, list[str]] = {"done": [], "failed": [], "missing": left_out + changed}
     for job in plan.jobs:
-        part = job.task or ALPACA_EVAL
-        if part in wanted and part not in changed:
+        if job.part in wanted and job.part not in changed:
             states[_state(job, there)].append(job.title)
     return Progress(**{state: tuple(titles) for state, titles in states.items()}, outdated=outdated)
 

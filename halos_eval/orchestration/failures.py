@@ -109,7 +109,8 @@ class StageInterrupted(Infrastructure):
 # Judged in the process that ran the task, by the exception itself; retries and delays are those of the task.
 RETRY_POLICY = ExceptionRetryPolicy(
     rules=[
-        RetryRule(exception=Final, action=RetryAction.FAIL, reason="the same would happen again"),
+        # BadInput: what the operator itself finds wrong, such as a cluster's file that was broken meanwhile
+        RetryRule(exception=[Final, errors.BadInput], action=RetryAction.FAIL, reason="the same would happen again"),
         RetryRule(exception=QuotaExceeded, retry_delay=timedelta(minutes=5), reason="waiting for quota"),
         RetryRule(exception=Infrastructure, reason="nothing is wrong with the evaluation: what is finished is kept"),
     ]

@@ -14,7 +14,8 @@ if [[ -z ${KUBECONFIG:-} ]]; then
     make images WORKER=cpu BUILD="buildah bud --layers --isolation chroot --network host"
     trap '"$equipment/down.sh" "$state"' EXIT
     "$equipment/up.sh" "$kubernetes/bin" "$state"
-    "$equipment/load-image.sh" "$state" docker.io/halos-eval/{worker,judge}:0.1.0
+    version=$(sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
+    "$equipment/load-image.sh" "$state" "docker.io/halos-eval/worker:$version" "docker.io/halos-eval/judge:$version"
     export KUBECONFIG=$state/kubeconfig
 fi
 .venv/dev/bin/pytest -m kubernetes "$@"

@@ -24,7 +24,7 @@ from kubernetes.client import (
     V1PodStatus,
 )
 
-from halos_eval.errors import StoreError
+from halos_eval.errors import BadInput, StoreError
 from halos_eval.orchestration import failures
 from halos_eval.orchestration.failures import (
     RETRY_POLICY,
@@ -48,6 +48,7 @@ from halos_eval.orchestration.failures import (
     last_words,
     refused,
 )
+from halos_eval.registry.base import NotRegistered
 from tests.test_cli import CLASSES
 
 KINDS = [one for one in vars(failures).values() if isinstance(one, type) and issubclass(one, StageFailure)]
@@ -122,6 +123,12 @@ def test_infrastructure_is_tried_again(kind):
     assert decision.action is RetryAction.RETRY
     # None: the task's own delay, which grows from try to try.
     assert decision.retry_delay == (timedelta(minutes=5) if kind is QuotaExceeded else None)
+
+
+def test_bad_input_that_the_operator_finds_itself_is_not_tried_again():
+    """Such as a profile that is gone from the cluster's file since the plan was made."""
+    for error in (BadInput("x"), NotRegistered("x")):
+        assert is_tried_again(error).action is RetryAction.FAIL
 
 
 @pytest.mark.parametrize("error", [AirflowException("x"), StoreError("x"), ApiException(500), OSError("x")])
