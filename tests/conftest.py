@@ -52,7 +52,7 @@ class Judge(NamedTuple):
         with urlopen(self.base_url.removesuffix("/v1") + "/stats", timeout=10) as reply:
             return json.load(reply)
 
-    def wait(self, answered: int, seconds: float = 60) -> None:
+    def wait(self, answered: int, seconds: float = 300) -> None:
         """Return once it has given so many answers."""
         deadline = time.monotonic() + seconds
         while self.stats().get("answered", 0) < answered:
