@@ -35,6 +35,8 @@ class Settings(BaseSettings):
     """Folder with suites of your own (NAME.yaml), looked through before the ones that ship."""
     cluster: Place = str(HERE / "clusters" / "local.yaml")
     """File that says where stages run: on Kubernetes, or on this machine (the one that ships)."""
+    policy: Place = str(HERE / "policies" / "default.yaml")
+    """File that says which suites a newly registered checkpoint gets, and what may be spent."""
     environments: Place = str(Path.cwd() / ".venv")
     """Folder with one virtual environment for each image: worker, judge. Used where there is no cluster."""
     commit: str | None = None

@@ -1,0 +1,91 @@
+"""What is evaluated without anybody asking: which suites a newly registered checkpoint gets, and what it may cost.
+
+One YAML file, named by HALOS_EVAL_POLICY, so that a change of it is reviewed as code is.
+"""
+
+from __future__ import annotations
+
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+import yaml
+from pydantic import BaseModel, Field, ValidationError
+
+from halos_eval.errors import BadInput, describe
+from halos_eval.registry.base import Checkpoint
+from halos_eval.settings import FROZEN, Settings
+
+
+class Limit(BaseModel):
+    """The most that something may cost, by what earlier runs have cost."""
+
+    model_config = FROZEN
+
+    gpu_hours: float | None = Field(None, ge=0)
+    """Hours times GPUs; None: no limit."""
+    judge_dollars: float | None = Field(None, ge=0)
+    """US dollars for the judge; None: no limit."""
+
+
+class Limits(BaseModel):
+    """Limits of what has not started yet."""
+
+    model_config = FROZEN
+
+    run: Limit = Limit()
+    """For one checkpoint and one suite, whoever asks for it."""
+    night: Limit = Limit()
+    """For all that one night starts."""
+
+
+class Rule(BaseModel):
+    """Checkpoints, and what they get."""
+
+    model_config = FROZEN
+
+    match: str = "*"
+    """Pattern of names: * stands for anything."""
+    tags: dict[str, str] = {}
+    """Patterns of tags, all of which the checkpoint has to have."""
+    suites: tuple[str, ...]
+    """Names of suites; none: it is not evaluated by itself."""
+
+    def fits(self, checkpoint: Checkpoint) -> bool:
+        """Whether ``checkpoint`` is meant."""
+        return fits(checkpoint, (self.match,), self.tags)
+
+
+class EvaluationPolicy(BaseModel):
+    """The file."""
+
+    model_config = FROZEN
+
+    look_back_days: float = Field(7, ge=0)
+    """A night also takes what was registered so long before it and has not been evaluated: what came late."""
+    limits: Limits = Limits()
+    """What may be spent."""
+    rules: tuple[Rule, ...]
+    """The first one that fits a checkpoint counts."""
+
+    def suites_for(self, checkpoint: Checkpoint) -> tuple[str, ...]:
+        """The suites that ``checkpoint`` gets."""
+        return next((rule.suites for rule in self.rules if rule.fits(checkpoint)), ())
+
+
+def fits(checkpoint: Checkpoint, patterns: tuple[str, ...], tags: dict[str, str]) -> bool:
+    """Whether the name fits one of ``patterns``, and there are tags that fit all patterns in ``tags``."""
+    own = checkpoint.metadata.tags
+    return any(fnmatchcase(checkpoint.name, pattern) for pattern in patterns) and all(
+        key in own and fnmatchcase(own[key], pattern) for key, pattern in tags.items()
+    )
+
+
+def load_policy() -> EvaluationPolicy:
+    """The policy of HALOS_EVAL_POLICY. Raises BadInput with everything that is wrong in the file at once."""
+    path = Path(Settings().policy)
+    try:
+        return EvaluationPolicy.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+    except ValidationError as error:
+        raise BadInput(f"policy {path}: {describe(error)}") from error
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise BadInput(f"policy {path} cannot be read: {error}. HALOS_EVAL_POLICY names it") from error
