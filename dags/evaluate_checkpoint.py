@@ -74,6 +74,7 @@ PARAMS = {
     schedule=None,
     params=PARAMS,
     catchup=False,
+    max_active_runs=512,  # GPUs and priorities decide what goes first, not the order of the runs
     tags=["evaluation"],
     doc_md=__doc__,
     default_args={

@@ -25,6 +25,9 @@ CPU_PROFILE = "cpu"
 """The profile of the judge and of the summary: they use no GPU."""
 GPU_POOL = "halos_eval_gpu"
 JUDGE_POOL = "halos_eval_judge"
+BACKFILL_POOL = "halos_eval_backfill"
+BACKFILL_SLOTS = 60
+"""A backfill that runs at most N checkpoints at a time takes an Nth of these for each."""
 CACHE = "cache"
 """The volume for models and datasets from the hub; HF_HOME is on it."""
 OUTBOX = "outbox"
@@ -127,6 +130,7 @@ class Pools(BaseModel):
         return {
             GPU_POOL: {"slots": self.gpu, "description": "GPUs", "include_deferred": True},
             JUDGE_POOL: {"slots": self.judge, "description": "judge stages", "include_deferred": True},
+            BACKFILL_POOL: {"slots": BACKFILL_SLOTS, "description": "older checkpoints", "include_deferred": True},
         }
 
 

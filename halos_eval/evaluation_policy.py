@@ -62,6 +62,8 @@ class EvaluationPolicy(BaseModel):
 
     look_back_days: float = Field(7, ge=0)
     """A night also takes what was registered so long before it and has not been evaluated: what came late."""
+    message_after_hours: float = Field(10, gt=0)
+    """A night's message is sent when all that it has started has ended, or after so many hours."""
     limits: Limits = Limits()
     """What may be spent."""
     rules: tuple[Rule, ...]

@@ -2,9 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+from datetime import datetime, timedelta
+from fnmatch import fnmatchcase
+
 from pydantic import BaseModel
 
+from halos_eval import layout
+from halos_eval.evaluation_policy import EvaluationPolicy, fits
+from halos_eval.fingerprint import digest_json
+from halos_eval.progress import overview
+from halos_eval.registry.base import Checkpoint, Moment, Registry
 from halos_eval.settings import FROZEN
+from halos_eval.suite import load_suite
+
+LONGEST = 100  # characters of a checkpoint's name in a run's; Airflow takes 250 for all of it
 
 
 class Evaluation(BaseModel):
@@ -31,3 +43,93 @@ class Selection(BaseModel):
     """CHECKPOINT: SUITE, of what has been evaluated already."""
     left_out: dict[str, str] = {}
     """What is not started though it is registered (half-written, over the limit, no rule for it), with the reason."""
+
+
+class Backfill(BaseModel):
+    """Which of the older checkpoints get a suite."""
+
+    model_config = FROZEN
+
+    match: tuple[str, ...] = ("*",)
+    """Patterns of names, one of which has to fit: * stands for anything."""
+    tags: dict[str, str] = {}
+    """Patterns of tags, all of which the checkpoint has to have."""
+    registered_from: Moment | None = None
+    """Only those registered then or later."""
+    registered_until: Moment | None = None
+    """Only those registered before."""
+    suite: str
+    """Name of the suite."""
+    only_missing: bool = True
+    """Leave out what is complete, and run only what is missing of the others; else everything is run again."""
+
+
+def for_night(
+    registry: Registry, policy: EvaluationPolicy, root: str, start: datetime | None, end: datetime | None
+) -> Selection:
+    """What the policy wants of the checkpoints registered in [start, end), and is not complete in the store ``root``.
+
+    Raises BadInput where the policy names a suite that is none, and what the registry raises if it cannot be read.
+    """
+    listed = registry.registered(start, end)
+    return _select(*_wanted(policy, listed.checkpoints, listed.skipped), root)
+
+
+def for_registration(registry: Registry, policy: EvaluationPolicy, root: str, name: str) -> Selection:
+    """The same for the one checkpoint called ``name``. Raises what the registry raises for it."""
+    return _select(*_wanted(policy, [registry.get(name)], {}), root)
+
+
+def for_backfill(registry: Registry, asked: Backfill, root: str, origin: str) -> Selection:
+    """What is asked for, with runs of its own for each ``origin``: a backfill tries again what has failed before.
+
+    Raises BadInput, and what the registry raises if it cannot be read.
+    """
+    listed = registry.registered(asked.registered_from, asked.registered_until)
+    wanted = [(one, asked.suite) for one in listed.checkpoints if fits(one, asked.match, asked.tags)]
+    skipped = {  # by their names only: what cannot be read has no tags
+        name: why for name, why in listed.skipped.items() if any(fnmatchcase(name, one) for one in asked.match)
+    }
+    return _select(wanted, skipped, root, origin=origin, anew=not asked.only_missing)
+
+
+def look_back(policy: EvaluationPolicy, start: datetime) -> datetime:
+    """Where the night that begins at ``start`` begins to look."""
+    return start - timedelta(days=policy.look_back_days)
+
+
+def _wanted(
+    policy: EvaluationPolicy, checkpoints: Iterable[Checkpoint], skipped: dict[str, str]
+) -> tuple[list[tuple[Checkpoint, str]], dict[str, str]]:
+    """What the policy wants, and what is left out."""
+    wanted, left_out = [], dict(skipped)
+    for checkpoint in checkpoints:
+        suites = policy.suites_for(checkpoint)
+        wanted += [(checkpoint, suite) for suite in suites]
+        if not suites:
+            left_out[checkpoint.name] = "the policy gives it no suite"
+    return wanted, left_out
+
+
+def _select(
+    wanted: Sequence[tuple[Checkpoint, str]], left_out: dict[str, str], root: str, origin: str = "", anew: bool = False
+) -> Selection:
+    definitions = {suite: load_suite(suite).definitions for _, suite in wanted}
+    checkpoints = list({one.name: one for one, _ in wanted}.values())
+    progress = {} if anew else overview(root, checkpoints, list(definitions)).progress
+    evaluations, complete = [], []
+    for checkpoint, suite in wanted:
+        state = progress.get(checkpoint.name, {}).get(suite)
+        if state and state.complete:
+            complete.append(f"{checkpoint.name}: {suite}")
+            continue
+        run_id = _run_id(checkpoint, suite, definitions[suite], origin)
+        evaluations.append(Evaluation(checkpoint=checkpoint.name, suite=suite, run_id=run_id))
+    return Selection(evaluations=tuple(evaluations), complete=tuple(complete), left_out=left_out)
+
+
+def _run_id(checkpoint: Checkpoint, suite: str, definitions: dict[str, str], origin: str) -> str:
+    """The same name for the same weights and the same suite: registered anew, or with another task, it is another."""
+    registered = checkpoint.registered.isoformat() if checkpoint.registered else None
+    digest = digest_json([checkpoint.name, registered, checkpoint.revision, definitions, origin])
+    return f"{suite}__{layout.folder_name(checkpoint.name)[:LONGEST]}__{digest[:12]}"

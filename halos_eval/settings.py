@@ -37,6 +37,10 @@ class Settings(BaseSettings):
     """File that says where stages run: on Kubernetes, or on this machine (the one that ships)."""
     policy: Place = str(HERE / "policies" / "default.yaml")
     """File that says which suites a newly registered checkpoint gets, and what may be spent."""
+    night: str = "0 20 * * *"
+    """When the night begins, as cron writes it: what was registered since the last one is evaluated then."""
+    timezone: str = "UTC"
+    """The time zone of ``night``, such as Europe/Berlin."""
     environments: Place = str(Path.cwd() / ".venv")
     """Folder with one virtual environment for each image: worker, judge. Used where there is no cluster."""
     commit: str | None = None

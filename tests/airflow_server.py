@@ -33,31 +33,31 @@ class Airflow:
         """Trigger a run; its id."""
         return self.call("POST", f"/dags/{dag}/dagRuns", {"logical_date": None, "conf": conf})["dag_run_id"]
 
-    def instances(self, run_id):
+    def instances(self, run_id, dag="evaluate_checkpoint"):
         """The task instances of a run."""
-        path = f"/dags/evaluate_checkpoint/dagRuns/{run_id}/taskInstances?limit=50"
+        path = f"/dags/{dag}/dagRuns/{run_id}/taskInstances?limit=50"
         return self.call("GET", path)["task_instances"]
 
-    def states(self, run_id):
+    def states(self, run_id, dag="evaluate_checkpoint"):
         """States by task and what the map index stands for."""
         return {
             (one["task_id"], one["rendered_map_index"] or one["map_index"]): one["state"]
-            for one in self.instances(run_id)
+            for one in self.instances(run_id, dag)
         }
 
-    def state(self, run_id):
-        return self.call("GET", f"/dags/evaluate_checkpoint/dagRuns/{run_id}")["state"]
+    def state(self, run_id, dag="evaluate_checkpoint"):
+        return self.call("GET", f"/dags/{dag}/dagRuns/{run_id}")["state"]
 
-    def log(self, run_id, task, map_index=-1, attempt=1):
+    def log(self, run_id, task, map_index=-1, attempt=1, dag="evaluate_checkpoint"):
         """The log of one try of a task, as text."""
-        path = f"/dags/evaluate_checkpoint/dagRuns/{run_id}/taskInstances/{task}/logs/{attempt}"
+        path = f"/dags/{dag}/dagRuns/{run_id}/taskInstances/{task}/logs/{attempt}"
         content = self.call("GET", f"{path}?map_index={map_index}&full_content=true")["content"]
         return "\n".join(json.dumps(line, ensure_ascii=False) for line in content)
 
-    def finish(self, run_id, seconds=240):
+    def finish(self, run_id, seconds=240, dag="evaluate_checkpoint"):
         """Wait for the end of a run; its state and those of its tasks."""
-        wait_for(lambda: self.state(run_id) in DONE, seconds, lambda: self.states(run_id))
-        return self.state(run_id), self.states(run_id)
+        wait_for(lambda: self.state(run_id, dag) in DONE, seconds, lambda: self.states(run_id, dag))
+        return self.state(run_id, dag), self.states(run_id, dag)
 
 
 def wait_for(condition, seconds=60, words=lambda: "", every=0.5):

@@ -7,21 +7,23 @@ it has been planned. Airflow's cluster policy may set both for each instance. Re
 
 from __future__ import annotations
 
+from math import ceil
 from typing import TYPE_CHECKING, Any, get_args
 
 from airflow import settings
 from airflow.models.pool import Pool
 from airflow.models.xcom import XComModel
 from airflow.policies import hookimpl
+from airflow.utils.types import DagRunType
 from sqlalchemy.orm import object_session
 
-from halos_eval.cluster import GPU_POOL, Priority
+from halos_eval.cluster import BACKFILL_POOL, BACKFILL_SLOTS, GPU_POOL, Priority
+from halos_eval.orchestration.names import AT_MOST, BACKFILL, EVALUATION, NIGHT
 
 if TYPE_CHECKING:
     from airflow.models.dagrun import DagRun
     from airflow.models.taskinstance import TaskInstance
 
-DAG_ID = "evaluate_checkpoint"
 GPU_TASKS = {"sample": "sampling", "harness": "plan"}
 """Mapped tasks that hold GPUs, and the task whose list of jobs each is expanded over."""
 # Every task of a manual run comes before every task of a nightly one, and those before a backfill's.
@@ -35,9 +37,27 @@ settings.task_instance_mutation_hook.is_noop = False  # type: ignore[attr-define
 
 @hookimpl
 def task_instance_mutation_hook(task_instance: TaskInstance, dag_run: DagRun | None) -> None:
-    """Set the pool slots and the priority of one task instance of ``evaluate_checkpoint``."""
-    if dag_run is None or dag_run.dag_id != DAG_ID:
-        return
+    """Set the pool slots and the priority of a stage, or of a task that starts an evaluation in a backfill."""
+    if dag_run is not None and dag_run.dag_id == EVALUATION:
+        _evaluation(task_instance, dag_run)
+    elif dag_run is not None and task_instance.task_id == "evaluate" and _is_backfill(dag_run):
+        _backfill(task_instance, dag_run)
+
+
+def _is_backfill(dag_run: DagRun) -> bool:
+    return dag_run.dag_id == BACKFILL or (dag_run.dag_id == NIGHT and dag_run.run_type == DagRunType.BACKFILL_JOB)
+
+
+def _backfill(task_instance: TaskInstance, dag_run: DagRun) -> None:
+    """It holds its slots while the run that it has started lasts: so there are at most so many at a time."""
+    at_most = (dag_run.conf or {}).get("at_most", AT_MOST)
+    if isinstance(at_most, int) and 1 <= at_most <= BACKFILL_SLOTS:  # a run with anything else is refused
+        task_instance.pool = BACKFILL_POOL
+        task_instance.pool_slots = ceil(BACKFILL_SLOTS / at_most)
+        task_instance.priority_weight = CLASSES["backfill"] - _place(dag_run.id, task_instance.map_index)
+
+
+def _evaluation(task_instance: TaskInstance, dag_run: DagRun) -> None:
     asked = (dag_run.conf or {}).get("priority", "manual")
     if asked in get_args(Priority):  # a run with anything else is refused, but perhaps not yet
         task_instance.priority_weight = CLASSES[asked] - _place(dag_run.id, task_instance.map_index)

@@ -1,0 +1,176 @@
+"""Nights, backfills and registrations through a running scheduler. The stages take no time: what counts is which run."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import time
+from collections import Counter
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from tests.airflow_server import Airflow, airflow_environment, free_port, migrate, standalone, wait_for
+from tests.doubles import make_checkpoint
+from tests.real import stage_double
+
+pytestmark = pytest.mark.real
+
+SUITE = "tasks: {demo_cloze: {}}\n"
+POLICY = """
+rules:
+  - {match: "old-*", suites: [own]}
+  - {match: "burst-*", suites: [own]}
+  - {match: "new-*", suites: [own]}
+"""
+NIGHT, BACKFILL, REGISTERED = "nightly_evaluation", "backfill_evaluation", "registered_evaluation"
+
+
+class Lab(Airflow):
+    """A running Airflow with a folder of checkpoints, a suite and a policy of its own."""
+
+    def __init__(self, port, folder, environment, calls):
+        super().__init__(port, folder / "store")
+        self.folder, self.environment, self.calls = folder, environment, calls
+
+    def register(self, name, days_ago=0.0, half=False):
+        """Write a checkpoint; ``half``: without the weights."""
+        folder = make_checkpoint(self.folder / "checkpoints" / name / "FINAL")
+        if half:
+            (folder / "model.safetensors").unlink()
+        if days_ago:
+            then = time.time() - days_ago * 86400
+            for path in (*folder.iterdir(), folder, folder.parent):
+                os.utime(path, (then, then))
+
+    def evaluated(self):
+        """How often each task of each checkpoint was evaluated."""
+        return Counter(self.calls.read_text().splitlines())
+
+    def pause(self, dag, paused):
+        self.call("PATCH", f"/dags/{dag}", {"is_paused": paused})
+
+    def night(self):
+        """Run a night now; its state and its tasks' states."""
+        return self.finish(self.trigger(NIGHT), dag=NIGHT)
+
+    def runs(self, dag, **conf):
+        """All runs of a DAG."""
+        found = self.call("GET", f"/dags/{dag}/dagRuns?limit=100")["dag_runs"]
+        return [one for one in found if conf.items() <= (one["conf"] or {}).items()]
+
+
+@pytest.fixture(scope="module")
+def lab(environments, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("nights")
+    for name in ("suites", "checkpoints"):
+        (folder / name).mkdir()
+    (folder / "suites" / "own.yaml").write_text(SUITE)
+    (folder / "policy.yaml").write_text(POLICY)
+    calls = stage_double.install(folder / "environments", environments, environments / "airflow" / "bin" / "python")
+    port = free_port()
+    environment = airflow_environment(
+        environments,
+        folder,
+        port,
+        HALOS_EVAL_STORE=f"file://{folder / 'store'}",
+        HALOS_EVAL_CHECKPOINTS=str(folder / "checkpoints"),
+        HALOS_EVAL_SUITES=str(folder / "suites"),
+        HALOS_EVAL_POLICY=str(folder / "policy.yaml"),
+        HALOS_EVAL_ENVIRONMENTS=str(folder / "environments"),
+    )
+    migrate(environment)
+    with standalone(environment, port):
+        yield Lab(port, folder, environment, calls)
+
+
+def test_a_night_with_nothing_to_do_is_green_and_says_so(lab):
+    lab.pause(NIGHT, False)  # that starts the last night at once
+    (first,) = wait_for(lambda: lab.runs(NIGHT), 60)
+    state, tasks = lab.finish(first["dag_run_id"], dag=NIGHT)
+    assert state == "success"
+    assert tasks["evaluate", -1] == "skipped"
+    assert "nothing to do" in lab.log(first["dag_run_id"], "find", dag=NIGHT)
+
+
+def test_what_is_registered_is_evaluated_once_and_what_is_half_written_when_it_is_whole(lab):
+    lab.register("new-a")
+    lab.register("new-b")
+    lab.register("new-c", half=True)
+    for _ in range(2):
+        state, tasks = lab.night()
+        assert state == "success", tasks
+    assert lab.evaluated() == {"new-a demo_cloze": 1, "new-b demo_cloze": 1}
+    newest = lab.runs(NIGHT)[-1]["dag_run_id"]
+    assert "new-c is left out" in lab.log(newest, "find", dag=NIGHT)
+
+    lab.register("new-c")
+    assert lab.night()[0] == "success"
+    assert lab.evaluated() == {"new-a demo_cloze": 1, "new-b demo_cloze": 1, "new-c demo_cloze": 1}
+
+
+def test_a_backfill_over_a_month_runs_each_once_and_at_most_two_at_a_time(lab):
+    olds = [f"old-{number}" for number in range(6)]
+    for number, name in enumerate(olds):
+        lab.register(name, days_ago=12 + number // 3 * 0.1 + number)
+    today = datetime.now(UTC).date()
+    words = ["--from-date", f"{today - timedelta(days=30)}", "--to-date", f"{today - timedelta(days=9)}"]
+    words += ["--dag-id", NIGHT, "--dag-run-conf", '{"at_most": 2}', "--max-active-runs", "30"]
+    program = [str(lab.folder.parent), "airflow"]
+    program = [lab.environment["PATH"].split(":")[0] + "/airflow", "backfill", "create", *words]
+    subprocess.run(program, env=lab.environment, check=True, capture_output=True, timeout=120)
+
+    most = watch(lab, NIGHT, olds)
+    assert most == 2
+    assert {f"{name} demo_cloze": 1 for name in olds}.items() <= lab.evaluated().items()
+
+
+def test_a_task_that_was_added_to_the_suite_runs_alone(lab):
+    before = lab.evaluated()
+    olds = [f"old-{number}" for number in range(6)]
+    (lab.folder / "suites" / "own.yaml").write_text("tasks: {demo_cloze: {}, demo_choice: {}}\n")
+    params = {"suite": "own", "match": ["old-*"], "at_most": 3}
+    dry = lab.trigger(BACKFILL, **params)
+    assert lab.finish(dry, dag=BACKFILL)[0] == "success"
+    assert "dry run: nothing is started" in lab.log(dry, "find", dag=BACKFILL)
+    assert lab.evaluated() == before
+
+    run_id = lab.trigger(BACKFILL, **params, dry_run=False)
+    assert watch(lab, BACKFILL, olds) <= 3
+    assert lab.finish(run_id, dag=BACKFILL)[0] == "success"
+    assert lab.evaluated() == before + Counter(f"{name} demo_choice" for name in olds)
+
+
+def test_a_burst_of_registrations_loses_none(lab):
+    lab.pause("evaluate_checkpoint", True)  # which run there is counts, not what it does
+    lab.pause(REGISTERED, False)
+    names = [f"burst-{number:02}" for number in range(50)]
+    for name in names:
+        lab.register(name)
+    (asset,) = lab.call("GET", "/assets?name_pattern=checkpoint_registered")["assets"]
+    for name in names:
+        lab.call("POST", "/assets/events", {"asset_id": asset["id"], "partition_key": name})
+
+    def started():
+        return [run["conf"]["checkpoint"] for run in lab.runs("evaluate_checkpoint") if run["state"] == "queued"]
+
+    wait_for(lambda: len(started()) >= 50, 300, lambda: sorted(started()))
+    assert sorted(started()) == names
+    lab.call("POST", "/assets/events", {"asset_id": asset["id"], "partition_key": names[0]})
+    wait_for(lambda: len(lab.runs(REGISTERED)) == 51, 60)
+    wait_for(lambda: {run["state"] for run in lab.runs(REGISTERED)} == {"success"}, 120)
+    assert sorted(started()) == names
+
+
+def watch(lab, dag, names):
+    """Wait until all runs of ``dag`` have ended; the most evaluations of ``names`` that were open at the same time."""
+    most = 0
+    deadline = time.monotonic() + 400
+    while any(run["state"] not in {"success", "failed"} for run in lab.runs(dag)) or not most:
+        assert time.monotonic() < deadline, [(run["dag_run_id"], run["state"]) for run in lab.runs(dag)]
+        runs = [run for run in lab.runs("evaluate_checkpoint", priority="backfill")]
+        open_ones = [run for run in runs if run["state"] in {"queued", "running"}]
+        assert {run["conf"]["checkpoint"] for run in open_ones} <= set(names)
+        most = max(most, len(open_ones))
+        time.sleep(0.5)
+    return most
