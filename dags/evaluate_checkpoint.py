@@ -1,11 +1,15 @@
 """### evaluate_checkpoint: one suite on one checkpoint
 
-`plan` says what is there already; then `sample` and `judge` (AlpacaEval) beside one `harness` task for each lm_eval
-task; `summarize` writes the suite's table whatever happened before it; `verdict` is red if anything is missing.
-Trigger it again after a failure: what is finished is not run again.
+`prepare` checks what is asked for; `stage` fetches and pins the data that is not pinned yet; `plan` says what is there
+already; then `sample` and `judge` (AlpacaEval) beside one `harness` task for each lm_eval task; `summarize` writes the
+suite's table whatever happened before it; `verdict` is red if anything is missing. Trigger it again after a failure:
+what is finished is not run again.
 
 #### Triage
-* **plan failed**: bad input (the message names the remedy). Nothing was spent. Mend it and trigger again.
+* **prepare or plan failed**: bad input (the message names the remedy). Nothing was spent. Mend it and trigger again.
+* **stage failed**: often the hub is out of reach. What was pinned before is evaluated all the same: trigger it again
+  for the rest.
+* **verdict says that a part cannot be had**: mend the reason (a gated set needs `HF_TOKEN`) and trigger it again.
 * **one harness task failed**: its cell is empty, the others stand. Its log ends with the reason; clear that task.
 * **judge failed, JudgeRefused**: key, quota or model name at the endpoint. Clear `judge`: paid answers are kept.
 * **Incomplete, StoreError**: retried by themselves. If they stay: the endpoint or the store is down.
@@ -20,7 +24,7 @@ from airflow.sdk import Param, dag, get_current_context, task
 
 from halos_eval.cluster import GPU_POOL, JUDGE_POOL
 from halos_eval.orchestration.door import stage_operator
-from halos_eval.orchestration.evaluation import check_complete, plan_evaluation
+from halos_eval.orchestration.evaluation import check_complete, plan_evaluation, prepare_evaluation
 from halos_eval.orchestration.failures import RETRY_POLICY
 
 PART = "^[A-Za-z0-9][A-Za-z0-9_.-]*$"
@@ -90,12 +94,16 @@ def evaluate_checkpoint() -> None:
     """Declare the tasks."""
 
     @task
+    def prepare() -> dict[str, Any]:
+        return prepare_evaluation(dict(get_current_context()["params"]))
+
+    @task(trigger_rule="all_done_min_one_success")  # what is staged already is evaluated where staging has failed
     def plan() -> list[dict[str, Any]]:
         return plan_evaluation(dict(get_current_context()["params"]))
 
     @task
-    def verdict(jobs: dict[str, str]) -> None:
-        check_complete(jobs)
+    def verdict(jobs: dict[str, str], unavailable: dict[str, str]) -> None:
+        check_complete(jobs, unavailable)
 
     @task
     def sampling(job: dict[str, Any]) -> list[dict[str, Any]]:
@@ -103,7 +111,14 @@ def evaluate_checkpoint() -> None:
         return [job]
 
     operator = stage_operator()
+    prepared = prepare()
+    stage = operator(
+        task_id="stage",
+        job=prepared,
+        max_active_tis_per_dag=1,  # the manifest is read, added to and rewritten whole
+    )
     planned = plan()
+    [prepared, stage] >> planned
     # Mapped, although it is one job: what it takes from the pool is set when it is expanded, after the plan.
     sample = operator.partial(task_id="sample", pool=GPU_POOL).expand(job=sampling(planned["sample"]))
     harness = operator.partial(task_id="harness", pool=GPU_POOL, map_index_template="{{ task.job['task'] }}").expand(
@@ -117,7 +132,7 @@ def evaluate_checkpoint() -> None:
     )
     sample >> judge
     # A teardown: it runs whatever failed before it, but not without a plan, and clearing a task clears it as well.
-    [judge, harness] >> summarize.as_teardown(setups=planned) >> verdict(planned["jobs"])
+    [judge, harness] >> summarize.as_teardown(setups=planned) >> verdict(planned["jobs"], planned["unavailable"])
 
 
 evaluate_checkpoint()

@@ -76,13 +76,17 @@ def inspect(model: str, revision: str | None = None, manifest: Manifest | None =
 
     Raises BadInput for what is no model or is not complete, DataUnavailable for what cannot be found.
     """
+    _check_loadable(model)
+    with readable(model):
+        return _inspect(Path(model), model, revision, manifest)
+
+
+def _check_loadable(model: str) -> None:
     if "://" in model:
         raise BadInput(
             f"{model}: vLLM loads weights from a folder, not from object storage. Copy them to a folder that the "
             "evaluation can read, and give that one"
         )
-    with readable(model):
-        return _inspect(Path(model), model, revision, manifest)
 
 
 def _inspect(folder: Path, model: str, revision: str | None, manifest: Manifest | None) -> Weights:
@@ -152,6 +156,13 @@ def _check_repository(repo: str) -> str:
 def hub_name(repo: str, revision: str | None) -> str:
     """How a manifest calls a model."""
     return f"{repo}@{revision}" if revision else repo
+
+
+def to_stage(model: str, revision: str | None = None) -> str | None:
+    """What `halos-eval stage` is told of ``model``: None where all its weights are in folders. Raises BadInput."""
+    _check_loadable(model)
+    with readable(model):
+        return hub_name(model, revision) if hub_model(model, revision) else None
 
 
 def check_staged(model: str, revision: str | None, manifest: Manifest | None) -> None:

@@ -219,12 +219,14 @@ def _cell(value: Any, error: Any) -> str:
 
 
 def _plan(config: PlanConfig) -> None:
+    suite = load_suite(config.suite).keep(list(config.tasks))
     found = planning.make_plan(
-        load_suite(config.suite).keep(list(config.tasks)),
+        suite,
         _find(config.checkpoint),
         config.store,
         force=config.force,
         judge=config.judge,
+        manifest=planning.suite_manifest(suite.name, config.store),
     )
     if config.json_output:
         print(found.model_dump_json(indent=2))
@@ -232,7 +234,10 @@ def _plan(config: PlanConfig) -> None:
     table = Table("", "stage", "task", "fingerprint", "why", title=f"{found.suite} on {found.checkpoint.name}")
     for job in found.jobs:
         table.add_row("done" if job.done else "run", job.stage, job.task or "", job.fingerprint, job.why)
-    Console(markup=False).print(table)
+    console = Console(markup=False)
+    console.print(table)
+    for part, reason in found.unavailable.items():
+        console.print(f"{part} cannot be had: {reason}", soft_wrap=True)
 
 
 def _find(checkpoint: str) -> Checkpoint:

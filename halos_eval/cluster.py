@@ -22,7 +22,7 @@ Priority = Literal["manual", "nightly", "backfill"]
 DEFAULT_PROFILE = "default"
 """The profile of GPU stages for which nobody names another."""
 CPU_PROFILE = "cpu"
-"""The profile of the judge and of the summary: they use no GPU."""
+"""The profile of staging, of the judge and of the summary: they use no GPU."""
 GPU_POOL = "halos_eval_gpu"
 JUDGE_POOL = "halos_eval_judge"
 BACKFILL_POOL = "halos_eval_backfill"
@@ -195,6 +195,21 @@ class Cluster(BaseModel):
     def outbox(self) -> Volume | None:
         """The volume of that name; None without a cluster or without one."""
         return self.kubernetes.volumes.get(OUTBOX) if self.kubernetes else None
+
+    @property
+    def cache(self) -> Volume | None:
+        """The cache that all pods share; None without a cluster, too.
+
+        There is none where what a pod fetches ends with it, or where a profile has a cache of its own.
+        """
+        found = self.kubernetes.volumes.get(CACHE) if self.kubernetes else None
+        shared = all(profile.volumes.get(CACHE, found) == found for profile in self.profiles.values())
+        return found if found and shared and (found.persistent_volume_claim or found.host_path) else None
+
+    @property
+    def can_stage(self) -> bool:
+        """Whether what one stage fetches is there for the next: on this machine always."""
+        return self.kubernetes is None or self.cache is not None
 
     def gpu_profile(self, name: str) -> Profile:
         """The profile called ``name``, for a stage that loads a model. Raises BadInput if it cannot ever run."""

@@ -2,6 +2,7 @@
 
 runs/CHECKPOINT/STAGE/FINGERPRINT/{record.json, failure.json, ...}     STAGE is sample, judge or harness.TASK
 plans/SUITE/CHECKPOINT.json                                            what should be there, and under which fingerprint
+manifests/SUITE.json                                                   the data of all runs of a suite, pinned
 reports/SUITE/summary.csv
 """
 
@@ -32,6 +33,11 @@ def plans_url(root: str) -> str:
 def plan_url(root: str, suite: str, checkpoint: str) -> str:
     """The plan of the latest run of ``suite`` on ``checkpoint``."""
     return store.join(plans_url(root), suite, f"{folder_name(checkpoint)}.json")
+
+
+def manifest_url(root: str, suite: str) -> str:
+    """The manifest of a suite. What it pins stays pinned, so that all checkpoints are scored on the same data."""
+    return store.join(root, "manifests", f"{suite}.json")
 
 
 def report_url(root: str, suite: str) -> str:

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from pydantic import BaseModel
 
 from halos_eval import layout, store
-from halos_eval.checkpoint import inspect
+from halos_eval.checkpoint import inspect, to_stage
 from halos_eval.cluster import CPU_PROFILE, OUTBOX, Volume, load_cluster
-from halos_eval.errors import BadInput
+from halos_eval.errors import BadInput, DataUnavailable
+from halos_eval.hub import cache_root
 from halos_eval.record import CheckpointRef, Record, StageName, read_failure, read_model, read_record, write_model
 from halos_eval.registry.base import Checkpoint
 from halos_eval.settings import FROZEN
+from halos_eval.staged.manifest import Manifest, cached_path, checkpoint_part, read_manifest
 from halos_eval.stages.base import Job, StageConfig
 from halos_eval.stages.harness import HarnessConfig, HarnessSettings, harness_job
 from halos_eval.stages.judge import JudgeConfig, judge_job
 from halos_eval.stages.sample import SampleConfig, sample_job
-from halos_eval.suite import ALPACA_EVAL, AlpacaEvalSettings, Suite, TaskSettings
+from halos_eval.stages.staging import unstaged
+from halos_eval.suite import ALPACA_EVAL, AlpacaEvalSettings, Suite, TaskSettings, place_of
 
 IMAGES: dict[StageName, Literal["worker", "judge"]] = {"sample": "worker", "harness": "worker", "judge": "judge"}
 
@@ -27,8 +32,8 @@ class StageJob(BaseModel):
 
     model_config = FROZEN
 
-    stage: StageName | Literal["summarize"]
-    """sample, judge, harness or summarize."""
+    stage: StageName | Literal["stage", "summarize"]
+    """stage, sample, judge, harness or summarize."""
     task: str | None = None
     """lm_eval task of a harness stage."""
     image: Literal["worker", "judge"]
@@ -44,8 +49,13 @@ class StageJob(BaseModel):
 
     @property
     def title(self) -> str:
-        """sample, judge, summarize, or the task's name."""
+        """stage, sample, judge, summarize, or the task's name."""
         return self.task or self.stage
+
+    @property
+    def offline(self) -> bool:
+        """Whether it reads by a manifest, and so asks the hub for nothing."""
+        return self.stage != "stage" and any(word.startswith("--manifest=") for word in self.argv)
 
 
 class PlannedJob(StageJob):
@@ -83,22 +93,70 @@ class Plan(BaseModel):
     """The checkpoint's tags."""
     jobs: tuple[PlannedJob, ...]
     """sample, judge, then the tasks in the suite's order."""
+    unavailable: dict[str, str] = {}
+    """Parts that have no job because the manifest does not have what they need, each with its reason."""
     definitions: dict[str, str] = {}
     """Digest of each part's settings in the suite, as it was then."""
     left_out: tuple[str, ...] = ()
     """Parts of the suite that have never been asked for."""
 
 
-def make_plan(suite: Suite, checkpoint: Checkpoint, root: str, force: bool = False, judge: str | None = None) -> Plan:
+def suite_manifest(suite: str, root: str) -> Manifest | None:
+    """The manifest by which the stages of ``suite`` read; None: each takes from the hub what stands there now."""
+    return read_manifest(layout.manifest_url(root, suite)) if load_cluster().can_stage else None
+
+
+def make_plan(
+    suite: Suite,
+    checkpoint: Checkpoint,
+    root: str,
+    force: bool = False,
+    judge: str | None = None,
+    manifest: Manifest | None = None,
+) -> Plan:
     """Plan ``suite`` on ``checkpoint`` with results below ``root``. Finds what is wrong before a GPU is used.
 
-    Raises BadInput, DataUnavailable, StoreError.
+    Raises BadInput, StoreError, and DataUnavailable for the checkpoint; for a part only without a ``manifest``.
     """
-    planner = _Planner(suite, checkpoint, root, force)
-    jobs = [*planner.alpaca_eval(suite.alpaca_eval, judge)] if suite.alpaca_eval else []
-    jobs += [planner.task(task, settings) for task, settings in suite.tasks.items()]
+    planner = _Planner(suite, checkpoint, root, force, manifest)
+    jobs: list[PlannedJob] = []
+    unavailable = {}
+    for part in suite.parts:
+        try:
+            jobs += planner.part(part, judge)
+        except DataUnavailable as error:
+            if manifest is None:
+                raise
+            unavailable[part] = str(error)
     reference = CheckpointRef(name=checkpoint.name, location=checkpoint.location, digest=planner.weights.digest)
-    return Plan(suite=suite.name, checkpoint=reference, tags=checkpoint.metadata.tags, jobs=tuple(jobs))
+    return Plan(
+        suite=suite.name,
+        checkpoint=reference,
+        tags=checkpoint.metadata.tags,
+        jobs=tuple(jobs),
+        unavailable=unavailable,
+    )
+
+
+def staging_job(
+    suite: Suite, checkpoint: Checkpoint, root: str, tasks: Sequence[str] = (), force: bool = False
+) -> StageJob | None:
+    """The job that fetches what ``suite`` (only ``tasks`` of it, if any) and ``checkpoint`` need from the hub.
+
+    None where the manifest has all of it as it is defined now, or where the next stage would not find what it fetches.
+    Raises BadInput, StoreError.
+    """
+    if not load_cluster().can_stage:
+        return None
+    url = layout.manifest_url(root, suite.name)
+    model = to_stage(checkpoint.location, checkpoint.revision)
+    models = [model] if model else []
+    manifest = read_manifest(url)
+    if manifest and not force and not unstaged(suite.keep(list(tasks)), models, manifest):
+        return None
+    only = [f"--tasks={json.dumps(tasks)}"] if tasks else []
+    argv = ("stage", f"--manifest={url}", *only, "--", place_of(suite.name), *models)
+    return StageJob(stage="stage", image="worker", argv=argv, profile=CPU_PROFILE)
 
 
 def summary_job(suite: str, root: str) -> StageJob:
@@ -119,10 +177,21 @@ def _judged_outputs_of(sample: PlannedJob, judged: PlannedJob) -> PlannedJob:
 
 
 class _Planner:
-    def __init__(self, suite: Suite, checkpoint: Checkpoint, root: str, force: bool) -> None:
+    def __init__(self, suite: Suite, checkpoint: Checkpoint, root: str, force: bool, manifest: Manifest | None) -> None:
         self.suite, self.checkpoint, self.root, self.force = suite, checkpoint, root, force
         self.cluster = load_cluster()
-        self.weights = inspect(checkpoint.location, checkpoint.revision)
+        self.manifest = manifest
+        if manifest and (model := to_stage(checkpoint.location, checkpoint.revision)):
+            manifest.needs(checkpoint_part(model))
+        self.weights = inspect(checkpoint.location, checkpoint.revision, manifest)
+
+    def part(self, part: str, judge: str | None) -> Sequence[PlannedJob]:
+        """The jobs of alpaca_eval or of a task. Raises DataUnavailable with the manifest's reason."""
+        if self.manifest:
+            self.manifest.needs(part)
+        if part == ALPACA_EVAL and self.suite.alpaca_eval:
+            return self.alpaca_eval(self.suite.alpaca_eval, judge)
+        return [self.task(part, self.suite.tasks[part])]
 
     def alpaca_eval(self, settings: AlpacaEvalSettings, judge: str | None) -> tuple[PlannedJob, PlannedJob]:
         """Sampling, and the judgement of what is sampled."""
@@ -135,7 +204,7 @@ class _Planner:
             stop=(*settings.sampling.stop, *self.checkpoint.metadata.stop),
             chat_template=self.checkpoint.metadata.chat_template,
         )
-        job = sample_job(sample_config, self.weights, "")
+        job = sample_job(sample_config, self.weights, "", self.manifest)
         outputs = store.join(self._folder(job), "outputs.json")
         sample = self._plan(job, sample_config, layout.record_beside(outputs), profile, output=outputs)
         judge_config = JudgeConfig(
@@ -145,7 +214,7 @@ class _Planner:
             annotator=judge or settings.annotator,
             output_dir="",
         )
-        job = judge_job(judge_config, sample.fingerprint, job.checkpoint)
+        job = judge_job(judge_config, sample.fingerprint, job.checkpoint, self.manifest)
         folder = self._folder(job)
         judged = self._plan(job, judge_config, store.join(folder, layout.RECORD), CPU_PROFILE, output_dir=folder)
         return sample, _judged_outputs_of(sample, judged)
@@ -162,7 +231,7 @@ class _Planner:
             include_path=self.suite.include_path,
             chat_template=self.checkpoint.metadata.chat_template if settings.apply_chat_template else None,
         )
-        job = harness_job(config, self.weights, "")
+        job = harness_job(config, self.weights, "", self.manifest)
         folder = self._folder(job)
         more: dict[str, Any] = {"metric": settings.metric}
         output_dir = folder
@@ -186,15 +255,28 @@ class _Planner:
     def _engine(self, profile: str) -> dict[str, Any]:
         return {
             "model": self.checkpoint.location,
-            # The commit that was found, not the branch that was named: what is planned is what runs.
-            "revision": None if self.weights.adapter else self.weights.revision,
+            "revision": self._revision(),
             "tensor_parallel_size": self.cluster.gpu_profile(profile).parts,
             "gpu_memory_utilization": self.suite.gpu_memory_utilization,
             "enforce_eager": self.suite.enforce_eager,
         }
 
+    def _revision(self) -> str | None:
+        """What is planned is what runs: the branch by which the manifest finds the commit, else the commit."""
+        if self.manifest:
+            return self.checkpoint.revision
+        return None if self.weights.adapter else self.weights.revision
+
     def _common(self) -> dict[str, Any]:
-        return {"name": self.checkpoint.name, "suite": self.suite.name, "force": self.force}
+        common = {"name": self.checkpoint.name, "suite": self.suite.name, "force": self.force}
+        return common | ({"manifest": self._place_of(self.manifest)} if self.manifest else {})
+
+    def _place_of(self, manifest: Manifest) -> str:
+        """Where the stages find this very manifest, whatever is staged meanwhile: code's pods reach no store."""
+        if self.cluster.cache:
+            return store.join(self.cluster.cache.mount_path, cached_path(manifest))
+        cached = cache_root() / cached_path(manifest)
+        return str(cached) if cached.is_file() else layout.manifest_url(self.root, self.suite.name)
 
     def _folder(self, job: Job) -> str:
         return layout.stage_folder(self.root, self.checkpoint.name, job.stage, job.task, job.fingerprint)
@@ -252,15 +334,16 @@ def save_plan(plan: Plan, suite: Suite, root: str) -> None:
     what was never asked for.
     """
     url = layout.plan_url(root, plan.suite, plan.checkpoint.name)
-    jobs = {job.title: job for job in plan.jobs}
-    definitions = suite.definitions
+    jobs, unavailable, definitions = list(plan.jobs), plan.unavailable, suite.definitions
     earlier = read_plan(url)
     if earlier and earlier.checkpoint.digest == plan.checkpoint.digest:
         same = {part for part, digest in earlier.definitions.items() if definitions.get(part) == digest}
-        jobs = {job.title: job for job in earlier.jobs if job.part in same} | jobs
-    planned = {job.part for job in jobs.values()}
+        same -= {job.part for job in plan.jobs} | plan.unavailable.keys()
+        jobs = [job for job in earlier.jobs if job.part in same] + jobs
+        unavailable = {part: why for part, why in earlier.unavailable.items() if part in same} | unavailable
+    planned = {job.part for job in jobs} | unavailable.keys()
     left_out = tuple(part for part in suite.parts if part not in planned)
-    update = {"jobs": tuple(jobs.values()), "left_out": left_out, "definitions": definitions}
+    update = {"jobs": tuple(jobs), "unavailable": unavailable, "left_out": left_out, "definitions": definitions}
     write_model(url, plan.model_copy(update=update))
 
 

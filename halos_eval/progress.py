@@ -29,7 +29,7 @@ class Progress(BaseModel):
     done: tuple[str, ...]
     """What has its record: sample, judge, names of tasks."""
     failed: tuple[str, ...]
-    """What has failed and left a note."""
+    """What has failed and left a note, and parts whose data cannot be had."""
     missing: tuple[str, ...]
     """What has not been run, or was defined otherwise when it was."""
     outdated: bool
@@ -114,6 +114,7 @@ def _progress(plan: Plan, definitions: dict[str, str] | None, there: set[str], o
     changed = [part for part, digest in wanted.items() if plan.definitions.get(part) != digest]
     left_out = [part for part in plan.left_out if part in wanted and part not in changed]
     states: dict[str, list[str]] = {"done": [], "failed": [], "missing": left_out + changed}
+    states["failed"] += [part for part in plan.unavailable if part in wanted and part not in changed]
     for job in plan.jobs:
         if job.part in wanted and job.part not in changed:
             states[_state(job, there)].append(job.title)

@@ -176,6 +176,15 @@ def _resolve(suite: Suite, folder: Path) -> Suite:
     return suite.model_copy(update=parts)
 
 
+def place_of(name: str) -> str:
+    """What another environment finds a suite by: the file of the user's own, the name of one that ships.
+
+    Raises BadInput where there is none.
+    """
+    path = _locate(name)
+    return name if path.parent == shipped("suites") else str(path.absolute())
+
+
 def _locate(name: str) -> Path:
     if name.endswith((".yaml", ".yml")):
         return Path(name)

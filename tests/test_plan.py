@@ -466,7 +466,7 @@ def test_what_a_pod_is_told_is_part_of_the_plan():
 def test_a_model_of_the_hub_runs_at_the_commit_that_was_planned(monkeypatch, tmp_path):
     asked = []
 
-    def inspect(model, revision):
+    def inspect(model, revision, manifest):
         asked.append((model, revision))
         return Weights(name="m", model=model, revision="c0ffee", digest="hub:c0ffee")
 

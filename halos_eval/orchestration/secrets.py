@@ -4,10 +4,16 @@ from __future__ import annotations
 
 from halos_eval.plan import StageJob
 
-SCOPED = {"OPENAI_API_KEY": {"judge"}, "HF_TOKEN": {"sample", "harness"}}
-"""Variables that only these stages get; HF_TOKEN where data from the hub is fetched. Others are the store's."""
+HUB = "HF_TOKEN"
+SCOPED = {"OPENAI_API_KEY": {"judge"}, HUB: {"stage", "sample", "harness"}}
+"""Variables that only these stages get. Others are the store's."""
 
 
 def allowed(variable: str, job: StageJob) -> bool:
-    """Whether ``job`` is given the secret ``variable``. One that executes the model's code is given none."""
-    return job.outbox is None and job.stage in SCOPED.get(variable, {job.stage})
+    """Whether ``job`` is given the secret ``variable``. One that executes the model's code is given none.
+
+    The hub's token goes where data is fetched: to staging, and to stages only where nothing is staged for them.
+    """
+    if job.outbox or (variable == HUB and job.offline):
+        return False
+    return job.stage in SCOPED.get(variable, {job.stage})

@@ -15,6 +15,7 @@ from halos_eval import layout, store
 from halos_eval.errors import BadInput, StoreError
 from halos_eval.plan import Plan, PlannedJob, read_plan
 from halos_eval.record import Record, Score, read_failure, read_record
+from halos_eval.suite import ALPACA_EVAL
 
 # alpaca_eval's metric -> HALOs' column
 ALPACA_COLUMNS = {
@@ -60,7 +61,7 @@ def row_of_plan(plan: Plan) -> Row:
     row: Row = {"model_name": plan.checkpoint.name}
     troubles: list[str] = []
     primary: list[float] = []
-    whole = not plan.left_out
+    whole = not plan.left_out and not plan.unavailable.keys() - {ALPACA_EVAL}
     for job in plan.jobs:
         record, trouble = _read(job)
         if job.stage == "judge":
@@ -77,6 +78,9 @@ def row_of_plan(plan: Plan) -> Row:
             whole = whole and (number is not None or not (job.metric or record.missing))
             if number is None and job.metric:
                 troubles.append(f"avg: {job.title} has no {job.metric} to be averaged")
+    if ALPACA_EVAL in plan.unavailable:
+        row = {**dict.fromkeys(ALPACA_COLUMNS.values(), math.nan), **row}
+    troubles += [f"{part}: {cannot_be_had(reason)}" for part, reason in plan.unavailable.items()]
     troubles += [f"{part}: not asked for" for part in plan.left_out]
     return row | (_average(primary) if whole else {}) | {"status": "; ".join(troubles) or COMPLETE}
 
@@ -165,6 +169,11 @@ def why_missing(record_url: str) -> str:
     """What is known of a stage that has no record. Raises StoreError."""
     failure = read_failure(layout.failure_beside(record_url))
     return f"{failure.error}: {failure.message}" if failure else "no result (not run, or killed)"
+
+
+def cannot_be_had(reason: str) -> str:
+    """What is said of a part that could not be planned."""
+    return f"cannot be had: {reason}"
 
 
 def _shortfalls(record: Record) -> list[str]:

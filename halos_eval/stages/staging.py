@@ -7,7 +7,7 @@ the way is fetched at the commit where its branch stands, and noted. A GPU pod t
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -93,6 +93,15 @@ def stage(config: StagingConfig) -> Manifest:
     if len(reasons) == len(needs):
         raise DataUnavailable("; ".join(f"{title}: {why}" for title, why in reasons.items()))
     return manifest
+
+
+def unstaged(suite: Suite, checkpoints: Iterable[str], manifest: Manifest) -> list[str]:
+    """The parts of the suite, and the checkpoints, that ``manifest`` does not have as they are defined now.
+
+    Whether this machine's cache has what it names is not looked at. Raises BadInput.
+    """
+    needs = [*_parts(suite), *map(_checkpoint, checkpoints)]
+    return [need.title for need in needs if manifest.parts.get(need.title) != Part(definition=need.definition)]
 
 
 def _try(need: _Need, fetcher: Fetcher) -> tuple[list[Item], HalosEvalError | None]:
