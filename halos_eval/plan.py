@@ -150,11 +150,12 @@ def staging_job(
         return None
     url = layout.manifest_url(root, suite.name)
     model = to_stage(checkpoint.location, checkpoint.revision)
-    models = [model] if model else []
     manifest = read_manifest(url)
-    if manifest and not force and not unstaged(suite.keep(list(tasks)), models, manifest):
+    if manifest and not force and not unstaged(suite.keep(list(tasks)), [model] if model else [], manifest):
         return None
+    # Lists as JSON: commas in an item would split it otherwise.
     only = [f"--tasks={json.dumps(tasks)}"] if tasks else []
+    models = [json.dumps([model], ensure_ascii=False)] if model else []
     argv = ("stage", f"--manifest={url}", *only, "--", place_of(suite.name), *models)
     return StageJob(stage="stage", image="worker", argv=argv, profile=CPU_PROFILE)
 

@@ -9,6 +9,8 @@ import struct
 from datetime import UTC, datetime
 
 from halos_eval.record import CheckpointRef, Coverage, Failure, Provenance, Record, Usage, write_model
+from halos_eval.staged.manifest import Manifest, Part
+from halos_eval.stages import staging
 
 NOW = datetime(2026, 1, 2, 3, 4, tzinfo=UTC)
 USAGE = Usage(load_seconds=0, work_seconds=0)
@@ -60,6 +62,13 @@ def make_record(stage="harness", task=None, name="one", ended=NOW, **parts):
         checkpoint=reference,
         **(common | {"provenance": make_provenance(ended)} | parts),
     )
+
+
+def make_manifest(suite, reasons=None, items=(), checkpoints=()):
+    """A manifest that has all of ``suite`` as it is defined now, but for what has a reason."""
+    needs = [*staging._parts(suite), *map(staging._checkpoint, checkpoints)]
+    parts = {one.title: Part(definition=one.definition, reason=(reasons or {}).get(one.title)) for one in needs}
+    return Manifest(suite=suite.name, parts=parts, items=tuple(items))
 
 
 def write_failure(url, message="the reason", error="BadInput"):

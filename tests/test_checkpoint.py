@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from halos_eval.checkpoint import Weights, check_name, inspect, short_name
+from halos_eval.checkpoint import Weights, check_name, inspect, short_name, to_stage
 from halos_eval.errors import BadInput, DataUnavailable, StoreError
 from tests.doubles import make_adapter, make_checkpoint, write_safetensors
 
@@ -275,3 +275,24 @@ def test_a_header_that_is_long_is_read_whole_and_an_endless_one_not_at_all(folde
 
 def test_weights_in_object_storage_are_not_loaded_from_there():
     assert "vLLM loads weights from a folder, not from object storage" in inspect_error("s3://bucket/kto/FINAL")
+
+
+def test_weights_in_folders_need_no_staging(folder, tmp_path):
+    adapter = make_adapter(tmp_path / "adapter", folder)
+    assert to_stage(str(folder)) is None
+    assert to_stage(str(adapter)) is None
+
+
+def test_what_is_on_the_hub_is_staged_and_so_is_an_adapters_base(tmp_path):
+    adapter = make_adapter(tmp_path / "adapter", "meta/base", revision="v2")
+    assert to_stage("lab/model") == "lab/model"
+    assert to_stage("lab/model", "main") == "lab/model@main"
+    assert to_stage(str(adapter)) == str(adapter)
+
+
+@pytest.mark.parametrize(
+    ("model", "words"), [("s3://bucket/kto", "not from object storage"), ("/none", "there is no such folder")]
+)
+def test_what_cannot_be_loaded_is_told_before_anything_is_staged(model, words):
+    with pytest.raises(BadInput, match=words):
+        to_stage(model)

@@ -18,7 +18,7 @@ from halos_eval.plan import Plan, save_plan
 from halos_eval.record import Score, write_model
 from halos_eval.settings import Settings
 from halos_eval.suite import load_suite
-from tests.doubles import make_checkpoint, make_record, write_failure
+from tests.doubles import make_checkpoint, make_manifest, make_record, write_failure
 
 LOGS = Path(__file__).parent / "report" / "logs"
 COMMANDS = ["stage", "sample", "judge", "harness", "summarize", "plan", "checkpoints", "pools"]
@@ -226,6 +226,18 @@ def test_a_plan_shows_reasons_as_they_are(call, checkpoints):
     code, out, _ = call("plan", "demo", "kto")
     assert code == 0
     assert "failed before: BadInput: [/no] [red]markup" in out
+
+
+def test_a_plan_goes_by_the_manifest_of_the_store(call, checkpoints):
+    write_model(
+        layout.manifest_url(Settings().store, "demo"),
+        make_manifest(load_suite("demo"), {"demo_cloze": "it is [red]gated"}),
+    )
+    code, out, _ = call("plan", "demo", "kto")
+    assert code == 0
+    assert "demo_cloze cannot be had: it is [red]gated" in out.splitlines()
+    assert out.count("never run") == 4
+    assert Plan.model_validate_json(call("plan", "demo", "kto", "--json")[1]).unavailable.keys() == {"demo_cloze"}
 
 
 def test_plan_of_an_unknown_part(call, checkpoints):

@@ -268,3 +268,41 @@ def test_nothing_of_it_can_be_changed():
     assert all(model.model_config["frozen"] and model.model_config["extra"] == "forbid" for model in MODELS)
     assert {Cluster, Kubernetes, Pools, Profile, Volume} <= set(MODELS)
     assert typing.get_args(cluster.Priority) == ("manual", "nightly", "backfill")
+
+
+CLAIM = {"mountPath": "/cache", "persistentVolumeClaim": "cache"}
+
+
+def test_on_one_machine_what_is_fetched_stays(load):
+    found = load(LOCAL)
+    assert found.can_stage
+    assert found.cache is None
+
+
+@pytest.mark.parametrize("cache", [CLAIM, CLAIM | {"readOnly": True}, {"mountPath": "/c", "hostPath": "/srv/cache"}])
+def test_a_cache_that_outlives_the_pod_can_be_staged_into(load, cache):
+    found = load(kubernetes(volumes={"cache": cache}))
+    assert found.can_stage
+    assert found.cache.mount_path == cache["mountPath"]
+
+
+@pytest.mark.parametrize(
+    "volumes",
+    [
+        {},
+        {"other": CLAIM},
+        {"cache": {"mountPath": "/cache", "emptyDir": "9Gi"}},
+        {"cache": {"mountPath": "/cache", "configMap": "x"}},
+    ],
+)
+def test_a_cache_that_ends_with_the_pod_cannot(load, volumes):
+    found = load(kubernetes(volumes=volumes))
+    assert not found.can_stage
+    assert found.cache is None
+
+
+def test_a_profile_with_a_cache_of_its_own_would_not_see_what_is_staged(load):
+    document = kubernetes(volumes={"cache": CLAIM})
+    for own, expected in ((CLAIM, True), (CLAIM | {"persistentVolumeClaim": "fast"}, False)):
+        found = load(document | {"profiles": REMOTE["profiles"] | {"large": {"volumes": {"cache": own}}}})
+        assert found.can_stage is expected

@@ -31,6 +31,7 @@ def test_places():
     assert layout.stage_folder("s3://b", "team/kto", "harness", "mmlu", "f1") == "s3://b/runs/team__kto/harness.mmlu/f1"
     assert layout.stage_folder("s3://b/", "kto", "sample", None, "f1") == "s3://b/runs/kto/sample/f1"
     assert layout.plan_url("/s", "halos", "team/kto") == "/s/plans/halos/team__kto.json"
+    assert layout.manifest_url("/s", "halos") == "/s/manifests/halos.json"
     assert layout.report_url("/s", "halos") == "/s/reports/halos/summary.csv"
 
 

@@ -11,13 +11,33 @@ from pydantic import ValidationError
 from halos_eval import layout, store
 from halos_eval.checkpoint import Weights, inspect
 from halos_eval.cli import HalosEval
-from halos_eval.errors import BadInput, StoreError
-from halos_eval.plan import Plan, PlannedJob, StageJob, make_plan, read_plan, save_plan, summary_job
+from halos_eval.errors import BadInput, DataUnavailable, StoreError
+from halos_eval.plan import (
+    Plan,
+    PlannedJob,
+    StageJob,
+    make_plan,
+    read_plan,
+    save_plan,
+    staging_job,
+    suite_manifest,
+    summary_job,
+)
 from halos_eval.record import write_model
 from halos_eval.registry.base import Checkpoint, Metadata
+from halos_eval.staged.manifest import Item, cached_path, write_manifest
 from halos_eval.stages.harness import harness_job
 from halos_eval.suite import load_suite
-from tests.doubles import NOW, make_checkpoint, make_provenance, make_record, write_failure, write_safetensors
+from tests.doubles import (
+    NOW,
+    make_adapter,
+    make_checkpoint,
+    make_manifest,
+    make_provenance,
+    make_record,
+    write_failure,
+    write_safetensors,
+)
 from tests.stages.test_base import parse
 
 TITLES = ["sample", "judge", "demo_choice", "demo_arithmetic", "demo_cloze"]
@@ -476,3 +496,197 @@ def test_a_model_of_the_hub_runs_at_the_commit_that_was_planned(monkeypatch, tmp
     assert asked == [("lab/m", "main")]
     revisions = {job.title for job in found.jobs if "--revision=c0ffee" in job.argv}
     assert revisions == {"sample", "demo_choice", "demo_arithmetic", "demo_cloze"}
+
+
+# What is staged
+
+WITH_CACHE = KUBERNETES | {"volumes": {"cache": {"mountPath": "/cache", "persistentVolumeClaim": "cache"}}}
+
+
+@pytest.fixture
+def cache(monkeypatch, tmp_path):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def item(kind="dataset", asked="a", part="demo_choice", **more):
+    common = {"repo": "r/r", "revision": "c0ffee", "bytes": 1, "digest": "d", "path": "x", "needed_by": (part,)}
+    return Item(kind=kind, asked=asked, **common | more)
+
+
+@pytest.fixture
+def stage_job(checkpoint, root):
+    """The job of staging, with what differs from the usual."""
+
+    def stage_job(suite=SUITE, checkpoint=checkpoint, tasks=(), **options):
+        return staging_job(suite, checkpoint, root, list(tasks), **options)
+
+    return stage_job
+
+
+def keep_manifest(root, manifest):
+    write_manifest(layout.manifest_url(root, manifest.suite), manifest)
+
+
+def test_staging_of_what_is_new(stage_job, root, cluster, cache):
+    cluster(kubernetes=WITH_CACHE)
+    job = stage_job()
+    config = parse(list(job.argv))
+    assert (config.suite, config.checkpoints, config.tasks) == ("demo", (), ())
+    assert config.manifest == f"{root}/manifests/demo.json"
+    assert (job.stage, job.title, job.image, job.profile, job.gpus) == ("stage", "stage", "worker", "cpu", 0)
+    assert not job.offline
+    assert parse(list(stage_job(tasks=["demo_cloze", "alpaca_eval"]).argv)).tasks == ("demo_cloze", "alpaca_eval")
+
+
+def test_nothing_is_staged_that_is_there(stage_job, root, cache):
+    keep_manifest(root, make_manifest(SUITE))
+    assert stage_job() is None
+    assert stage_job(tasks=["demo_choice"]) is None
+    assert stage_job(force=True)  # what the cache has lost is fetched again
+    assert stage_job(changed_task("demo_choice", num_fewshot=1))
+    assert stage_job(changed_task("demo_choice", num_fewshot=1), tasks=["demo_cloze"]) is None
+
+
+def test_what_could_not_be_had_is_tried_again_by_every_run(stage_job, root, cache):
+    keep_manifest(root, make_manifest(SUITE, reasons={"demo_choice": "it is gated"}))
+    assert stage_job()
+    assert stage_job(tasks=["demo_cloze"]) is None
+
+
+def test_a_checkpoint_in_a_folder_needs_no_staging_and_one_on_the_hub_does(stage_job, root, cache, tmp_path):
+    adapter = Checkpoint(name="lora", location=str(make_adapter(tmp_path / "lora, é", "meta/base")))
+    model = Checkpoint(name="m", location="lab/m", revision="main")
+    keep_manifest(root, make_manifest(SUITE))
+    assert parse(list(stage_job(checkpoint=model).argv)).checkpoints == ("lab/m@main",)
+    assert parse(list(stage_job(checkpoint=adapter).argv)).checkpoints == (adapter.location,)
+    keep_manifest(root, make_manifest(SUITE, checkpoints=["lab/m@main"]))
+    assert stage_job(checkpoint=model) is None
+    assert stage_job(checkpoint=adapter)
+    with pytest.raises(BadInput, match="not from object storage"):
+        stage_job(checkpoint=model.model_copy(update={"location": "s3://bucket/m"}))
+
+
+@pytest.mark.parametrize("volumes", [{}, {"cache": {"mountPath": "/cache", "emptyDir": "9Gi"}}])
+def test_without_a_lasting_cache_nothing_is_staged(stage_job, root, cluster, cache, volumes):
+    keep_manifest(root, make_manifest(SUITE, reasons={"demo_choice": "it is gated"}))
+    assert suite_manifest("demo", root)
+    cluster(kubernetes=KUBERNETES | {"volumes": volumes})
+    assert stage_job() is None
+    assert stage_job(force=True) is None
+    assert suite_manifest("demo", root) is None
+
+
+def test_ones_own_suite_is_named_by_its_file(stage_job, cache, tmp_path, monkeypatch):
+    (tmp_path / "own.yaml").write_text("tasks: {demo_cloze: {}}")
+    monkeypatch.setenv("HALOS_EVAL_SUITES", str(tmp_path))
+    assert parse(list(stage_job(load_suite("own")).argv)).suite == str(tmp_path / "own.yaml")
+
+
+def test_a_plan_by_a_manifest_tells_every_stage_of_it(plan, root, cache):
+    manifest = make_manifest(SUITE, items=[item()])
+    keep_manifest(root, manifest)
+    found = plan(manifest=manifest)
+    assert {parse(list(job.argv)).manifest for job in found.jobs} == {str(cache / cached_path(manifest))}
+    assert all(job.offline for job in found.jobs)
+    assert found.unavailable == {}
+    (cache / cached_path(manifest)).unlink()  # another machine's cache
+    jobs = plan(manifest=manifest).jobs
+    assert {parse(list(job.argv)).manifest for job in jobs} == {layout.manifest_url(root, "demo")}
+    assert not any(job.offline for job in plan().jobs)
+
+
+def test_a_pod_finds_the_manifest_in_its_cache(plan, root, cluster, cache):
+    manifest = make_manifest(with_code())
+    volumes = WITH_OUTBOX["volumes"] | WITH_CACHE["volumes"]
+    cluster(kubernetes=KUBERNETES | {"volumes": volumes})
+    for job in plan(with_code(), manifest=manifest).jobs:
+        assert parse(list(job.argv)).manifest == f"/cache/{cached_path(manifest)}"
+
+
+def fingerprints(plan):
+    return {job.title: job.fingerprint for job in plan.jobs}
+
+
+def test_the_data_counts_and_not_where_the_manifest_is(plan, root, cluster, cache):
+    usual = fingerprints(plan())
+    assert fingerprints(plan(manifest=make_manifest(SUITE))) == usual  # it needs nothing from outside
+    staged = fingerprints(plan(manifest=make_manifest(SUITE, items=[item()])))
+    assert {title for title in TITLES if staged[title] != usual[title]} == {"demo_choice"}
+    moved = [item(revision="other", path="y")]
+    assert fingerprints(plan(manifest=make_manifest(SUITE, items=moved))) == staged
+    assert fingerprints(plan(manifest=make_manifest(SUITE, items=[item(digest="e")]))) != staged
+    cluster(kubernetes=WITH_CACHE)
+    assert fingerprints(plan(manifest=make_manifest(SUITE, items=[item()]))) == staged
+
+
+def test_what_the_stage_finds_is_what_was_planned(plan, cache):
+    manifest = make_manifest(SUITE, items=[item()])
+    code = by_title(plan(manifest=manifest))["demo_choice"]
+    config = parse(list(code.argv))
+    assert harness_job(config, inspect(config.model), "r", manifest).fingerprint == config.expect == code.fingerprint
+
+
+def test_parts_that_cannot_be_had_have_no_job_and_a_reason(plan, cache):
+    found = plan(manifest=make_manifest(SUITE, reasons={"demo_cloze": "it is gated", "alpaca_eval": "no such file"}))
+    assert [job.title for job in found.jobs] == ["demo_choice", "demo_arithmetic"]
+    assert found.unavailable == {"demo_cloze": "it is gated", "alpaca_eval": "no such file"}
+    missing = plan(manifest=make_manifest(SUITE.keep(["demo_choice"])))
+    assert [job.title for job in missing.jobs] == ["demo_choice"]
+    assert "demo_cloze is not staged: run `halos-eval stage demo`" in missing.unavailable["demo_cloze"]
+
+
+def test_prompts_that_the_manifest_does_not_name_cannot_be_had(plan, cache):
+    settings = SUITE.alpaca_eval.model_copy(update={"prompts": "alpaca_eval"})
+    suite = SUITE.model_copy(update={"alpaca_eval": settings})
+    found = plan(suite, manifest=make_manifest(suite))
+    assert list(found.unavailable) == ["alpaca_eval"]
+    assert "has no file alpaca_eval.json" in found.unavailable["alpaca_eval"]
+
+
+def test_a_checkpoint_that_cannot_be_had_has_no_plan(plan, cache):
+    model = Checkpoint(name="m", location="lab/m", revision="main")
+    with pytest.raises(DataUnavailable, match="checkpoint:lab/m@main is not staged"):
+        plan(checkpoint=model, manifest=make_manifest(SUITE))
+    gated = make_manifest(SUITE, checkpoints=["lab/m@main"], reasons={"checkpoint:lab/m@main": "the model is gated"})
+    with pytest.raises(DataUnavailable, match="the model is gated"):
+        plan(checkpoint=model, manifest=gated)
+
+
+def test_a_staged_model_is_found_by_its_branch_and_known_by_its_commit(plan, cache):
+    title = "checkpoint:lab/m@main"
+    model = item("model", "lab/m@main", title, path="hub/models--lab--m")
+    found = plan(
+        checkpoint=Checkpoint(name="m", location="lab/m", revision="main"),
+        manifest=make_manifest(SUITE, checkpoints=["lab/m@main"], items=[model]),
+    )
+    assert found.checkpoint.digest == "hub:c0ffee"
+    config = parse(list(by_title(found)["demo_choice"].argv))
+    assert (config.model, config.revision) == ("lab/m", "main")
+
+
+def test_what_cannot_be_had_is_kept_with_the_plan(plan, root, cache):
+    gated = make_manifest(SUITE, reasons={"demo_cloze": "it is gated"})
+    save_plan(plan(manifest=gated), SUITE, root)
+    assert saved(root).unavailable == {"demo_cloze": "it is gated"}
+    assert saved(root).left_out == ()
+    # a run of other parts leaves it as it is
+    save_plan(plan(SUITE.keep(["demo_choice"]), manifest=make_manifest(SUITE)), SUITE, root)
+    assert saved(root).unavailable == {"demo_cloze": "it is gated"}
+    assert "demo_cloze" not in by_title(saved(root))
+    # there it is
+    save_plan(plan(SUITE.keep(["demo_cloze"]), manifest=make_manifest(SUITE)), SUITE, root)
+    assert saved(root).unavailable == {}
+    assert sorted(by_title(saved(root))) == sorted(TITLES)
+    # and gone again
+    save_plan(plan(manifest=gated), SUITE, root)
+    assert saved(root).unavailable == {"demo_cloze": "it is gated"}
+    assert "demo_cloze" not in by_title(saved(root))
+
+
+def test_what_could_not_be_had_as_it_was_defined_then_is_left_out(plan, root, cache):
+    save_plan(plan(manifest=make_manifest(SUITE, reasons={"demo_cloze": "it is gated"})), SUITE, root)
+    changed = changed_task("demo_cloze", limit=3)
+    save_plan(plan(changed.keep(["demo_choice"])), changed, root)
+    assert saved(root).unavailable == {}
+    assert saved(root).left_out == ("demo_cloze",)

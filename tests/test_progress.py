@@ -73,6 +73,19 @@ def progress(root, checkpoint, *suites):
     return found.progress[checkpoint.name].get("own")
 
 
+def test_what_cannot_be_had_is_not_complete(root, checkpoint, suite):
+    own = load_suite("own")
+    plan = make_plan(own.keep(["demo_choice"]), checkpoint, root)
+    plan = plan.model_copy(update={"unavailable": {"demo_cloze": "it is gated", "gone": "the suite has it no more"}})
+    save_plan(plan, own, root)
+    write_model(plan.jobs[0].record, make_record(fingerprint=plan.jobs[0].fingerprint))
+    found = progress(root, checkpoint)
+    assert (found.done, found.failed, found.missing) == (("demo_choice",), ("demo_cloze",), ("alpaca_eval",))
+    assert not found.complete
+    suite(SUITE.replace("demo_cloze: {}", "demo_cloze: {limit: 1}"))
+    assert "demo_cloze" in progress(root, checkpoint).missing
+
+
 def test_nothing_was_ever_planned(root, checkpoint):
     assert overview(root, [checkpoint]) == ((), {"team/kto": {}}, {})
     assert overview(root, [checkpoint], ["demo"]) == (("demo",), {"team/kto": {}}, {})

@@ -6,7 +6,7 @@ import pytest
 
 from halos_eval.errors import BadInput
 from halos_eval.settings import shipped
-from halos_eval.suite import load_suite, suite_names
+from halos_eval.suite import load_suite, place_of, suite_names
 
 SHIPPED = sorted(path.stem for path in shipped("suites").glob("*.yaml"))
 HALOS_TASKS = [
@@ -153,6 +153,15 @@ def test_suites_of_ones_own_come_first(tmp_path, monkeypatch):
     assert list(load_suite("mine").tasks) == ["b"]
     assert load_suite("halos").alpaca_eval
     assert suite_names() == sorted({*SHIPPED, "mine"})
+
+
+def test_ones_own_suite_is_found_by_its_file_in_another_environment_too(tmp_path, monkeypatch):
+    (tmp_path / "quick.yaml").write_text("tasks: {a: {}}")
+    monkeypatch.setenv("HALOS_EVAL_SUITES", str(tmp_path))
+    assert place_of("quick") == str(tmp_path / "quick.yaml")
+    assert place_of("halos") == "halos"  # another environment has it elsewhere
+    with pytest.raises(BadInput, match="there is no suite"):
+        place_of("nothing")
 
 
 def test_files_are_those_beside_the_suite(load, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from types import SimpleNamespace
 
 import pytest
@@ -12,7 +13,8 @@ from halos_eval.errors import StoreError
 from halos_eval.orchestration import evaluation
 from halos_eval.plan import Plan
 from halos_eval.record import read_record, write_model
-from tests.doubles import make_checkpoint, make_record, write_failure
+from halos_eval.suite import load_suite
+from tests.doubles import make_checkpoint, make_manifest, make_record, write_failure
 
 PARAMS = {"checkpoint": "kto", "suite": "demo", "tasks": None, "judge": None, "force": False}
 
@@ -22,12 +24,34 @@ def root(tmp_path, monkeypatch):
     make_checkpoint(tmp_path / "checkpoints" / "kto" / "FINAL")
     monkeypatch.setenv("HALOS_EVAL_CHECKPOINTS", str(tmp_path / "checkpoints"))
     monkeypatch.setenv("HALOS_EVAL_STORE", f"file://{tmp_path}/store")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HOME", str(tmp_path / "cache"))
     return f"file://{tmp_path}/store"
 
 
 @pytest.fixture
-def plan(root, monkeypatch):
-    """``plan(**params)`` gives the mapped jobs and the XComs."""
+def staged(root):
+    """``staged(reasons)`` writes the manifest of the demo suite."""
+
+    def staged(**reasons):
+        write_model(layout.manifest_url(root, "demo"), make_manifest(load_suite("demo"), reasons))
+
+    return staged
+
+
+@pytest.fixture
+def without_cache(tmp_path, monkeypatch):
+    """A cluster whose pods share no cache."""
+    (tmp_path / "cluster.yaml").write_text(
+        "{pools: {gpu: 1, judge: 1}, profiles: {default: {}, cpu: {}}, kubernetes: "
+        "{namespace: n, images: {worker: w, judge: j}, serviceAccountName: s}}"
+    )
+    monkeypatch.setenv("HALOS_EVAL_CLUSTER", str(tmp_path / "cluster.yaml"))
+
+
+@pytest.fixture
+def plan(staged, monkeypatch):
+    """``plan(**params)`` gives the mapped jobs and the XComs; all is staged."""
+    staged()
 
     def plan(**params):
         pushed = {}
@@ -36,6 +60,47 @@ def plan(root, monkeypatch):
         return evaluation.plan_evaluation(PARAMS | params), pushed
 
     return plan
+
+
+def test_what_is_not_staged_yet_is_prepared_for(root):
+    job = evaluation.prepare_evaluation(PARAMS)
+    assert job["argv"] == ["stage", f"--manifest={root}/manifests/demo.json", "--", "demo"]
+    assert job.keys() == {"stage", "task", "image", "argv", "profile", "gpus", "outbox"}
+    some = evaluation.prepare_evaluation(PARAMS | {"tasks": ["demo_cloze"]})
+    assert '--tasks=["demo_cloze"]' in some["argv"]
+
+
+def test_what_is_staged_leaves_nothing_to_do(staged):
+    staged()
+    assert evaluation.prepare_evaluation(PARAMS) == {}
+    assert evaluation.prepare_evaluation(PARAMS | {"force": True})["stage"] == "stage"
+    staged(demo_cloze="it is gated")
+    assert evaluation.prepare_evaluation(PARAMS)
+    assert evaluation.prepare_evaluation(PARAMS | {"tasks": ["demo_choice"]}) == {}
+
+
+def test_without_a_shared_cache_all_is_as_the_hub_has_it(plan, staged, without_cache):
+    staged(demo_cloze="it is gated")
+    assert evaluation.prepare_evaluation(PARAMS) == {}
+    harness, pushed = plan()
+    assert pushed["unavailable"] == {}
+    assert not [word for job in (*harness, pushed["sample"]) for word in job["argv"] if "--manifest" in word]
+
+
+def test_a_part_that_cannot_be_had_is_handed_to_the_verdict(plan, staged, root):
+    staged(demo_cloze="it is gated")
+    harness, pushed = plan()
+    assert [job["task"] for job in harness] == ["demo_choice", "demo_arithmetic"]
+    assert pushed["unavailable"] == {"demo_cloze": "it is gated"}
+    for job in (*harness, pushed["sample"], pushed["judge"]):
+        assert [word for word in job["argv"] if word == f"--manifest={root}/manifests/demo.json"]
+
+
+def test_where_nothing_was_staged_there_is_no_plan(plan, root):
+    store.delete(f"{root}/manifests")
+    with pytest.raises(AirflowFailException, match="nothing is staged: the log of the task `stage` tells why"):
+        plan()
+    assert not store.exists(layout.plan_url(root, "demo", "kto"))
 
 
 def test_a_new_checkpoint(plan, root):
@@ -85,17 +150,21 @@ def test_another_judge(plan):
         ({"judge": "gpt-5"}, "BadInput: annotator gpt-5"),
     ],
 )
-def test_what_a_retry_cannot_mend_fails_at_once(plan, root, params, words):
+@pytest.mark.parametrize("step", ["prepare", "plan"])
+def test_what_a_retry_cannot_mend_fails_at_once(plan, root, step, params, words):
     with pytest.raises(AirflowFailException) as caught:
-        plan(**params)
+        plan(**params) if step == "plan" else evaluation.prepare_evaluation(PARAMS | params)
     assert words in str(caught.value)
-    assert not store.exists(root)
+    assert not store.exists(f"{root}/plans")
 
 
 def test_a_store_that_is_down_is_tried_again(plan, tmp_path):
+    shutil.rmtree(tmp_path / "store")
     (tmp_path / "store").write_text("a file where a folder should be")
     with pytest.raises(StoreError):
         plan()
+    with pytest.raises(StoreError):
+        evaluation.prepare_evaluation(PARAMS)
 
 
 def test_the_verdict_names_every_gap(plan):
@@ -105,11 +174,13 @@ def test_the_verdict_names_every_gap(plan):
         write_model(jobs[title], make_record("sample"))
     write_failure(layout.failure_beside(jobs["demo_cloze"]), "no data", "DataUnavailable")
     with pytest.raises(AirflowFailException) as caught:
-        evaluation.check_complete(jobs)
+        evaluation.check_complete(jobs, {})
     assert str(caught.value) == (
         "missing: demo_arithmetic (no result (not run, or killed)); demo_cloze (DataUnavailable: no data)"
     )
     for title in ("demo_arithmetic", "demo_cloze"):
         write_model(jobs[title], make_record(task=title))
         assert read_record(jobs[title])
-    evaluation.check_complete(jobs)
+    evaluation.check_complete(jobs, {})
+    with pytest.raises(AirflowFailException, match=r"^missing: gpqa \(cannot be had: it is gated\)$"):
+        evaluation.check_complete(jobs, {"gpqa": "it is gated"})

@@ -15,7 +15,7 @@ from halos_eval.orchestration.pod_spec import manifest, pod_name
 from halos_eval.plan import StageJob
 
 VERSION = "1.34"  # of the schemas; none of what is used is newer
-STAGES = ["sample", "judge", "harness", "summarize"]
+STAGES = ["stage", "sample", "judge", "harness", "summarize"]
 KUBERNETES = {
     "namespace": "halos",
     "images": {"worker": "docker.io/halos/worker:1", "judge": "docker.io/halos/judge:1"},
@@ -55,7 +55,7 @@ OUTBOX = "runs/kto/harness.humaneval/0123"
 
 
 def make_job(stage="sample", **parts):
-    image = "worker" if stage in {"sample", "harness"} else "judge"
+    image = "worker" if stage in {"stage", "sample", "harness"} else "judge"
     task = "gsm8k_cot" if stage == "harness" else None
     return StageJob(**{"stage": stage, "task": task, "image": image, "argv": (stage,), "profile": "default"} | parts)
 
@@ -108,6 +108,7 @@ def volumes(pod):
 PODS = {
     "gpu": make,
     "cpu": lambda: make(make_job("judge"), profile={}),
+    "stage": lambda: make(make_job("stage"), profile={}),
     "summarize": lambda: make(make_job("summarize"), profile={}),
     "code": lambda: make(make_code_job()),
     "minimal": minimal,
@@ -151,13 +152,16 @@ def test_it_can_do_little(pod):
 @pytest.mark.parametrize(
     ("job", "secrets"),
     [
+        (make_job("stage"), {"HF_TOKEN", "AWS_SECRET_ACCESS_KEY"}),
         (make_job("sample"), {"HF_TOKEN", "AWS_SECRET_ACCESS_KEY"}),
         (make_job("harness"), {"HF_TOKEN", "AWS_SECRET_ACCESS_KEY"}),
         (make_job("judge"), {"OPENAI_API_KEY", "AWS_SECRET_ACCESS_KEY"}),
         (make_job("summarize"), {"AWS_SECRET_ACCESS_KEY"}),
         (make_code_job(), set()),
+        (make_job("sample", argv=("sample", "--manifest=/cache/m.json")), {"AWS_SECRET_ACCESS_KEY"}),
+        (make_job("harness", argv=("harness", "--manifest=/cache/m.json")), {"AWS_SECRET_ACCESS_KEY"}),
     ],
-    ids=[*STAGES, "code"],
+    ids=[*STAGES, "code", "staged-sample", "staged-harness"],
 )
 def test_each_stage_has_its_own_secrets(job, secrets):
     found = environment(make(job))
@@ -211,6 +215,15 @@ def test_the_outbox_is_for_code_and_the_summary(stage):
     assert "HF_HUB_OFFLINE" not in environment(pod)
     assert mounts(pod)["cache"] == {"name": "cache", "mountPath": "/cache"}
     assert mounts(pod)["checkpoints"]["readOnly"] is True
+
+
+@pytest.mark.parametrize("job", [*map(make_job, STAGES), make_code_job()], ids=[*STAGES, "code"])
+def test_a_cache_for_reading_is_filled_by_staging_alone(job):
+    cache = {"mountPath": "/cache", "persistentVolumeClaim": "cache", "readOnly": True}
+    pod = make(job, KUBERNETES | {"volumes": KUBERNETES["volumes"] | {"cache": cache}})
+    assert mounts(pod)["cache"].get("readOnly", False) is (job.stage != "stage")
+    assert mounts(pod)["checkpoints"]["readOnly"] is True
+    assert environment(pod)["HF_HOME"] == "/cache"
 
 
 def test_volumes_come_from_their_source():

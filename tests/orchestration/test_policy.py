@@ -32,7 +32,7 @@ from halos_eval.orchestration import policy
 from tests.test_policies import DAGS
 
 EVALUATE = "evaluate_checkpoint"
-UNMAPPED = {"plan", "sampling", "judge", "summarize", "verdict"}
+UNMAPPED = {"prepare", "stage", "plan", "sampling", "judge", "summarize", "verdict"}
 
 
 @pytest.fixture(scope="module")

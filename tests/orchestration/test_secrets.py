@@ -14,7 +14,7 @@ STORE = ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"]
     ("variable", "stages"),
     [
         ("OPENAI_API_KEY", {"judge"}),
-        ("HF_TOKEN", {"sample", "harness"}),
+        ("HF_TOKEN", {"stage", "sample", "harness"}),
         *((variable, set(STAGES)) for variable in STORE),
     ],
 )
@@ -26,3 +26,15 @@ def test_a_secret_goes_where_it_is_used(variable, stages):
 def test_code_of_a_model_is_given_none(variable):
     assert not allowed(variable, make_code_job())
     assert not allowed(variable, make_job("judge", outbox="runs/x"))
+
+
+@pytest.mark.parametrize("stage", ["sample", "harness"])
+def test_a_stage_that_reads_by_a_manifest_asks_the_hub_for_nothing(stage):
+    assert not allowed("HF_TOKEN", make_job(stage, argv=(stage, "--manifest=/cache/m.json", "--", "m")))
+    assert allowed("HF_TOKEN", make_job(stage, argv=(stage, "--name=--manifest=x", "--", "m")))
+    assert allowed("AWS_SECRET_ACCESS_KEY", make_job(stage, argv=(stage, "--manifest=/cache/m.json", "--", "m")))
+
+
+def test_staging_writes_a_manifest_and_needs_the_token():
+    assert allowed("HF_TOKEN", make_job("stage", argv=("stage", "--manifest=s3://b/m.json", "--", "halos")))
+    assert not allowed("OPENAI_API_KEY", make_job("stage"))

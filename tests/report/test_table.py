@@ -59,9 +59,21 @@ def job(tmp_path):
     return job
 
 
-def plan(*jobs, name="one", left_out=()):
+def plan(*jobs, name="one", left_out=(), unavailable=None):
     reference = CheckpointRef(name=name, location="/one", digest="d")
-    return Plan(suite="halos", checkpoint=reference, jobs=jobs, left_out=left_out)
+    return Plan(suite="halos", checkpoint=reference, jobs=jobs, left_out=left_out, unavailable=unavailable or {})
+
+
+def test_a_task_that_cannot_be_had_is_told_and_leaves_no_average(job):
+    row = row_of_plan(plan(job("arc", [score("arc", value=0.4)]), unavailable={"gpqa": "it is gated"}))
+    assert row == {"model_name": "one", "arc-acc": 0.4, "status": "gpqa: cannot be had: it is gated"}
+
+
+def test_prompts_that_cannot_be_had_leave_alpaca_evals_cells_empty_and_the_tasks_average(job):
+    row = row_of_plan(plan(job("arc", [score("arc", value=0.4)]), unavailable={"alpaca_eval": "no such file"}))
+    assert row["status"] == "alpaca_eval: cannot be had: no such file"
+    assert row["avg"] == 0.4
+    assert all(math.isnan(row[column]) for column in ALPACA)
 
 
 def test_everything_is_there(job):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import shutil
 
 import pytest
 import yaml
@@ -16,7 +17,8 @@ from halos_eval.errors import DataUnavailable, Incomplete, StoreError
 from halos_eval.staged.manifest import Item, Manifest, Part, checkpoint_part, read_manifest
 from halos_eval.stages import staging
 from halos_eval.stages.harness import HarnessConfig, harness_job
-from halos_eval.stages.staging import StagingConfig, stage
+from halos_eval.stages.staging import StagingConfig, stage, unstaged
+from halos_eval.suite import load_suite
 from tests.doubles import make_adapter, make_checkpoint
 
 SUITE = {"alpaca_eval": {}, "tasks": {"gsm8k_cot": {}, "mmlu": {}}}
@@ -112,6 +114,25 @@ def test_what_is_staged_is_neither_asked_for_nor_loaded_again(world, config):
     world.generation = 2
     assert stage(config()) == before
     assert world.asked == world.loaded == []
+
+
+def test_what_is_new_is_told_without_looking_into_the_cache(world, config, tmp_path):
+    suite = load_suite(config().suite)
+    assert unstaged(suite, ["lab/model"], Manifest(suite="halos")) == [*suite.parts, "checkpoint:lab/model"]
+    manifest = stage(config(None, "lab/model"))
+    shutil.rmtree(world.cache)
+    world.asked.clear()
+    assert unstaged(suite, ["lab/model"], manifest) == []
+    assert unstaged(suite, ["lab/model@v1"], manifest) == ["checkpoint:lab/model@v1"]
+    assert unstaged(suite.keep(["mmlu"]), [], manifest) == []
+    changed = {**SUITE, "tasks": {"gsm8k_cot": {"num_fewshot": 3}, "mmlu": {}, "arc_easy": {}}}
+    assert set(unstaged(load_suite(config(changed).suite), [], manifest)) == {"gsm8k_cot", "arc_easy"}
+    assert world.asked == []
+
+
+def test_what_could_not_be_had_is_asked_for_again(world, config):
+    world.refused["mmlu"] = DataUnavailable("it is gated")
+    assert unstaged(load_suite(config().suite), [], stage(config())) == ["mmlu"]
 
 
 def test_another_manifest_is_pinned_anew_and_leaves_the_first_as_it_is(world, config):

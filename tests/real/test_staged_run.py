@@ -1,0 +1,114 @@
+"""``evaluate_checkpoint`` on data of the hub: once it is staged the hub may go away, and what is gated is told."""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+from contextlib import contextmanager
+
+import pytest
+
+from tests.airflow_server import Airflow, airflow_environment, free_port, migrate, standalone, wait_for
+from tests.conftest import server
+
+pytestmark = pytest.mark.real
+
+SUITE = """
+enforce_eager: true
+gpu_memory_utilization: 0.2
+harness: {max_model_len: 2048, dtype: float32, num_fewshot: 1, limit: 2}
+tasks:
+  gsm8k_cot: {}
+  humaneval: {num_fewshot: null, confirm_unsafe_code: true}
+"""
+CHECKPOINT = "smollm2-135m"
+REASON = "the dataset openai/openai_humaneval is gated: accept its terms on the hub, and give HF_TOKEN"
+
+
+class Lab(Airflow):
+    """A running Airflow and a hub that can be started and stopped; humaneval's data is gated there."""
+
+    def __init__(self, port, folder, hub):
+        super().__init__(port, folder / "store")
+        self.hub = hub
+
+    def row(self):
+        """The checkpoint's row of the table."""
+        (row,) = csv.DictReader((self.store / "reports" / "offline" / "summary.csv").read_text().splitlines())
+        return row
+
+
+@pytest.fixture(scope="module")
+def lab(environments, checkpoints, shared, hub_data, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("staged")
+    (folder / "suites").mkdir()
+    (folder / "suites" / "offline.yaml").write_text(SUITE)
+    root, hub_port, port = hub_data(), free_port(), free_port()
+    (root / "gated.txt").write_text("openai/openai_humaneval hf_right\n")
+
+    @contextmanager
+    def hub():
+        words = (sys.executable, shared / "hub" / "hub.py", root, "--port", hub_port)
+        with server(folder / "hub.log", *words) as endpoint:
+            yield endpoint
+
+    environment = airflow_environment(
+        environments,
+        folder,
+        port,
+        HALOS_EVAL_STORE=f"file://{folder / 'store'}",
+        HALOS_EVAL_CHECKPOINTS=str(checkpoints),
+        HALOS_EVAL_SUITES=str(folder / "suites"),
+        HF_ENDPOINT=f"http://127.0.0.1:{hub_port}",
+        HF_HOME=str(folder / "cache"),
+        HF_HUB_OFFLINE="0",
+    )
+    migrate(environment)
+    with standalone(environment, port):
+        yield Lab(port, folder, hub)
+
+
+def test_once_it_is_staged_the_hub_may_go_away(lab):
+    with lab.hub():
+        run_id = lab.trigger(checkpoint=CHECKPOINT, suite="offline", tasks=["gsm8k_cot"])
+        wait_for(lambda: lab.states(run_id).get(("stage", -1)) == "success", 180, lambda: lab.states(run_id))
+    state, tasks = lab.finish(run_id)
+    assert state == "success", tasks
+    manifest = json.loads((lab.store / "manifests" / "offline.json").read_text())
+    (item,) = manifest["items"]
+    (record,) = (json.loads(path.read_text()) for path in (lab.store / "runs").rglob("record.json"))
+    assert record["coverage"] == {"attempted": 2, "scored": 2}
+    assert record["provenance"]["inputs"]["dataset:openai/gsm8k/main"] == item["revision"]
+    assert "data" in record["identity"]["inputs"]
+    # Not by its place in the store: what is staged meanwhile is another manifest.
+    assert record["provenance"]["config"]["manifest"].startswith(str(lab.store.parent / "cache" / "halos-eval"))
+
+
+def test_a_gated_set_without_a_token_costs_its_own_cell_only(lab):
+    with lab.hub():
+        run_id = lab.trigger(checkpoint=CHECKPOINT, suite="offline")
+        state, tasks = lab.finish(run_id)
+    assert state == tasks["verdict", -1] == "failed"
+    assert {name: one for name, one in tasks.items() if name[0] not in {"verdict", "harness"}} == {
+        ("prepare", -1): "success",
+        ("stage", -1): "success",
+        ("plan", -1): "success",
+        ("sampling", -1): "success",
+        ("sample", "0"): "success",
+        ("judge", -1): "success",
+        ("summarize", -1): "success",
+    }
+    assert ("harness", "humaneval") not in tasks
+    assert f"missing: humaneval (cannot be had: {REASON})" in lab.log(run_id, "verdict")
+    row = lab.row()
+    assert row["status"] == f"humaneval: cannot be had: {REASON}"
+    assert row["gsm8k_cot-exact_match"]
+    assert "avg" not in row
+
+
+def test_what_is_staged_needs_no_stage_and_no_hub(lab):
+    run_id = lab.trigger(checkpoint=CHECKPOINT, suite="offline", tasks=["gsm8k_cot"])
+    state, tasks = lab.finish(run_id)
+    assert state == "success", tasks
+    assert "nothing to do" in lab.log(run_id, "stage")
