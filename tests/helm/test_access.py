@@ -70,7 +70,7 @@ def pods(release):
 @pytest.mark.parametrize("name", WITH_POLICIES)
 def test_nothing_reaches_a_stage(render, name):
     release = render(scenario(name))
-    assert [allowed(release, pod, "Ingress") for _, pod in pods(release)] == [[]] * 5
+    assert [allowed(release, pod, "Ingress") for _, pod in pods(release)] == [[]] * 6
 
 
 @pytest.mark.parametrize("name", WITH_POLICIES)

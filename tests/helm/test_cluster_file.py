@@ -17,6 +17,7 @@ MADE = {"namespace", "serviceAccountName", "volumes", "priorityClasses"}
 def jobs(profile):
     """One job of each kind, the last of which executes code of a model."""
     yield StageJob(stage="sample", image="worker", argv=("sample",), profile=profile)
+    yield StageJob(stage="stage", image="worker", argv=("stage",), profile=profile)
     yield StageJob(stage="judge", image="judge", argv=("judge",), profile=profile)
     yield StageJob(stage="summarize", image="judge", argv=("summarize",), profile=profile)
     yield StageJob(stage="harness", task="gsm8k_cot", image="worker", argv=("harness",), profile=profile)
@@ -44,6 +45,21 @@ def test_values_go_through_as_they_are(render, chart, name):
         key: value for key, value in kubernetes.items() if key not in MADE
     }
     assert kubernetes["volumes"].items() <= written["kubernetes"]["volumes"].items()
+
+
+@pytest.mark.parametrize(
+    ("cache", "staged"),
+    [({}, True), ({"readOnly": True}, True), ({"existingClaim": "mine"}, True), ({"enabled": False}, False)],
+)
+def test_data_is_staged_where_pods_share_a_cache(render, cache, staged):
+    release = render(scenario("minimal") | {"claims": {"cache": cache}})
+    assert release.cluster.can_stage is staged
+    _, job, *_ = jobs("cpu")
+    pod = manifest(job, release.cluster.kubernetes, release.cluster.profiles["cpu"], "manual")
+    mounted = {one["name"]: one for one in pod["spec"]["containers"][0]["volumeMounts"]}
+    assert ("cache" in mounted) is staged
+    assert not mounted.get("cache", {}).get("readOnly")
+    assert pod["metadata"]["labels"]["halos-eval/network"] == "egress"
 
 
 @pytest.mark.parametrize("number", [1_000_000, 2**31 - 1])

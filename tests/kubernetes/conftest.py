@@ -219,7 +219,7 @@ class Lab(Airflow):
             self.cluster_file.write_text(before)
             migrate(self.environment)
 
-    def running(self, earlier, component, seconds=90):
+    def running(self, earlier, component, seconds=180):
         """The newest pod that runs and was not among ``earlier``."""
 
         def found():

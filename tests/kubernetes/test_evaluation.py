@@ -2,6 +2,7 @@
 
 import csv
 import gzip
+import json
 
 import pytest
 import yaml
@@ -61,7 +62,7 @@ def test_stages_hold_what_their_profile_says_and_no_more_than_the_pool(lab, eval
     held = {}
     for pod in pods:
         held.setdefault(pod.metadata.labels["app.kubernetes.io/component"], []).append(gpus_of(pod))
-    assert held == {"sample": [2], "harness": [1, 1, 1], "judge": [0], "summarize": [0]}
+    assert held == {"stage": [0], "sample": [2], "harness": [1, 1, 1], "judge": [0], "summarize": [0]}
     sums = [sum(holding.gpus.values()) for holding in lab.watcher.holdings if names & holding.gpus.keys()]
     assert max(sums) == 2  # the pool's size, which is reached
     pool = lab.call("GET", "/pools/halos_eval_gpu")
@@ -72,8 +73,8 @@ def test_each_stage_reads_only_its_own_secrets(lab, evaluated):
     store = {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"}
     found = {stage: KEYS.keys() & variables.keys() for stage, variables in lab.watcher.environments.items()}
     assert found["judge"] == store | {"OPENAI_API_KEY"}
-    assert found["sample"] == found["harness"] == store | {"HF_TOKEN"}
-    assert found["summarize"] == store
+    assert found["stage"] == store | {"HF_TOKEN"}
+    assert found["sample"] == found["harness"] == found["summarize"] == store
     assert lab.watcher.environments["judge"]["OPENAI_API_KEY"] == KEYS["OPENAI_API_KEY"]
 
 
@@ -127,6 +128,14 @@ def test_airflow_may_do_no_more_than_it_needs(admin, launcher, verb, resource, a
     with config.new_client_from_config(str(launcher)) as api:
         answer = client.AuthorizationV1Api(api).create_self_subject_access_review(review)
     assert answer.status.allowed is allowed
+
+
+def test_what_is_staged_is_in_the_cache_that_the_pods_share(lab, evaluated):
+    manifest = lab.store / "manifests" / "demo.json"
+    copies = {path.read_bytes(): path for path in (lab.folders.cache / "halos-eval").iterdir()}
+    place = copies[manifest.read_bytes()]
+    records = list((lab.store / "runs" / CHECKPOINT).glob("harness.demo_*/*/record.json"))
+    assert {json.loads(path.read_text())["provenance"]["config"]["manifest"] for path in records} == {str(place)}
 
 
 def test_the_log_of_a_pod_is_the_log_of_its_task(lab, evaluated):

@@ -17,6 +17,7 @@ gpu_memory_utilization: 0.2
 harness: {max_model_len: 1024, dtype: float32}
 tasks:
   demo_cloze: {}
+  demo_choice: {max_model_len: 1000000}
   no_such_task: {}
 """
 
@@ -44,15 +45,15 @@ def airflow(environments, checkpoints, tmp_path_factory):
 def stages_running(airflow):
     """Processes of stages that write to this store."""
     found = subprocess.run(
-        ["pgrep", "-f", f"halos-eval .*{airflow.store}"], capture_output=True, text=True, check=False
+        ["pgrep", "-f", f"halos-eval harness .*{airflow.store}"], capture_output=True, text=True, check=False
     )
     return found.stdout.split()
 
 
-def test_bad_input_fails_in_the_plan_and_nothing_is_run(airflow):
+def test_bad_input_fails_at_once_and_nothing_is_run(airflow):
     state, tasks = airflow.finish(airflow.trigger(checkpoint="no-such-model", suite="demo"))
     assert state == "failed"
-    assert tasks.pop(("plan", -1)) == "failed"
+    assert tasks.pop(("prepare", -1)) == "failed"
     assert set(tasks.values()) == {"upstream_failed"}
     assert not airflow.store.exists()
 
@@ -68,15 +69,18 @@ def test_parameters_that_could_leave_their_place_are_refused(airflow, conf):
 
 
 def test_one_failed_task_costs_its_own_cell_only(airflow):
+    """demo_choice asks for more than the model takes, which is found when that is loaded."""
     state, tasks = airflow.finish(airflow.trigger(checkpoint="smollm2-135m", suite="half"))
     assert state == "failed"
     assert tasks["harness", "demo_cloze"] == tasks["summarize", -1] == "success"
-    assert tasks["harness", "no_such_task"] == tasks["verdict", -1] == "failed"
+    assert tasks["harness", "demo_choice"] == tasks["verdict", -1] == "failed"
+    assert ("harness", "no_such_task") not in tasks
     (row,) = pd.read_csv(airflow.store / "reports" / "half" / "summary.csv").to_dict("records")
     assert row["model_name"] == "smollm2-135m"
     assert row["demo_cloze-acc"] > 0.3
     assert "avg" not in row
-    assert row["status"].startswith("no_such_task: BadInput: there is no lm_eval task 'no_such_task'")
+    assert row["status"].startswith("demo_choice: EvaluationFailed: ")
+    assert "; no_such_task: cannot be had: there is no lm_eval task 'no_such_task'" in row["status"]
     record = next((airflow.store / "runs").rglob("record.json"))
     assert json.loads(record.read_text())["provenance"]["suite"] == "half"
 
@@ -86,13 +90,13 @@ def test_a_second_run_does_only_what_is_missing(airflow):
     assert before
     _, tasks = airflow.finish(airflow.trigger(checkpoint="smollm2-135m", suite="half"))
     assert ("harness", "demo_cloze") not in tasks
-    assert tasks["harness", "no_such_task"] == "failed"
+    assert tasks["harness", "demo_choice"] == "failed"
     assert before == {path: path.stat().st_mtime_ns for path in (airflow.store / "runs").rglob("record.json")}
 
 
 def test_a_task_marked_failed_leaves_no_process(airflow):
     run_id = airflow.trigger(checkpoint="smollm2-135m-rounded", suite="half", tasks=["demo_cloze"])
-    wait_for(lambda: stages_running(airflow), 60, lambda: airflow.states(run_id))
+    wait_for(lambda: stages_running(airflow), 120, lambda: airflow.states(run_id))
     path = f"/dags/evaluate_checkpoint/dagRuns/{run_id}/taskInstances/harness/0"
     airflow.call("PATCH", path, {"new_state": "failed"})
     wait_for(lambda: not stages_running(airflow), 60, lambda: "the stage's process is still there")

@@ -15,12 +15,21 @@ from tests.conftest import server
 pytestmark = pytest.mark.real
 
 SUITE = """
-enforce_eager: true
-gpu_memory_utilization: 0.2
-harness: {max_model_len: 2048, dtype: float32, num_fewshot: 1, limit: 2}
+include_path: tasks
+harness: {backend: hf, dtype: float32, limit: 2}
 tasks:
-  gsm8k_cot: {}
-  humaneval: {num_fewshot: null, confirm_unsafe_code: true}
+  gsm8k_likelihood: {}
+  humaneval: {confirm_unsafe_code: true}
+"""
+TASK = """
+task: gsm8k_likelihood
+dataset_path: openai/gsm8k
+dataset_name: main
+output_type: loglikelihood
+test_split: test
+doc_to_text: "{{question}}"
+doc_to_target: "{{answer}}"
+metric_list: [{metric: acc}]
 """
 CHECKPOINT = "smollm2-135m"
 REASON = "the dataset openai/openai_humaneval is gated: accept its terms on the hub, and give HF_TOKEN"
@@ -42,7 +51,8 @@ class Lab(Airflow):
 @pytest.fixture(scope="module")
 def lab(environments, checkpoints, shared, hub_data, tmp_path_factory):
     folder = tmp_path_factory.mktemp("staged")
-    (folder / "suites").mkdir()
+    (folder / "suites" / "tasks").mkdir(parents=True)
+    (folder / "suites" / "tasks" / "gsm8k_likelihood.yaml").write_text(TASK)
     (folder / "suites" / "offline.yaml").write_text(SUITE)
     root, hub_port, port = hub_data(), free_port(), free_port()
     (root / "gated.txt").write_text("openai/openai_humaneval hf_right\n")
@@ -71,7 +81,7 @@ def lab(environments, checkpoints, shared, hub_data, tmp_path_factory):
 
 def test_once_it_is_staged_the_hub_may_go_away(lab):
     with lab.hub():
-        run_id = lab.trigger(checkpoint=CHECKPOINT, suite="offline", tasks=["gsm8k_cot"])
+        run_id = lab.trigger(checkpoint=CHECKPOINT, suite="offline", tasks=["gsm8k_likelihood"])
         wait_for(lambda: lab.states(run_id).get(("stage", -1)) == "success", 180, lambda: lab.states(run_id))
     state, tasks = lab.finish(run_id)
     assert state == "success", tasks
@@ -103,12 +113,12 @@ def test_a_gated_set_without_a_token_costs_its_own_cell_only(lab):
     assert f"missing: humaneval (cannot be had: {REASON})" in lab.log(run_id, "verdict")
     row = lab.row()
     assert row["status"] == f"humaneval: cannot be had: {REASON}"
-    assert row["gsm8k_cot-exact_match"]
+    assert row["gsm8k_likelihood-acc"]
     assert "avg" not in row
 
 
 def test_what_is_staged_needs_no_stage_and_no_hub(lab):
-    run_id = lab.trigger(checkpoint=CHECKPOINT, suite="offline", tasks=["gsm8k_cot"])
+    run_id = lab.trigger(checkpoint=CHECKPOINT, suite="offline", tasks=["gsm8k_likelihood"])
     state, tasks = lab.finish(run_id)
     assert state == "success", tasks
     assert "nothing to do" in lab.log(run_id, "stage")
