@@ -19,43 +19,54 @@ include_path: tasks
 harness: {backend: hf, dtype: float32, limit: 2}
 tasks:
   gsm8k_likelihood: {}
-  humaneval: {confirm_unsafe_code: true}
+  bbh_likelihood: {}
 """
 TASK = """
-task: gsm8k_likelihood
-dataset_path: openai/gsm8k
-dataset_name: main
+task: {task}
+dataset_path: {repo}
+dataset_name: {name}
 output_type: loglikelihood
 test_split: test
-doc_to_text: "{{question}}"
-doc_to_target: "{{answer}}"
-metric_list: [{metric: acc}]
+doc_to_text: "{{{{{question}}}}}"
+doc_to_target: "{{{{{answer}}}}}"
+metric_list: [{{metric: acc}}]
 """
+TASKS = (
+    {"task": "gsm8k_likelihood", "repo": "openai/gsm8k", "name": "main", "question": "question", "answer": "answer"},
+    {
+        "task": "bbh_likelihood",
+        "repo": "SaylorTwift/bbh",
+        "name": "boolean_expressions",
+        "question": "input",
+        "answer": "target",
+    },
+)
 CHECKPOINT = "smollm2-135m"
-REASON = "the dataset openai/openai_humaneval is gated: accept its terms on the hub, and give HF_TOKEN"
+REASON = "the dataset SaylorTwift/bbh is gated: accept its terms on the hub, and give HF_TOKEN"
 
 
 class Lab(Airflow):
-    """A running Airflow and a hub that can be started and stopped; humaneval's data is gated there."""
+    """A running Airflow and a hub that can be started and stopped; one of its datasets is gated."""
 
     def __init__(self, port, folder, hub):
         super().__init__(port, folder / "store")
         self.hub = hub
 
-    def row(self):
+    def row(self, checkpoint=CHECKPOINT):
         """The checkpoint's row of the table."""
-        (row,) = csv.DictReader((self.store / "reports" / "offline" / "summary.csv").read_text().splitlines())
-        return row
+        text = (self.store / "reports" / "offline" / "summary.csv").read_text()
+        return {row["model_name"]: row for row in csv.DictReader(text.splitlines())}[checkpoint]
 
 
 @pytest.fixture(scope="module")
 def lab(environments, checkpoints, shared, hub_data, tmp_path_factory):
     folder = tmp_path_factory.mktemp("staged")
     (folder / "suites" / "tasks").mkdir(parents=True)
-    (folder / "suites" / "tasks" / "gsm8k_likelihood.yaml").write_text(TASK)
+    for task in TASKS:
+        (folder / "suites" / "tasks" / f"{task['task']}.yaml").write_text(TASK.format(**task))
     (folder / "suites" / "offline.yaml").write_text(SUITE)
     root, hub_port, port = hub_data(), free_port(), free_port()
-    (root / "gated.txt").write_text("openai/openai_humaneval hf_right\n")
+    (root / "gated.txt").write_text("SaylorTwift/bbh hf_right\n")
 
     @contextmanager
     def hub():
@@ -109,12 +120,22 @@ def test_a_gated_set_without_a_token_costs_its_own_cell_only(lab):
         ("judge", -1): "success",
         ("summarize", -1): "success",
     }
-    assert ("harness", "humaneval") not in tasks
-    assert f"missing: humaneval (cannot be had: {REASON})" in lab.log(run_id, "verdict")
+    assert ("harness", "bbh_likelihood") not in tasks
+    assert f"missing: bbh_likelihood (cannot be had: {REASON})" in lab.log(run_id, "verdict")
     row = lab.row()
-    assert row["status"] == f"humaneval: cannot be had: {REASON}"
+    assert row["status"] == f"bbh_likelihood: cannot be had: {REASON}"
     assert row["gsm8k_likelihood-acc"]
     assert "avg" not in row
+
+
+def test_where_nothing_can_be_had_the_run_is_red_with_the_reason(lab):
+    with lab.hub():
+        run_id = lab.trigger(checkpoint="smollm2-135m-rounded", suite="offline", tasks=["bbh_likelihood"])
+        state, tasks = lab.finish(run_id)
+    assert state == tasks["stage", -1] == tasks["verdict", -1] == "failed"
+    assert tasks["plan", -1] == tasks["summarize", -1] == "success"
+    assert f"StageFailed: halos-eval: DataUnavailable: bbh_likelihood: {REASON}" in lab.log(run_id, "stage")
+    assert f"bbh_likelihood: cannot be had: {REASON}" in lab.row("smollm2-135m-rounded")["status"]
 
 
 def test_what_is_staged_needs_no_stage_and_no_hub(lab):
