@@ -71,6 +71,8 @@ def for_night(
 
     Raises BadInput where the policy names a suite that is none, and what the registry raises if it cannot be read.
     """
+    for suite in {suite for rule in policy.rules for suite in rule.suites}:
+        load_suite(suite)  # a wrong policy is told in the first night, not in the first with such a checkpoint
     listed = registry.registered(start, end)
     return _select(*_wanted(policy, listed.checkpoints, listed.skipped), root)
 
@@ -85,6 +87,7 @@ def for_backfill(registry: Registry, asked: Backfill, root: str, origin: str) ->
 
     Raises BadInput, and what the registry raises if it cannot be read.
     """
+    load_suite(asked.suite)  # wrong, although there may be no checkpoint for it
     listed = registry.registered(asked.registered_from, asked.registered_until)
     wanted = [(one, asked.suite) for one in listed.checkpoints if fits(one, asked.match, asked.tags)]
     skipped = {  # by their names only: what cannot be read has no tags

@@ -67,14 +67,17 @@ def find_for_registration() -> list[dict[str, Any]]:
     return _hand_out(for_registration(_registry(settings), load_policy(), settings.store, name), "nightly", wait=False)
 
 
-def all_ended() -> bool:
-    """Whether every run that was started has ended, or it is time for the message."""
-    context = get_current_context()
+def runs_open() -> list[str]:
+    """The runs that were started and have not ended."""
     selection = _selection()
-    began = context["dag_run"].start_date or datetime.now(UTC)
-    if datetime.now(UTC) > began + timedelta(hours=load_policy().message_after_hours):
-        return True
-    return selection is None or set(_states(selection).values()) <= ENDED | {GONE}
+    states = _states(selection) if selection else {}
+    return [run_id for run_id, state in states.items() if state not in ENDED | {GONE}]
+
+
+def time_left() -> timedelta:
+    """How long the message may wait for them."""
+    began = get_current_context()["dag_run"].start_date or datetime.now(UTC)
+    return began + timedelta(hours=load_policy().message_after_hours) - datetime.now(UTC)
 
 
 def send_report() -> None:
