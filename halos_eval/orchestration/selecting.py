@@ -50,11 +50,13 @@ def find_for_backfill() -> list[dict[str, Any]]:
     except ValidationError as error:
         raise AirflowFailException(f"BadInput: {describe(error)}") from error
     selection = for_backfill(_registry(settings), asked, settings.store, context["dag_run"].run_id)
-    jobs = _hand_out(selection, params["priority"], wait=True, force=not asked.only_missing)
     if params["dry_run"]:
-        log.info("dry run: nothing is started. Trigger it with dry_run false to start these %d", len(jobs))
-        return []
-    return jobs
+        _tell(selection)
+        log.info(
+            "dry run: nothing is started. Trigger it with dry_run false to start these %d", len(selection.evaluations)
+        )
+        selection = Selection()
+    return _hand_out(selection, params["priority"], wait=True, force=not asked.only_missing)
 
 
 def find_for_registration() -> list[dict[str, Any]]:
@@ -93,14 +95,7 @@ def _registry(settings: Settings) -> Registry:
 def _hand_out(selection: Selection, priority: Priority, wait: bool, force: bool = False) -> list[dict[str, Any]]:
     """Keep the selection for the message, tell it, and give what TriggerDagRunOperator is to be called with."""
     get_current_context()["ti"].xcom_push("selection", selection.model_dump(mode="json"))
-    for one in selection.evaluations:
-        log.info("%s: %s, as run %s", one.checkpoint, one.suite, one.run_id)
-    for name in selection.complete:
-        log.info("%s is complete", name)
-    for name, why in selection.left_out.items():
-        log.warning("%s is left out: %s", name, why)
-    if not selection.evaluations:
-        log.info("nothing to do")
+    _tell(selection)
     return [
         {
             "trigger_run_id": one.run_id,
@@ -109,6 +104,17 @@ def _hand_out(selection: Selection, priority: Priority, wait: bool, force: bool 
         }
         for one in selection.evaluations
     ]
+
+
+def _tell(selection: Selection) -> None:
+    for one in selection.evaluations:
+        log.info("%s: %s, as run %s", one.checkpoint, one.suite, one.run_id)
+    for name in selection.complete:
+        log.info("%s is complete", name)
+    for name, why in selection.left_out.items():
+        log.warning("%s is left out: %s", name, why)
+    if not selection.evaluations:
+        log.info("nothing to do")
 
 
 def _selection() -> Selection | None:

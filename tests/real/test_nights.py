@@ -76,6 +76,7 @@ def lab(environments, tmp_path_factory):
         HALOS_EVAL_CHECKPOINTS=str(folder / "checkpoints"),
         HALOS_EVAL_SUITES=str(folder / "suites"),
         HALOS_EVAL_POLICY=str(folder / "policy.yaml"),
+        HALOS_EVAL_NIGHT="0 20 */3 * *",  # a month has ten
         HALOS_EVAL_ENVIRONMENTS=str(folder / "environments"),
     )
     migrate(environment)
