@@ -8,9 +8,9 @@ import pytest
 
 from halos_eval import layout
 from halos_eval.errors import BadInput, DataUnavailable
-from halos_eval.evaluation_policy import EvaluationPolicy, Rule
+from halos_eval.evaluation_policy import EvaluationPolicy, Limit, Limits, Rule
 from halos_eval.plan import make_plan, save_plan
-from halos_eval.record import write_model
+from halos_eval.record import Usage, write_model
 from halos_eval.registry.base import Checkpoint, Listing, Metadata, NotRegistered, in_interval
 from halos_eval.selection import Backfill, for_backfill, for_night, for_registration, look_back
 from halos_eval.suite import load_suite
@@ -79,14 +79,16 @@ def checkpoint(tmp_path, suite):
     return checkpoint
 
 
-def evaluate(root, checkpoint, finish=True):
-    """Plan ``own``, and finish it or fail."""
+def evaluate(root, checkpoint, finish=True, titles=None, **record):
+    """Plan ``own``, and finish it (or what is in ``titles``), or fail."""
     suite = load_suite("own")
     plan = make_plan(suite, checkpoint, root)
     save_plan(plan, suite, root)
     for job in plan.jobs:
+        if titles and job.title not in titles:
+            continue
         if finish:
-            write_model(job.record, make_record(job.stage, job.task, fingerprint=job.fingerprint))
+            write_model(job.record, make_record(job.stage, job.task, fingerprint=job.fingerprint, **record))
         else:
             write_failure(layout.failure_beside(job.record))
 
@@ -100,8 +102,13 @@ def run_id(root, checkpoint):
     return one.run_id
 
 
+def never(run_id):
+    """Nothing was started before."""
+    return False
+
+
 def night(root, *checkpoints, start=NOW - timedelta(days=1), **more):
-    return for_night(Shelf(*checkpoints, **more), POLICY, root, start, NOW)
+    return for_night(Shelf(*checkpoints, **more), POLICY, root, never, start, NOW)
 
 
 def test_a_night_takes_what_its_interval_holds_and_what_the_policy_says(root, checkpoint):
@@ -117,7 +124,9 @@ def test_the_name_of_a_run_is_the_same_whoever_asks(root, checkpoint):
     a = checkpoint("team/a")
     (first,) = night(root, a).evaluations
     assert first.run_id.startswith("own__team__a__")
-    assert night(root, a).evaluations == for_registration(Shelf(a), POLICY, root, "team/a").evaluations == (first,)
+    assert (
+        night(root, a).evaluations == for_registration(Shelf(a), POLICY, root, never, "team/a").evaluations == (first,)
+    )
 
 
 def test_registered_anew_or_with_another_task_it_is_another_run(root, checkpoint, suite):
@@ -165,10 +174,12 @@ def test_a_backfill_selects_by_pattern_tags_and_dates(root, checkpoint):
     asked = Backfill.model_validate(
         {"suite": "own", "match": ["llama-*"], "tags": {"method": "k*"}, "registered_from": "2026-04-15"}
     )
-    found = for_backfill(shelf, asked, root, "origin")
+    found = for_backfill(shelf, asked, root, never, "origin")
     assert names(found) == [("llama-3", "own")]
     assert found.left_out == {"llama-4": "it is half-written"}
-    assert names(for_backfill(shelf, Backfill(suite="own", registered_until=NOW - timedelta(days=15)), root, "")) == [
+    assert names(
+        for_backfill(shelf, Backfill(suite="own", registered_until=NOW - timedelta(days=15)), root, never, "")
+    ) == [
         ("llama-1", "own"),
         ("llama-2", "own"),
     ]
@@ -176,30 +187,66 @@ def test_a_backfill_selects_by_pattern_tags_and_dates(root, checkpoint):
 
 def test_each_backfill_has_runs_of_its_own(root, checkpoint):
     shelf = Shelf(checkpoint("a"))
-    runs = [for_backfill(shelf, Backfill(suite="own"), root, origin).evaluations for origin in ("one", "two", "one")]
+    runs = [
+        for_backfill(shelf, Backfill(suite="own"), root, never, origin).evaluations for origin in ("one", "two", "one")
+    ]
     assert runs[0] == runs[2] != runs[1]
 
 
 def test_a_backfill_runs_everything_again_if_asked(root, checkpoint):
     done = checkpoint("done")
     evaluate(root, done)
-    assert names(for_backfill(Shelf(done), Backfill(suite="own"), root, "")) == []
-    assert names(for_backfill(Shelf(done), Backfill(suite="own", only_missing=False), root, "")) == [("done", "own")]
+    assert names(for_backfill(Shelf(done), Backfill(suite="own"), root, never, "")) == []
+    assert names(for_backfill(Shelf(done), Backfill(suite="own", only_missing=False), root, never, "")) == [
+        ("done", "own")
+    ]
 
 
 def test_a_suite_that_is_none_is_bad_input(root, checkpoint):
     policy = EvaluationPolicy(rules=(Rule(suites=("nothing",)),))
     with pytest.raises(BadInput, match="nothing"):
-        for_night(Shelf(checkpoint("a")), policy, root, None, None)
+        for_night(Shelf(checkpoint("a")), policy, root, never, None, None)
     with pytest.raises(BadInput, match="nothing"):
-        for_backfill(Shelf(), Backfill(suite="nothing"), root, "")
+        for_backfill(Shelf(), Backfill(suite="nothing"), root, never, "")
 
 
 def test_a_registry_that_is_away_is_no_empty_night(root, suite):
     with pytest.raises(DataUnavailable):
-        for_night(Away(), POLICY, root, None, None)
+        for_night(Away(), POLICY, root, never, None, None)
 
 
 def test_one_that_nobody_knows(root, suite):
     with pytest.raises(NotRegistered):
-        for_registration(Shelf(), POLICY, root, "nobody")
+        for_registration(Shelf(), POLICY, root, never, "nobody")
+
+
+def test_what_was_started_before_is_told_and_left(root, checkpoint):
+    a, b = checkpoint("a"), checkpoint("b")
+    there = run_id(root, a)
+    found = for_night(Shelf(a, b), POLICY, root, there.__eq__, None, NOW)
+    assert names(found) == [("b", "own")]
+    assert there in found.left_out["a: own"]
+
+
+def test_a_night_starts_what_its_limit_has_room_for(root, checkpoint):
+    usage = Usage(load_seconds=0, work_seconds=3600)
+    evaluate(root, checkpoint("old", 5), usage=usage)
+    limited = POLICY.model_copy(update={"limits": Limits(night=Limit(gpu_hours=2.5))})
+    shelf = Shelf(*(checkpoint(name) for name in "abc"))
+    found = for_night(shelf, limited, root, never, None, NOW)
+    assert names(found) == [("a", "own"), ("b", "own")]
+    assert "over the limit of 2.5" in found.left_out["c: own"]
+    # What runs already is no part of this night.
+    found = for_night(shelf, limited, root, run_id(root, shelf.get("a")).__eq__, None, NOW)
+    assert names(found) == [("b", "own"), ("c", "own")]
+
+
+def test_only_what_is_missing_is_counted(root, checkpoint, suite):
+    usage = Usage(load_seconds=0, work_seconds=3600)
+    suite("tasks: {demo_cloze: {}, demo_choice: {}}")
+    evaluate(root, checkpoint("old", 5), usage=usage)
+    half = checkpoint("half")
+    evaluate(root, half, titles=("demo_cloze",), usage=usage)
+    for hours, wanted in ((1, [("half", "own")]), (0.9, [])):
+        limited = POLICY.model_copy(update={"limits": Limits(night=Limit(gpu_hours=hours))})
+        assert names(for_night(Shelf(half), limited, root, never, None, NOW)) == wanted

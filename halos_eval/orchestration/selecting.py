@@ -35,9 +35,8 @@ def find_for_night() -> list[dict[str, Any]]:
     end = context.get("data_interval_end") or datetime.now(UTC)
     start = context.get("data_interval_start") or end
     backfilled = context["dag_run"].run_type == "backfill"
-    selection = for_night(
-        _registry(settings), policy, settings.store, start if backfilled else look_back(policy, start), end
-    )
+    begin = start if backfilled else look_back(policy, start)
+    selection = for_night(_registry(settings), policy, settings.store, _is_there, begin, end)
     return _hand_out(selection, "backfill" if backfilled else "nightly", wait=backfilled)
 
 
@@ -49,7 +48,7 @@ def find_for_backfill() -> list[dict[str, Any]]:
         asked = Backfill.model_validate({key: params[key] for key in Backfill.model_fields if params[key] is not None})
     except ValidationError as error:
         raise AirflowFailException(f"BadInput: {describe(error)}") from error
-    selection = for_backfill(_registry(settings), asked, settings.store, context["dag_run"].run_id)
+    selection = for_backfill(_registry(settings), asked, settings.store, _is_there, context["dag_run"].run_id)
     if params["dry_run"]:
         _tell(selection)
         log.info(
@@ -66,7 +65,8 @@ def find_for_registration() -> list[dict[str, Any]]:
     name = context["dag_run"].partition_key
     if not name:
         raise AirflowFailException("BadInput: the event names no checkpoint: give its name as partition_key")
-    return _hand_out(for_registration(_registry(settings), load_policy(), settings.store, name), "nightly", wait=False)
+    selection = for_registration(_registry(settings), load_policy(), settings.store, _is_there, name)
+    return _hand_out(selection, "nightly", wait=False)
 
 
 def runs_open() -> list[str]:
@@ -126,6 +126,10 @@ def _selection() -> Selection | None:
 def _states(selection: Selection) -> dict[str, str]:
     """Airflow's states of the runs, by run_id."""
     return {one.run_id: _state(one.run_id) for one in selection.evaluations}
+
+
+def _is_there(run_id: str) -> bool:
+    return bool(get_current_context()["ti"].get_dr_count(EVALUATION, run_ids=[run_id]))
 
 
 def _state(run_id: str) -> str:

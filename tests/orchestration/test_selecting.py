@@ -57,6 +57,7 @@ def context(monkeypatch):
             xcom_push=pushed.__setitem__,
             xcom_pull=lambda task_ids, key: pushed.get(key),
             get_dagrun_state=state,
+            get_dr_count=lambda dag_id, run_ids: sum(run_id in (states or {}) for run_id in run_ids),
             pushed=pushed,
         )
         interval = {key: run.pop(key) for key in ("data_interval_start", "data_interval_end") if key in run}
@@ -84,6 +85,15 @@ def test_a_night_looks_back(register, context):
     assert {job["conf"]["priority"] for job in jobs} == {"nightly"}
     kept = Selection.model_validate(exchange.pushed["selection"])
     assert [one.run_id for one in kept.evaluations] == [job["trigger_run_id"] for job in jobs]
+
+
+def test_what_was_started_before_is_not_started_again(register, context):
+    register("new", 0.01)
+    context()
+    (job,) = selecting.find_for_night()
+    exchange = context(states={job["trigger_run_id"]: "failed"})
+    assert selecting.find_for_night() == []
+    assert "started before" in exchange.pushed["selection"]["left_out"]["new: demo"]
 
 
 def test_a_night_without_an_interval_looks_up_to_now(register, context):
