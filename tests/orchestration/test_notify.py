@@ -12,8 +12,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
 
 import pytest
-from airflow.sdk.exceptions import AirflowFailException
 from aiosmtpd.controller import Controller
+from airflow.sdk.exceptions import AirflowFailException
 
 from halos_eval.errors import BadInput
 from halos_eval.orchestration.failures import RETRY_POLICY
@@ -63,7 +63,7 @@ def mailbox():
     seen = SimpleNamespace(mail=[])
 
     class Handler:
-        async def handle_DATA(self, server, session, envelope):
+        async def handle_DATA(self, server, session, envelope):  # noqa: N802 (its name in aiosmtpd)
             seen.mail.append(email.message_from_bytes(envelope.content, policy=default))
             return "250 OK"
 
