@@ -57,6 +57,12 @@ def table(rows: Sequence[Row]) -> pd.DataFrame:
 
 def row_of_plan(plan: Plan) -> Row:
     """The row of one checkpoint, from what was planned for it and what is there."""
+    row, troubles = scores_of_plan(plan)
+    return row | {"status": "; ".join(troubles) or COMPLETE}
+
+
+def scores_of_plan(plan: Plan) -> tuple[Row, list[str]]:
+    """The row of one checkpoint without its status, and what is missing in it, each with its reason."""
     row: Row = {"model_name": plan.checkpoint.name}
     troubles: list[str] = []
     primary: list[float] = []
@@ -78,7 +84,7 @@ def row_of_plan(plan: Plan) -> Row:
             if number is None and job.metric:
                 troubles.append(f"avg: {job.title} has no {job.metric} to be averaged")
     troubles += [f"{part}: not asked for" for part in plan.left_out]
-    return row | (_average(primary) if whole else {}) | {"status": "; ".join(troubles) or COMPLETE}
+    return row | (_average(primary) if whole else {}), troubles
 
 
 def rows_of_records(records: Iterable[Record]) -> list[Row]:
