@@ -14,8 +14,10 @@ from halos_eval.cluster import Priority
 from halos_eval.errors import describe
 from halos_eval.evaluation_policy import load_policy
 from halos_eval.orchestration.names import EVALUATION
+from halos_eval.orchestration.notify import send
 from halos_eval.registry.base import Registry
 from halos_eval.registry.place import open_registry
+from halos_eval.report.message import compose
 from halos_eval.selection import Backfill, Selection, for_backfill, for_night, for_registration, look_back
 from halos_eval.settings import Settings
 
@@ -83,9 +85,15 @@ def time_left() -> timedelta:
 
 
 def send_report() -> None:
-    """Tell what has become of what was started; fail if anything is missing."""
+    """Tell what has become of what was started. Fails if anything of it has: the run is as red as what it started."""
+    context = get_current_context()
     selection = _selection()
-    log.info("%s", None if selection is None else _states(selection))
+    day = context.get("data_interval_end") or context["dag_run"].run_after
+    title = f"{context['dag_run'].dag_id} {day:%Y-%m-%d}"
+    message = compose(title, selection, _states(selection) if selection else {}, Settings().store)
+    send(message)
+    if message.failed:
+        raise AirflowFailException(message.title)
 
 
 def _registry(settings: Settings) -> Registry:

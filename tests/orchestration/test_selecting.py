@@ -170,3 +170,32 @@ def test_what_is_open_is_waited_for_until_it_is_time(register, context):
 def test_where_find_has_failed_nothing_is_waited_for(register, context):
     context()
     assert selecting.runs_open() == []
+
+
+@pytest.fixture
+def sent(monkeypatch):
+    """The messages that would be sent."""
+    sent = []
+    monkeypatch.setattr(selecting, "send", sent.append)
+    return sent
+
+
+def test_a_night_with_nothing_to_do_says_so_and_is_green(register, context, sent):
+    exchange = context(dag_id="nightly_evaluation", data_interval_end=datetime(2026, 11, 24, 20, tzinfo=UTC))
+    exchange.pushed["selection"] = Selection().model_dump(mode="json")
+    selecting.send_report()
+    (message,) = sent
+    assert message.title == "nightly_evaluation 2026-11-24: nothing to do"
+
+
+@pytest.mark.parametrize("found", [None, "failed", "gone"])
+def test_a_night_is_as_red_as_what_it_started(register, context, sent, found):
+    exchange = context(states={"a": "failed"}, dag_id="nightly_evaluation", run_after=NOW)
+    if found:
+        run_id = "a" if found == "failed" else "b"
+        one = Evaluation(checkpoint="kto", suite="demo", run_id=run_id)
+        exchange.pushed["selection"] = Selection(evaluations=(one,)).model_dump(mode="json")
+    with pytest.raises(AirflowFailException, match=f"nightly_evaluation {NOW:%Y-%m-%d}"):
+        selecting.send_report()
+    (message,) = sent
+    assert message.failed
