@@ -12,11 +12,11 @@ so a task that was added to a suite runs alone.
 
 from __future__ import annotations
 
-from datetime import timedelta
 from typing import Any
 
 from airflow.sdk import Param, dag, task
 
+from halos_eval.orchestration.defaults import DEFAULT_ARGS
 from halos_eval.orchestration.selecting import find_for_backfill
 from halos_eval.orchestration.triggers import AT_MOST, evaluate_each, wait_and_report
 
@@ -47,12 +47,14 @@ PARAMS = {
         type=["string", "null"],
         format="date-time",
         title="Registered from",
+        description="Only those registered then or later.",
     ),
     "registered_until": Param(
         None,
         type=["string", "null"],
         format="date-time",
         title="Registered before",
+        description="Only those registered before.",
     ),
     "only_missing": Param(
         True,
@@ -83,7 +85,7 @@ PARAMS = {
     catchup=False,
     tags=["evaluation"],
     doc_md=__doc__,
-    default_args={"owner": "halos-eval", "retries": 4, "retry_delay": timedelta(minutes=1)},
+    default_args=DEFAULT_ARGS,
 )
 def backfill_evaluation() -> None:
     """Declare the tasks."""

@@ -17,15 +17,14 @@ what is finished is not run again.
 
 from __future__ import annotations
 
-from datetime import timedelta
 from typing import Any
 
 from airflow.sdk import Param, dag, get_current_context, task
 
 from halos_eval.cluster import GPU_POOL, JUDGE_POOL
+from halos_eval.orchestration.defaults import DEFAULT_ARGS
 from halos_eval.orchestration.door import stage_operator
 from halos_eval.orchestration.evaluation import check_complete, plan_evaluation, prepare_evaluation
-from halos_eval.orchestration.failures import RETRY_POLICY
 
 PART = "^[A-Za-z0-9][A-Za-z0-9_.-]*$"
 PARAMS = {
@@ -81,14 +80,7 @@ PARAMS = {
     max_active_runs=512,  # GPUs and priorities decide what goes first, not the order of the runs
     tags=["evaluation"],
     doc_md=__doc__,
-    default_args={
-        "owner": "halos-eval",
-        "retries": 4,
-        "retry_delay": timedelta(seconds=30),
-        "retry_exponential_backoff": 2.0,
-        "max_retry_delay": timedelta(minutes=30),
-        "retry_policy": RETRY_POLICY,
-    },
+    default_args=DEFAULT_ARGS,
 )
 def evaluate_checkpoint() -> None:
     """Declare the tasks."""

@@ -17,27 +17,25 @@ take their own interval only, at the lowest priority, four checkpoints at a time
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Any
 
-from airflow.sdk import CronDataIntervalTimetable, dag, task
+from airflow.sdk import dag, task
 
+from halos_eval.orchestration.defaults import DEFAULT_ARGS, nights
 from halos_eval.orchestration.selecting import find_for_night
 from halos_eval.orchestration.triggers import AT_MOST, evaluate_each, wait_and_report
-from halos_eval.settings import Settings
-
-SETTINGS = Settings()
 
 
 @dag(
-    schedule=CronDataIntervalTimetable(SETTINGS.night, timezone=SETTINGS.timezone),
+    schedule=nights(),
     start_date=datetime(2024, 1, 1, tzinfo=UTC),  # how far a backfill may go
     catchup=False,
     is_paused_upon_creation=True,  # nothing is evaluated by itself until somebody says so
     params={"at_most": AT_MOST},
     tags=["evaluation"],
     doc_md=__doc__,
-    default_args={"owner": "halos-eval", "retries": 4, "retry_delay": timedelta(minutes=1)},
+    default_args=DEFAULT_ARGS,
 )
 def nightly_evaluation() -> None:
     """Declare the tasks."""

@@ -6,17 +6,17 @@ the checkpoint comes from the registry, and the policy file says which suites it
 what has been started is not started again.
 
 #### Triage
-* **find failed**: the registry does not know the checkpoint, or it is not complete. It is looked at again for half an
-  hour; after that the next night finds it.
+* **find failed**: the registry does not know the checkpoint, or it is not complete. Create the event again when it is;
+  if nobody does, the night finds it.
 """
 
 from __future__ import annotations
 
-from datetime import timedelta
 from typing import Any
 
 from airflow.sdk import Asset, PartitionedAssetTimetable, dag, task
 
+from halos_eval.orchestration.defaults import DEFAULT_ARGS
 from halos_eval.orchestration.selecting import find_for_registration
 from halos_eval.orchestration.triggers import evaluate_each
 
@@ -28,7 +28,7 @@ from halos_eval.orchestration.triggers import evaluate_each
     max_active_runs=64,
     tags=["evaluation"],
     doc_md=__doc__,
-    default_args={"owner": "halos-eval", "retries": 5, "retry_delay": timedelta(minutes=6)},
+    default_args=DEFAULT_ARGS,
 )
 def registered_evaluation() -> None:
     """Declare the tasks."""

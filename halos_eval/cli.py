@@ -20,7 +20,9 @@ from rich.table import Column, Table
 from halos_eval import plan as planning
 from halos_eval.checkpoint import NAME
 from halos_eval.cluster import load_cluster
+from halos_eval.costs import excess, read_history
 from halos_eval.errors import BadInput, HalosEvalError
+from halos_eval.evaluation_policy import load_policy
 from halos_eval.progress import Progress, overview
 from halos_eval.record import Record
 from halos_eval.registry.base import Checkpoint, Moment, NotRegistered
@@ -37,7 +39,7 @@ from halos_eval.suite import load_suite
 
 
 class PlanConfig(BaseModel):
-    """Print what SUITE would run on CHECKPOINT, what is there already, and why."""
+    """Print what SUITE would run on CHECKPOINT, what is there already, why, and what it will cost."""
 
     model_config = FROZEN
 
@@ -54,7 +56,7 @@ class PlanConfig(BaseModel):
     force: bool = False
     """Run everything again."""
     json_output: Annotated[bool, Field(alias="json")] = False
-    """Print the plan as JSON."""
+    """Print the plan as JSON, with its cost."""
 
 
 class CheckpointsConfig(BaseModel):
@@ -219,17 +221,18 @@ def _cell(value: Any, error: Any) -> str:
 
 
 def _plan(config: PlanConfig) -> None:
-    suite = load_suite(config.suite).keep(list(config.tasks))
+    suite = load_suite(config.suite)
     found = planning.make_plan(
-        suite,
+        suite.keep(list(config.tasks)),
         _find(config.checkpoint),
         config.store,
         force=config.force,
         judge=config.judge,
         manifest=planning.suite_manifest(suite.name, config.store),
     )
+    cost = read_history(suite, config.store).of_plan(found)
     if config.json_output:
-        print(found.model_dump_json(indent=2))
+        print(json.dumps(found.model_dump(mode="json") | {"cost": cost.model_dump(mode="json")}, indent=2))
         return
     table = Table("", "stage", "task", "fingerprint", "why", title=f"{found.suite} on {found.checkpoint.name}")
     for job in found.jobs:
@@ -238,6 +241,9 @@ def _plan(config: PlanConfig) -> None:
     console.print(table)
     for part, reason in found.unavailable.items():
         console.print(f"{part} cannot be had: {reason}", soft_wrap=True)
+    console.print(f"cost: {cost}", soft_wrap=True)
+    if over := excess(cost, load_policy().limits.run):
+        console.print(f"Airflow would refuse it: {over}", soft_wrap=True)
 
 
 def _find(checkpoint: str) -> Checkpoint:

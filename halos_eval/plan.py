@@ -160,6 +160,11 @@ def staging_job(
     return StageJob(stage="stage", image="worker", argv=argv, profile=CPU_PROFILE)
 
 
+def profile_of(suite: Suite, checkpoint: Checkpoint, own: str | None) -> str:
+    """The GPU profile of a part of ``suite`` that has its ``own`` or none: the checkpoint's counts before both."""
+    return checkpoint.metadata.profile or own or suite.profile
+
+
 def summary_job(suite: str, root: str) -> StageJob:
     """The job that writes the table of ``suite``."""
     argv = ["summarize", root, f"--suite={suite}", f"--output={layout.report_url(root, suite)}"]
@@ -251,7 +256,7 @@ class _Planner:
         return self.cluster.outbox
 
     def _profile(self, own: str | None) -> str:
-        return self.checkpoint.metadata.profile or own or self.suite.profile
+        return profile_of(self.suite, self.checkpoint, own)
 
     def _engine(self, profile: str) -> dict[str, Any]:
         return {

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any, Literal, TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from halos_eval import store
 from halos_eval.errors import StoreError, describe
@@ -62,6 +62,8 @@ class Usage(BaseModel):
     """From the start of the work to the first request: imports, weights, warm-up."""
     work_seconds: float
     """From the first request to the last result, of this run: a resumed run counts only its own."""
+    resumed: float | None = Field(None, ge=0, le=1)
+    """Share of the work that was there from a run that was killed, and is in no seconds; None where nobody counted."""
 
 
 class CheckpointRef(BaseModel):

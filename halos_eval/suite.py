@@ -115,7 +115,7 @@ class Suite(BaseModel):
         settings = {part: self.settings_of(part).model_dump(mode="json", exclude={"profile"}) for part in self.parts}
         return {part: digest_json(one) for part, one in settings.items()}
 
-    def settings_of(self, part: str) -> BaseModel:
+    def settings_of(self, part: str) -> AlpacaEvalSettings | TaskSettings:
         """The settings of alpaca_eval or of a task."""
         if part == ALPACA_EVAL and self.alpaca_eval:
             return self.alpaca_eval

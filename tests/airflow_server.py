@@ -26,7 +26,7 @@ class Airflow:
     def call(self, method, path, body=None):
         data = None if body is None else json.dumps(body).encode()
         request = Request(self.url + "/api/v2" + path, data, {"Content-Type": "application/json"}, method=method)
-        with urlopen(request, timeout=30) as reply:
+        with urlopen(request, timeout=120) as reply:  # its small database has one writer at a time
             return json.load(reply)
 
     def trigger(self, dag="evaluate_checkpoint", **conf):

@@ -14,11 +14,12 @@ import pandas as pd
 import pytest
 
 from halos_eval import cli, errors, layout, store
+from halos_eval.costs import Cost
 from halos_eval.plan import Plan, save_plan
-from halos_eval.record import Score, write_model
+from halos_eval.record import Score, Usage, write_model
 from halos_eval.settings import Settings
 from halos_eval.suite import load_suite
-from tests.doubles import make_checkpoint, make_manifest, make_record, write_failure
+from tests.doubles import USAGE, make_checkpoint, make_manifest, make_record, write_failure
 
 LOGS = Path(__file__).parent / "report" / "logs"
 COMMANDS = ["stage", "sample", "judge", "harness", "summarize", "plan", "checkpoints", "pools"]
@@ -199,29 +200,55 @@ def checkpoints(tmp_path, monkeypatch):
     return tmp_path / "checkpoints"
 
 
+def planned(call, checkpoint, *options):
+    """The plan of the suite demo, and its cost, as JSON gives them."""
+    code, out, err = call("plan", "demo", checkpoint, "--json", *options)
+    assert (code, err) == (0, "")
+    document = json.loads(out)
+    cost = Cost.model_validate(document.pop("cost"))
+    return Plan.model_validate(document), cost
+
+
 def test_plan_of_a_registered_checkpoint(call, checkpoints):
     code, out, _ = call("plan", "demo", "kto")
     assert code == 0
     assert "demo on kto" in out
     assert out.count("never run") == 5
     assert "demo_arithmetic" in out
+    assert out.endswith(
+        "cost: 5 pods, at least 0.00 GPU-hours and 0.00 USD for the judge; "
+        "nothing to go by for sample, judge, demo_choice, demo_arithmetic, demo_cloze\n"
+    )
+
+
+def test_a_plan_says_what_it_will_cost_and_whether_that_is_too_much(call, checkpoints, monkeypatch):
+    make_checkpoint(checkpoints / "dpo" / "FINAL")
+    run_jobs(call, "dpo", "demo_cloze", usage=Usage(load_seconds=60, work_seconds=3540))
+    (checkpoints / "policy.yaml").write_text("{limits: {run: {gpu_hours: 1}}, rules: []}")
+    monkeypatch.setenv("HALOS_EVAL_POLICY", str(checkpoints / "policy.yaml"))
+    out = call("plan", "demo", "kto", "--tasks=demo_cloze")[1]
+    assert out.endswith("cost: 1 pod, 1.00 GPU-hours and 0.00 USD for the judge\n")
+    assert planned(call, "kto", "--tasks=demo_cloze")[1] == Cost(pods=1, gpu_hours=1)
+    (checkpoints / "policy.yaml").write_text("{limits: {run: {gpu_hours: 0.5}}, rules: []}")
+    code, out, _ = call("plan", "demo", "kto", "--tasks=demo_cloze")
+    assert code == 0
+    assert "Airflow would refuse it: by earlier runs it would cost 1.00 GPU-hours, 0.50 over the limit of 0.5" in out
 
 
 def test_plan_as_json(call, checkpoints):
     location = checkpoints / "kto" / "FINAL"
     parts = ["--tasks=demo_cloze,alpaca_eval", "--judge=gpt-4.1-mini", "--force"]
-    code, out, _ = call("plan", "demo", location, "--json", *parts)
-    plan = Plan.model_validate_json(out)
-    assert code == 0
+    plan, cost = planned(call, location, *parts)
     assert [job.title for job in plan.jobs] == ["sample", "judge", "demo_cloze"]
     assert {job.why for job in plan.jobs} == {"forced"}
     assert "--annotator=gpt-4.1-mini" in plan.jobs[1].argv
     assert plan.checkpoint.name == "kto"
     assert plan.checkpoint.location == str(location)
+    assert cost == Cost(pods=3, unknown=("sample", "judge", "demo_cloze"))
 
 
 def test_a_plan_shows_reasons_as_they_are(call, checkpoints):
-    plan = Plan.model_validate_json(call("plan", "demo", "kto", "--json")[1])
+    plan, _ = planned(call, "kto")
     write_failure(layout.failure_beside(plan.jobs[0].record), "[/no] [red]markup")
     code, out, _ = call("plan", "demo", "kto")
     assert code == 0
@@ -246,14 +273,14 @@ def test_plan_of_an_unknown_part(call, checkpoints):
     assert "suite demo has no mmlu" in err
 
 
-def run_jobs(call, name, *titles):
+def run_jobs(call, name, *titles, usage=USAGE):
     """Plan the suite demo on a checkpoint, and leave the records of these jobs."""
     suite = load_suite("demo")
-    found = Plan.model_validate_json(call("plan", "demo", name, "--json")[1])
+    found, _ = planned(call, name)
     save_plan(found, suite, Settings().store)
     for job in found.jobs:
         if job.title in titles:
-            write_model(job.record, make_record(job.stage, job.task, fingerprint=job.fingerprint))
+            write_model(job.record, make_record(job.stage, job.task, fingerprint=job.fingerprint, usage=usage))
 
 
 def test_checkpoints_with_what_has_been_evaluated(call, checkpoints):
@@ -344,7 +371,7 @@ def test_a_registry_that_is_not_there(call, checkpoints, monkeypatch):
 def test_a_plan_of_what_a_list_names(call, checkpoints, monkeypatch):
     (checkpoints / "list.yaml").write_text("checkpoints: [{name: team/kto, location: ./kto/FINAL}]")
     monkeypatch.setenv("HALOS_EVAL_CHECKPOINTS", str(checkpoints / "list.yaml"))
-    plan = Plan.model_validate_json(call("plan", "demo", "team/kto", "--json")[1])
+    plan, _ = planned(call, "team/kto")
     assert (plan.checkpoint.name, plan.checkpoint.location) == ("team/kto", str(checkpoints / "kto" / "FINAL"))
 
 
@@ -360,7 +387,7 @@ def test_a_plan_of_a_folder_or_repository_that_is_not_registered(call, checkpoin
     monkeypatch.chdir(checkpoints.parent)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     for place in ("team/dpo", "orpo"):
-        assert Plan.model_validate_json(call("plan", "demo", place, "--json")[1]).checkpoint.location == place
+        assert planned(call, place)[0].checkpoint.location == place
     assert "team/none: there is no such folder, and the hub does not give it" in call("plan", "demo", "team/none")[2]
 
 

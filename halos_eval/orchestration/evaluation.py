@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -11,14 +12,18 @@ from airflow.sdk.exceptions import AirflowFailException
 
 from halos_eval.annotator import check_shipped
 from halos_eval.cluster import load_cluster
-from halos_eval.errors import DataUnavailable, HalosEvalError
-from halos_eval.plan import StageJob, make_plan, save_plan, staging_job, suite_manifest, summary_job
+from halos_eval.costs import excess, read_history
+from halos_eval.errors import BadInput, DataUnavailable, HalosEvalError
+from halos_eval.evaluation_policy import load_policy
+from halos_eval.plan import Plan, StageJob, make_plan, save_plan, staging_job, suite_manifest, summary_job
 from halos_eval.record import read_record
 from halos_eval.registry.base import Checkpoint
 from halos_eval.registry.place import open_registry
 from halos_eval.report.table import cannot_be_had, why_missing
 from halos_eval.settings import Settings
 from halos_eval.suite import Suite, load_suite
+
+log = logging.getLogger(__name__)
 
 
 def prepare_evaluation(params: dict[str, Any]) -> dict[str, Any]:
@@ -35,7 +40,7 @@ def plan_evaluation(params: dict[str, Any]) -> list[dict[str, Any]]:
 
     Gives the harness jobs to run; XComs ``sample`` and ``judge`` have those, empty where there is nothing to do (an
     XCom cannot be None); ``jobs`` has all titles and records, ``unavailable`` the parts without a job and why,
-    ``summarize`` the job that writes the table.
+    ``summarize`` the job that writes the table, ``cost`` what it all will cost.
     """
     with _failing_at_once():
         root = Settings().store
@@ -46,6 +51,7 @@ def plan_evaluation(params: dict[str, Any]) -> list[dict[str, Any]]:
         plan = make_plan(
             suite.keep(tasks), checkpoint, root, force=params["force"], judge=params["judge"], manifest=manifest
         )
+        _check_cost(plan, suite, root)
         save_plan(plan, suite, root)
     to_run = [job for job in plan.jobs if not job.done]
     exchange = get_current_context()["ti"]
@@ -78,6 +84,15 @@ def _failing_at_once() -> Iterator[None]:
         if error.retryable:
             raise
         raise AirflowFailException(f"{type(error).__name__}: {error}") from error
+
+
+def _check_cost(plan: Plan, suite: Suite, root: str) -> None:
+    """Show what ``plan`` will cost, in the log and as the XCom ``cost``. Raises BadInput if that is over the limit."""
+    cost = read_history(suite, root).of_plan(plan)
+    log.info("what is to be run will take %s", cost)
+    get_current_context()["ti"].xcom_push("cost", cost.model_dump(mode="json"))
+    if over := excess(cost, load_policy().limits.run):
+        raise BadInput(over)
 
 
 def _job(job: StageJob) -> dict[str, Any]:

@@ -50,11 +50,17 @@ def _is_backfill(dag_run: DagRun) -> bool:
 
 def _backfill(task_instance: TaskInstance, dag_run: DagRun) -> None:
     """It holds its slots while the run that it has started lasts: so there are at most so many at a time."""
-    at_most = (dag_run.conf or {}).get("at_most", AT_MOST)
-    if isinstance(at_most, int) and 1 <= at_most <= BACKFILL_SLOTS:  # a run with anything else is refused
-        task_instance.pool = BACKFILL_POOL
-        task_instance.pool_slots = ceil(BACKFILL_SLOTS / at_most)
-        task_instance.priority_weight = CLASSES["backfill"] - _place(dag_run.id, task_instance.map_index)
+    at_most = (dag_run.conf or {}).get("at_most")
+    if not isinstance(at_most, int) or not 1 <= at_most <= BACKFILL_SLOTS:  # the default, or a run that is refused
+        at_most = AT_MOST
+    task_instance.pool = BACKFILL_POOL
+    task_instance.pool_slots = backfill_slots(at_most)
+    task_instance.priority_weight = CLASSES["backfill"] - _place(dag_run.id, task_instance.map_index)
+
+
+def backfill_slots(at_most: int) -> int:
+    """Slots that each evaluation of a backfill takes, so that there are at most so many at a time."""
+    return ceil(BACKFILL_SLOTS / at_most)
 
 
 def _evaluation(task_instance: TaskInstance, dag_run: DagRun) -> None:

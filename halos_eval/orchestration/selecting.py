@@ -14,8 +14,10 @@ from halos_eval.cluster import Priority
 from halos_eval.errors import describe
 from halos_eval.evaluation_policy import load_policy
 from halos_eval.orchestration.names import EVALUATION
+from halos_eval.orchestration.notify import send
 from halos_eval.registry.base import Registry
 from halos_eval.registry.place import open_registry
+from halos_eval.report.message import compose
 from halos_eval.selection import Backfill, Selection, for_backfill, for_night, for_registration, look_back
 from halos_eval.settings import Settings
 
@@ -35,9 +37,8 @@ def find_for_night() -> list[dict[str, Any]]:
     end = context.get("data_interval_end") or datetime.now(UTC)
     start = context.get("data_interval_start") or end
     backfilled = context["dag_run"].run_type == "backfill"
-    selection = for_night(
-        _registry(settings), policy, settings.store, start if backfilled else look_back(policy, start), end
-    )
+    begin = start if backfilled else look_back(policy, start)
+    selection = for_night(_registry(settings), policy, settings.store, _is_there, begin, end)
     return _hand_out(selection, "backfill" if backfilled else "nightly", wait=backfilled)
 
 
@@ -49,12 +50,14 @@ def find_for_backfill() -> list[dict[str, Any]]:
         asked = Backfill.model_validate({key: params[key] for key in Backfill.model_fields if params[key] is not None})
     except ValidationError as error:
         raise AirflowFailException(f"BadInput: {describe(error)}") from error
-    selection = for_backfill(_registry(settings), asked, settings.store, context["dag_run"].run_id)
-    jobs = _hand_out(selection, params["priority"], wait=True, force=not asked.only_missing)
+    selection = for_backfill(_registry(settings), asked, settings.store, _is_there, context["dag_run"].run_id)
     if params["dry_run"]:
-        log.info("dry run: nothing is started. Trigger it with dry_run false to start these %d", len(jobs))
-        return []
-    return jobs
+        _tell(selection)
+        log.info(
+            "dry run: nothing is started. Trigger it with dry_run false to start these %d", len(selection.evaluations)
+        )
+        selection = Selection()
+    return _hand_out(selection, params["priority"], wait=True, force=not asked.only_missing)
 
 
 def find_for_registration() -> list[dict[str, Any]]:
@@ -64,23 +67,33 @@ def find_for_registration() -> list[dict[str, Any]]:
     name = context["dag_run"].partition_key
     if not name:
         raise AirflowFailException("BadInput: the event names no checkpoint: give its name as partition_key")
-    return _hand_out(for_registration(_registry(settings), load_policy(), settings.store, name), "nightly", wait=False)
+    selection = for_registration(_registry(settings), load_policy(), settings.store, _is_there, name)
+    return _hand_out(selection, "nightly", wait=False)
 
 
-def all_ended() -> bool:
-    """Whether every run that was started has ended, or it is time for the message."""
-    context = get_current_context()
+def runs_open() -> list[str]:
+    """The runs that were started and have not ended."""
     selection = _selection()
-    began = context["dag_run"].start_date or datetime.now(UTC)
-    if datetime.now(UTC) > began + timedelta(hours=load_policy().message_after_hours):
-        return True
-    return selection is None or set(_states(selection).values()) <= ENDED | {GONE}
+    states = _states(selection) if selection else {}
+    return [run_id for run_id, state in states.items() if state not in ENDED | {GONE}]
+
+
+def time_left() -> timedelta:
+    """How long the message may wait for them."""
+    began = get_current_context()["dag_run"].start_date or datetime.now(UTC)
+    return began + timedelta(hours=load_policy().message_after_hours) - datetime.now(UTC)
 
 
 def send_report() -> None:
-    """Tell what has become of what was started; fail if anything is missing."""
+    """Tell what has become of what was started. Fails if anything of it has: the run is as red as what it started."""
+    context = get_current_context()
     selection = _selection()
-    log.info("%s", None if selection is None else _states(selection))
+    day = context.get("data_interval_end") or context["dag_run"].run_after
+    title = f"{context['dag_run'].dag_id} {day:%Y-%m-%d}"
+    message = compose(title, selection, _states(selection) if selection else {}, Settings().store)
+    send(message)
+    if message.failed:
+        raise AirflowFailException(message.title)
 
 
 def _registry(settings: Settings) -> Registry:
@@ -90,14 +103,7 @@ def _registry(settings: Settings) -> Registry:
 def _hand_out(selection: Selection, priority: Priority, wait: bool, force: bool = False) -> list[dict[str, Any]]:
     """Keep the selection for the message, tell it, and give what TriggerDagRunOperator is to be called with."""
     get_current_context()["ti"].xcom_push("selection", selection.model_dump(mode="json"))
-    for one in selection.evaluations:
-        log.info("%s: %s, as run %s", one.checkpoint, one.suite, one.run_id)
-    for name in selection.complete:
-        log.info("%s is complete", name)
-    for name, why in selection.left_out.items():
-        log.warning("%s is left out: %s", name, why)
-    if not selection.evaluations:
-        log.info("nothing to do")
+    _tell(selection)
     return [
         {
             "trigger_run_id": one.run_id,
@@ -106,6 +112,17 @@ def _hand_out(selection: Selection, priority: Priority, wait: bool, force: bool 
         }
         for one in selection.evaluations
     ]
+
+
+def _tell(selection: Selection) -> None:
+    for one in selection.evaluations:
+        log.info("%s: %s, as run %s", one.checkpoint, one.suite, one.run_id)
+    for name in selection.complete:
+        log.info("%s is complete", name)
+    for name, why in selection.left_out.items():
+        log.warning("%s is left out: %s", name, why)
+    if not selection.evaluations:
+        log.info("nothing to do")
 
 
 def _selection() -> Selection | None:
@@ -117,6 +134,10 @@ def _selection() -> Selection | None:
 def _states(selection: Selection) -> dict[str, str]:
     """Airflow's states of the runs, by run_id."""
     return {one.run_id: _state(one.run_id) for one in selection.evaluations}
+
+
+def _is_there(run_id: str) -> bool:
+    return bool(get_current_context()["ti"].get_dr_count(EVALUATION, run_ids=[run_id]))
 
 
 def _state(run_id: str) -> str:

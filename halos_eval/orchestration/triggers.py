@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Any
 
 from airflow.providers.standard.operators.trigger_dagrun import TriggerDagRunOperator
-from airflow.sdk import Param, task
+from airflow.providers.standard.triggers.external_task import DagStateTrigger
+from airflow.sdk import BaseOperator, Context, Param, task
 from airflow.sdk.definitions.mappedoperator import MappedOperator
+from airflow.utils.state import DagRunState
 
 from halos_eval.cluster import BACKFILL_SLOTS
 from halos_eval.orchestration import names
-from halos_eval.orchestration.selecting import all_ended, send_report
+from halos_eval.orchestration.selecting import runs_open, send_report, time_left
 
+POLL = 10
+"""Seconds between two looks at a run's state."""
+AT_ONCE = 100
+"""Runs that are asked for in one request."""
 AT_MOST = Param(
     names.AT_MOST,
     type="integer",
@@ -32,7 +39,7 @@ def evaluate_each(found: Any) -> MappedOperator:
         skip_when_already_exists=True,
         # Where it waits for the run's end, it holds a slot of its pool and no worker.
         deferrable=True,
-        poke_interval=30,
+        poke_interval=POLL,
         # How the run ended is for the message; a retry of this task would find the run there, and skip.
         allowed_states=["success", "failed"],
         failed_states=[],
@@ -42,15 +49,36 @@ def evaluate_each(found: Any) -> MappedOperator:
     ).expand_kwargs(found)
 
 
+class RunsEnded(BaseOperator):
+    """Wait, without a worker, until the runs that were started have ended, or it is time for the message."""
+
+    def execute(self, context: Context) -> None:
+        """Look, and wait for some that are open: all of a night's names do not fit into one request."""
+        open_ones, left = runs_open(), time_left()
+        if open_ones and left <= timedelta():
+            self.log.warning("it is time for the message, and %d have not ended", len(open_ones))
+        elif open_ones:
+            self.defer(
+                trigger=DagStateTrigger(
+                    dag_id=names.EVALUATION,
+                    states=[DagRunState.SUCCESS, DagRunState.FAILED],
+                    run_ids=open_ones[:AT_ONCE],
+                    poll_interval=POLL,
+                ),
+                method_name="look_again",
+                timeout=left,  # then it is tried again, and sees that it is time
+            )
+
+    def look_again(self, context: Context, event: object) -> None:
+        """Some have ended."""
+        self.execute(context)
+
+
 def wait_and_report(evaluate: MappedOperator) -> None:
     """Two more tasks: until all has ended, or it is time for the message; and the message, whatever happened."""
-
-    @task.sensor(mode="reschedule", poke_interval=60, trigger_rule="all_done")
-    def wait() -> bool:
-        return all_ended()
 
     @task(trigger_rule="all_done")
     def report() -> None:
         send_report()
 
-    evaluate >> wait() >> report()
+    evaluate >> RunsEnded(task_id="wait", trigger_rule="all_done") >> report()

@@ -58,6 +58,12 @@ def table(rows: Sequence[Row]) -> pd.DataFrame:
 
 def row_of_plan(plan: Plan) -> Row:
     """The row of one checkpoint, from what was planned for it and what is there."""
+    row, troubles = scores_of_plan(plan)
+    return row | {"status": "; ".join(troubles) or COMPLETE}
+
+
+def scores_of_plan(plan: Plan) -> tuple[Row, list[str]]:
+    """The row of one checkpoint without its status, and what is missing in it, each with its reason."""
     row: Row = {"model_name": plan.checkpoint.name}
     troubles: list[str] = []
     primary: list[float] = []
@@ -82,7 +88,7 @@ def row_of_plan(plan: Plan) -> Row:
         row = {**dict.fromkeys(ALPACA_COLUMNS.values(), math.nan), **row}
     troubles += [f"{part}: {cannot_be_had(reason)}" for part, reason in plan.unavailable.items()]
     troubles += [f"{part}: not asked for" for part in plan.left_out]
-    return row | (_average(primary) if whole else {}) | {"status": "; ".join(troubles) or COMPLETE}
+    return row | (_average(primary) if whole else {}), troubles
 
 
 def rows_of_records(records: Iterable[Record]) -> list[Row]:

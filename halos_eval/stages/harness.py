@@ -13,6 +13,7 @@ import math
 import os
 import re
 import time
+from collections import Counter
 from collections.abc import Callable
 from numbers import Real
 from pathlib import Path
@@ -168,14 +169,18 @@ def _work(config: HarnessConfig, weights: Weights, job: Job) -> Outcome:
     parts = store.join(config.output_dir, "parts")
     loaded = time.monotonic()
     with Journal(job.journal(parts, config.force), seconds=0) as journal:
-        _journaled(model, journal, config.save_every)
+        requests = _journaled(model, journal, config.save_every)
         results = _evaluate(config, model, manager, tasks)
     store.delete(job.record)  # an older record must not vouch for the new files
     files = _save(config, results)
     return Outcome(
         **_scores(results),
         coverage=_coverage(results),
-        usage=Usage(load_seconds=loaded - began, work_seconds=time.monotonic() - loaded),
+        usage=Usage(
+            load_seconds=loaded - began,
+            work_seconds=time.monotonic() - loaded,
+            resumed=requests["resumed"] / max(1, requests.total()),
+        ),
         files=files,
         inputs=_dataset_revisions(tasks),
         parts=parts,
@@ -265,12 +270,14 @@ def _load_model(config: HarnessConfig, weights: Weights) -> LM:
     return model
 
 
-def _journaled(model: LM, journal: Journal, save_every: int) -> None:
+def _journaled(model: LM, journal: Journal, save_every: int) -> Counter[str]:
     """Make the model's three methods keep finished chunks and skip them in a later run.
 
     Chunks are cut from the whole list of requests, so a resumed run makes the same batches and gets the same numbers.
+    Gives the requests, counted as they are answered: ``computed`` or ``resumed``.
     """
     done = journal.load()
+    requests_by: Counter[str] = Counter()
 
     def resumable(method: str) -> Callable[[list[Any]], list[Any]]:
         compute = getattr(model, method)
@@ -280,6 +287,7 @@ def _journaled(model: LM, journal: Journal, save_every: int) -> None:
             for start in range(0, len(requests), save_every):
                 chunk = requests[start : start + save_every]
                 key = digest_json([method, start, [request.args for request in chunk]])
+                requests_by["resumed" if key in done else "computed"] += len(chunk)
                 if key not in done:
                     done[key] = compute(chunk, **options)
                     journal.add(key, done[key])
@@ -291,6 +299,7 @@ def _journaled(model: LM, journal: Journal, save_every: int) -> None:
 
     for method in ("loglikelihood", "loglikelihood_rolling", "generate_until"):
         setattr(model, method, resumable(method))
+    return requests_by
 
 
 def _evaluate(config: HarnessConfig, model: LM, manager: TaskManager, tasks: list[Any]) -> dict[str, Any]:

@@ -141,7 +141,8 @@ def _work(config: SampleConfig, weights: Weights, job: Job, manifest: Manifest |
     missing = [row["instruction"] for row in prompt_set.rows if _key(row) not in done]
     if missing:
         raise Incomplete(f"{len(missing)} prompts have no answer, the first is {missing[0][:80]!r}: run it again")
-    return _write(config, job, prompt_set, done, (began, loaded)).model_copy(update={"parts": parts})
+    resumed = 1 - len(todo) / len(done)
+    return _write(config, job, prompt_set, done, (began, loaded), resumed).model_copy(update={"parts": parts})
 
 
 def _key(row: dict[str, Any]) -> str:
@@ -254,7 +255,12 @@ def _params(config: SampleConfig, key: str, stop: list[str], stop_token_ids: lis
 
 
 def _write(
-    config: SampleConfig, job: Job, prompt_set: promptset.PromptSet, done: dict[str, Any], clock: tuple[float, float]
+    config: SampleConfig,
+    job: Job,
+    prompt_set: promptset.PromptSet,
+    done: dict[str, Any],
+    clock: tuple[float, float],
+    resumed: float,
 ) -> Outcome:
     rows = [
         {
@@ -286,6 +292,7 @@ def _write(
             completion_tokens=sum(one["tokens"] for one in answers),
             load_seconds=loaded - began,
             work_seconds=time.monotonic() - loaded,
+            resumed=resumed,
         ),
         files={Path(config.output).name: digest_bytes(data)},
         inputs=prompt_set.inputs("prompts"),

@@ -11,6 +11,7 @@ from typing import get_args
 import jsonschema
 import pytest
 from airflow.dag_processing.dagbag import DagBag
+from airflow.sdk import timezone
 from airflow.sdk.definitions.xcom_arg import PlainXComArg
 from airflow.sdk.exceptions import ParamValidationError
 from airflow.serialization.serialized_objects import DagSerialization
@@ -282,3 +283,55 @@ def test_the_strings_of_a_job_are_not_rendered(dag, remote_dag, where, name, mon
     context = {"ti": SimpleNamespace(map_index=0), "task": task, "dag": dag, "dag_run": run}
     task.render_template_fields(context)
     assert context["task"].job == job  # a mapped task puts the one that runs into the context
+
+
+NIGHT, BACKFILL, REGISTERED = "nightly_evaluation", "backfill_evaluation", "registered_evaluation"
+
+
+@pytest.mark.parametrize("name", [NIGHT, BACKFILL])
+def test_the_message_is_sent_whatever_happened(name):
+    dag = BAG.dags[name]
+    assert {task.task_id: task.downstream_task_ids for task in dag.tasks} == {
+        "find": {"evaluate"},
+        "evaluate": {"wait"},
+        "wait": {"report"},
+        "report": set(),
+    }
+    assert {task.task_id for task in dag.tasks if task.trigger_rule == "all_done"} == {"wait", "report"}
+
+
+@pytest.mark.parametrize("name", [NIGHT, BACKFILL, REGISTERED])
+def test_what_is_there_already_is_not_started_again(name):
+    evaluate = BAG.dags[name].get_task("evaluate")
+    assert evaluate.partial_kwargs["trigger_dag_id"] == EVALUATE
+    assert evaluate.partial_kwargs["skip_when_already_exists"]
+    assert evaluate.partial_kwargs["deferrable"]
+
+
+def test_nothing_starts_by_itself_before_somebody_says_so(any_dag):
+    by_itself = {NIGHT, REGISTERED}
+    assert bool(any_dag.is_paused_upon_creation) == (any_dag.dag_id in by_itself)
+
+
+def test_nights_have_intervals_one_after_the_other():
+    dag = DagSerialization.from_dict(DagSerialization.to_dict(BAG.dags[NIGHT]))
+    infer = dag.timetable.infer_manual_data_interval
+    first, last = (infer(run_after=timezone.datetime(2026, 11, day, 12)) for day in (23, 24))
+    assert first.start < first.end == last.start < last.end == timezone.datetime(2026, 11, 23, 20)
+
+
+@pytest.mark.parametrize("word", [*HARMFUL, "*/../*"])
+def test_harmful_patterns_are_refused_or_mean_names_only(word):
+    dag = BAG.dags[BACKFILL]
+    refused(dag, suite=word)
+    if word not in {"../x", "/etc", "--force", "-x", ".hidden", "*/../*"}:  # a pattern is compared with names
+        refused(dag, match=[word])
+
+
+def test_usual_backfills_are_taken():
+    dag = BAG.dags[BACKFILL]
+    assert (dag.params["dry_run"], dag.params["priority"]) == (True, "backfill")
+    check(dag, suite="halos", match=["llama3-*", "team/kto/[12]?"], tags={"method": "kto"}, at_most=60, dry_run=False)
+    check(dag, registered_from="2026-10-01T00:00:00Z", registered_until=None, priority="manual")
+    for wrong in ({"match": []}, {"match": "*"}, {"tags": {"a": 1}}, {"at_most": 0}, {"at_most": 61}, {"dry_run": 1}):
+        refused(dag, **wrong)

@@ -50,6 +50,8 @@ def test_airflow_sees_the_file_the_suites_and_the_checkpoints_where_the_pods_do(
     kubernetes = release.cluster.kubernetes
     cluster = mounts(VALUES)[str(Path(settings.cluster).parent)]["configMap"]["name"]
     assert Path(settings.cluster).name in release.get("ConfigMap", cluster)["data"]
+    assert Path(settings.policy).parent == Path(settings.cluster).parent
+    assert Path(settings.policy).name in release.get("ConfigMap", cluster)["data"]
     scheduler = mounts(VALUES["scheduler"])
     for name, place in (("checkpoints", settings.checkpoints), ("suites", settings.suites)):
         assert kubernetes.volumes[name].mount_path == place

@@ -7,6 +7,7 @@ import pytest
 import yaml
 
 from halos_eval.cluster import Volume, load_cluster
+from halos_eval.evaluation_policy import EvaluationPolicy, load_policy
 from halos_eval.orchestration.pod_spec import manifest
 from halos_eval.plan import StageJob
 from tests.helm.release import SCENARIOS, scenario
@@ -119,3 +120,17 @@ def test_a_profile_reaches_its_pod(render):
     assert pod["spec"]["runtimeClassName"] == "nvidia"
     assert pod["spec"]["priorityClassName"] == "halos-eval-nightly"
     assert pod["spec"]["containers"][0]["resources"]["limits"] == {"memory": "1000Gi", "nvidia.com/gpu": "8"}
+
+
+def test_the_policy_goes_through_as_it_is(render, tmp_path, monkeypatch):
+    policy = {"look_back_days": 3, "limits": {"night": {"gpu_hours": 40}}, "rules": [{"match": "a*", "suites": []}]}
+    written = render(scenario("minimal") | {"policy": policy}).get("ConfigMap", "halos-eval-cluster")["data"]
+    (tmp_path / "policy.yaml").write_text(written["policy.yaml"])
+    monkeypatch.setenv("HALOS_EVAL_POLICY", str(tmp_path / "policy.yaml"))
+    assert load_policy() == EvaluationPolicy.model_validate(policy)
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_without_a_word_everything_gets_the_whole_suite(render, name):
+    written = render(scenario(name)).get("ConfigMap", "halos-eval-cluster")["data"]
+    assert EvaluationPolicy.model_validate(yaml.safe_load(written["policy.yaml"])).rules[-1].suites == ("halos",)

@@ -10,6 +10,7 @@ import yaml
 from helm_python import HelmError, HelmValuesError
 
 from halos_eval.cluster import Cluster
+from halos_eval.evaluation_policy import EvaluationPolicy
 from tests.helm.release import CHART, scenario
 
 SCHEMA = json.loads((CHART / "values.schema.json").read_text())
@@ -49,6 +50,8 @@ def changed(path, value):
         ("claims.cache.accessModes", ["ReadWriteEverywhere"]),
         ("suites", {"mine.yaml": {"tasks": {}}}),
         ("suites", {"../mine.yaml": ""}),
+        ("policy", {"rules": [{"suite": "halos"}]}),
+        ("policy.limits", {"night": {"gpu_hours": -1}}),
         ("airflow.serviceAccounts", "airflow-scheduler"),
         ("externalSecrets.secretStoreRef.kind", "Vault"),
         ("externalSecrets.secrets", {"openai": {"key": "sk-plain"}}),
@@ -148,10 +151,12 @@ def without_titles(node):
 
 
 def test_what_the_code_reads_is_what_the_values_are_called():
-    """The definitions are the models of halos_eval/cluster.py: after a change there, put what this prints in $defs."""
+    """The definitions are the models of the two files: after a change there, put what this prints in $defs."""
     expected = without_titles(Cluster.model_json_schema()["$defs"])
     kubernetes = expected["Kubernetes"]
     del kubernetes["properties"]["namespace"]  # the release's
     kubernetes["required"] = ["images"]  # the account is the chart's, unless one is named
+    policy = without_titles(EvaluationPolicy.model_json_schema())
+    expected |= policy.pop("$defs") | {"EvaluationPolicy": policy}
     for name, definition in expected.items():
         assert SCHEMA["$defs"][name] == definition, f'"{name}": {json.dumps(definition, indent=2)}'

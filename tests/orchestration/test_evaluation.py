@@ -12,9 +12,9 @@ from halos_eval import layout, store
 from halos_eval.errors import StoreError
 from halos_eval.orchestration import evaluation
 from halos_eval.plan import Plan
-from halos_eval.record import read_record, write_model
+from halos_eval.record import Usage, read_record, write_model
 from halos_eval.suite import load_suite
-from tests.doubles import make_checkpoint, make_manifest, make_record, write_failure
+from tests.doubles import make_checkpoint, make_manifest, make_provenance, make_record, write_failure
 
 PARAMS = {"checkpoint": "kto", "suite": "demo", "tasks": None, "judge": None, "force": False}
 
@@ -156,6 +156,67 @@ def test_what_a_retry_cannot_mend_fails_at_once(plan, root, step, params, words)
         plan(**params) if step == "plan" else evaluation.prepare_evaluation(PARAMS | params)
     assert words in str(caught.value)
     assert not store.exists(f"{root}/plans")
+
+
+@pytest.fixture
+def limit(tmp_path, monkeypatch):
+    """``limit(text)`` writes a policy with that limit of a run."""
+
+    def limit(text):
+        (tmp_path / "policy.yaml").write_text(f"limits: {{run: {text}}}\nrules: []")
+        monkeypatch.setenv("HALOS_EVAL_POLICY", str(tmp_path / "policy.yaml"))
+
+    return limit
+
+
+@pytest.fixture
+def evaluated(plan, tmp_path):
+    """A checkpoint that is done, every job after an hour on a GPU."""
+    make_checkpoint(tmp_path / "checkpoints" / "dpo" / "FINAL")
+    _, pushed = plan(checkpoint="dpo")
+    usage = Usage(load_seconds=600, work_seconds=3000, prompt_tokens=9, price_usd=2)
+    for title, record in pushed["jobs"].items():
+        stage = title if title in {"sample", "judge"} else "harness"
+        same = {"provenance": make_provenance(outputs_sha256="o"), "files": {"outputs.json": "o"}}
+        write_model(record, make_record(stage, usage=usage, **same))
+
+
+def test_what_it_will_cost_is_shown(plan, caplog):
+    caplog.set_level("INFO")
+    _, pushed = plan(tasks=["demo_cloze"])
+    assert pushed["cost"] == {"pods": 1, "gpu_hours": 0, "judge_dollars": 0, "unknown": ["demo_cloze"]}
+    assert "what is to be run will take 1 pod, at least 0.00 GPU-hours and 0.00 USD" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("{gpu_hours: 3}", "4.00 GPU-hours, 1.00 over the limit of 3: take fewer parts"),
+        ("{judge_dollars: 0.5}", "2.00 USD for the judge, 1.50 over the limit of 0.5"),
+    ],
+)
+def test_over_the_limit_nothing_starts(plan, evaluated, limit, root, text, words):
+    limit(text)
+    with pytest.raises(AirflowFailException, match="BadInput: by earlier runs it would cost ") as caught:
+        plan()
+    assert words in str(caught.value)
+    assert not store.exists(layout.plan_url(root, "demo", "kto"))
+    assert [job["task"] for job in plan(tasks=["demo_cloze"])[0]] == ["demo_cloze"]
+
+
+@pytest.mark.parametrize("text", ["{}", "{gpu_hours: 4, judge_dollars: 2}"])
+def test_up_to_the_limit_it_starts(plan, evaluated, limit, text):
+    limit(text)
+    harness, pushed = plan()
+    assert len(harness) == 3
+    assert pushed["cost"] == {"pods": 5, "gpu_hours": 4, "judge_dollars": 2, "unknown": []}
+    assert plan(checkpoint="dpo")[1]["cost"]["pods"] == 0
+
+
+def test_a_limit_that_cannot_be_read_is_not_ignored(plan, limit):
+    limit("{hours: 3}")
+    with pytest.raises(AirflowFailException, match="BadInput: policy"):
+        plan()
 
 
 def test_a_store_that_is_down_is_tried_again(plan, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+from types import SimpleNamespace
 
 import pytest
 from airflow import settings
@@ -28,6 +29,7 @@ from sqlalchemy import create_engine, delete, select
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import StaticPool
 
+from halos_eval.cluster import BACKFILL_POOL, BACKFILL_SLOTS
 from halos_eval.orchestration import policy
 from tests.test_policies import DAGS
 
@@ -41,14 +43,14 @@ def engine():
     import_all_models()
     engine = create_engine("sqlite://", poolclass=StaticPool)
     Base.metadata.create_all(engine)
-    dag = DagBag(str(DAGS[0].parent), collect_dags=True).dags[EVALUATE]
+    dags = DagBag(str(DAGS[0].parent), collect_dags=True).dags.values()
     with DAG("other", schedule=None) as other:
         EmptyOperator(task_id="sample")
     with Session(engine) as session:
         synchronize_log_template(session=session)
         session.add(DagBundleModel(name="testing"))
         session.flush()
-        for one in (dag, other):
+        for one in (*dags, other):
             written = LazyDeserializedDAG.from_dag(one)
             SerializedDAG.bulk_write_to_db("testing", None, [written], session=session)
             SerializedDagModel.write_dag(written, bundle_name="testing", session=session)
@@ -66,14 +68,14 @@ def session(engine):
 def start(session):
     """``start(priority=...)`` makes a run with its task instances, as the scheduler or the API does."""
 
-    def start(dag_id=EVALUATE, run_id="one", **conf):
+    def start(dag_id=EVALUATE, run_id="one", run_type=DagRunType.MANUAL, **conf):
         dag = SerializedDagModel.get_dag(dag_id, session=session)
         run = dag.create_dagrun(
             run_id=run_id,
             logical_date=None,
             data_interval=None,
             run_after=timezone.utcnow(),
-            run_type=DagRunType.MANUAL,
+            run_type=run_type,
             triggered_by=DagRunTriggeredByType.TEST,
             state=DagRunState.RUNNING,
             conf={"checkpoint": "kto"} | conf,
@@ -226,3 +228,36 @@ def test_an_instance_without_its_run_is_let_alone(start, session):
     found.priority_weight = 7
     policy.task_instance_mutation_hook(found, None)
     assert found.priority_weight == 7
+
+
+@given(st.integers(1, BACKFILL_SLOTS))
+def test_a_backfills_slots_admit_at_most_so_many_and_at_least_one(at_most):
+    slots = policy.backfill_slots(at_most)
+    assert 1 <= BACKFILL_SLOTS // slots <= at_most
+
+
+@pytest.mark.parametrize(("conf", "slots"), [({}, 15), ({"at_most": 1}, 60), ({"at_most": 60}, 1)])
+def test_a_backfill_takes_its_slots(start, session, conf, slots):
+    night = start("nightly_evaluation", run_type=DagRunType.BACKFILL_JOB, **conf)
+    asked = start("backfill_evaluation", run_id="two", suite="quick", **conf)
+    for run in (night, asked):
+        (task,) = instances(session, run, "evaluate")
+        assert (task.pool, task.pool_slots) == (BACKFILL_POOL, slots)
+        assert policy.CLASSES["backfill"] - 5e8 < task.priority_weight < policy.CLASSES["nightly"] - 5e8
+        (find,) = instances(session, run, "find")
+        assert find.pool == "default_pool"
+
+
+@pytest.mark.parametrize("run_type", [DagRunType.MANUAL, DagRunType.SCHEDULED])
+def test_a_night_that_is_no_backfill_is_not_held_back(start, session, run_type):
+    (task,) = instances(session, start("nightly_evaluation", run_type=run_type), "evaluate")
+    assert (task.pool, task.pool_slots) == ("default_pool", 1)
+
+
+@pytest.mark.parametrize("at_most", [0, 61, "4", None, 2.5])
+def test_a_wrong_number_does_not_stop_the_scheduler(at_most):
+    run = SimpleNamespace(dag_id="backfill_evaluation", conf={"at_most": at_most}, id=1)
+    task = SimpleNamespace(task_id="evaluate", map_index=-1, pool="default_pool")
+    policy.task_instance_mutation_hook(task, run)
+    assert task.pool == BACKFILL_POOL
+    assert task.pool_slots == 15

@@ -20,7 +20,7 @@ def install(folder, environments, python):
         program = folder / name / "bin" / "halos-eval"
         program.parent.mkdir(parents=True)
         program.write_text(
-            f"#!/bin/sh\nPYTHONPATH={Path(__file__).parents[2]} exec {python} {__file__} {environments} {calls} \"$@\"\n"
+            f'#!/bin/sh\nPYTHONPATH={Path(__file__).parents[2]} exec {python} {__file__} {environments} {calls} "$@"\n'
         )
         program.chmod(0o755)
     calls.touch()
@@ -32,10 +32,11 @@ def main(environments, calls, command, *words):
     if command in REAL:
         program = str(Path(environments) / REAL[command] / "bin" / "halos-eval")
         os.execv(program, [program, command, *words])
+    from pydantic_settings import CliApp
+
     from halos_eval import store
     from halos_eval.record import write_model
     from halos_eval.stages.harness import HarnessConfig
-    from pydantic_settings import CliApp
     from tests.doubles import make_record
 
     config = CliApp.run(HarnessConfig, cli_args=list(words))

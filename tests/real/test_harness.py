@@ -70,6 +70,7 @@ def test_a_killed_task_is_resumed_to_the_same_scores(run, model, tmp_path):
     first, second = record_of(whole), record_of(killed)
     for part in ("fingerprint", "identity", "scores", "coverage", "missing"):
         assert first[part] == second[part]
+    assert (first["usage"]["resumed"], 0 < second["usage"]["resumed"] < 1) == (0, True)
     assert samples_of(whole, "demo_arithmetic") == samples_of(killed, "demo_arithmetic")
     assert first["files"]["samples/demo_arithmetic.jsonl.gz"] == second["files"]["samples/demo_arithmetic.jsonl.gz"]
     assert {(metric, name) for _, metric, name in scores_of(first)} == {

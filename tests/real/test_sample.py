@@ -91,6 +91,8 @@ def test_a_killed_run_is_resumed_to_the_same_outputs(run, model, tmp_path):
     records = [json.loads(path.with_name("outputs.record.json").read_text()) for path in (whole, killed)]
     for part in ("fingerprint", "identity", "coverage", "details", "files", "checkpoint"):
         assert records[0][part] == records[1][part]
+    shares = [record["usage"]["resumed"] for record in records]
+    assert shares == pytest.approx([0, len(finished) / 12])
 
     rows = json.loads(whole.read_text())
     assert set(rows[0]) == {"instruction", "output", "generator", "dataset", "prompt_id", "sample_id", "type"}

@@ -150,6 +150,18 @@ def test_a_killed_run_computes_only_the_rest_and_answers_the_same(texts, save_ev
     store.delete(url)
 
 
+def test_what_was_there_from_a_killed_run_is_counted(tmp_path):
+    requests = [SimpleNamespace(args=(text,)) for text in "abcde"]
+    journal = Journal(str(tmp_path), seconds=0)
+    first = Model()
+    assert _journaled(first, journal, 2).total() == 0
+    first.loglikelihood(requests[:4])
+    second = Model()
+    counted = _journaled(second, journal, 2)
+    second.loglikelihood(requests)
+    assert counted == {"resumed": 4, "computed": 1}
+
+
 def test_other_requests_are_not_taken_for_those_that_are_done(tmp_path):
     ask(Model(), str(tmp_path), 2, ["a", "b"])
     model = Model()

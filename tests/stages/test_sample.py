@@ -55,7 +55,7 @@ def test_a_resumed_run_writes_what_alpaca_eval_reads(options, tmp_path):
     assert record.files == {"outputs.json": digest_bytes((tmp_path / "out" / "outputs.json").read_bytes())}
     assert (record.coverage.attempted, record.coverage.scored) == (12, 12)
     assert record.details == {"avg_length": 44 / 12, "cut_at_max_tokens": 1, "empty": 1}
-    assert (record.usage.prompt_tokens, record.usage.completion_tokens) == (24, 36)
+    assert (record.usage.prompt_tokens, record.usage.completion_tokens, record.usage.resumed) == (24, 36, 1)
     assert record.scores == ()
     assert read_record(str(tmp_path / "out" / "outputs.record.json")) == record
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["outputs.json", "outputs.record.json"]

@@ -1,0 +1,26 @@
+"""What all DAGs have in common."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+from airflow.sdk import CronDataIntervalTimetable
+
+from halos_eval.orchestration.failures import RETRY_POLICY
+from halos_eval.settings import Settings
+
+DEFAULT_ARGS: dict[str, Any] = {
+    "owner": "halos-eval",
+    "retries": 4,
+    "retry_delay": timedelta(seconds=30),
+    "retry_exponential_backoff": 2.0,
+    "max_retry_delay": timedelta(minutes=30),
+    "retry_policy": RETRY_POLICY,
+}
+
+
+def nights() -> CronDataIntervalTimetable:
+    """When nights begin. Each has the interval since the one before."""
+    settings = Settings()
+    return CronDataIntervalTimetable(settings.night, timezone=settings.timezone)
