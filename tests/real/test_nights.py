@@ -97,7 +97,7 @@ def running(environments, folder, postgres, checkpoints=None):
         environments,
         folder,
         port,
-        AIRFLOW__DATABASE__SQL_ALCHEMY_CONN=postgres.get_uri(name).replace("postgresql:", "postgresql+psycopg2:"),
+        AIRFLOW__DATABASE__SQL_ALCHEMY_CONN=postgres.get_uri(name, driver="psycopg2"),
         HALOS_EVAL_STORE=f"file://{folder / 'store'}",
         HALOS_EVAL_CHECKPOINTS=checkpoints or str(folder / "checkpoints"),
         HALOS_EVAL_SUITES=str(folder / "suites"),
