@@ -41,7 +41,7 @@ class Cost(BaseModel):
     model_config = FROZEN
 
     pods: int = 0
-    """Stages that have to be run, each in a pod; the table's, seconds on a processor, is not among them."""
+    """Stages that have to be run, each in a pod; staging and the table, on a processor, are not among them."""
     gpu_hours: float = 0
     """Hours times GPUs, of what is known."""
     judge_dollars: float = 0
