@@ -365,7 +365,7 @@ def test_a_registry_that_is_not_there(call, checkpoints, monkeypatch):
     monkeypatch.setenv("HALOS_EVAL_CHECKPOINTS", "/nowhere")
     code, out, err = call("checkpoints")
     assert (code, out) == (3, "")
-    assert "DataUnavailable: /nowhere does not exist: mount it, or name another in HALOS_EVAL_CHECKPOINTS" in err
+    assert "RegistryUnavailable: /nowhere does not exist: mount it, or name another in HALOS_EVAL_CHECKPOINTS" in err
 
 
 def test_a_plan_of_what_a_list_names(call, checkpoints, monkeypatch):
@@ -404,7 +404,7 @@ def test_pools_are_what_airflow_imports(call, tmp_path, monkeypatch):
     code, out, err = call("pools")
     assert (code, err) == (0, "")
     assert {name: pool["slots"] for name, pool in json.loads(out).items()} == {
-        "halos_eval_gpu": 8, "halos_eval_judge": 2,
+        "halos_eval_gpu": 8, "halos_eval_judge": 2, "halos_eval_backfill": 60,
     }  # fmt: skip
     assert all(pool["include_deferred"] is True and pool["description"] for pool in json.loads(out).values())
 

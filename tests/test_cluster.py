@@ -261,6 +261,7 @@ def test_pools_count_deferred_tasks():
     assert Pools(gpu=8, judge=2).document() == {
         "halos_eval_gpu": {"slots": 8, "description": "GPUs", "include_deferred": True},
         "halos_eval_judge": {"slots": 2, "description": "judge stages", "include_deferred": True},
+        "halos_eval_backfill": {"slots": 60, "description": "older checkpoints", "include_deferred": True},
     }
 
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any, NamedTuple, Protocol, TypeVar
 
 from pydantic import BaseModel, BeforeValidator
 
-from halos_eval.errors import BadInput, StoreError
+from halos_eval.errors import BadInput, DataUnavailable, StoreError
 from halos_eval.settings import FROZEN
 
 LOOKERS = 16  # threads: they wait for disks and servers
@@ -87,19 +87,25 @@ class Registry(Protocol):
     def registered(self, start: datetime | None = None, end: datetime | None = None) -> Listing:
         """The checkpoints registered from ``start`` up to, not including, ``end``. Both are aware; None is no limit.
 
-        What is wrong with one checkpoint costs that one only. Raises BadInput, DataUnavailable or StoreError where the
-        registry itself cannot be read.
+        What is wrong with one checkpoint costs that one only. Raises BadInput, RegistryUnavailable or StoreError where
+        the registry itself cannot be read.
         """
 
     def get(self, name: str) -> Checkpoint:
         """The checkpoint called ``name``.
 
-        Raises NotRegistered, BadInput where it is not complete or damaged, DataUnavailable, StoreError.
+        Raises NotRegistered, BadInput where it is not complete or damaged, RegistryUnavailable, StoreError.
         """
 
 
 class NotRegistered(BadInput):
     """The registry holds no checkpoint of that name."""
+
+
+class RegistryUnavailable(DataUnavailable):
+    """The registry itself cannot be read. It is asked again: servers and mounts come back."""
+
+    retryable = True
 
 
 def not_registered(name: str, place: str, names: Iterable[str]) -> NotRegistered:
@@ -119,7 +125,7 @@ def look_at_all(
     """Look at many at once: what was found under each name, and why there is nothing to be had under others.
 
     ``look`` gives None for what is not in question. What is wrong with one costs that one only; but if all are in the
-    registry's ``one_storage`` and that fails, so does the registry. Raises StoreError, DataUnavailable.
+    registry's ``one_storage`` and that fails, so does the registry. Raises StoreError, RegistryUnavailable.
     """
 
     def one(name: str) -> tuple[Found | None, str]:

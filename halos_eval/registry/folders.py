@@ -12,12 +12,12 @@ from itertools import accumulate
 from halos_eval import store
 from halos_eval.checkpoint import check_name
 from halos_eval.completeness import ADAPTER_CONFIG, files_of
-from halos_eval.errors import DataUnavailable
 from halos_eval.registry.base import (
     SHOWN,
     Checkpoint,
     Listing,
     Metadata,
+    RegistryUnavailable,
     in_interval,
     listing,
     look_at_all,
@@ -71,7 +71,7 @@ class FolderRegistry:
         # An empty prefix of a bucket is no different from one that is not there.
         place = "/".join(self.root.split("/")[:3]) if "://" in self.root else self.root
         if not store.exists(place):
-            raise DataUnavailable(f"{place} does not exist: mount it, or name another in HALOS_EVAL_CHECKPOINTS")
+            raise RegistryUnavailable(f"{place} does not exist: mount it, or name another in HALOS_EVAL_CHECKPOINTS")
 
     def _folders(self, experiment: str) -> dict[str, str]:
         """The names and folders of the checkpoints of an experiment."""

@@ -16,12 +16,13 @@ from pydantic import BaseModel, Field, ValidationInfo, field_validator
 
 from halos_eval import store
 from halos_eval.checkpoint import check_name
-from halos_eval.errors import BadInput, DataUnavailable
+from halos_eval.errors import BadInput
 from halos_eval.registry.base import (
     Checkpoint,
     Listing,
     Metadata,
     Moment,
+    RegistryUnavailable,
     in_interval,
     listing,
     look_at_all,
@@ -127,7 +128,7 @@ class ListRegistry:
         try:
             data = store.read_bytes(self.place)
         except FileNotFoundError as error:
-            raise DataUnavailable(f"{self.place} does not exist: HALOS_EVAL_CHECKPOINTS names it") from error
+            raise RegistryUnavailable(f"{self.place} does not exist: HALOS_EVAL_CHECKPOINTS names it") from error
         found = parse(data, CheckpointList, self.place, context=Reading(self.home, set()))
         return {entry.name: entry for entry in found.checkpoints}
 

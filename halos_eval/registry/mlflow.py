@@ -19,12 +19,13 @@ from pydantic import ValidationError
 
 from halos_eval import store
 from halos_eval.checkpoint import check_name
-from halos_eval.errors import BadInput, DataUnavailable
+from halos_eval.errors import BadInput
 from halos_eval.registry.base import (
     SHOWN,
     Checkpoint,
     Listing,
     Metadata,
+    RegistryUnavailable,
     in_interval,
     listing,
     look_at_all,
@@ -94,7 +95,7 @@ class MlflowRegistry:
 
     @contextmanager
     def _client(self) -> Iterator[MlflowClient]:
-        """MLflow's client. What it raises becomes DataUnavailable."""
+        """MLflow's client. What it raises becomes RegistryUnavailable."""
         for key, value in CLIENT.items():
             os.environ.setdefault(key, value)
         try:
@@ -108,7 +109,7 @@ class MlflowRegistry:
         try:
             yield MlflowClient(tracking_uri=self.server, registry_uri=self.server)
         except (MlflowException, json.JSONDecodeError) as error:
-            raise DataUnavailable(
+            raise RegistryUnavailable(
                 f"MLflow at {self.server} gives no answer that can be used: {str(error).splitlines()[0]}. Check that "
                 "it runs and can be reached from here, and MLFLOW_TRACKING_TOKEN, or MLFLOW_TRACKING_USERNAME and "
                 "MLFLOW_TRACKING_PASSWORD, if it wants to know who asks"

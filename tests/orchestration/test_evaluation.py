@@ -13,6 +13,7 @@ from halos_eval.errors import StoreError
 from halos_eval.orchestration import evaluation
 from halos_eval.plan import Plan
 from halos_eval.record import Usage, read_record, write_model
+from halos_eval.registry.base import RegistryUnavailable
 from halos_eval.suite import load_suite
 from tests.doubles import make_checkpoint, make_manifest, make_provenance, make_record, write_failure
 
@@ -245,3 +246,10 @@ def test_the_verdict_names_every_gap(plan):
     evaluation.check_complete(jobs, {})
     with pytest.raises(AirflowFailException, match=r"^missing: gpqa \(cannot be had: it is gated\)$"):
         evaluation.check_complete(jobs, {"gpqa": "it is gated"})
+
+
+@pytest.mark.parametrize("task", [evaluation.prepare_evaluation, evaluation.plan_evaluation])
+def test_a_registry_that_is_away_is_asked_again(root, monkeypatch, task):
+    monkeypatch.setenv("HALOS_EVAL_CHECKPOINTS", "/nowhere")
+    with pytest.raises(RegistryUnavailable):
+        task(PARAMS)
