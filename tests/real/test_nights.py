@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import time
 from collections import Counter
 from contextlib import contextmanager
@@ -133,6 +134,31 @@ def test_what_is_registered_is_evaluated_once_and_what_is_half_written_when_it_i
     lab.register("new-c")
     assert lab.night()[0] == "success"
     assert lab.evaluated() == {"new-a demo_cloze": 1, "new-b demo_cloze": 1, "new-c demo_cloze": 1}
+
+
+def test_a_checkpoint_deleted_between_plan_and_run_costs_its_own_run_only(lab):
+    lab.register("new-d")
+    lab.register("new-doomed")
+    lab.call("PATCH", "/pools/halos_eval_gpu?update_mask=slots", {"name": "halos_eval_gpu", "slots": 0})
+    night = lab.trigger(NIGHT)
+    waiting = ("harness", "demo_cloze")
+
+    def planned():
+        runs = {run["conf"]["checkpoint"]: run["dag_run_id"] for run in lab.runs("evaluate_checkpoint")}
+        both = [runs.get("new-d"), runs.get("new-doomed")]
+        return all(both) and all(lab.states(run_id).get(("plan", -1)) == "success" for run_id in both) and runs
+
+    runs = wait_for(planned, 180)
+    shutil.rmtree(lab.folder / "checkpoints" / "new-doomed")
+    lab.call("PATCH", "/pools/halos_eval_gpu?update_mask=slots", {"name": "halos_eval_gpu", "slots": 1})
+    state, tasks = lab.finish(night, dag=NIGHT)
+    assert state == tasks["report", -1] == "failed"
+    assert lab.states(runs["new-d"])[waiting] == "success"
+    assert lab.states(runs["new-doomed"])[waiting] == "failed"
+    assert lab.evaluated()["new-d demo_cloze"] == 1
+    words = lab.log(night, "report", dag=NIGHT)
+    assert "1 evaluated, 1 failed" in words
+    assert "demo_cloze: BadInput: there is no model" in words
 
 
 def test_a_backfill_over_a_month_runs_each_once_and_at_most_two_at_a_time(lab):
