@@ -39,7 +39,9 @@ class FolderRegistry:
 
     def registered(self, start: datetime | None = None, end: datetime | None = None) -> Listing:
         """As in ``Registry``; of the files of weights only the headers are read."""
-        experiments = self._existing()
+        experiments = self._experiments()
+        if not experiments:
+            self._check_root()
         folders, skipped = look_at_all(experiments, self._folders, one_storage=True)
         places = {name: url for found in folders.values() for name, url in found.items()}
         checkpoints, more = look_at_all(
@@ -57,20 +59,13 @@ class FolderRegistry:
         url = store.join(url, FINAL) if _is_folder(files_of(url), FINAL) else url
         found = self._look(name, url)
         if found is None:
-            some, _ = look_at_all(self._existing()[: 3 * SHOWN], self._folders, one_storage=True)
+            some, _ = look_at_all(self._experiments()[: 3 * SHOWN], self._folders, one_storage=True)
             raise not_registered(name, self.root, [one for folders in some.values() for one in folders])
         return found
 
     def _experiments(self) -> list[str]:
         found = store.entries(self.root)
         return sorted(name for name, entry in found.items() if entry.is_folder and not name.startswith("."))
-
-    def _existing(self) -> list[str]:
-        """The experiments. Raises RegistryUnavailable where there is not even a place for them."""
-        experiments = self._experiments()
-        if not experiments:
-            self._check_root()
-        return experiments
 
     def _check_root(self) -> None:
         # An empty prefix of a bucket is no different from one that is not there.

@@ -250,6 +250,6 @@ def test_the_verdict_names_every_gap(plan):
 
 @pytest.mark.parametrize("task", [evaluation.prepare_evaluation, evaluation.plan_evaluation])
 def test_a_registry_that_is_away_is_asked_again(root, monkeypatch, task):
-    monkeypatch.setenv("HALOS_EVAL_CHECKPOINTS", "/nowhere")
+    monkeypatch.setenv("HALOS_EVAL_CHECKPOINTS", "/nowhere.yaml")
     with pytest.raises(RegistryUnavailable):
         task(PARAMS)
