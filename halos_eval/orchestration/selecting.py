@@ -23,7 +23,7 @@ from halos_eval.settings import Settings
 
 log = logging.getLogger(__name__)
 ENDED = {"success", "failed"}
-GONE = "missing"
+GONE = "unknown"
 """The state of a run that is not there: it could not be triggered, or was deleted."""
 
 
@@ -85,9 +85,14 @@ def time_left() -> timedelta:
 
 
 def send_report() -> None:
-    """Tell what has become of what was started. Fails if anything of it has: the run is as red as what it started."""
+    """Tell what has become of what was started. Fails if anything of it has: the run is as red as what it started.
+
+    Nobody is told of a dry run, nor that an old night, of which a backfill has many, had nothing to do.
+    """
     context = get_current_context()
     selection = _selection()
+    if selection == Selection() and (context["params"].get("dry_run") or context["dag_run"].run_type == "backfill"):
+        return
     day = context.get("data_interval_end") or context["dag_run"].run_after
     title = f"{context['dag_run'].dag_id} {day:%Y-%m-%d}"
     message = compose(title, selection, _states(selection) if selection else {}, Settings().store)
@@ -144,4 +149,6 @@ def _state(run_id: str) -> str:
     try:
         return get_current_context()["ti"].get_dagrun_state(EVALUATION, run_id)
     except AirflowRuntimeError:
+        if _is_there(run_id):
+            raise
         return GONE

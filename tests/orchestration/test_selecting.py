@@ -181,11 +181,29 @@ def sent(monkeypatch):
 
 
 def test_a_night_with_nothing_to_do_says_so_and_is_green(register, context, sent):
-    exchange = context(dag_id="nightly_evaluation", data_interval_end=datetime(2026, 11, 24, 20, tzinfo=UTC))
+    end = datetime(2026, 11, 24, 20, tzinfo=UTC)
+    exchange = context(dag_id="nightly_evaluation", data_interval_end=end, run_type="scheduled")
     exchange.pushed["selection"] = Selection().model_dump(mode="json")
     selecting.send_report()
     (message,) = sent
     assert message.title == "nightly_evaluation 2026-11-24: nothing to do"
+
+
+@pytest.mark.parametrize(("dry_run", "run_type"), [(True, "manual"), (False, "backfill")])
+def test_nobody_is_told_of_what_was_not_to_be_done(register, context, sent, dry_run, run_type):
+    exchange = context(params=PARAMS | {"dry_run": dry_run}, run_type=run_type, dag_id="backfill_evaluation")
+    exchange.pushed["selection"] = Selection().model_dump(mode="json")
+    selecting.send_report()
+    assert sent == []
+
+
+def test_a_state_that_cannot_be_asked_for_is_not_taken_for_an_end(register, context):
+    exchange = context(states={})
+    exchange.get_dr_count = lambda dag_id, run_ids: 1
+    one = Evaluation(checkpoint="kto", suite="demo", run_id="a")
+    exchange.pushed["selection"] = Selection(evaluations=(one,)).model_dump(mode="json")
+    with pytest.raises(AirflowRuntimeError):
+        selecting.runs_open()
 
 
 @pytest.mark.parametrize("found", [None, "failed", "gone"])
