@@ -54,13 +54,13 @@ class Airflow:
         content = self.call("GET", f"{path}?map_index={map_index}&full_content=true")["content"]
         return "\n".join(json.dumps(line, ensure_ascii=False) for line in content)
 
-    def finish(self, run_id, seconds=240, dag="evaluate_checkpoint"):
+    def finish(self, run_id, seconds=600, dag="evaluate_checkpoint"):
         """Wait for the end of a run; its state and those of its tasks."""
         wait_for(lambda: self.state(run_id, dag) in DONE, seconds, lambda: self.states(run_id, dag))
         return self.state(run_id, dag), self.states(run_id, dag)
 
 
-def wait_for(condition, seconds=60, words=lambda: "", every=0.5):
+def wait_for(condition, seconds=180, words=lambda: "", every=0.5):
     """Return what ``condition`` gives once that is true; fail after so many seconds."""
     deadline = time.monotonic() + seconds
     while not (found := condition()):
@@ -106,7 +106,7 @@ def migrate(environment):
 
     def run(program, *words):
         command = [programs / program, *words]
-        return subprocess.run(command, env=environment, check=True, capture_output=True, timeout=120).stdout
+        return subprocess.run(command, env=environment, check=True, capture_output=True, timeout=300).stdout
 
     run("airflow", "db", "migrate")
     pools.write_bytes(run("halos-eval", "pools"))
@@ -126,7 +126,7 @@ def standalone(environment, port):
             start_new_session=True,
         )
     try:
-        wait_for(lambda: _is_up(process, port, log), 120, lambda: log.read_text()[-3000:])
+        wait_for(lambda: _is_up(process, port, log), 300, lambda: log.read_text()[-3000:])
         yield process
     finally:
         if process.poll() is None:

@@ -18,6 +18,7 @@ from typing import NamedTuple
 from urllib.request import urlopen
 
 import pytest
+from filelock import FileLock
 from hypothesis import settings
 
 # How long an example takes says more of what else this machine does than of the code.
@@ -85,7 +86,7 @@ class Commands:
         self._number = 0
 
     def __call__(
-        self, environment: str, *argv: object, env: dict[str, str] | None = None, timeout: float = 300
+        self, environment: str, *argv: object, env: dict[str, str] | None = None, timeout: float = 600
     ) -> subprocess.CompletedProcess[str]:
         """Run to the end."""
         return subprocess.run(
@@ -130,7 +131,7 @@ def server(log: Path, *words: object, env: dict[str, str] | None = None) -> Iter
     with log.open("w") as file:
         process = subprocess.Popen([str(word) for word in words], stdout=file, stderr=file, env=env)
     try:
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 120
         while not (found := URL.search(log.read_text())):
             assert process.poll() is None, f"{words[1]} ended at once:\n{log.read_text()}"
             assert time.monotonic() < deadline, f"{words[1]} did not start:\n{log.read_text()}"
@@ -139,7 +140,7 @@ def server(log: Path, *words: object, env: dict[str, str] | None = None) -> Iter
     finally:
         process.terminate()
         try:
-            process.wait(timeout=10)
+            process.wait(timeout=30)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
@@ -223,7 +224,9 @@ def checkpoints(environments: Path) -> Path:
         digest = hashlib.sha256(source.read_bytes()).hexdigest()[:16]
         made = Path.home() / ".cache" / "halos-eval-tests" / digest
         python = environments / "worker" / "bin" / "python"
-        subprocess.run([python, "-m", "halos_eval.demo.checkpoints", made], check=True, cwd=ROOT, timeout=300)
+        made.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{made}.lock"):  # for whoever needs them at the same time
+            subprocess.run([python, "-m", "halos_eval.demo.checkpoints", made], check=True, cwd=ROOT, timeout=600)
     return made
 
 

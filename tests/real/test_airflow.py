@@ -99,7 +99,7 @@ def test_a_task_marked_failed_leaves_no_process(airflow):
     wait_for(lambda: stages_running(airflow), 120, lambda: airflow.states(run_id))
     path = f"/dags/evaluate_checkpoint/dagRuns/{run_id}/taskInstances/harness/0"
     airflow.call("PATCH", path, {"new_state": "failed"})
-    wait_for(lambda: not stages_running(airflow), 60, lambda: "the stage's process is still there")
+    wait_for(lambda: not stages_running(airflow), 300, lambda: "the stage's process is still there")
     state, tasks = airflow.finish(run_id)
     assert state == "failed"
     assert tasks["verdict", -1] == "failed"

@@ -93,7 +93,7 @@ def lab(environments, checkpoints, shared, hub_data, tmp_path_factory):
 def test_once_it_is_staged_the_hub_may_go_away(lab):
     with lab.hub():
         run_id = lab.trigger(checkpoint=CHECKPOINT, suite="offline", tasks=["gsm8k_likelihood"])
-        wait_for(lambda: lab.states(run_id).get(("stage", -1)) == "success", 180, lambda: lab.states(run_id))
+        wait_for(lambda: lab.states(run_id).get(("stage", -1)) == "success", 300, lambda: lab.states(run_id))
     state, tasks = lab.finish(run_id)
     assert state == "success", tasks
     manifest = json.loads((lab.store / "manifests" / "offline.json").read_text())
