@@ -12,6 +12,7 @@ import pytest
 VLLM = {"test_airflow", "test_demo", "test_harness", "test_sample"}
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Say which tests follow each other in one process; `make test` runs two processes side by side."""
     for item in items:
