@@ -8,17 +8,6 @@ from pathlib import Path
 
 import pytest
 
-# Their files are run one after the other: two vLLMs would wait for each other's processors.
-VLLM = {"test_airflow", "test_demo", "test_harness", "test_sample"}
-
-
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Say which tests follow each other in one process; `make test` runs two processes side by side."""
-    for item in items:
-        if item.get_closest_marker("real"):
-            item.add_marker(pytest.mark.xdist_group("vllm" if item.path.stem in VLLM else item.path.stem))
-
 
 def write(path: Path, rows: list[dict]) -> Path:
     """``rows`` as a JSON file."""
