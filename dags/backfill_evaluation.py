@@ -16,17 +16,13 @@ from typing import Any
 
 from airflow.sdk import Param, dag, task
 
+from halos_eval.orchestration import params
 from halos_eval.orchestration.defaults import DEFAULT_ARGS
 from halos_eval.orchestration.selecting import find_for_backfill
-from halos_eval.orchestration.triggers import AT_MOST, evaluate_each, wait_and_report
+from halos_eval.orchestration.triggers import evaluate_each, wait_and_report
 
 PARAMS = {
-    "suite": Param(
-        type="string",
-        pattern="^[A-Za-z0-9][A-Za-z0-9_-]*$",
-        title="Suite",
-        description="What the checkpoints get.",
-    ),
+    "suite": params.suite(),
     "match": Param(
         ["*"],
         type="array",
@@ -62,14 +58,8 @@ PARAMS = {
         title="Only what is missing",
         description="Off: everything is run again.",
     ),
-    "at_most": AT_MOST,
-    "priority": Param(
-        "backfill",
-        type="string",
-        enum=["manual", "nightly", "backfill"],
-        title="Priority",
-        description="manual: before everything else, for a few checkpoints at once.",
-    ),
+    "at_most": params.at_most(),
+    "priority": params.priority("backfill"),
     "dry_run": Param(
         True,
         type="boolean",

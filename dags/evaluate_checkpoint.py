@@ -22,6 +22,7 @@ from typing import Any
 from airflow.sdk import Param, dag, get_current_context, task
 
 from halos_eval.cluster import GPU_POOL, JUDGE_POOL
+from halos_eval.orchestration import params
 from halos_eval.orchestration.defaults import DEFAULT_ARGS
 from halos_eval.orchestration.door import stage_operator
 from halos_eval.orchestration.evaluation import check_complete, plan_evaluation, prepare_evaluation
@@ -34,14 +35,7 @@ PARAMS = {
         title="Checkpoint",
         description="Name of the experiment below the checkpoints' folder: EXPERIMENT stands for EXPERIMENT/FINAL.",
     ),
-    "suite": Param(
-        "halos",
-        type="string",
-        pattern="^[A-Za-z0-9][A-Za-z0-9_-]*$",
-        examples=["halos", "quick", "demo"],
-        title="Suite",
-        description="What to evaluate: halos (all of it), quick (minutes), demo, or a suite of your own.",
-    ),
+    "suite": params.suite(),
     "tasks": Param(
         [],
         type=["array", "null"],
@@ -57,13 +51,7 @@ PARAMS = {
         title="Judge",
         description="Another annotator than the suite's.",
     ),
-    "priority": Param(
-        "manual",
-        type="string",
-        enum=["manual", "nightly", "backfill"],
-        title="Priority",
-        description="Nightly work yields to manual work, a backfill to both.",
-    ),
+    "priority": params.priority("manual"),
     "force": Param(
         False,
         type="boolean",

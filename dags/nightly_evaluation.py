@@ -22,9 +22,10 @@ from typing import Any
 
 from airflow.sdk import dag, task
 
+from halos_eval.orchestration import params
 from halos_eval.orchestration.defaults import DEFAULT_ARGS, nights
 from halos_eval.orchestration.selecting import find_for_night
-from halos_eval.orchestration.triggers import AT_MOST, evaluate_each, wait_and_report
+from halos_eval.orchestration.triggers import evaluate_each, wait_and_report
 
 
 @dag(
@@ -32,7 +33,7 @@ from halos_eval.orchestration.triggers import AT_MOST, evaluate_each, wait_and_r
     start_date=datetime(2024, 1, 1, tzinfo=UTC),  # how far a backfill may go
     catchup=False,
     is_paused_upon_creation=True,  # nothing is evaluated by itself until somebody says so
-    params={"at_most": AT_MOST},
+    params={"at_most": params.at_most()},
     tags=["evaluation"],
     doc_md=__doc__,
     default_args=DEFAULT_ARGS,

@@ -7,33 +7,24 @@ from typing import Any
 
 from airflow.providers.standard.operators.trigger_dagrun import TriggerDagRunOperator
 from airflow.providers.standard.triggers.external_task import DagStateTrigger
-from airflow.sdk import BaseOperator, Context, Param, task
+from airflow.sdk import BaseOperator, Context, task
 from airflow.sdk.definitions.mappedoperator import MappedOperator
 from airflow.utils.state import DagRunState
 
-from halos_eval.cluster import BACKFILL_SLOTS
-from halos_eval.orchestration import names
+from halos_eval.orchestration.names import EVALUATION
 from halos_eval.orchestration.selecting import runs_open, send_report, time_left
 
 POLL = 10
 """Seconds between two looks at a run's state."""
 AT_ONCE = 100
 """Runs that are asked for in one request."""
-AT_MOST = Param(
-    names.AT_MOST,
-    type="integer",
-    minimum=1,
-    maximum=BACKFILL_SLOTS,
-    title="At most",
-    description="Older checkpoints that are evaluated at the same time.",
-)
 
 
 def evaluate_each(found: Any) -> MappedOperator:
     """The task that starts a run for each that ``find`` has found; a run that is there already is left as it is."""
     return TriggerDagRunOperator.partial(
         task_id="evaluate",
-        trigger_dag_id=names.EVALUATION,
+        trigger_dag_id=EVALUATION,
         # Two runs of a DAG may not have the same logical date, and these are started within a second.
         logical_date=None,
         skip_when_already_exists=True,
@@ -60,7 +51,7 @@ class RunsEnded(BaseOperator):
         elif open_ones:
             self.defer(
                 trigger=DagStateTrigger(
-                    dag_id=names.EVALUATION,
+                    dag_id=EVALUATION,
                     states=[DagRunState.SUCCESS, DagRunState.FAILED],
                     run_ids=open_ones[:AT_ONCE],
                     poll_interval=POLL,
