@@ -139,7 +139,7 @@ def test_what_is_registered_is_evaluated_once_and_what_is_half_written_when_it_i
 def test_a_checkpoint_deleted_between_plan_and_run_costs_its_own_run_only(lab):
     lab.register("new-d")
     lab.register("new-doomed")
-    lab.call("PATCH", "/pools/halos_eval_gpu?update_mask=slots", {"name": "halos_eval_gpu", "slots": 0})
+    lab.call("PATCH", "/pools/halos_eval_gpu?update_mask=slots", {"pool": "halos_eval_gpu", "slots": 0})
     night = lab.trigger(NIGHT)
     waiting = ("harness", "demo_cloze")
 
@@ -150,7 +150,7 @@ def test_a_checkpoint_deleted_between_plan_and_run_costs_its_own_run_only(lab):
 
     runs = wait_for(planned, 300)
     shutil.rmtree(lab.folder / "checkpoints" / "new-doomed")
-    lab.call("PATCH", "/pools/halos_eval_gpu?update_mask=slots", {"name": "halos_eval_gpu", "slots": 1})
+    lab.call("PATCH", "/pools/halos_eval_gpu?update_mask=slots", {"pool": "halos_eval_gpu", "slots": 1})
     state, tasks = lab.finish(night, dag=NIGHT)
     assert state == tasks["report", -1] == "failed"
     assert lab.states(runs["new-d"])[waiting] == "success"
