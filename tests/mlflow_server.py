@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import sqlite3
 import subprocess
-from urllib.request import Request, urlopen
+from pathlib import Path
+from urllib.request import urlopen
 
 from tests.airflow_server import free_port, wait_for
+from tests.doubles import make_checkpoint
 
 
 class Server:
@@ -61,13 +62,12 @@ class Server:
             connection.execute(statement, values)
         connection.close()
 
-    def register(self, name, folder):
-        """Register a folder as version 1 of a new model."""
-        for path, body in (
-            ("registered-models/create", {"name": name}),
-            ("model-versions/create", {"name": name, "source": f"file://{folder}"}),
-        ):
-            data = json.dumps(body).encode()
-            request = Request(f"{self.url}/api/2.0/mlflow/{path}", data, {"Content-Type": "application/json"})
-            with urlopen(request, timeout=30):
-                pass
+    def register(self, name):
+        """A checkpoint in the artifacts of a run, as version 1 of a new model: MLflow takes no other folder."""
+        from mlflow import MlflowClient
+
+        client = MlflowClient(self.url, self.url)
+        run = client.create_run("0")
+        make_checkpoint(Path(run.info.artifact_uri.removeprefix("file://")) / "FINAL")
+        client.create_registered_model(name)
+        client.create_model_version(name, f"runs:/{run.info.run_id}/FINAL", run_id=run.info.run_id)

@@ -13,6 +13,7 @@ from tempfile import TemporaryDirectory
 
 import pytest
 
+from halos_eval.registry.mlflow import CLIENT
 from tests.airflow_server import Airflow, airflow_environment, free_port, migrate, standalone, wait_for
 from tests.doubles import make_checkpoint
 from tests.mlflow_server import Server
@@ -213,14 +214,15 @@ def test_a_burst_of_registrations_loses_none(lab):
     assert sorted(started()) == names
 
 
-def test_a_registry_that_is_away_is_told_and_asked_again(environments, tmp_path, postgres):
+def test_a_registry_that_is_away_is_told_and_asked_again(environments, tmp_path, postgres, monkeypatch):
+    for key, value in CLIENT.items():
+        monkeypatch.setenv(key, value)
     server = Server(environments, tmp_path)
     server.start()
     (tmp_path / "lab").mkdir()
     with running(environments, tmp_path / "lab", postgres, f"mlflow+{server.url}") as lab:
         for name in ("new-a", "new-b"):
-            lab.register(name)
-            server.register(name, lab.folder / "checkpoints" / name / "FINAL")
+            server.register(name)
         lab.pause(NIGHT, False)
         run_id = lab.trigger(NIGHT)
         wait_for(lambda: lab.states(run_id, NIGHT)["find", -1] == "success", 300)
