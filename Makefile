@@ -40,7 +40,7 @@ demo: $(VENV)/airflow/.done $(VENV)/worker/.done $(VENV)/judge/.done ## install,
 
 test: $(VENV)/dev/.done $(VENV)/airflow/.done $(VENV)/worker/.done $(VENV)/judge/.done ## install what is needed and run all tests, the fast ones first
 	$(FAST)
-	$(VENV)/dev/bin/pytest -m real -n 2 --no-loadscope-reorder
+	$(VENV)/dev/bin/pytest -m real
 
 test-fast: $(VENV)/dev/.done ## only the tests that start nothing
 	$(FAST)

@@ -18,10 +18,7 @@ from typing import NamedTuple
 from urllib.request import urlopen
 
 import pytest
-from filelock import FileLock
 from hypothesis import settings
-from xdist.remote import Producer
-from xdist.scheduler import LoadFileScheduling
 
 # How long an example takes says more of what else this machine does than of the code.
 settings.register_profile("any-machine", deadline=None)
@@ -31,22 +28,6 @@ ROOT = Path(__file__).parents[1]
 URL = re.compile(r"http://127\.0\.0\.1:\d+")
 NO_HUB = "http://127.0.0.1:9"  # nothing listens there: a machine without a network
 JUDGE_KEY = "sk-never-to-be-shown"
-
-# These files are run one after the other: two vLLMs would wait for each other's processors.
-VLLM = {"test_airflow", "test_demo", "test_harness", "test_sample"}
-
-
-class SideBySide(LoadFileScheduling):
-    """Files of tests in several processes (`make test` has two), those with vLLM in the same one."""
-
-    def _split_scope(self, nodeid: str) -> str:
-        file = super()._split_scope(nodeid)
-        return "vllm" if Path(file).stem in VLLM else file
-
-
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> SideBySide:
-    """How xdist hands out tests."""
-    return SideBySide(config, log)
 
 
 class Hub(NamedTuple):
@@ -242,9 +223,7 @@ def checkpoints(environments: Path) -> Path:
         digest = hashlib.sha256(source.read_bytes()).hexdigest()[:16]
         made = Path.home() / ".cache" / "halos-eval-tests" / digest
         python = environments / "worker" / "bin" / "python"
-        made.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{made}.lock"):  # for whoever needs them at the same time
-            subprocess.run([python, "-m", "halos_eval.demo.checkpoints", made], check=True, cwd=ROOT, timeout=600)
+        subprocess.run([python, "-m", "halos_eval.demo.checkpoints", made], check=True, cwd=ROOT, timeout=600)
     return made
 
 
