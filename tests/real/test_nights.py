@@ -138,6 +138,7 @@ def test_what_is_registered_is_evaluated_once_and_what_is_half_written_when_it_i
 
 
 def test_a_checkpoint_deleted_between_plan_and_run_costs_its_own_run_only(lab):
+    lab.pause(NIGHT, False)
     lab.register("new-d")
     lab.register("new-doomed")
     lab.call("PATCH", "/pools/halos_eval_gpu?update_mask=slots", {"pool": "halos_eval_gpu", "slots": 0})
