@@ -55,6 +55,11 @@ class Lab(Airflow):
     def pause(self, dag, paused):
         self.call("PATCH", f"/dags/{dag}", {"is_paused": paused})
 
+    def gpus(self, slots):
+        """Set the size of the pool."""
+        pool = {"pool": "halos_eval_gpu", "slots": slots, "include_deferred": True}
+        self.call("PATCH", "/pools/halos_eval_gpu?update_mask=slots", pool)
+
     def night(self):
         """Run a night now; its state and its tasks' states."""
         return self.finish(self.trigger(NIGHT), dag=NIGHT)
@@ -141,7 +146,7 @@ def test_a_checkpoint_deleted_between_plan_and_run_costs_its_own_run_only(lab):
     lab.pause(NIGHT, False)
     lab.register("new-d")
     lab.register("new-doomed")
-    lab.call("PATCH", "/pools/halos_eval_gpu?update_mask=slots", {"pool": "halos_eval_gpu", "slots": 0})
+    lab.gpus(0)
     night = lab.trigger(NIGHT)
     waiting = ("harness", "demo_cloze")
 
@@ -152,7 +157,7 @@ def test_a_checkpoint_deleted_between_plan_and_run_costs_its_own_run_only(lab):
 
     runs = wait_for(planned, 300)
     shutil.rmtree(lab.folder / "checkpoints" / "new-doomed")
-    lab.call("PATCH", "/pools/halos_eval_gpu?update_mask=slots", {"pool": "halos_eval_gpu", "slots": 1})
+    lab.gpus(1)
     state, tasks = lab.finish(night, dag=NIGHT)
     assert state == tasks["report", -1] == "failed"
     assert lab.states(runs["new-d"])[waiting] == "success"
