@@ -9,7 +9,8 @@ import errno
 import json
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
@@ -185,11 +186,11 @@ def run(job: Job, config: StageConfig, work: Callable[[], Outcome]) -> Record:
         record = _record(job, config, outcome, started)
         write_model(job.record, record)
     except HalosEvalError as error:
-        _note_failure(job, error)
+        _note_failure(job.record, error)
         raise
     except Exception as error:
         failed = named(error)
-        _note_failure(job, failed)
+        _note_failure(job.record, failed)
         raise failed from error
     store.delete(layout.failure_beside(job.record))
     if outcome.parts:
@@ -245,9 +246,20 @@ def _record(job: Job, config: StageConfig, outcome: Outcome, started: datetime) 
     )
 
 
-def _note_failure(job: Job, error: HalosEvalError) -> None:
+@contextmanager
+def reason_kept(config: StageConfig, record: str) -> Iterator[None]:
+    """Leave a failure note for what is wrong before the job is known, where a plan waits for its ``record``."""
+    try:
+        yield
+    except HalosEvalError as error:
+        if config.expect and read_record(record) is None:
+            _note_failure(record, error)
+        raise
+
+
+def _note_failure(record: str, error: HalosEvalError) -> None:
     note = Failure(error=type(error).__name__, message=str(error), exit_code=error.exit_code, at=datetime.now(UTC))
     try:
-        write_model(layout.failure_beside(job.record), note)
+        write_model(layout.failure_beside(record), note)
     except HalosEvalError as second:
         log.warning("the reason of the failure could not be kept: %s", second)

@@ -32,7 +32,7 @@ from halos_eval.record import CheckpointRef, Coverage, Record, Score, Usage
 from halos_eval.settings import FROZEN, shipped
 from halos_eval.staged.manifest import Manifest
 from halos_eval.staged.replay import replayed
-from halos_eval.stages.base import Job, Outcome, Placement, StageConfig, run
+from halos_eval.stages.base import Job, Outcome, Placement, StageConfig, reason_kept, run
 from halos_eval.stages.sample import VLLM_ENVIRONMENT, Dtype
 from halos_eval.templates import read_template
 
@@ -144,9 +144,11 @@ def _digest_folder(folder: Path) -> str:
 
 def harness(config: HarnessConfig) -> Record:
     """Run the stage. Raises BadInput, DataUnavailable, StoreError, EvaluationFailed."""
-    manifest = config.staged()
-    weights = inspect(config.model, config.revision, manifest)
-    job = harness_job(config, weights, store.join(config.output_dir, layout.RECORD), manifest)
+    record = store.join(config.output_dir, layout.RECORD)
+    with reason_kept(config, record):
+        manifest = config.staged()
+        weights = inspect(config.model, config.revision, manifest)
+        job = harness_job(config, weights, record, manifest)
 
     def work() -> Outcome:
         check_staged(config.model, config.revision, manifest)

@@ -25,7 +25,7 @@ from halos_eval.journal import Journal
 from halos_eval.record import CheckpointRef, Coverage, Record, Usage
 from halos_eval.settings import FROZEN
 from halos_eval.staged.manifest import Manifest
-from halos_eval.stages.base import Job, Outcome, Placement, StageConfig, run
+from halos_eval.stages.base import Job, Outcome, Placement, StageConfig, reason_kept, run
 from halos_eval.templates import read_template
 
 if TYPE_CHECKING:
@@ -110,9 +110,11 @@ def sample_job(config: SampleConfig, weights: Weights, record: str, manifest: Ma
 
 def sample(config: SampleConfig) -> Record:
     """Run the stage. Raises BadInput, DataUnavailable, Incomplete, StoreError, EvaluationFailed."""
-    manifest = config.staged()
-    weights = inspect(config.model, config.revision, manifest)
-    job = sample_job(config, weights, layout.record_beside(config.output), manifest)
+    record = layout.record_beside(config.output)
+    with reason_kept(config, record):
+        manifest = config.staged()
+        weights = inspect(config.model, config.revision, manifest)
+        job = sample_job(config, weights, record, manifest)
     return run(job, config, lambda: _work(config, weights, job, manifest))
 
 

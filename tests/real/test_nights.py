@@ -170,9 +170,9 @@ def test_a_checkpoint_deleted_between_plan_and_run_costs_its_own_run_only(lab):
 
 
 def test_a_backfill_over_a_month_runs_each_once_and_at_most_two_at_a_time(lab):
-    olds = [f"old-{number}" for number in range(6)]
+    olds = [f"old-{number}" for number in range(4)]
     for number, name in enumerate(olds):
-        lab.register(name, days_ago=12 + number // 3 * 0.1 + number)
+        lab.register(name, days_ago=12 + number // 2 * 0.1 + number)
     today = datetime.now(UTC).date()
     days = {"from_date": f"{today - timedelta(days=30)}T00:00Z", "to_date": f"{today - timedelta(days=9)}T00:00Z"}
     asked = {"dag_id": NIGHT, "dag_run_conf": {"at_most": 2}, "max_active_runs": 30, **days}
@@ -185,7 +185,7 @@ def test_a_backfill_over_a_month_runs_each_once_and_at_most_two_at_a_time(lab):
 
 def test_a_task_that_was_added_to_the_suite_runs_alone(lab):
     before = lab.evaluated()
-    olds = [f"old-{number}" for number in range(6)]
+    olds = [f"old-{number}" for number in range(4)]
     (lab.folder / "suites" / "own.yaml").write_text("tasks: {demo_cloze: {}, demo_choice: {}}\n")
     params = {"suite": "own", "match": ["old-*"], "at_most": 3}
     dry = lab.trigger(BACKFILL, **params)

@@ -13,9 +13,9 @@ from halos_eval.errors import BadInput, EvaluationFailed, Incomplete, StoreError
 from halos_eval.record import CheckpointRef, Score, read_failure, read_record
 from halos_eval.stages import base
 from halos_eval.stages.base import Job, Outcome, StageConfig
-from halos_eval.stages.harness import TASK_NAME, HarnessConfig
+from halos_eval.stages.harness import TASK_NAME, HarnessConfig, harness
 from halos_eval.stages.judge import JudgeConfig
-from halos_eval.stages.sample import SampleConfig
+from halos_eval.stages.sample import SampleConfig, sample
 from tests.doubles import COVERAGE, USAGE, write_failure
 
 # An argument of a process holds no NUL and no half of a surrogate pair. "None" is pydantic-settings' word for no value,
@@ -332,3 +332,19 @@ def test_an_older_failure_is_overwritten(job):
     with pytest.raises(EvaluationFailed):
         base.run(job, CONFIG, lambda: 1 / 0)
     assert "ZeroDivisionError" in failure(job).message
+
+
+@pytest.mark.parametrize("stage", [harness, sample])
+def test_what_was_deleted_since_the_plan_leaves_its_reason(tmp_path, stage):
+    record = f"file://{tmp_path}/record.json" if stage is harness else f"file://{tmp_path}/outputs.record.json"
+    place = {"task": "arc_easy", "output_dir": f"file://{tmp_path}"}
+    if stage is sample:
+        place = {"output": f"file://{tmp_path}/outputs.json"}
+    kind = HarnessConfig if stage is harness else SampleConfig
+    by_hand = kind(model=f"{tmp_path}/gone", **place)
+    with pytest.raises(BadInput, match="there is no such folder"):
+        stage(by_hand)
+    assert read_failure(layout.failure_beside(record)) is None  # it is on the screen
+    with pytest.raises(BadInput):
+        stage(by_hand.model_copy(update={"expect": "f"}))
+    assert "there is no such folder" in read_failure(layout.failure_beside(record)).message
