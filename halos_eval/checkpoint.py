@@ -172,7 +172,7 @@ def check_staged(model: str, revision: str | None, manifest: Manifest | None) ->
 
 
 def _inspect_staged(repo: str, revision: str | None, manifest: Manifest) -> Weights:
-    staged = manifest.find("model", hub_name(repo, revision))
+    staged = manifest.find("model", hub_name(_check_repository(repo), revision))
     # A folder: neither vLLM nor transformers then asks the hub for anything.
     return Weights(name=short_name(repo), model=str(staged.location), digest=f"hub:{staged.revision}")
 

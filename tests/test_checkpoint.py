@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from halos_eval.checkpoint import Weights, check_name, inspect, short_name, to_stage
 from halos_eval.errors import BadInput, DataUnavailable, StoreError
+from halos_eval.staged.manifest import Manifest
 from tests.doubles import make_adapter, make_checkpoint, write_safetensors
 
 # Whatever is hard on a path, a shell, a label or a Jinja template, beside harmless letters.
@@ -296,3 +297,8 @@ def test_what_is_on_the_hub_is_staged_and_so_is_an_adapters_base(tmp_path):
 def test_what_cannot_be_loaded_is_told_before_anything_is_staged(model, words):
     with pytest.raises(BadInput, match=words):
         to_stage(model)
+
+
+def test_a_folder_that_is_gone_is_none_that_should_have_been_staged(tmp_path):
+    with pytest.raises(BadInput, match="there is no such folder"):
+        inspect(str(tmp_path / "kto" / "FINAL"), manifest=Manifest(suite="demo"))
