@@ -135,7 +135,9 @@ def test_what_is_staged_is_in_the_cache_that_the_pods_share(lab, evaluated):
     copies = {path.read_bytes(): path for path in (lab.folders.cache / "halos-eval").iterdir()}
     place = copies[manifest.read_bytes()]
     records = list((lab.store / "runs" / CHECKPOINT).glob("harness.demo_*/*/record.json"))
-    assert {json.loads(path.read_text())["provenance"]["config"]["manifest"] for path in records} == {str(place)}
+    used = {json.loads(path.read_text())["provenance"]["config"]["manifest"] for path in records}
+    assert str(place) in used
+    assert used <= set(map(str, copies.values()))  # other tests have staged less before
 
 
 def test_the_log_of_a_pod_is_the_log_of_its_task(lab, evaluated):
