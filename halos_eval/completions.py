@@ -72,6 +72,8 @@ class Completions:
         """Pairs that needed a judgement; alpaca_eval calls two equal outputs a draw without asking."""
         self.prompt_tokens = 0
         self.completion_tokens = 0
+        self.uncounted = False
+        """Whether the endpoint did not count the tokens of some answer: then neither they nor the price are known."""
         self.refused: list[str] = []
         """What the endpoint said of single prompts that it would not take (content filter, too long)."""
 
@@ -84,20 +86,27 @@ class Completions:
         requests = [{"messages": prompt_to_chatml(prompt.strip()), **options} for prompt in prompts]
         answers = _run_until_sigterm(self._complete(requests))
         for answer in answers:
-            self.prompt_tokens += answer["usage"][0]
-            self.completion_tokens += answer["usage"][1]
+            if answer["usage"] is None:
+                self.uncounted = True
+            else:
+                self.prompt_tokens += answer["usage"][0]
+                self.completion_tokens += answer["usage"][1]
             if answer["error"]:
                 self.refused.append(answer["error"])
         return {
             "completions": [answer["text"] for answer in answers],
             "completions_all": answers,
-            "price_per_example": [self._price(*answer["usage"]) for answer in answers],
+            "price_per_example": [answer["usage"] and self._price(*answer["usage"]) for answer in answers],
             "time_per_example": [None] * len(answers),
         }
 
     def price_usd(self) -> float | None:
-        """The price of all answers, those of earlier runs included; None without a price list."""
-        return self._price(self.prompt_tokens, self.completion_tokens)
+        """The price of all answers, those of earlier runs included; None without a price list, or a count of tokens."""
+        return None if self.uncounted else self._price(self.prompt_tokens, self.completion_tokens)
+
+    def tokens(self) -> tuple[int | None, int | None]:
+        """Tokens read and made for all answers; None where the endpoint did not count them."""
+        return (None, None) if self.uncounted else (self.prompt_tokens, self.completion_tokens)
 
     def _price(self, prompt_tokens: int, completion_tokens: int) -> float | None:
         price = self.annotator.price_per_million_tokens
@@ -176,7 +185,7 @@ class Completions:
                 raise Incomplete(f"{self.endpoint.place}: {self._words(error)}") from None
             except (json.JSONDecodeError, openai.APIResponseValidationError, AttributeError, IndexError, TypeError):
                 continue  # 200 with a body that is no answer: a proxy's page
-            usage = (reply.usage.prompt_tokens, reply.usage.completion_tokens) if reply.usage else (0, 0)
+            usage = (reply.usage.prompt_tokens, reply.usage.completion_tokens) if reply.usage else None
             return {**choice.model_dump(), "text": choice.message.content or " ", "error": None, "usage": usage}
         raise Incomplete(f"{self.endpoint.place} gives 200 with a body that is no answer")
 

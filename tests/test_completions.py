@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from types import SimpleNamespace
+
 import pytest
 
 from halos_eval.annotator import load_annotator
@@ -50,3 +53,20 @@ def test_the_price_is_that_of_the_list():
 def test_no_list_no_price():
     annotator = load_annotator("gpt-4.1").model_copy(update={"price_per_million_tokens": None})
     assert completions(annotator).price_usd() is None
+
+
+def test_tokens_that_nobody_counted_are_neither_none_at_all_nor_free(monkeypatch):
+    made = completions(load_annotator("gpt-4.1-mini"))
+    assert made.tokens() == (1_000_000, 500_000)
+    answers = [{"text": "m", "error": None, "usage": usage} for usage in ([10, 1], None)]
+
+    async def answered(requests):
+        return answers
+
+    monkeypatch.setattr(made, "_complete", answered)
+    monkeypatch.setitem(sys.modules, "alpaca_eval", SimpleNamespace())
+    monkeypatch.setitem(sys.modules, "alpaca_eval.utils", SimpleNamespace(prompt_to_chatml=lambda prompt: [prompt]))
+    prices = made(["one", "two"])["price_per_example"]
+    assert prices == [pytest.approx((10 * 0.40 + 1.60) / 1e6), None]
+    assert made.tokens() == (None, None)
+    assert made.price_usd() is None

@@ -158,6 +158,7 @@ def _work(config: JudgeConfig, rows: list[dict[str, Any]], digest: str, job: Job
         if not error.read:
             store.delete(parts)  # or the next run would find the same useless answers; nothing is lost with them
         raise _no_judgement(completions, annotator, error.read) from None
+    prompt_tokens, completion_tokens = completions.tokens()
     data = (json.dumps(annotations, indent=1, ensure_ascii=False) + "\n").encode()
     store.delete(job.record)  # an older record must not vouch for the new file
     store.write_bytes(store.join(config.output_dir, "annotations.json"), data)
@@ -166,8 +167,8 @@ def _work(config: JudgeConfig, rows: list[dict[str, Any]], digest: str, job: Job
         coverage=Coverage(attempted=len(reference.rows), scored=int(figures["n_total"])),
         details={"avg_length": float(figures["avg_length"])},
         usage=Usage(
-            prompt_tokens=completions.prompt_tokens,
-            completion_tokens=completions.completion_tokens,
+            prompt_tokens=prompt_tokens,
+            completion_tokens=completion_tokens,
             price_usd=completions.price_usd(),
             load_seconds=loaded - began,
             work_seconds=time.monotonic() - loaded,
