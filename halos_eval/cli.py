@@ -28,6 +28,7 @@ from halos_eval.record import Record
 from halos_eval.registry.base import Checkpoint, Moment, NotRegistered
 from halos_eval.registry.folder import from_location
 from halos_eval.registry.place import open_registry
+from halos_eval.report.table import cannot_be_had
 from halos_eval.settings import FROZEN, Settings
 from halos_eval.staged.manifest import Manifest
 from halos_eval.stages.harness import HarnessConfig, harness
@@ -190,7 +191,7 @@ def _show_manifest(manifest: Manifest) -> None:
     table = Table("part", "needs", "revision", Column("MB", justify="right"), title=f"{manifest.suite}: staged")
     for part, state in manifest.parts.items():
         if state.reason:
-            table.add_row(part, f"cannot be had: {state.reason}", "", "")
+            table.add_row(part, cannot_be_had(state.reason), "", "")
             continue
         sizes: dict[tuple[str, str], int] = {}
         for item in manifest.needs(part):
@@ -240,7 +241,7 @@ def _plan(config: PlanConfig) -> None:
     console = Console(markup=False)
     console.print(table)
     for part, reason in found.unavailable.items():
-        console.print(f"{part} cannot be had: {reason}", soft_wrap=True)
+        console.print(f"{part} {cannot_be_had(reason)}", soft_wrap=True)
     console.print(f"cost: {cost}", soft_wrap=True)
     if over := excess(cost, load_policy().limits.run):
         console.print(f"Airflow would refuse it: {over}", soft_wrap=True)

@@ -6,15 +6,14 @@ Helm chart writes this file, and its values are the same.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic.alias_generators import to_camel
 
-from halos_eval.errors import BadInput, describe
+from halos_eval.errors import BadInput
 from halos_eval.settings import FROZEN, Settings
+from halos_eval.settings_file import read_settings_file
 
 CAMEL = ConfigDict(**FROZEN, alias_generator=to_camel, populate_by_name=True)
 DNS_LABEL = r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$"
@@ -226,11 +225,5 @@ class Cluster(BaseModel):
 
 def load_cluster() -> Cluster:
     """The cluster of HALOS_EVAL_CLUSTER. Raises BadInput with everything that is wrong in the file at once."""
-    path = Path(Settings().cluster)
-    try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8"))
-        return Cluster.model_validate(document, by_alias=True, by_name=False)  # one spelling: the chart's
-    except ValidationError as error:
-        raise BadInput(f"cluster {path}: {describe(error)}") from error
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise BadInput(f"cluster {path} cannot be read: {error}. HALOS_EVAL_CLUSTER names it") from error
+    # One spelling: the chart's.
+    return read_settings_file("cluster", Settings().cluster, Cluster, by_alias=True, by_name=False)

@@ -6,14 +6,12 @@ One YAML file, named by HALOS_EVAL_POLICY, so that a change of it is reviewed as
 from __future__ import annotations
 
 from fnmatch import fnmatchcase
-from pathlib import Path
 
-import yaml
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field
 
-from halos_eval.errors import BadInput, describe
 from halos_eval.registry.base import Checkpoint
 from halos_eval.settings import FROZEN, Settings
+from halos_eval.settings_file import read_settings_file
 
 
 class Limit(BaseModel):
@@ -74,20 +72,19 @@ class EvaluationPolicy(BaseModel):
         return next((rule.suites for rule in self.rules if rule.fits(checkpoint)), ())
 
 
+def named(name: str, patterns: tuple[str, ...]) -> bool:
+    """Whether ``name`` fits one of ``patterns``."""
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
+
+
 def fits(checkpoint: Checkpoint, patterns: tuple[str, ...], tags: dict[str, str]) -> bool:
     """Whether the name fits one of ``patterns``, and there are tags that fit all patterns in ``tags``."""
     own = checkpoint.metadata.tags
-    return any(fnmatchcase(checkpoint.name, pattern) for pattern in patterns) and all(
+    return named(checkpoint.name, patterns) and all(
         key in own and fnmatchcase(own[key], pattern) for key, pattern in tags.items()
     )
 
 
 def load_policy() -> EvaluationPolicy:
     """The policy of HALOS_EVAL_POLICY. Raises BadInput with everything that is wrong in the file at once."""
-    path = Path(Settings().policy)
-    try:
-        return EvaluationPolicy.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except ValidationError as error:
-        raise BadInput(f"policy {path}: {describe(error)}") from error
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise BadInput(f"policy {path} cannot be read: {error}. HALOS_EVAL_POLICY names it") from error
+    return read_settings_file("policy", Settings().policy, EvaluationPolicy)

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime, timedelta
-from fnmatch import fnmatchcase
 
 from pydantic import BaseModel
 
 from halos_eval import layout
 from halos_eval.costs import Cost, read_history, within
-from halos_eval.evaluation_policy import EvaluationPolicy, Limit, fits
+from halos_eval.evaluation_policy import EvaluationPolicy, Limit, fits, named
 from halos_eval.fingerprint import digest_json
 from halos_eval.progress import Progress, overview
 from halos_eval.registry.base import Checkpoint, Moment, Registry
@@ -102,9 +101,8 @@ def for_backfill(registry: Registry, asked: Backfill, root: str, started: Starte
     load_suite(asked.suite)  # wrong, although there may be no checkpoint for it
     listed = registry.registered(asked.registered_from, asked.registered_until)
     wanted = [(one, asked.suite) for one in listed.checkpoints if fits(one, asked.match, asked.tags)]
-    skipped = {  # by their names only: what cannot be read has no tags
-        name: why for name, why in listed.skipped.items() if any(fnmatchcase(name, one) for one in asked.match)
-    }
+    # By their names only: what cannot be read has no tags.
+    skipped = {name: why for name, why in listed.skipped.items() if named(name, asked.match)}
     return _Selecting(root, started, origin=origin, anew=not asked.only_missing).select(wanted, skipped)
 
 

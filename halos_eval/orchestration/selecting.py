@@ -17,14 +17,11 @@ from halos_eval.orchestration.names import EVALUATION
 from halos_eval.orchestration.notify import send
 from halos_eval.registry.base import Registry
 from halos_eval.registry.place import open_registry
-from halos_eval.report.message import compose
+from halos_eval.report.message import PENDING, compose
 from halos_eval.selection import Backfill, Selection, for_backfill, for_night, for_registration, look_back
 from halos_eval.settings import Settings
 
 log = logging.getLogger(__name__)
-ENDED = {"success", "failed"}
-GONE = "unknown"
-"""The state of a run that is not there: it could not be triggered, or was deleted."""
 
 
 def find_for_night() -> list[dict[str, Any]]:
@@ -75,7 +72,7 @@ def runs_open() -> list[str]:
     """The runs that were started and have not ended."""
     selection = _selection()
     states = _states(selection) if selection else {}
-    return [run_id for run_id, state in states.items() if state not in ENDED | {GONE}]
+    return [run_id for run_id, state in states.items() if state in PENDING]
 
 
 def time_left() -> timedelta:
@@ -151,4 +148,4 @@ def _state(run_id: str) -> str:
     except AirflowRuntimeError:
         if _is_there(run_id):
             raise
-        return GONE
+        return "unknown"  # it could not be triggered, or was deleted

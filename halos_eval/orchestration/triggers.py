@@ -16,6 +16,7 @@ from halos_eval.orchestration.selecting import runs_open, send_report, time_left
 
 POLL = 10
 """Seconds between two looks at a run's state."""
+ENDED = [DagRunState.SUCCESS, DagRunState.FAILED]
 AT_ONCE = 100
 """Runs that are asked for in one request."""
 
@@ -32,7 +33,7 @@ def evaluate_each(found: Any) -> MappedOperator:
         deferrable=True,
         poke_interval=POLL,
         # How the run ended is for the message; a retry of this task would find the run there, and skip.
-        allowed_states=["success", "failed"],
+        allowed_states=ENDED,
         failed_states=[],
         # The run's conf is what we say.
         openlineage_inject_parent_info=False,
@@ -52,7 +53,7 @@ class RunsEnded(BaseOperator):
             self.defer(
                 trigger=DagStateTrigger(
                     dag_id=EVALUATION,
-                    states=[DagRunState.SUCCESS, DagRunState.FAILED],
+                    states=ENDED,
                     run_ids=open_ones[:AT_ONCE],
                     poll_interval=POLL,
                 ),
