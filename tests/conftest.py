@@ -20,6 +20,8 @@ from urllib.request import urlopen
 import pytest
 from hypothesis import settings
 
+from halos_eval.suite import Suite, load_suite
+
 # How long an example takes says more of what else this machine does than of the code.
 settings.register_profile("any-machine", deadline=None)
 settings.load_profile("any-machine")
@@ -143,6 +145,25 @@ def server(log: Path, *words: object, env: dict[str, str] | None = None) -> Iter
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> str:
+    """A store with nothing in it."""
+    return f"file://{tmp_path}/store"
+
+
+@pytest.fixture
+def suite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """``suite(text)`` writes the suite ``own``, and reads it."""
+    (tmp_path / "suites").mkdir()
+    monkeypatch.setenv("HALOS_EVAL_SUITES", str(tmp_path / "suites"))
+
+    def write(text: str) -> Suite:
+        (tmp_path / "suites" / "own.yaml").write_text(text)
+        return load_suite("own")
+
+    return write
 
 
 @pytest.fixture(scope="session")

@@ -8,6 +8,7 @@ import shutil
 import struct
 from datetime import UTC, datetime
 
+from halos_eval.plan import PlannedJob
 from halos_eval.record import CheckpointRef, Coverage, Failure, Provenance, Record, Usage, write_model
 from halos_eval.staged.manifest import Manifest, Part
 from halos_eval.stages import staging
@@ -69,6 +70,12 @@ def make_manifest(suite, reasons=None, items=(), checkpoints=()):
     needs = [*staging._parts(suite), *map(staging._checkpoint, checkpoints)]
     parts = {one.title: Part(definition=one.definition, reason=(reasons or {}).get(one.title)) for one in needs}
     return Manifest(suite=suite.name, parts=parts, items=tuple(items))
+
+
+def make_job(stage, task, record, **parts):
+    """A planned job whose record is (or is not) at ``record``."""
+    usual = {"image": "worker", "argv": (), "profile": "default", "fingerprint": "f", "done": False, "why": ""}
+    return PlannedJob(stage=stage, task=task, record=record, **(usual | parts))
 
 
 def write_failure(url, message="the reason", error="BadInput"):

@@ -31,24 +31,16 @@ NEW = Checkpoint(name="new", location="/new")
 
 
 @pytest.fixture
-def root(tmp_path):
-    return f"file://{tmp_path}/store"
-
-
-@pytest.fixture
-def suite(tmp_path, monkeypatch):
-    """``suite(text)`` writes the suite ``own``, on a cluster with a large profile and a small one."""
-    (tmp_path / "suites").mkdir()
+def suite(suite, tmp_path, monkeypatch):
+    """The suite, on a cluster with a large profile and a small one."""
     (tmp_path / "cluster.yaml").write_text(CLUSTER)
-    monkeypatch.setenv("HALOS_EVAL_SUITES", str(tmp_path / "suites"))
     monkeypatch.setenv("HALOS_EVAL_CLUSTER", str(tmp_path / "cluster.yaml"))
 
-    def suite(text=SUITE):
-        (tmp_path / "suites" / "own.yaml").write_text(text)
-        return load_suite("own")
+    def write(text=SUITE):
+        return suite(text)
 
-    suite()
-    return suite
+    write()
+    return write
 
 
 @pytest.fixture

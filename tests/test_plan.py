@@ -50,11 +50,6 @@ def checkpoint(tmp_path):
 
 
 @pytest.fixture
-def root(tmp_path):
-    return f"file://{tmp_path}/store"
-
-
-@pytest.fixture
 def plan(checkpoint, root):
     """Plan, with what differs from the usual."""
 

@@ -26,20 +26,7 @@ ALL = ("sample", "judge", "demo_choice", "demo_cloze")
 
 
 @pytest.fixture
-def root(tmp_path):
-    return f"file://{tmp_path}/store"
-
-
-@pytest.fixture
-def suite(tmp_path, monkeypatch):
-    """``suite(text)`` writes the suite ``own``."""
-    (tmp_path / "suites").mkdir()
-    monkeypatch.setenv("HALOS_EVAL_SUITES", str(tmp_path / "suites"))
-
-    def suite(text):
-        (tmp_path / "suites" / "own.yaml").write_text(text)
-        return load_suite("own")
-
+def suite(suite):
     suite(SUITE)
     return suite
 

@@ -50,19 +50,7 @@ class Away(Shelf):
 
 
 @pytest.fixture
-def root(tmp_path):
-    return f"file://{tmp_path}/store"
-
-
-@pytest.fixture
-def suite(tmp_path, monkeypatch):
-    """``suite(text)`` writes the suite ``own``."""
-    (tmp_path / "suites").mkdir()
-    monkeypatch.setenv("HALOS_EVAL_SUITES", str(tmp_path / "suites"))
-
-    def suite(text):
-        (tmp_path / "suites" / "own.yaml").write_text(text)
-
+def suite(suite):
     suite("tasks: {demo_cloze: {}}")
     return suite
 

@@ -5,22 +5,17 @@ from __future__ import annotations
 import pytest
 
 from halos_eval import layout, store
-from halos_eval.plan import Plan, PlannedJob
+from halos_eval.plan import Plan
 from halos_eval.record import CheckpointRef, Score, write_model
 from halos_eval.report.message import compose
 from halos_eval.selection import Evaluation, Selection
-from tests.doubles import make_record, write_failure
+from tests.doubles import make_job, make_record, write_failure
 
 TITLE = "halos-eval 2026-11-24"
 JUDGED = (
     Score(task="alpaca_eval", metric="length_controlled_winrate", value=24.5),
     Score(task="alpaca_eval", metric="win_rate", value=26.5, stderr=1.25),
 )
-
-
-@pytest.fixture
-def root(tmp_path):
-    return f"file://{tmp_path}/store"
 
 
 @pytest.fixture
@@ -37,19 +32,7 @@ def evaluated(root):
             elif result is not None:
                 scores = [Score(task=title, metric="acc", value=result)] if isinstance(result, float) else result
                 write_model(url, make_record(stage, task, name=name, scores=scores))
-            jobs.append(
-                PlannedJob(
-                    stage=stage,
-                    task=task,
-                    image="worker",
-                    argv=(),
-                    profile="default",
-                    fingerprint="f",
-                    record=url,
-                    done=False,
-                    why="",
-                )
-            )
+            jobs.append(make_job(stage, task, url))
         reference = CheckpointRef(name=name, location=f"/{name}", digest="d")
         plan = Plan(suite="quick", checkpoint=reference, jobs=tuple(jobs))
         write_model(layout.plan_url(root, "quick", name), plan)

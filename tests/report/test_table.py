@@ -10,10 +10,10 @@ import pytest
 
 from halos_eval import layout, store
 from halos_eval.errors import BadInput, StoreError
-from halos_eval.plan import Plan, PlannedJob
+from halos_eval.plan import Plan
 from halos_eval.record import CheckpointRef, Score, write_model
 from halos_eval.report.table import columns_of_scores, row_of_plan, rows_of_records, summarize_store, table
-from tests.doubles import NOW, make_record, write_failure
+from tests.doubles import NOW, make_job, make_record, write_failure
 
 ALPACA = {"alpacaeval_lcwr", "alpacaeval_wr", "alpacaeval_discrete_wr"}
 
@@ -43,18 +43,7 @@ def job(tmp_path):
         record = f"{tmp_path}/runs/one/{title}/record.json"
         if scores is not None:
             write_model(record, make_record(stage, task, scores=scores, **parts))
-        return PlannedJob(
-            stage=stage,
-            task=task,
-            image="worker",
-            argv=(),
-            profile="default",
-            fingerprint="f",
-            record=record,
-            metric=metric,
-            done=False,
-            why="",
-        )
+        return make_job(stage, task, record, metric=metric)
 
     return job
 
