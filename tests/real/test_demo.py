@@ -29,7 +29,7 @@ def demo(checkout):
     words = [checkout / ".venv" / "airflow" / "bin" / "python", "-m", "halos_eval.demo.run"]
     environment = {"PATH": "/usr/local/bin:/usr/bin:/bin", "HOME": str(checkout), "LANG": "C.UTF-8", "COLUMNS": "120"}
     done = subprocess.run(
-        words, cwd=checkout, env=environment, capture_output=True, text=True, check=False, timeout=1500
+        words, cwd=checkout, env=environment, capture_output=True, text=True, check=False, timeout=900
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return time.monotonic() - began, done.stdout.splitlines()
@@ -37,6 +37,7 @@ def demo(checkout):
 
 def test_demo_evaluates_two_checkpoints_once(checkout):
     first_seconds, first = demo(checkout)
+    assert first_seconds < 600
     report = Path(first[-1].removeprefix("summary: "))
     table = pd.read_csv(report).set_index("model_name")
     assert list(table.index) == ["smollm2-135m", "smollm2-135m-rounded"]
@@ -51,6 +52,6 @@ def test_demo_evaluates_two_checkpoints_once(checkout):
 
     before = report.read_bytes()
     second_seconds, second = demo(checkout)
-    assert second_seconds < first_seconds / 3
+    assert second_seconds < 60
     assert report.read_bytes() == before
     assert not any("vllm" in line.lower() or "sampled" in line for line in second)
