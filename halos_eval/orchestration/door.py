@@ -5,10 +5,15 @@ from __future__ import annotations
 from airflow.sdk import BaseOperator
 
 from halos_eval.cluster import load_cluster
-from halos_eval.orchestration.local import LocalStageOperator
-from halos_eval.orchestration.pods import PodStageOperator
 
 
 def stage_operator() -> type[BaseOperator]:
     """The operator of every stage in every DAG. Raises BadInput, which Airflow shows as the DAG's import error."""
-    return PodStageOperator if load_cluster().kubernetes else LocalStageOperator
+    # Every task's process reads the DAG; Kubernetes' client alone would take it most of a second.
+    if load_cluster().kubernetes:
+        from halos_eval.orchestration.pods import PodStageOperator
+
+        return PodStageOperator
+    from halos_eval.orchestration.local import LocalStageOperator
+
+    return LocalStageOperator

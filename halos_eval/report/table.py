@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-
-import pandas as pd
+from typing import TYPE_CHECKING
 
 from halos_eval import layout, store
 from halos_eval.errors import BadInput, StoreError
 from halos_eval.plan import Plan, PlannedJob, read_plan
 from halos_eval.record import Record, Score, read_failure, read_record
 from halos_eval.suite import ALPACA_EVAL
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 # alpaca_eval's metric -> HALOs' column
 ALPACA_COLUMNS = {
@@ -50,6 +52,8 @@ def summarize_store(root: str, suite: str | None = None) -> pd.DataFrame:
 
 def table(rows: Sequence[Row]) -> pd.DataFrame:
     """Rows as a table: names and AlpacaEval first, tasks by name, avg and status last. One row for each checkpoint."""
+    import pandas as pd  # the tasks that only want a reason do without
+
     frame = pd.DataFrame(rows)
     tasks = sorted(column for column in frame.columns if column not in FIRST + LAST)
     order = [column for column in FIRST if column in frame] + tasks + [column for column in LAST if column in frame]
