@@ -34,6 +34,7 @@ from halos_eval.staged.manifest import Manifest
 from halos_eval.staged.replay import replayed
 from halos_eval.stages.base import Job, Outcome, Placement, StageConfig, reason_kept, run
 from halos_eval.stages.sample import VLLM_ENVIRONMENT, Dtype
+from halos_eval.stages.task_index import task_manager
 from halos_eval.templates import read_template
 
 if TYPE_CHECKING:
@@ -163,7 +164,7 @@ def harness(config: HarnessConfig) -> Record:
 
 def _work(config: HarnessConfig, weights: Weights, job: Job) -> Outcome:
     began = time.monotonic()
-    manager = task_manager(config.include_path)
+    manager = task_manager([config.task], include_paths(config.include_path))
     tasks = load_tasks(config, manager)
     model = _load_model(config, weights)
     if config.confirm_unsafe_code:
@@ -189,11 +190,9 @@ def _work(config: HarnessConfig, weights: Weights, job: Job) -> Outcome:
     )
 
 
-def task_manager(include_path: str | None) -> TaskManager:
-    """lm_eval's index of all tasks, its own, this project's and the user's; it takes seconds."""
-    from lm_eval.tasks import TaskManager
-
-    return TaskManager(include_path=[str(shipped("tasks")), *([include_path] if include_path else [])])
+def include_paths(own: str | None) -> list[Path]:
+    """Folders with tasks besides lm_eval's own: this project's, and the user's."""
+    return [shipped("tasks"), *([Path(own)] if own else [])]
 
 
 def load_tasks(config: HarnessConfig, manager: TaskManager) -> list[Any]:

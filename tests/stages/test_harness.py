@@ -264,7 +264,7 @@ def test_code_gets_no_network_once_the_model_is_there(monkeypatch, tmp_path, exe
 
         return work
 
-    monkeypatch.setattr(module, "task_manager", lambda include_path: None)
+    monkeypatch.setattr(module, "task_manager", lambda names, folders: None)
     monkeypatch.setattr(module, "load_tasks", step("tasks", []))
     monkeypatch.setattr(module, "_load_model", step("model"))
     monkeypatch.setattr(module.sandbox, "close_network_in_children", step("closed"))
