@@ -70,7 +70,7 @@ class Suite(BaseModel):
     profile: str = DEFAULT_PROFILE
     """GPU profile, from the cluster's file; a checkpoint that names one has its own."""
     gpu_memory_utilization: float = Field(0.9, gt=0, le=1)
-    """Share of each GPU's memory that vLLM may take."""
+    """Share of each GPU's memory that vLLM may take; without a GPU the cache is sized by the model's length."""
     include_path: str | None = None
     """Folder with lm_eval task files of your own."""
     harness: dict[str, Any] = {}

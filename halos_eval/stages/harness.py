@@ -33,8 +33,9 @@ from halos_eval.settings import FROZEN, shipped
 from halos_eval.staged.manifest import Manifest
 from halos_eval.staged.replay import replayed
 from halos_eval.stages.base import Job, Outcome, Placement, StageConfig, reason_kept, run
-from halos_eval.stages.sample import VLLM_ENVIRONMENT, Dtype
+from halos_eval.stages.sample import Dtype
 from halos_eval.stages.task_index import task_manager
+from halos_eval.stages.vllm import VLLM_ENVIRONMENT, memory_arguments
 from halos_eval.templates import read_template
 
 if TYPE_CHECKING:
@@ -101,7 +102,7 @@ class HarnessConfig(HarnessSettings, StageConfig):
     tensor_parallel_size: Annotated[int, Placement()] = Field(1, ge=1)
     """GPUs to split the model over (vllm)."""
     gpu_memory_utilization: Annotated[float, Placement()] = Field(0.9, gt=0, le=1)
-    """Share of each GPU's memory that vLLM may take."""
+    """Share of each GPU's memory that vLLM may take; without a GPU the cache is sized by the model's length."""
     enforce_eager: Annotated[bool, Placement()] = False
     """Skip compilation and CUDA graphs: starts sooner, runs slower."""
     save_every: Annotated[int, Placement()] = Field(512, ge=1)
@@ -246,9 +247,9 @@ def _load_model(config: HarnessConfig, weights: Weights) -> LM:
             "seed": config.seed[2],
             "max_model_len": config.max_model_len,
             "tensor_parallel_size": config.tensor_parallel_size,
-            "gpu_memory_utilization": config.gpu_memory_utilization,
             "enforce_eager": config.enforce_eager,
             "load_format": "safetensors",
+            **memory_arguments(weights, config.dtype, config.max_model_len, config.gpu_memory_utilization),
         }
         if weights.adapter:
             arguments |= {"lora_local_path": weights.adapter, "max_lora_rank": weights.adapter_rank}

@@ -26,16 +26,13 @@ from halos_eval.record import CheckpointRef, Coverage, Record, Usage
 from halos_eval.settings import FROZEN
 from halos_eval.staged.manifest import Manifest
 from halos_eval.stages.base import Job, Outcome, Placement, StageConfig, reason_kept, run
+from halos_eval.stages.vllm import VLLM_ENVIRONMENT, memory_arguments
 from halos_eval.templates import read_template
 
 if TYPE_CHECKING:
     from vllm import LLM, SamplingParams
 
 log = logging.getLogger(__name__)
-
-# The engine in this process: requests are scheduled the same way in every run (vLLM's advice for reproducibility),
-# and a start takes 19 s instead of 44 s on two cores.
-VLLM_ENVIRONMENT = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
 
 CHATML_END = "<|im_end|>"
 
@@ -89,7 +86,7 @@ class SampleConfig(SamplingSettings, StageConfig):
     tensor_parallel_size: Annotated[int, Placement()] = Field(1, ge=1)
     """GPUs to split the model over."""
     gpu_memory_utilization: Annotated[float, Placement()] = Field(0.9, gt=0, le=1)
-    """Share of each GPU's memory that vLLM may take."""
+    """Share of each GPU's memory that vLLM may take; without a GPU the cache is sized by the model's length."""
     enforce_eager: Annotated[bool, Placement()] = False
     """Skip compilation and CUDA graphs: starts sooner, samples slower."""
 
@@ -163,12 +160,12 @@ def _load(config: SampleConfig, weights: Weights) -> LLM:
         dtype=config.dtype,
         seed=config.seed,
         tensor_parallel_size=config.tensor_parallel_size,
-        gpu_memory_utilization=config.gpu_memory_utilization,
         max_model_len=config.max_model_len,
         enforce_eager=config.enforce_eager,
         load_format="safetensors",
         trust_remote_code=False,
         disable_log_stats=True,
+        **memory_arguments(weights, config.dtype, config.max_model_len, config.gpu_memory_utilization),
         **adapter,
     )
 

@@ -11,7 +11,7 @@ from tests.real.test_sample import wait_for_parts
 
 pytestmark = pytest.mark.real
 
-VLLM = ("--max-model-len=1024", "--dtype=float32", "--enforce-eager", "--gpu-memory-utilization=0.2")
+VLLM = ("--max-model-len=1024", "--dtype=float32", "--enforce-eager")
 
 OWN_TASK = """
 task: own_code

@@ -18,7 +18,6 @@ SMALL = (
     "--max-tokens=48",
     "--dtype=float32",
     "--enforce-eager",
-    "--gpu-memory-utilization=0.2",
 )
 
 MAKE_ADAPTER = """
