@@ -11,7 +11,7 @@ from tests.real.test_sample import wait_for_parts
 
 pytestmark = pytest.mark.real
 
-VLLM = ("--max-model-len=1024", "--dtype=float32", "--enforce-eager")
+VLLM = ("--max-model-len=4096", "--dtype=float32", "--enforce-eager")
 
 OWN_TASK = """
 task: own_code
@@ -31,11 +31,6 @@ metric_list:
 """
 
 
-@pytest.fixture
-def model(checkpoints):
-    return checkpoints / "smollm2-135m" / "FINAL"
-
-
 def record_of(folder):
     return json.loads((folder / "record.json").read_text())
 
@@ -51,20 +46,20 @@ def scores_of(record):
     return {(score["task"], score["metric"], score["filter"]): score["value"] for score in record["scores"]}
 
 
-def test_a_killed_task_is_resumed_to_the_same_scores(run, model, tmp_path):
+def test_a_killed_task_is_resumed_to_the_same_scores(fork, tiny, tmp_path):
     # two requests between savings: eight chunks to be killed in the middle of
-    words = ("worker", "harness", model, "--task=demo_arithmetic", "--save-every=2", *VLLM)
+    words = ("worker", "harness", tiny, "--task=demo_arithmetic", "--save-every=2", *VLLM)
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    done = run(*words, f"--output-dir={whole}")
+    done = fork(*words, f"--output-dir={whole}")
     assert done.returncode == 0, done.stderr[-2000:]
-    with run.started(*words, f"--output-dir={killed}") as process:
+    with fork.started(*words, f"--output-dir={killed}") as process:
         wait_for_parts(killed, process, least=2)
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
     kept = len(list(killed.rglob("*.jsonl")))
     assert 2 <= kept < 8
     assert not (killed / "record.json").exists()
-    again = run(*words, f"--output-dir={killed}")
+    again = fork(*words, f"--output-dir={killed}")
     assert again.returncode == 0, again.stderr[-2000:]
     assert again.stderr.count("halos_eval.stages.harness: generate_until") == 8 - kept
     first, second = record_of(whole), record_of(killed)
@@ -80,21 +75,21 @@ def test_a_killed_task_is_resumed_to_the_same_scores(run, model, tmp_path):
     assert first["coverage"] == {"attempted": 16, "scored": 16}
 
 
-def test_both_backends_give_the_same_log_likelihoods(run, model, tmp_path):
+def test_both_backends_give_the_same_log_likelihoods(fork, tiny, tmp_path):
     for backend, options in (("vllm", VLLM), ("hf", ("--backend=hf", "--dtype=float32"))):
-        words = ("worker", "harness", model, "--task=demo_cloze", f"--output-dir={tmp_path / backend}", *options)
-        done = run(*words, env={"HF_HUB_OFFLINE": "1"})
+        words = ("worker", "harness", tiny, "--task=demo_cloze", f"--output-dir={tmp_path / backend}", *options)
+        done = fork(*words)
         assert done.returncode == 0, done.stderr[-2000:]
     vllm, hf = (scores_of(record_of(tmp_path / backend)) for backend in ("vllm", "hf"))
     assert vllm.keys() == hf.keys() == {("demo_cloze", "acc", "none"), ("demo_cloze", "perplexity", "none")}
-    assert vllm["demo_cloze", "acc", "none"] == hf["demo_cloze", "acc", "none"] > 0.3
+    assert vllm["demo_cloze", "acc", "none"] == hf["demo_cloze", "acc", "none"]
     assert vllm["demo_cloze", "perplexity", "none"] == pytest.approx(hf["demo_cloze", "perplexity", "none"], rel=1e-3)
 
 
 @pytest.mark.usefixtures("hub")
-def test_hub_data_is_named_by_its_commit(run, model, tmp_path):
+def test_hub_data_is_named_by_its_commit(fork, tiny, tmp_path):
     options = ("--limit=2", "--num-fewshot=2", *VLLM)
-    done = run("worker", "harness", model, "--task=gsm8k_cot", f"--output-dir={tmp_path}", *options)
+    done = fork("worker", "harness", tiny, "--task=gsm8k_cot", f"--output-dir={tmp_path}", *options)
     assert done.returncode == 0, done.stderr[-2000:]
     record = record_of(tmp_path)
     assert len(record["provenance"]["inputs"]["dataset:openai/gsm8k/main"]) == 40
@@ -102,18 +97,18 @@ def test_hub_data_is_named_by_its_commit(run, model, tmp_path):
     assert record["provenance"]["packages"]["lm-eval"] == "0.4.13"
 
 
-def test_own_tasks_and_code_that_must_be_confirmed(run, model, tmp_path):
+def test_own_tasks_and_code_that_must_be_confirmed(fork, tiny, tmp_path):
     data = tmp_path / "data.jsonl"
     data.write_text("".join(json.dumps({"question": f"{n} + 1 =", "answer": f" {n + 1}"}) + "\n" for n in range(3)))
     (tmp_path / "tasks").mkdir()
     (tmp_path / "tasks" / "own_code.yaml").write_text(OWN_TASK.format(data=data))
-    words = ("worker", "harness", model, "--task=own_code", f"--include-path={tmp_path / 'tasks'}", *VLLM)
-    refused = run(*words, f"--output-dir={tmp_path / 'out'}")
+    words = ("worker", "harness", tiny, "--task=own_code", f"--include-path={tmp_path / 'tasks'}", *VLLM)
+    refused = fork(*words, f"--output-dir={tmp_path / 'out'}")
     assert refused.returncode == 2
     assert "--confirm-unsafe-code" in refused.stderr
     assert "Loading weights" not in refused.stderr
     template = ("--apply-chat-template", "--chat-template=chatml")
-    done = run(*words, f"--output-dir={tmp_path / 'out'}", "--confirm-unsafe-code", *template)
+    done = fork(*words, f"--output-dir={tmp_path / 'out'}", "--confirm-unsafe-code", *template)
     assert done.returncode == 0, done.stderr[-2000:]
     assert record_of(tmp_path / "out")["coverage"] == {"attempted": 3, "scored": 3}
     prompts = {sample["arguments"][0][0] for sample in samples_of(tmp_path / "out", "own_code")}
