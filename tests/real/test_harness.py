@@ -4,6 +4,7 @@ import gzip
 import json
 import os
 import signal
+import socket
 
 import pytest
 
@@ -24,11 +25,42 @@ unsafe_code: true
 doc_to_text: "{{{{question}}}}"
 doc_to_target: "{{{{answer}}}}"
 generation_kwargs: {{max_gen_toks: 8, until: ["\\n"]}}
+process_results: !function code.execute
 metric_list:
-  - metric: exact_match
-    aggregation: mean
-    higher_is_better: true
+  - {{metric: child_reaches, aggregation: mean, higher_is_better: true}}
+  - {{metric: stage_reaches, aggregation: mean, higher_is_better: true}}
 """
+# Tries the network as code that a model wrote could: in a forked child, as lm_eval's code_eval runs it.
+CODE = """
+import multiprocessing
+import socket
+
+fork = multiprocessing.get_context("fork")
+
+
+def reach(answer):
+    try:
+        socket.create_connection(("127.0.0.1", {port}), timeout=5).close()
+        answer.value = 1
+    except OSError:
+        answer.value = 0
+
+
+def execute(doc, results):
+    here, there = fork.Value("i", -1), fork.Value("i", -1)
+    reach(here)
+    child = fork.Process(target=reach, args=(there,))
+    child.start()
+    child.join()
+    return {{"child_reaches": there.value, "stage_reaches": here.value}}
+"""
+
+
+@pytest.fixture
+def listener():
+    """A server on loopback that takes connections and says nothing."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield server
 
 
 def record_of(folder):
@@ -97,11 +129,12 @@ def test_hub_data_is_named_by_its_commit(fork, tiny, tmp_path):
     assert record["provenance"]["packages"]["lm-eval"] == "0.4.13"
 
 
-def test_own_tasks_and_code_that_must_be_confirmed(fork, tiny, tmp_path):
+def test_own_tasks_and_code_that_must_be_confirmed_and_gets_no_network(fork, tiny, listener, tmp_path):
     data = tmp_path / "data.jsonl"
     data.write_text("".join(json.dumps({"question": f"{n} + 1 =", "answer": f" {n + 1}"}) + "\n" for n in range(3)))
     (tmp_path / "tasks").mkdir()
     (tmp_path / "tasks" / "own_code.yaml").write_text(OWN_TASK.format(data=data))
+    (tmp_path / "tasks" / "code.py").write_text(CODE.format(port=listener.getsockname()[1]))
     words = ("worker", "harness", tiny, "--task=own_code", f"--include-path={tmp_path / 'tasks'}", *VLLM)
     refused = fork(*words, f"--output-dir={tmp_path / 'out'}")
     assert refused.returncode == 2
@@ -110,6 +143,11 @@ def test_own_tasks_and_code_that_must_be_confirmed(fork, tiny, tmp_path):
     template = ("--apply-chat-template", "--chat-template=chatml")
     done = fork(*words, f"--output-dir={tmp_path / 'out'}", "--confirm-unsafe-code", *template)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert record_of(tmp_path / "out")["coverage"] == {"attempted": 3, "scored": 3}
+    record = record_of(tmp_path / "out")
+    assert record["coverage"] == {"attempted": 3, "scored": 3}
+    assert scores_of(record) == {
+        ("own_code", "child_reaches", "none"): 0,
+        ("own_code", "stage_reaches", "none"): 1,
+    }
     prompts = {sample["arguments"][0][0] for sample in samples_of(tmp_path / "out", "own_code")}
     assert prompts == {f"\n<|im_start|>user\n{n} + 1 =<|im_end|>\n<|im_start|>assistant\n" for n in range(3)}
