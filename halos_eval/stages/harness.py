@@ -17,9 +17,9 @@ from collections import Counter
 from collections.abc import Callable
 from numbers import Real
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import BaseModel, Field, model_validator
+from pydantic import Field
 from pydantic_settings import CliPositionalArg
 
 from halos_eval import layout, sandbox, store
@@ -29,13 +29,13 @@ from halos_eval.fingerprint import digest_bytes, digest_files, digest_json
 from halos_eval.hub import hub_errors
 from halos_eval.journal import Journal
 from halos_eval.record import CheckpointRef, Coverage, Record, Score, Usage
-from halos_eval.settings import FROZEN, shipped
+from halos_eval.settings import shipped
 from halos_eval.staged.manifest import Manifest
 from halos_eval.staged.replay import replayed
 from halos_eval.stages.base import Job, Outcome, Placement, StageConfig, reason_kept, run
-from halos_eval.stages.sample import Dtype
 from halos_eval.stages.task_index import task_manager
 from halos_eval.stages.vllm import VLLM_ENVIRONMENT, memory_arguments
+from halos_eval.suite import TASK_NAME, HarnessSettings
 from halos_eval.templates import read_template
 
 if TYPE_CHECKING:
@@ -45,43 +45,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-TASK_NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
 HF_BATCH_SIZE = 4  # HALOs' own; its README warns of auto with gsm8k_cot
-
-
-class HarnessSettings(BaseModel):
-    """How a task is run. Without options it is run on the plain text, with the task's own number of examples."""
-
-    model_config = FROZEN
-
-    backend: Literal["vllm", "hf"] = "vllm"
-    """What runs the model: vllm, or hf (transformers, split over the GPUs there are)."""
-    dtype: Dtype = "auto"
-    """Data type of the weights; auto takes the checkpoint's own."""
-    num_fewshot: int | None = Field(None, ge=0)
-    """Examples in the prompt (default: the task's own number)."""
-    batch_size: int | Literal["auto"] | None = None
-    """Requests at a time (default: auto for vllm, 4 for hf, where auto is known to break gsm8k_cot)."""
-    limit: int | None = Field(None, ge=1)
-    """Only so many documents of each task: for trials, never for a table."""
-    apply_chat_template: bool = False
-    """Put the prompts into the chat template."""
-    fewshot_as_multiturn: bool = False
-    """Show the few-shot examples as turns of the conversation; needs apply_chat_template."""
-    seed: tuple[int, int, int, int] = (0, 1234, 1234, 1234)
-    """Seeds of Python, NumPy, PyTorch and of the few-shot choice, as lm_eval's."""
-    max_model_len: int | None = None
-    """Longest prompt and answer in tokens (default: the model's own limit)."""
-    confirm_unsafe_code: bool = False
-    """Allow tasks that execute the model's code (humaneval, mbpp); its processes get no network."""
-
-    @model_validator(mode="after")
-    def _consistent(self) -> HarnessSettings:
-        if self.fewshot_as_multiturn and not self.apply_chat_template:
-            raise ValueError("fewshot_as_multiturn needs apply_chat_template")
-        if self.backend == "hf" and self.batch_size == "auto":
-            raise ValueError("batch_size auto is broken with the hf backend (gsm8k_cot): give a number")
-        return self
 
 
 class HarnessConfig(HarnessSettings, StageConfig):

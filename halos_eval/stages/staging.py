@@ -26,14 +26,13 @@ from halos_eval.staged.manifest import Item, Manifest, Part, checkpoint_part, re
 from halos_eval.stages.base import disk_full, named
 from halos_eval.stages.harness import (
     HarnessConfig,
-    HarnessSettings,
     harness_job,
     include_paths,
     load_tasks,
     rehearse,
 )
 from halos_eval.stages.task_index import task_manager
-from halos_eval.suite import ALPACA_EVAL, AlpacaEvalSettings, Suite, load_suite
+from halos_eval.suite import ALPACA_EVAL, AlpacaEvalSettings, HarnessSettings, Suite, load_suite
 
 if TYPE_CHECKING:
     from lm_eval.tasks import TaskManager
@@ -155,8 +154,8 @@ def _parts(suite: Suite) -> Iterator[_Need]:
 
 def _files(settings: AlpacaEvalSettings) -> list[str]:
     """The files of AlpacaEval's dataset that sampling and judging read."""
-    kinds: list[promptset.HubFile] = ["prompts"] if settings.prompts == promptset.ALPACA_EVAL else []
-    kinds += ["reference", "calibration"] if settings.reference == promptset.ALPACA_EVAL else []
+    kinds: list[promptset.HubFile] = ["prompts"] if settings.prompts == ALPACA_EVAL else []
+    kinds += ["reference", "calibration"] if settings.reference == ALPACA_EVAL else []
     return [promptset.HUB_FILES[kind] for kind in kinds]
 
 
