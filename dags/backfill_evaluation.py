@@ -71,6 +71,7 @@ PARAMS = {
 
 @dag(
     schedule=None,
+    is_paused_upon_creation=False,  # what somebody triggers is run; nothing is started by itself
     params=PARAMS,
     catchup=False,
     tags=["evaluation"],

@@ -63,6 +63,7 @@ PARAMS = {
 
 @dag(
     schedule=None,
+    is_paused_upon_creation=False,  # what somebody triggers is run; nothing is started by itself
     params=PARAMS,
     catchup=False,
     max_active_runs=512,  # GPUs and priorities decide what goes first, not the order of the runs

@@ -310,7 +310,7 @@ def test_what_is_there_already_is_not_started_again(name):
 
 def test_nothing_starts_by_itself_before_somebody_says_so(any_dag):
     by_itself = {NIGHT, REGISTERED}
-    assert bool(any_dag.is_paused_upon_creation) == (any_dag.dag_id in by_itself)
+    assert any_dag.is_paused_upon_creation is (any_dag.dag_id in by_itself)  # unset, Airflow pauses it
 
 
 def test_nights_have_intervals_one_after_the_other():

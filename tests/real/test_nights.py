@@ -108,6 +108,28 @@ def shared_lab(environments, tmp_path_factory, postgres):
         yield lab
 
 
+@pytest.fixture(scope="module")
+def mlflow(environments, tmp_path_factory):
+    """An MLflow server with nothing registered."""
+    with pytest.MonkeyPatch.context() as patch:
+        for key, value in CLIENT.items():
+            patch.setenv(key, value)
+        server = Server(environments, tmp_path_factory.mktemp("mlflow"))
+        server.start()
+        yield server
+        server.kill()
+
+
+@pytest.fixture(scope="module")
+def mlflow_lab(environments, tmp_path_factory, postgres, mlflow):
+    """An Airflow whose checkpoints are MLflow's; nobody has unpaused its nights before, and the last one has ended."""
+    folder = tmp_path_factory.mktemp("mlflow_lab")
+    with running(environments, folder, postgres, f"mlflow+{mlflow.url}") as lab:
+        lab.pause(NIGHT, False)
+        wait_for(lambda: [run for run in lab.runs(NIGHT) if run["state"] in DONE], 300)
+        yield lab
+
+
 @pytest.fixture
 def lab(shared_lab):
     """The running Airflow as if nothing had been evaluated."""
@@ -141,19 +163,6 @@ def running(environments, folder, postgres, checkpoints=None):
     migrate(environment)
     with standalone(environment, port):
         yield Lab(port, folder, calls)
-
-
-def test_the_last_night_is_made_up_for_when_it_is_unpaused_and_with_nothing_to_do_it_is_green(
-    environments, tmp_path, postgres
-):
-    with running(environments, tmp_path, postgres) as lab:
-        lab.pause(NIGHT, False)
-        (first,) = wait_for(lambda: lab.runs(NIGHT), 300)
-        assert first["run_type"] == "scheduled"
-        state, tasks = lab.finish(first["dag_run_id"], dag=NIGHT)
-        assert state == "success"
-        assert tasks["evaluate", -1] == "skipped"
-        assert "nothing to do" in lab.log(first["dag_run_id"], "find", dag=NIGHT)
 
 
 def test_what_is_registered_is_evaluated_once_and_what_is_half_written_when_it_is_whole(lab):
@@ -251,32 +260,32 @@ def test_a_burst_of_registrations_loses_none(lab):
     assert sorted(started()) == names
 
 
-def test_a_registry_that_is_away_is_told_and_asked_again(environments, tmp_path, postgres, monkeypatch):
-    for key, value in CLIENT.items():
-        monkeypatch.setenv(key, value)
-    server = Server(environments, tmp_path)
-    server.start()
-    (tmp_path / "lab").mkdir()
-    with running(environments, tmp_path / "lab", postgres, f"mlflow+{server.url}") as lab:
-        for name in ("new-a", "new-b"):
-            server.register(name)
-        lab.pause(NIGHT, False)
-        run_id = lab.trigger(NIGHT)
-        wait_for(lambda: lab.states(run_id, NIGHT)["find", -1] == "success", 300)
-        server.kill()  # in the middle: what was found has been started, and asks for its checkpoint
-        words = f"MLflow at {server.url} gives no answer that can be used"
-        (run, *_) = wait_for(lambda: lab.runs(EVALUATE), 300)
-        wait_for(lambda: lab.states(run["dag_run_id"]).get(("prepare", -1)) == "up_for_retry", 300)
-        assert words in lab.log(run["dag_run_id"], "prepare")
-        other = lab.trigger(NIGHT)
-        wait_for(lambda: lab.states(other, NIGHT)["find", -1] == "up_for_retry", 300)
-        assert words in lab.log(other, "find", dag=NIGHT)
-        server.start()
-        for night in (run_id, other):
-            state, tasks = lab.finish(night, dag=NIGHT)
-            assert state == "success", tasks
-        assert lab.evaluated() == {"new-a/v1 demo_cloze": 1, "new-b/v1 demo_cloze": 1}
-    server.kill()
+def test_unpausing_starts_the_last_night_and_with_nothing_to_do_it_is_green(mlflow_lab):
+    (first,) = (run for run in mlflow_lab.runs(NIGHT) if run["run_type"] == "scheduled")
+    assert first["state"] == "success"
+    assert mlflow_lab.states(first["dag_run_id"], NIGHT)["evaluate", -1] == "skipped"
+    assert "nothing to do" in mlflow_lab.log(first["dag_run_id"], "find", dag=NIGHT)
+
+
+def test_a_registry_that_is_away_is_told_and_asked_again(mlflow_lab, mlflow):
+    lab = mlflow_lab
+    for name in ("new-a", "new-b"):
+        mlflow.register(name)
+    run_id = lab.trigger(NIGHT)
+    wait_for(lambda: lab.states(run_id, NIGHT)["find", -1] == "success", 300)
+    mlflow.kill()  # in the middle: what was found has been started, and asks for its checkpoint
+    words = f"MLflow at {mlflow.url} gives no answer that can be used"
+    (run, *_) = wait_for(lambda: lab.runs(EVALUATE), 300)
+    wait_for(lambda: lab.states(run["dag_run_id"]).get(("prepare", -1)) == "up_for_retry", 300)
+    assert words in lab.log(run["dag_run_id"], "prepare")
+    other = lab.trigger(NIGHT)
+    wait_for(lambda: lab.states(other, NIGHT)["find", -1] == "up_for_retry", 300)
+    assert words in lab.log(other, "find", dag=NIGHT)
+    mlflow.start()
+    for night in (run_id, other):
+        state, tasks = lab.finish(night, dag=NIGHT)
+        assert state == "success", tasks
+    assert lab.evaluated() == {"new-a/v1 demo_cloze": 1, "new-b/v1 demo_cloze": 1}
 
 
 def watch(lab, dag, names):
