@@ -14,7 +14,6 @@ import pandas as pd
 from rich.console import Console
 
 from halos_eval import layout, store
-from halos_eval.cli import show_table
 from halos_eval.demo.checkpoints import INTACT, ROUNDED
 from halos_eval.demo.installation import (
     CHECKPOINTS,
@@ -30,6 +29,7 @@ from halos_eval.errors import HalosEvalError
 from halos_eval.plan import Plan, make_plan
 from halos_eval.registry.base import Checkpoint
 from halos_eval.registry.folders import FolderRegistry
+from halos_eval.report.terminal import Summary
 from halos_eval.suite import load_suite
 
 SUITE = "demo"
@@ -53,14 +53,15 @@ def main() -> int:
         console.print(f"{type(error).__name__}: {error}", markup=False, style="red")
         return error.exit_code
     report = layout.report_url(STORE, SUITE)
-    show_table(pd.read_csv(StringIO(store.read_bytes(report).decode())))
+    place = report.removeprefix("file://")
+    console.print(Summary(pd.read_csv(StringIO(store.read_bytes(report).decode())), place))
     console.print(
         "The judge is a model of 135 million parameters: its win rates mean nothing, the path is the real one."
     )
     console.print(f"{time.monotonic() - began:.0f} s; logs in {LOGS}; `make up` shows the runs in Airflow's UI")
     if failed:
         console.print(f"failed: {', '.join(failed)}", style="red")
-    print(f"summary: {report.removeprefix('file://')}")
+    print(f"summary: {place}")
     return 1 if failed else 0
 
 
