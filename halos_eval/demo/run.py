@@ -7,7 +7,8 @@ import re
 import subprocess
 import sys
 import time
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, nullcontext
 from io import StringIO
 
 import pandas as pd
@@ -25,8 +26,10 @@ from halos_eval.demo.installation import (
     migrate,
     serve_judge,
 )
+from halos_eval.demo.judge_server import JudgeServer
 from halos_eval.errors import HalosEvalError
 from halos_eval.plan import Plan, make_plan
+from halos_eval.processes import failure, watched
 from halos_eval.registry.base import Checkpoint
 from halos_eval.registry.folders import FolderRegistry
 from halos_eval.report.terminal import Summary
@@ -39,6 +42,7 @@ PROGRESS = re.compile(
     r"|halos_eval[.\w]*: (?P<news>.*?) \[airflow"
     r"|(?P<error>halos-eval: .*?) \[airflow"
 )
+FINISHED = re.compile(r"DagRun Finished.*\bstate=(\w+)")
 console = Console(highlight=False)
 
 
@@ -46,7 +50,8 @@ def main() -> int:
     """Run the demo; its exit code."""
     began = time.monotonic()
     try:
-        make_checkpoints()
+        with console.status("making two checkpoints"):
+            make_checkpoints()
         plans = [make_plan(load_suite(SUITE), checkpoint, STORE) for checkpoint in _checkpoints()]
         failed = _evaluate(plans)
     except HalosEvalError as error:
@@ -76,30 +81,50 @@ def _evaluate(plans: list[Plan]) -> list[str]:
     with console.status("making Airflow's database"):
         migrate(environment)
     with ExitStack() as stack:
+        judge = None
         if any(job.stage == "judge" and not job.done for plan in plans for job in plan.jobs):
             console.print("judge: starting vLLM's server on loopback")
-            environment |= serve_judge(stack)
-        return [plan.checkpoint.name for plan in plans if not _run_dag(plan.checkpoint.name, environment)]
+            judge = serve_judge(stack)
+            environment |= judge.environment
+        return [plan.checkpoint.name for plan in plans if not _run_dag(plan.checkpoint.name, environment, judge)]
 
 
-def _run_dag(checkpoint: str, environment: dict[str, str]) -> bool:
-    """One run of ``evaluate_checkpoint``, with its progress on the screen; whether it succeeded."""
+def _run_dag(checkpoint: str, environment: dict[str, str], judge: JudgeServer | None) -> bool:
+    """One run of ``evaluate_checkpoint``, with its progress on the screen; whether it succeeded.
+
+    Raises EvaluationFailed if Airflow or the judge's server died: the table cannot tell of that.
+    """
     conf = json.dumps({"checkpoint": checkpoint, "suite": SUITE})
+    log = LOGS / f"{checkpoint}.log"
+    state = ""
+    command = airflow("dags", "test", "evaluate_checkpoint", "--conf", conf)
+    with (
+        log.open("w") as file,
+        subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process,  # noqa: S603
+        # Without its judge, Airflow would retry for many minutes.
+        watched(judge.process, process.terminate) if judge else nullcontext(),
+    ):
+        for line in _shown(process, checkpoint):
+            file.write(line)
+            state = found[1] if (found := FINISHED.search(line)) else state
+    code = process.returncode
+    if judge:
+        judge.check()
+    if not state:
+        raise failure(f"Airflow's run of {checkpoint}", code, log)
+    return code == 0 and state == "success"
+
+
+def _shown(process: subprocess.Popen[bytes], checkpoint: str) -> Iterator[str]:
+    """The lines of Airflow's log; what tells of progress is shown as well."""
     began = time.monotonic()
-    succeeded = False
-    with (LOGS / f"{checkpoint}.log").open("w") as log:
-        command = airflow("dags", "test", "evaluate_checkpoint", "--conf", conf)
-        process = subprocess.Popen(  # noqa: S603
-            command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-        )
-        for line in process.stdout or ():
-            log.write(line)
-            succeeded = succeeded or ("DagRun Finished" in line and "state=success" in line)
-            if found := PROGRESS.search(line):
-                text = found["news"] or found["error"] or found["task"]
-                indent = "" if found["task"] else "  "
-                console.print(f"{time.monotonic() - began:5.0f} s  {checkpoint}: {indent}{text}", markup=False)
-    return process.wait() == 0 and succeeded
+    for raw in process.stdout or ():
+        line = raw.decode(errors="replace")
+        if found := PROGRESS.search(line):
+            text = found["news"] or found["error"] or found["task"]
+            indent = "" if found["task"] else "  "
+            console.print(f"{time.monotonic() - began:5.0f} s  {checkpoint}: {indent}{text}", markup=False)
+        yield line
 
 
 if __name__ == "__main__":
