@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from halos_eval.cluster import load_cluster
-from halos_eval.demo.checkpoints import INTACT
+from halos_eval.demo.checkpoints import INTACT, folders
 from halos_eval.demo.judge_server import JudgeServer, judge_server
 from halos_eval.errors import BadInput
 from halos_eval.processes import run
@@ -60,6 +60,9 @@ def migrate(environment: dict[str, str]) -> None:
 
 def make_checkpoints() -> None:
     """Make the demo's two checkpoints, unless they are there. Raises EvaluationFailed with the builder's reason."""
+    if all(folder.exists() for folder in folders(CHECKPOINTS)):
+        return
+    print("making two small checkpoints", flush=True)
     builder = [str(ENVIRONMENTS / "worker" / "bin" / "python"), "-m", "halos_eval.demo.checkpoints", str(CHECKPOINTS)]
     run("making the demo's checkpoints", builder, LOGS / "checkpoints.log")
 

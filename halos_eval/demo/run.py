@@ -9,12 +9,10 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, nullcontext
-from io import StringIO
 
-import pandas as pd
 from rich.console import Console
 
-from halos_eval import layout, store
+from halos_eval import layout
 from halos_eval.demo.checkpoints import INTACT, ROUNDED
 from halos_eval.demo.installation import (
     CHECKPOINTS,
@@ -28,11 +26,11 @@ from halos_eval.demo.installation import (
 )
 from halos_eval.demo.judge_server import JudgeServer
 from halos_eval.errors import HalosEvalError
-from halos_eval.plan import Plan, make_plan
+from halos_eval.plan import Plan, make_plan, save_plan, staging_job, suite_manifest
 from halos_eval.processes import failure, watched
-from halos_eval.registry.base import Checkpoint
 from halos_eval.registry.folders import FolderRegistry
 from halos_eval.report.terminal import Summary
+from halos_eval.stages.summarize import SummarizeConfig, summarize
 from halos_eval.suite import load_suite
 
 SUITE = "demo"
@@ -49,17 +47,16 @@ console = Console(highlight=False)
 def main() -> int:
     """Run the demo; its exit code."""
     began = time.monotonic()
-    try:
-        with console.status("making two checkpoints"):
-            make_checkpoints()
-        plans = [make_plan(load_suite(SUITE), checkpoint, STORE) for checkpoint in _checkpoints()]
-        failed = _evaluate(plans)
-    except HalosEvalError as error:
-        console.print(f"{type(error).__name__}: {error}", markup=False, style="red")
-        return error.exit_code
     report = layout.report_url(STORE, SUITE)
+    try:
+        make_checkpoints()
+        failed = _evaluate(_open_plans())
+        table = summarize(SummarizeConfig(root=STORE, suite=SUITE, output=report))
+    except HalosEvalError as error:
+        console.print(f"{type(error).__name__}: {error}", markup=False, style="red", soft_wrap=True)
+        return error.exit_code
     place = report.removeprefix("file://")
-    console.print(Summary(pd.read_csv(StringIO(store.read_bytes(report).decode())), place))
+    console.print(Summary(table, place))
     console.print(
         "The judge is a model of 135 million parameters: its win rates mean nothing, the path is the real one."
     )
@@ -70,13 +67,26 @@ def main() -> int:
     return 1 if failed else 0
 
 
-def _checkpoints() -> list[Checkpoint]:
-    registry = FolderRegistry(str(CHECKPOINTS))
-    return [registry.get(name) for name in (INTACT, ROUNDED)]
+def _open_plans() -> list[Plan]:
+    """The plans with something to run. One that is done is kept in the store at once, as Airflow would do."""
+    suite, registry = load_suite(SUITE), FolderRegistry(str(CHECKPOINTS))
+    manifest = suite_manifest(SUITE, STORE)
+    found = []
+    for name in (INTACT, ROUNDED):
+        checkpoint = registry.get(name)
+        plan = make_plan(suite, checkpoint, STORE, manifest=manifest)
+        if staging_job(suite, checkpoint, STORE) or not all(job.done for job in plan.jobs):
+            found.append(plan)
+        else:
+            save_plan(plan, suite, STORE)
+            console.print(f"{name}: all results are there already")
+    return found
 
 
 def _evaluate(plans: list[Plan]) -> list[str]:
-    """Run the DAG for each plan; the names of the checkpoints whose run failed."""
+    """Run the DAG for each plan; the names of the checkpoints whose run failed. Starts nothing where there is none."""
+    if not plans:
+        return []
     environment = airflow_environment()
     with console.status("making Airflow's database"):
         migrate(environment)
@@ -101,8 +111,8 @@ def _run_dag(checkpoint: str, environment: dict[str, str], judge: JudgeServer | 
     with (
         log.open("w") as file,
         subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process,  # noqa: S603
-        # Without its judge, Airflow would retry for many minutes.
-        watched(judge.process, process.terminate) if judge else nullcontext(),
+        # Without its judge, Airflow would retry for many minutes. SIGTERM ends the task only, and Airflow retries it.
+        watched(judge.process, process.kill) if judge else nullcontext(),
     ):
         for line in _shown(process, checkpoint):
             file.write(line)
