@@ -98,7 +98,7 @@ def _raised(lines: Sequence[_Line]) -> list[_Raised]:
                 inside.remove(process)
                 found.append(_Raised(_with_details(text, lines[number + 1 : number + 3]), process, group))
         elif text.startswith(CHAINED) and found and found[-1].process == process:
-            # What is raised in the end was written for people; what it was raised from may be a KeyError.
+            # The last exception of a chain was written for people; the first may be a KeyError.
             found.pop()
         elif PROGRESS.match(whole):
             group += 1
@@ -111,16 +111,25 @@ def _with_details(text: str, following: Sequence[_Line]) -> str:
     return " ".join([text, *(line for line in details if not line.startswith("For further information"))])
 
 
+def last_line(log: str) -> str:
+    """Return the last line of ``log`` that is not blank. No earlier error explains why a process was killed."""
+    return next((_cut(line.whole.strip()) for line in map(_line, reversed(log.splitlines())) if line.whole), "")
+
+
 def failure(what: str, code: int, log: Path) -> EvaluationFailed:
     """Return the error for a process that ended by itself: ``what`` it was, how it ended, its own reason, its log."""
-    with log.open("rb") as file:
-        file.seek(max(0, log.stat().st_size - END))
-        text = file.read().decode(errors="replace")
-    how = f"ended with code {code}"
+    how, reason = f"ended with code {code}", last_error
     if code < 0:
         memory = " (out of memory?)" if code == -signal.SIGKILL else ""
-        how = f"was killed by {signal.Signals(-code).name}{memory}"
-    return EvaluationFailed(f"{what} {how}: {last_error(text) or 'it wrote nothing'} (log: {log})")
+        how, reason = f"was killed by {signal.Signals(-code).name}{memory}", last_line
+    return EvaluationFailed(f"{what} {how}: {reason(end_of(log)) or 'it wrote nothing'} (log: {log})")
+
+
+def end_of(log: Path) -> str:
+    """Return the end of the file ``log``, as text."""
+    with log.open("rb") as file:
+        file.seek(max(0, log.stat().st_size - END))
+        return file.read().decode(errors="replace")
 
 
 def run(what: str, command: Sequence[str], log: Path, env: dict[str, str] | None = None) -> None:

@@ -172,6 +172,15 @@ def test_how_a_program_ended(tmp_path, program, words):
     assert words in str(failed.value)
 
 
+def test_an_earlier_error_is_not_why_a_program_was_killed(tmp_path):
+    text = traceback_of("ImportError: no flash_attn, which is optional") + "\x1b[32mserving\x1b[0m\n \n"
+    program = f"import os; print({text!r}, flush=True); os.kill(os.getpid(), 9)"
+    with pytest.raises(
+        EvaluationFailed, match=r"the program was killed by SIGKILL \(out of memory\?\): serving \(log: "
+    ):
+        processes.run("the program", python(program), tmp_path / "log")
+
+
 def test_a_program_that_is_not_there(tmp_path):
     with pytest.raises(EvaluationFailed, match=r"the program did not start: .*/nowhere/python"):
         processes.run("the program", ["/nowhere/python"], tmp_path / "log")

@@ -17,7 +17,7 @@ from urllib.request import urlopen
 
 from halos_eval.annotator import load_annotator
 from halos_eval.errors import EvaluationFailed
-from halos_eval.processes import failure
+from halos_eval.processes import end_of, failure, last_line
 
 START_SECONDS = 300.0
 
@@ -81,6 +81,5 @@ def _wait(judge: JudgeServer, url: str) -> None:
                 return
         except (URLError, OSError):
             time.sleep(0.5)
-    raise EvaluationFailed(
-        f"the judge's server does not answer ({START_SECONDS:.0f} s): is this machine busy? Its log: {judge.log}"
-    )
+    line = last_line(end_of(judge.log)) or "it wrote nothing"
+    raise EvaluationFailed(f"the judge's server does not answer ({START_SECONDS:.0f} s): {line} (log: {judge.log})")

@@ -18,7 +18,7 @@ from airflow.sdk import BaseOperator, Context
 from halos_eval.orchestration.failures import failure
 from halos_eval.orchestration.secrets import allowed
 from halos_eval.plan import StageJob
-from halos_eval.processes import last_error
+from halos_eval.processes import last_error, last_line
 from halos_eval.settings import Settings
 
 # Airflow's own settings (its database among them) and this interpreter's paths are none of a stage's business.
@@ -53,7 +53,7 @@ class LocalStageOperator(BaseOperator):
         command = ["setpriv", "--pdeathsig", "KILL", "--", str(program), *job.argv]
         code, output = self._run(command, stage_environment(job))
         if code:
-            raise failure(code, last_error(output))
+            raise failure(code, last_line(output) if code < 0 else last_error(output))
 
     def _run(self, command: list[str], environment: dict[str, str]) -> tuple[int, str]:
         """Run ``command`` with its output in this log. Give its exit code and the end of its output.

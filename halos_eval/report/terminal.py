@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 FOLDED = 12
-"""Names and words are folded after so many characters where there is no room for all of them; numbers never are."""
+"""Names and words are folded after so many characters where space is short; numbers never are."""
 NAMES = 5
 """At most so many checkpoints are named for a reason: the CSV has them all."""
 BORDER, PADDING = 1, 2
@@ -41,10 +41,10 @@ class Summary:
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         """Give the table, how many checkpoints it does not show, and why anything is missing."""
         rows = dict(self._rows())
-        room = options.max_width - 2 * BORDER - PADDING
+        space = options.max_width - 2 * BORDER - PADDING
         longest = max(map(cell_len, rows), default=0)
-        widths = _fitting(self.names, list(rows.values()), room - min(longest, room // 3))
-        label = min(longest, room - sum(width + PADDING + BORDER for width in widths))
+        widths = _fitting(self.names, list(rows.values()), space - min(longest, space // 3))
+        label = min(longest, space - sum(width + PADDING + BORDER for width in widths))
         columns = zip(["", *self.names], [label, *widths], strict=False)
         table = Table(*(Column(Text(name), overflow="fold", width=width) for name, width in columns))
         for title, cells in rows.items():
@@ -63,7 +63,7 @@ class Summary:
                 yield column, [_cell(*pair) for pair in zip(self.frame[column], errors, strict=True)]
 
     def _troubles(self) -> list[list[str]]:
-        """What is missing of each checkpoint; nothing where the table comes from logs, which do not say."""
+        """The missing parts of each checkpoint; none where the table comes from logs, which do not name them."""
         return [troubles_of(status) if isinstance(status, str) else [] for status in self.frame.get("status", [])]
 
     def _reasons(self) -> Iterator[Table | Text]:
@@ -86,20 +86,20 @@ def plain(text: str) -> str:
     return "".join(char if char.isprintable() else "?" for char in text)
 
 
-def _fitting(names: Sequence[str], rows: Sequence[Sequence[str]], room: int) -> list[int]:
-    """The widths of the columns that fit into ``room``, at least one: with whole names if so all of them fit."""
+def _fitting(names: Sequence[str], rows: Sequence[Sequence[str]], space: int) -> list[int]:
+    """The widths of the columns that fit into ``space``, at least one: with whole names if so all of them fit."""
     columns = list(zip(names, *rows, strict=True))
     whole = [max(map(cell_len, column)) for column in columns]
-    if sum(width + PADDING + BORDER for width in whole) <= room:
+    if sum(width + PADDING + BORDER for width in whole) <= space:
         return whole
     shown: list[int] = []
     for column in columns:
         width = max(map(_least, column))
-        room -= width + PADDING + BORDER
-        if room < 0:
+        space -= width + PADDING + BORDER
+        if space < 0:
             break
         shown.append(width)
-    return shown or [max(1, room + width)]
+    return shown or [max(1, space + width)]
 
 
 def _least(cell: str) -> int:

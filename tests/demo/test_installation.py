@@ -10,7 +10,7 @@ from urllib.request import urlopen
 import pytest
 
 from halos_eval.cluster import load_cluster
-from halos_eval.demo import installation
+from halos_eval.demo import installation, judge_server
 from halos_eval.errors import EvaluationFailed
 
 # What vLLM leaves where the memory does not suffice, in short
@@ -98,6 +98,16 @@ def test_a_judge_that_does_not_start_says_why_at_once(program, place):
         "the judge's server ended with code 1: ValueError: No available memory for the cache blocks. "
         f"(log: {place}/logs/judge.log)"
     )
+
+
+def test_a_judge_that_does_not_answer(program, monkeypatch):
+    monkeypatch.setattr(judge_server, "START_SECONDS", 1.0)
+    program("vllm", "import time\ntime.sleep(600)")
+    with (
+        ExitStack() as stack,
+        pytest.raises(EvaluationFailed, match=r"does not answer \(1 s\): it wrote nothing \(log"),
+    ):
+        installation.serve_judge(stack)
 
 
 def test_a_judge_that_is_not_installed(place):
