@@ -8,7 +8,7 @@
 set -u
 
 python=$1 environments=$2 worker=$3
-# GB. Two vLLM processes of 2.5 to 3 run at a time, the judge's server and a stage, beside Airflow with less than 0.5.
+# GB. Estimated, not measured: two vLLM processes of up to 3 at a time (the judge's server and a stage), and Airflow.
 memory=6
 # GB. Measured: 3.9 for the environments (3.1 of them the worker's) and 0.6 for the checkpoints.
 disk=5
