@@ -32,7 +32,7 @@ COMMIT = $(shell git describe --always --abbrev=40 --exclude '*' --dirty=+dirty)
 # An image is for a cluster with GPUs, unless somebody says otherwise; the environments above are for this machine.
 WORKER_IMAGE = $(if $(filter file,$(origin WORKER)),cuda,$(WORKER))
 
-.PHONY: help demo preflight test test-fast cluster-test lint up locks images $(IMAGES:%=image-%) clean
+.PHONY: help demo preflight test test-fast cluster-test lint docs up locks images $(IMAGES:%=image-%) clean
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -53,10 +53,14 @@ test-fast: $(VENV)/dev/.done ## only the tests that start nothing
 cluster-test: $(VENV)/dev/.done $(VENV)/airflow/.done $(VENV)/worker/.done $(VENV)/judge/.done ## the tests on Kubernetes (tests/kubernetes/run.sh)
 	tests/kubernetes/run.sh
 
-lint: $(VENV)/dev/.done ## style, types and import borders; changes nothing
+lint: $(VENV)/dev/.done ## style, types, import borders and words; changes nothing
 	$(VENV)/dev/bin/ruff check .
 	$(VENV)/dev/bin/ruff format --check .
 	$(VENV)/dev/bin/mypy
+	$(VENV)/dev/bin/python tests/check_words.py
+
+docs: $(VENV)/dev/.done ## write docs/settings.md from the code
+	$(VENV)/dev/bin/python -m halos_eval.settings_page > docs/settings.md
 
 up: $(VENV)/airflow/.done $(VENV)/worker/.done $(VENV)/judge/.done ## Airflow's UI and scheduler on this machine, until Ctrl-C
 	@$(VENV)/airflow/bin/python -m halos_eval.demo.up

@@ -18,9 +18,6 @@ from halos_eval.hub import hub_errors
 from halos_eval.settings import FROZEN
 from halos_eval.staged.manifest import Manifest
 
-# Parts of letters, digits, dot, underscore, dash that begin with a letter or digit: no "..", no hidden file, no shell.
-# No "__" either, which stands for "/" in the store.
-NAME = re.compile(r"(?!.*__)[A-Za-z0-9][A-Za-z0-9._-]{0,127}(/[A-Za-z0-9][A-Za-z0-9._-]{0,127}){0,3}")
 VLLM_LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # vllm.config.lora.MaxLoRARanks
 # What determines a model's outputs; README, optimizer state and our own metadata do not.
 SCORED = re.compile(
@@ -53,16 +50,6 @@ class Weights(BaseModel):
         if self.adapter and (Path(self.adapter) / "tokenizer_config.json").is_file():
             return self.adapter
         return self.model
-
-
-def check_name(name: str) -> str:
-    """``name`` if it is safe as a folder below the store and as a label. Raises BadInput."""
-    if not NAME.fullmatch(name):
-        raise BadInput(
-            f"checkpoint name {name!r}: use up to four parts of letters, digits, '.', '_', '-' joined by '/', each "
-            "beginning with a letter or digit, without '__'"
-        )
-    return name
 
 
 def short_name(location: str) -> str:

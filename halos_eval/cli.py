@@ -17,11 +17,11 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from halos_eval import plan as planning
-from halos_eval.checkpoint import NAME
 from halos_eval.cluster import load_cluster
 from halos_eval.costs import excess, read_history
 from halos_eval.errors import BadInput, HalosEvalError
 from halos_eval.evaluation_policy import load_policy
+from halos_eval.layout import NAME
 from halos_eval.progress import Progress, overview
 from halos_eval.record import Record
 from halos_eval.registry.base import Checkpoint, Moment, NotRegistered

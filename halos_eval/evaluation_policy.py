@@ -5,11 +5,11 @@ One YAML file, named by HALOS_EVAL_POLICY, so that a change of it is reviewed as
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
 
 from pydantic import BaseModel, Field
 
-from halos_eval.registry.base import Checkpoint
 from halos_eval.settings import FROZEN, Settings
 from halos_eval.settings_file import read_settings_file
 
@@ -48,9 +48,9 @@ class Rule(BaseModel):
     suites: tuple[str, ...]
     """Names of suites; none: it is not evaluated by itself."""
 
-    def fits(self, checkpoint: Checkpoint) -> bool:
-        """Whether ``checkpoint`` is meant."""
-        return fits(checkpoint, (self.match,), self.tags)
+    def matches(self, name: str, tags: Mapping[str, str]) -> bool:
+        """Whether the rule applies to a checkpoint."""
+        return matches(name, tags, (self.match,), self.tags)
 
 
 class EvaluationPolicy(BaseModel):
@@ -65,23 +65,22 @@ class EvaluationPolicy(BaseModel):
     limits: Limits = Limits()
     """What may be spent."""
     rules: tuple[Rule, ...]
-    """The first one that fits a checkpoint counts."""
+    """The first matching rule applies."""
 
-    def suites_for(self, checkpoint: Checkpoint) -> tuple[str, ...]:
-        """The suites that ``checkpoint`` gets."""
-        return next((rule.suites for rule in self.rules if rule.fits(checkpoint)), ())
+    def suites_for(self, name: str, tags: Mapping[str, str]) -> tuple[str, ...]:
+        """Return the suites of the checkpoint ``name`` with ``tags``."""
+        return next((rule.suites for rule in self.rules if rule.matches(name, tags)), ())
 
 
-def named(name: str, patterns: tuple[str, ...]) -> bool:
-    """Whether ``name`` fits one of ``patterns``."""
+def matches_name(name: str, patterns: Iterable[str]) -> bool:
+    """Whether ``name`` matches one of ``patterns``."""
     return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
-def fits(checkpoint: Checkpoint, patterns: tuple[str, ...], tags: dict[str, str]) -> bool:
-    """Whether the name fits one of ``patterns``, and there are tags that fit all patterns in ``tags``."""
-    own = checkpoint.metadata.tags
-    return named(checkpoint.name, patterns) and all(
-        key in own and fnmatchcase(own[key], pattern) for key, pattern in tags.items()
+def matches(name: str, tags: Mapping[str, str], patterns: Iterable[str], tag_patterns: Mapping[str, str]) -> bool:
+    """Whether the name matches one of ``patterns``, and the tags match all ``tag_patterns``."""
+    return matches_name(name, patterns) and all(
+        key in tags and fnmatchcase(tags[key], pattern) for key, pattern in tag_patterns.items()
     )
 
 

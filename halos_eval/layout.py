@@ -8,11 +8,26 @@ reports/SUITE/summary.csv
 
 from __future__ import annotations
 
-from halos_eval import store
-from halos_eval.checkpoint import check_name
+import re
 
+from halos_eval import store
+from halos_eval.errors import BadInput
+
+# Parts of letters, digits, dot, underscore, dash that begin with a letter or digit: no "..", no hidden file, no shell.
+# No "__" either, which stands for "/" in the store.
+NAME = re.compile(r"(?!.*__)[A-Za-z0-9][A-Za-z0-9._-]{0,127}(/[A-Za-z0-9][A-Za-z0-9._-]{0,127}){0,3}")
 RECORD = "record.json"
 FAILURE = "failure.json"
+
+
+def check_name(name: str) -> str:
+    """``name`` if it is safe as a folder below the store and as a label. Raises BadInput."""
+    if not NAME.fullmatch(name):
+        raise BadInput(
+            f"checkpoint name {name!r}: use up to four parts of letters, digits, '.', '_', '-' joined by '/', each "
+            "beginning with a letter or digit, without '__'"
+        )
+    return name
 
 
 def folder_name(checkpoint: str) -> str:

@@ -18,11 +18,11 @@ from halos_eval.registry.base import Checkpoint
 from halos_eval.settings import FROZEN
 from halos_eval.staged.manifest import Manifest, cached_path, checkpoint_part, read_manifest
 from halos_eval.stages.base import Job, StageConfig
-from halos_eval.stages.harness import HarnessConfig, HarnessSettings, harness_job
+from halos_eval.stages.harness import HarnessConfig, harness_job
 from halos_eval.stages.judge import JudgeConfig, judge_job
 from halos_eval.stages.sample import SampleConfig, sample_job
 from halos_eval.stages.staging import unstaged
-from halos_eval.suite import ALPACA_EVAL, AlpacaEvalSettings, Suite, TaskSettings, place_of
+from halos_eval.suite import ALPACA_EVAL, AlpacaEvalSettings, HarnessSettings, Suite, TaskSettings, place_of
 
 IMAGES: dict[StageName, Literal["worker", "judge"]] = {"sample": "worker", "harness": "worker", "judge": "judge"}
 

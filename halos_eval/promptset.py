@@ -17,8 +17,8 @@ from halos_eval.fingerprint import digest_bytes, digest_file
 from halos_eval.hub import hub_errors
 from halos_eval.settings import FROZEN, shipped
 from halos_eval.staged.manifest import Manifest
+from halos_eval.suite import ALPACA_EVAL
 
-ALPACA_EVAL = "alpaca_eval"
 HUB_REPO = "tatsu-lab/alpaca_eval"
 # AlpacaEval 2's prompts, and the outputs of gpt4_1106_preview that models are compared with.
 HubFile = Literal["prompts", "reference", "calibration"]

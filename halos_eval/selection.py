@@ -9,7 +9,7 @@ from pydantic import BaseModel
 
 from halos_eval import layout
 from halos_eval.costs import Cost, read_history, within
-from halos_eval.evaluation_policy import EvaluationPolicy, Limit, fits, named
+from halos_eval.evaluation_policy import EvaluationPolicy, Limit, matches, matches_name
 from halos_eval.fingerprint import digest_json
 from halos_eval.progress import Progress, overview
 from halos_eval.registry.base import Checkpoint, Moment, Registry
@@ -100,9 +100,13 @@ def for_backfill(registry: Registry, asked: Backfill, root: str, started: Starte
     """
     load_suite(asked.suite)  # wrong, although there may be no checkpoint for it
     listed = registry.registered(asked.registered_from, asked.registered_until)
-    wanted = [(one, asked.suite) for one in listed.checkpoints if fits(one, asked.match, asked.tags)]
+    wanted = [
+        (one, asked.suite)
+        for one in listed.checkpoints
+        if matches(one.name, one.metadata.tags, asked.match, asked.tags)
+    ]
     # By their names only: what cannot be read has no tags.
-    skipped = {name: why for name, why in listed.skipped.items() if named(name, asked.match)}
+    skipped = {name: why for name, why in listed.skipped.items() if matches_name(name, asked.match)}
     return _Selecting(root, started, origin=origin, anew=not asked.only_missing).select(wanted, skipped)
 
 
@@ -118,7 +122,7 @@ def _wanted(
     wanted: list[tuple[Checkpoint, str]] = []
     left_out = {}
     for checkpoint in checkpoints:
-        suites = policy.suites_for(checkpoint)
+        suites = policy.suites_for(checkpoint.name, checkpoint.metadata.tags)
         wanted += [(checkpoint, suite) for suite in suites]
         if not suites:
             left_out[checkpoint.name] = "the policy gives it no suite"

@@ -28,23 +28,23 @@ class Settings(BaseSettings):
     store: Place = f"file://{Path.cwd() / 'var' / 'store'}"
     """fsspec URL of the folder that holds runs and reports (file://, s3://)."""
     checkpoints: Place = str(Path.cwd() / "var" / "checkpoints")
-    """Where checkpoints come from: a folder or s3:// URL with EXPERIMENT/FINAL, a list NAME.yaml, mlflow+http://..."""
+    """Registry of checkpoints: a folder or s3:// URL with EXPERIMENT/FINAL, a list NAME.yaml, or mlflow+http://HOST:PORT."""
     steps: bool = False
-    """Whether an experiment's other folders with weights count as checkpoints as well, as EXPERIMENT/STEP."""
+    """Whether an experiment's other folders with weights are checkpoints too, named EXPERIMENT/STEP."""
     suites: Place | None = None
-    """Folder with suites of your own (NAME.yaml), looked through before the ones that ship."""
+    """Folder with your own suites (NAME.yaml). They override shipped suites of the same name."""
     cluster: Place = str(HERE / "clusters" / "local.yaml")
-    """File that says where stages run: on Kubernetes, or on this machine (the one that ships)."""
+    """Cluster file: whether stages run on Kubernetes or on this machine, with pools and GPU profiles."""
     policy: Place = str(HERE / "policies" / "default.yaml")
-    """File that says which suites a newly registered checkpoint gets, and what may be spent."""
+    """Policy file: which suites a newly registered checkpoint gets, and the cost limits."""
     night: str = "0 20 * * *"
-    """When the night begins, as cron writes it: what was registered since the last one is evaluated then."""
+    """When `nightly_evaluation` starts, as a cron expression."""
     timezone: str = "UTC"
-    """The time zone of ``night``, such as Europe/Berlin."""
+    """Time zone of HALOS_EVAL_NIGHT, such as Europe/Berlin."""
     environments: Place = str(Path.cwd() / ".venv")
-    """Folder with one virtual environment for each image: worker, judge. Used where there is no cluster."""
+    """Folder with the virtual environments `worker` and `judge`. Only used without a cluster."""
     commit: str | None = None
-    """Commit of this package, stamped into the images; taken from git where it is unset and there is a checkout."""
+    """Commit of this package, for records. The images set it; in a checkout it is read from git."""
 
 
 # pydantic's own ConfigDict, so that every model of the project refuses unknown keys and cannot be changed.

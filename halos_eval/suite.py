@@ -2,24 +2,92 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, Field, ValidationError, field_validator, model_validator
+from pydantic_settings import NoDecode
 
-from halos_eval import promptset
 from halos_eval.cluster import DEFAULT_PROFILE
 from halos_eval.errors import BadInput, describe
 from halos_eval.fingerprint import digest_json
 from halos_eval.settings import FROZEN, Settings, shipped
-from halos_eval.stages.harness import TASK_NAME, HarnessSettings
-from halos_eval.stages.sample import SamplingSettings
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 ALPACA_EVAL = "alpaca_eval"
 """How the sample and judge stages are called among a suite's tasks."""
+TASK_NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
+
+Dtype = Literal["auto", "bfloat16", "float16", "float32"]
+
+
+def _json_list(value: Any) -> Any:
+    try:
+        return json.loads(value) if isinstance(value, str) else value
+    except ValueError:
+        raise ValueError('give a JSON list, such as ["###"]') from None
+
+
+class SamplingSettings(BaseModel):
+    """How answers are sampled; the defaults are HALOs'."""
+
+    model_config = FROZEN
+
+    dtype: Dtype = "auto"
+    """Data type of the weights; auto takes the checkpoint's own."""
+    temperature: float = Field(0.7, ge=0)
+    """Sampling temperature; 0 is greedy."""
+    top_p: float = Field(0.95, gt=0, le=1)
+    """Nucleus sampling: the share of probability to sample from."""
+    max_tokens: int = Field(2048, ge=1)
+    """Most tokens of one answer."""
+    samples_per_prompt: int = Field(1, ge=1)
+    """Answers for each prompt."""
+    seed: int = 0
+    """Seed; each prompt gets one of its own from it, so the order of work does not matter."""
+    # Decoded here: pydantic-settings doubles the backslashes of a JSON list, so that no newline could be given.
+    stop: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_json_list)] = ()
+    """Further stop strings, besides the model's own end token, as a JSON list."""
+    max_model_len: int | None = None
+    """Longest prompt and answer in tokens (default: the model's own limit)."""
+
+
+class HarnessSettings(BaseModel):
+    """How a task is run. Without options it is run on the plain text, with the task's own number of examples."""
+
+    model_config = FROZEN
+
+    backend: Literal["vllm", "hf"] = "vllm"
+    """What runs the model: vllm, or hf (transformers, split over the GPUs there are)."""
+    dtype: Dtype = "auto"
+    """Data type of the weights; auto takes the checkpoint's own."""
+    num_fewshot: int | None = Field(None, ge=0)
+    """Examples in the prompt (default: the task's own number)."""
+    batch_size: int | Literal["auto"] | None = None
+    """Requests at a time (default: auto for vllm, 4 for hf, where auto is known to break gsm8k_cot)."""
+    limit: int | None = Field(None, ge=1)
+    """Only so many documents of each task: for trials, never for a table."""
+    apply_chat_template: bool = False
+    """Put the prompts into the chat template."""
+    fewshot_as_multiturn: bool = False
+    """Show the few-shot examples as turns of the conversation; needs apply_chat_template."""
+    seed: tuple[int, int, int, int] = (0, 1234, 1234, 1234)
+    """Seeds of Python, NumPy, PyTorch and of the few-shot choice, as lm_eval's."""
+    max_model_len: int | None = None
+    """Longest prompt and answer in tokens (default: the model's own limit)."""
+    confirm_unsafe_code: bool = False
+    """Allow tasks that execute the model's code (humaneval, mbpp); its processes get no network."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> HarnessSettings:
+        if self.fewshot_as_multiturn and not self.apply_chat_template:
+            raise ValueError("fewshot_as_multiturn needs apply_chat_template")
+        if self.backend == "hf" and self.batch_size == "auto":
+            raise ValueError("batch_size auto is broken with the hf backend (gsm8k_cot): give a number")
+        return self
 
 
 class AlpacaEvalSettings(BaseModel):
@@ -27,9 +95,9 @@ class AlpacaEvalSettings(BaseModel):
 
     model_config = FROZEN
 
-    prompts: str = promptset.ALPACA_EVAL
+    prompts: str = ALPACA_EVAL
     """Prompts to sample: alpaca_eval, demo, or a JSON file."""
-    reference: str = promptset.ALPACA_EVAL
+    reference: str = ALPACA_EVAL
     """Outputs to compare with: alpaca_eval, demo, or a JSON file."""
     annotator: str = "gpt-4.1"
     """The judge: a shipped name or a YAML file."""
@@ -70,7 +138,7 @@ class Suite(BaseModel):
     profile: str = DEFAULT_PROFILE
     """GPU profile, from the cluster's file; a checkpoint that names one has its own."""
     gpu_memory_utilization: float = Field(0.9, gt=0, le=1)
-    """Share of each GPU's memory that vLLM may take."""
+    """Share of each GPU's memory that vLLM may take; without a GPU the cache is sized by the model's length."""
     include_path: str | None = None
     """Folder with lm_eval task files of your own."""
     harness: dict[str, Any] = {}

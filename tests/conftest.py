@@ -32,6 +32,19 @@ NO_HUB = "http://127.0.0.1:9"  # nothing listens there: a machine without a netw
 JUDGE_KEY = "sk-never-to-be-shown"
 
 
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print how long each file took."""
+    seconds: dict[str, float] = {}
+    for report in (one for reports in terminalreporter.stats.values() for one in reports):
+        if isinstance(report, pytest.TestReport):
+            file = report.nodeid.partition("::")[0]
+            seconds[file] = seconds.get(file, 0) + report.duration
+    terminalreporter.section("seconds by file")
+    for file in sorted(seconds, key=lambda name: -seconds[name]):
+        if seconds[file] >= 1:
+            terminalreporter.line(f"{seconds[file]:8.1f} {file}")
+
+
 class Hub(NamedTuple):
     """A Hugging Face Hub on loopback."""
 

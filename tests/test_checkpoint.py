@@ -12,8 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from halos_eval.checkpoint import Weights, check_name, inspect, short_name, to_stage
+from halos_eval.checkpoint import Weights, inspect, short_name, to_stage
 from halos_eval.errors import BadInput, DataUnavailable, StoreError
+from halos_eval.layout import check_name
 from halos_eval.staged.manifest import Manifest
 from tests.doubles import make_adapter, make_checkpoint, write_safetensors
 

@@ -4,7 +4,6 @@ import pytest
 
 from halos_eval.errors import BadInput
 from halos_eval.evaluation_policy import load_policy
-from halos_eval.registry.base import Checkpoint, Metadata
 
 POLICY = """
 look_back_days: 2
@@ -38,10 +37,9 @@ def policy(tmp_path, monkeypatch):
         ("mistral", {}, ()),
     ],
 )
-def test_the_first_rule_that_fits_counts(name, tags, suites, policy):
+def test_the_first_matching_rule_applies(name, tags, suites, policy):
     policy(POLICY)
-    checkpoint = Checkpoint(name=name, location="/x", metadata=Metadata(tags=tags))
-    assert load_policy().suites_for(checkpoint) == suites
+    assert load_policy().suites_for(name, tags) == suites
 
 
 def test_what_is_not_said_is_not_limited(policy):
@@ -52,7 +50,7 @@ def test_what_is_not_said_is_not_limited(policy):
 
 def test_the_one_that_ships_gives_everything_the_whole_suite(monkeypatch):
     monkeypatch.delenv("HALOS_EVAL_POLICY", raising=False)
-    assert load_policy().suites_for(Checkpoint(name="any/step-1", location="/x")) == ("halos",)
+    assert load_policy().suites_for("any/step-1", {}) == ("halos",)
 
 
 def test_everything_wrong_is_told_at_once(policy):

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from halos_eval import layout
-from halos_eval.checkpoint import NAME
 from halos_eval.errors import BadInput
+from halos_eval.layout import NAME
 
 # Few characters, so that names that differ only in "/" and "_" come up often.
 NAMES = st.text("aB0._-/", min_size=1, max_size=9).filter(NAME.fullmatch)

@@ -5,6 +5,7 @@ Its opinion is worth nothing. The path is the real one: an OpenAI-compatible end
 
 from __future__ import annotations
 
+import json
 import socket
 import subprocess
 import time
@@ -18,7 +19,9 @@ from urllib.request import urlopen
 from halos_eval.annotator import load_annotator
 from halos_eval.errors import EvaluationFailed
 from halos_eval.processes import end_of, failure, last_line
+from halos_eval.stages.vllm import kv_cache_bytes
 
+MAX_MODEL_LEN = 2048
 START_SECONDS = 300.0
 
 
@@ -50,10 +53,12 @@ def judge_server(program: Path, checkpoint: Path, log: Path, host: str = "127.0.
     with socket.socket() as probe:
         probe.bind((host, 0))
         port = probe.getsockname()[1]
+    config = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
+    cache = kv_cache_bytes(config, "float32", MAX_MODEL_LEN)
     command = [
         "setpriv", "--pdeathsig", "TERM", "--", str(program), "serve", str(checkpoint), "--host", host,
-        "--port", str(port), "--served-model-name", load_annotator("demo").model, "--max-model-len", "2048",
-        "--logprobs-mode", "processed_logprobs", "--enforce-eager", "--gpu-memory-utilization", "0.2",
+        "--port", str(port), "--served-model-name", load_annotator("demo").model, "--max-model-len", str(MAX_MODEL_LEN),
+        "--logprobs-mode", "processed_logprobs", "--enforce-eager", "--kv-cache-memory-bytes", str(cache),
         "--load-format", "safetensors", "--dtype", "float32",
     ]  # fmt: skip
     log.parent.mkdir(parents=True, exist_ok=True)

@@ -13,9 +13,10 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from halos_eval import store
-from halos_eval.checkpoint import SCORED, check_name, short_name
+from halos_eval.checkpoint import SCORED, short_name
 from halos_eval.completeness import check_complete, files_of, read
 from halos_eval.errors import BadInput, describe
+from halos_eval.layout import check_name
 from halos_eval.registry.base import Checkpoint, Metadata
 from halos_eval.store import Entry
 

@@ -10,8 +10,8 @@ from datetime import datetime
 from itertools import accumulate
 
 from halos_eval import store
-from halos_eval.checkpoint import check_name
 from halos_eval.completeness import ADAPTER_CONFIG, files_of
+from halos_eval.layout import check_name
 from halos_eval.registry.base import (
     SHOWN,
     Checkpoint,

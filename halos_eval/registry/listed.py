@@ -15,8 +15,8 @@ from typing import NamedTuple
 from pydantic import BaseModel, Field, ValidationInfo, field_validator
 
 from halos_eval import store
-from halos_eval.checkpoint import check_name
 from halos_eval.errors import BadInput
+from halos_eval.layout import check_name
 from halos_eval.registry.base import (
     Checkpoint,
     Listing,

@@ -18,8 +18,8 @@ from urllib.parse import unquote, urlsplit
 from pydantic import ValidationError
 
 from halos_eval import store
-from halos_eval.checkpoint import check_name
 from halos_eval.errors import BadInput
+from halos_eval.layout import check_name
 from halos_eval.registry.base import (
     SHOWN,
     Checkpoint,

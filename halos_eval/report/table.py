@@ -153,7 +153,7 @@ def columns_of_scores(scores: Iterable[Score]) -> Row:
     for score in sorted(
         (score for score in scores if score.group is None), key=lambda score: (score.task, score.metric, score.filter)
     ):
-        column = ALPACA_COLUMNS.get(score.metric) if score.task == "alpaca_eval" else f"{score.task}-{score.metric}"
+        column = ALPACA_COLUMNS.get(score.metric) if score.task == ALPACA_EVAL else f"{score.task}-{score.metric}"
         if column is None:
             continue
         if column in row:

@@ -17,9 +17,9 @@ from collections import Counter
 from collections.abc import Callable
 from numbers import Real
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import BaseModel, Field, model_validator
+from pydantic import Field
 from pydantic_settings import CliPositionalArg
 
 from halos_eval import layout, sandbox, store
@@ -29,11 +29,13 @@ from halos_eval.fingerprint import digest_bytes, digest_files, digest_json
 from halos_eval.hub import hub_errors
 from halos_eval.journal import Journal
 from halos_eval.record import CheckpointRef, Coverage, Record, Score, Usage
-from halos_eval.settings import FROZEN, shipped
+from halos_eval.settings import shipped
 from halos_eval.staged.manifest import Manifest
 from halos_eval.staged.replay import replayed
 from halos_eval.stages.base import Job, Outcome, Placement, StageConfig, reason_kept, run
-from halos_eval.stages.sample import VLLM_ENVIRONMENT, Dtype
+from halos_eval.stages.task_index import task_manager
+from halos_eval.stages.vllm import VLLM_ENVIRONMENT, memory_arguments
+from halos_eval.suite import TASK_NAME, HarnessSettings
 from halos_eval.templates import read_template
 
 if TYPE_CHECKING:
@@ -43,43 +45,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-TASK_NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
 HF_BATCH_SIZE = 4  # HALOs' own; its README warns of auto with gsm8k_cot
-
-
-class HarnessSettings(BaseModel):
-    """How a task is run. Without options it is run on the plain text, with the task's own number of examples."""
-
-    model_config = FROZEN
-
-    backend: Literal["vllm", "hf"] = "vllm"
-    """What runs the model: vllm, or hf (transformers, split over the GPUs there are)."""
-    dtype: Dtype = "auto"
-    """Data type of the weights; auto takes the checkpoint's own."""
-    num_fewshot: int | None = Field(None, ge=0)
-    """Examples in the prompt (default: the task's own number)."""
-    batch_size: int | Literal["auto"] | None = None
-    """Requests at a time (default: auto for vllm, 4 for hf, where auto is known to break gsm8k_cot)."""
-    limit: int | None = Field(None, ge=1)
-    """Only so many documents of each task: for trials, never for a table."""
-    apply_chat_template: bool = False
-    """Put the prompts into the chat template."""
-    fewshot_as_multiturn: bool = False
-    """Show the few-shot examples as turns of the conversation; needs apply_chat_template."""
-    seed: tuple[int, int, int, int] = (0, 1234, 1234, 1234)
-    """Seeds of Python, NumPy, PyTorch and of the few-shot choice, as lm_eval's."""
-    max_model_len: int | None = None
-    """Longest prompt and answer in tokens (default: the model's own limit)."""
-    confirm_unsafe_code: bool = False
-    """Allow tasks that execute the model's code (humaneval, mbpp); its processes get no network."""
-
-    @model_validator(mode="after")
-    def _consistent(self) -> HarnessSettings:
-        if self.fewshot_as_multiturn and not self.apply_chat_template:
-            raise ValueError("fewshot_as_multiturn needs apply_chat_template")
-        if self.backend == "hf" and self.batch_size == "auto":
-            raise ValueError("batch_size auto is broken with the hf backend (gsm8k_cot): give a number")
-        return self
 
 
 class HarnessConfig(HarnessSettings, StageConfig):
@@ -100,7 +66,7 @@ class HarnessConfig(HarnessSettings, StageConfig):
     tensor_parallel_size: Annotated[int, Placement()] = Field(1, ge=1)
     """GPUs to split the model over (vllm)."""
     gpu_memory_utilization: Annotated[float, Placement()] = Field(0.9, gt=0, le=1)
-    """Share of each GPU's memory that vLLM may take."""
+    """Share of each GPU's memory that vLLM may take; without a GPU the cache is sized by the model's length."""
     enforce_eager: Annotated[bool, Placement()] = False
     """Skip compilation and CUDA graphs: starts sooner, runs slower."""
     save_every: Annotated[int, Placement()] = Field(512, ge=1)
@@ -163,7 +129,7 @@ def harness(config: HarnessConfig) -> Record:
 
 def _work(config: HarnessConfig, weights: Weights, job: Job) -> Outcome:
     began = time.monotonic()
-    manager = task_manager(config.include_path)
+    manager = task_manager([config.task], include_paths(config.include_path))
     tasks = load_tasks(config, manager)
     model = _load_model(config, weights)
     if config.confirm_unsafe_code:
@@ -189,11 +155,9 @@ def _work(config: HarnessConfig, weights: Weights, job: Job) -> Outcome:
     )
 
 
-def task_manager(include_path: str | None) -> TaskManager:
-    """lm_eval's index of all tasks, its own, this project's and the user's; it takes seconds."""
-    from lm_eval.tasks import TaskManager
-
-    return TaskManager(include_path=[str(shipped("tasks")), *([include_path] if include_path else [])])
+def include_paths(own: str | None) -> list[Path]:
+    """Folders with tasks besides lm_eval's own: this project's, and the user's."""
+    return [shipped("tasks"), *([Path(own)] if own else [])]
 
 
 def load_tasks(config: HarnessConfig, manager: TaskManager) -> list[Any]:
@@ -247,9 +211,9 @@ def _load_model(config: HarnessConfig, weights: Weights) -> LM:
             "seed": config.seed[2],
             "max_model_len": config.max_model_len,
             "tensor_parallel_size": config.tensor_parallel_size,
-            "gpu_memory_utilization": config.gpu_memory_utilization,
             "enforce_eager": config.enforce_eager,
             "load_format": "safetensors",
+            **memory_arguments(weights, config.dtype, config.max_model_len, config.gpu_memory_utilization),
         }
         if weights.adapter:
             arguments |= {"lora_local_path": weights.adapter, "max_lora_rank": weights.adapter_rank}

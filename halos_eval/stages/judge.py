@@ -32,10 +32,10 @@ from halos_eval.journal import Journal
 from halos_eval.record import CheckpointRef, Coverage, Record, Score, Usage, read_record
 from halos_eval.staged.manifest import Manifest
 from halos_eval.stages.base import Job, Outcome, Placement, StageConfig, run
+from halos_eval.suite import ALPACA_EVAL
 
 log = logging.getLogger(__name__)
 
-TASK = "alpaca_eval"
 # alpaca_eval's figure -> (our metric, the figure that is its standard error)
 METRICS = {
     "win_rate": "standard_error",
@@ -52,7 +52,7 @@ class JudgeConfig(StageConfig):
 
     outputs: Annotated[CliPositionalArg[str], Placement()]
     """File or URL of sampled outputs: a JSON list with instruction, output, generator."""
-    reference: Annotated[str, Placement()] = promptset.ALPACA_EVAL
+    reference: Annotated[str, Placement()] = ALPACA_EVAL
     """alpaca_eval (gpt4_1106_preview's outputs from the hub), demo, or a JSON file."""
     annotator: Annotated[str, Placement()] = "gpt-4.1"
     """gpt-4.1, gpt-4.1-mini, demo, or a YAML file in alpaca_eval's format."""
@@ -68,8 +68,8 @@ def judge_job(
     """The job's identity. ``outputs_identity``: the sample stage's fingerprint, or the file's digest without one."""
     reference = promptset.digest(config.reference, "reference", manifest)
     inputs = {"outputs": outputs_identity, "reference": reference, **load_annotator(config.annotator).inputs()}
-    if config.reference == promptset.ALPACA_EVAL:
-        inputs["calibration"] = promptset.digest(promptset.ALPACA_EVAL, "calibration", manifest)
+    if config.reference == ALPACA_EVAL:
+        inputs["calibration"] = promptset.digest(ALPACA_EVAL, "calibration", manifest)
     return Job(
         stage="judge",
         checkpoint=checkpoint,
@@ -137,7 +137,7 @@ def _work(config: JudgeConfig, rows: list[dict[str, Any]], digest: str, job: Job
     annotator = load_annotator(config.annotator)
     reference = promptset.load(config.reference, "reference", manifest)
     rows = _pair(rows, reference, config.outputs)
-    controlled = config.reference == promptset.ALPACA_EVAL
+    controlled = config.reference == ALPACA_EVAL
     inputs = reference.inputs("reference") | {
         "outputs_sha256": digest,
         "judge_model": annotator.model,
@@ -145,7 +145,7 @@ def _work(config: JudgeConfig, rows: list[dict[str, Any]], digest: str, job: Job
     }
     calibration = None
     if controlled:
-        _, calibration = promptset.locate(promptset.ALPACA_EVAL, "calibration", manifest)
+        _, calibration = promptset.locate(ALPACA_EVAL, "calibration", manifest)
         inputs["calibration_revision"] = str(calibration)
     parts = store.join(config.output_dir, "parts")
     loaded = time.monotonic()
@@ -298,12 +298,12 @@ def _scores(figures: dict[str, Any], expected: int, completions: Completions) ->
     for metric, error in METRICS.items():
         value = figures.get(metric)
         if value is None or not math.isfinite(value):
-            missing[f"{TASK}-{metric}"] = NO_LENGTH_CONTROL if value is None else f"alpaca_eval gave {value}"
+            missing[f"{ALPACA_EVAL}-{metric}"] = NO_LENGTH_CONTROL if value is None else f"alpaca_eval gave {value}"
             continue
         stderr = figures.get(error) if error else None
         scores.append(
             Score(
-                task=TASK,
+                task=ALPACA_EVAL,
                 metric=metric,
                 value=value,
                 stderr=float(stderr) if stderr is not None and math.isfinite(stderr) else None,
@@ -313,5 +313,5 @@ def _scores(figures: dict[str, Any], expected: int, completions: Completions) ->
     unread = expected - int(figures["n_total"])
     if unread:
         reason = f" (refused: {completions.refused[0]})" if completions.refused else ""
-        missing[f"{TASK}-n_total"] = f"{unread} of {expected} answers could not be read{reason}"
+        missing[f"{ALPACA_EVAL}-n_total"] = f"{unread} of {expected} answers could not be read{reason}"
     return {"scores": tuple(scores), "missing": missing}

@@ -12,10 +12,10 @@ import logging
 import os
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, Field
-from pydantic_settings import CliPositionalArg, NoDecode
+from pydantic import Field
+from pydantic_settings import CliPositionalArg
 
 from halos_eval import layout, promptset, store
 from halos_eval.checkpoint import Weights, check_staged, inspect
@@ -23,9 +23,10 @@ from halos_eval.errors import BadInput, Incomplete
 from halos_eval.fingerprint import digest_bytes
 from halos_eval.journal import Journal
 from halos_eval.record import CheckpointRef, Coverage, Record, Usage
-from halos_eval.settings import FROZEN
 from halos_eval.staged.manifest import Manifest
 from halos_eval.stages.base import Job, Outcome, Placement, StageConfig, reason_kept, run
+from halos_eval.stages.vllm import VLLM_ENVIRONMENT, memory_arguments
+from halos_eval.suite import ALPACA_EVAL, SamplingSettings
 from halos_eval.templates import read_template
 
 if TYPE_CHECKING:
@@ -33,44 +34,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# The engine in this process: requests are scheduled the same way in every run (vLLM's advice for reproducibility),
-# and a start takes 19 s instead of 44 s on two cores.
-VLLM_ENVIRONMENT = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
-
 CHATML_END = "<|im_end|>"
-
-Dtype = Literal["auto", "bfloat16", "float16", "float32"]
-
-
-def _json_list(value: Any) -> Any:
-    try:
-        return json.loads(value) if isinstance(value, str) else value
-    except ValueError:
-        raise ValueError('give a JSON list, such as ["###"]') from None
-
-
-class SamplingSettings(BaseModel):
-    """How answers are sampled; the defaults are HALOs'."""
-
-    model_config = FROZEN
-
-    dtype: Dtype = "auto"
-    """Data type of the weights; auto takes the checkpoint's own."""
-    temperature: float = Field(0.7, ge=0)
-    """Sampling temperature; 0 is greedy."""
-    top_p: float = Field(0.95, gt=0, le=1)
-    """Nucleus sampling: the share of probability to sample from."""
-    max_tokens: int = Field(2048, ge=1)
-    """Most tokens of one answer."""
-    samples_per_prompt: int = Field(1, ge=1)
-    """Answers for each prompt."""
-    seed: int = 0
-    """Seed; each prompt gets one of its own from it, so the order of work does not matter."""
-    # Decoded here: pydantic-settings doubles the backslashes of a JSON list, so that no newline could be given.
-    stop: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_json_list)] = ()
-    """Further stop strings, besides the model's own end token, as a JSON list."""
-    max_model_len: int | None = None
-    """Longest prompt and answer in tokens (default: the model's own limit)."""
 
 
 class SampleConfig(SamplingSettings, StageConfig):
@@ -80,7 +44,7 @@ class SampleConfig(SamplingSettings, StageConfig):
     """Folder of a checkpoint or of a LoRA adapter, or NAMESPACE/NAME on the hub."""
     revision: Annotated[str | None, Placement()] = None
     """Branch, tag or commit of a hub repository."""
-    prompts: Annotated[str, Placement()] = promptset.ALPACA_EVAL
+    prompts: Annotated[str, Placement()] = ALPACA_EVAL
     """alpaca_eval (805 prompts from the hub), demo, or a JSON file: a list of objects with 'instruction'."""
     output: Annotated[str, Placement()] = "outputs.json"
     """File or URL to write; the record goes beside it."""
@@ -89,7 +53,7 @@ class SampleConfig(SamplingSettings, StageConfig):
     tensor_parallel_size: Annotated[int, Placement()] = Field(1, ge=1)
     """GPUs to split the model over."""
     gpu_memory_utilization: Annotated[float, Placement()] = Field(0.9, gt=0, le=1)
-    """Share of each GPU's memory that vLLM may take."""
+    """Share of each GPU's memory that vLLM may take; without a GPU the cache is sized by the model's length."""
     enforce_eager: Annotated[bool, Placement()] = False
     """Skip compilation and CUDA graphs: starts sooner, samples slower."""
 
@@ -163,12 +127,12 @@ def _load(config: SampleConfig, weights: Weights) -> LLM:
         dtype=config.dtype,
         seed=config.seed,
         tensor_parallel_size=config.tensor_parallel_size,
-        gpu_memory_utilization=config.gpu_memory_utilization,
         max_model_len=config.max_model_len,
         enforce_eager=config.enforce_eager,
         load_format="safetensors",
         trust_remote_code=False,
         disable_log_stats=True,
+        **memory_arguments(weights, config.dtype, config.max_model_len, config.gpu_memory_utilization),
         **adapter,
     )
 

@@ -26,13 +26,13 @@ from halos_eval.staged.manifest import Item, Manifest, Part, checkpoint_part, re
 from halos_eval.stages.base import disk_full, named
 from halos_eval.stages.harness import (
     HarnessConfig,
-    HarnessSettings,
     harness_job,
+    include_paths,
     load_tasks,
     rehearse,
-    task_manager,
 )
-from halos_eval.suite import ALPACA_EVAL, AlpacaEvalSettings, Suite, load_suite
+from halos_eval.stages.task_index import task_manager
+from halos_eval.suite import ALPACA_EVAL, AlpacaEvalSettings, HarnessSettings, Suite, load_suite
 
 if TYPE_CHECKING:
     from lm_eval.tasks import TaskManager
@@ -139,7 +139,7 @@ def _parts(suite: Suite) -> Iterator[_Need]:
     if suite.alpaca_eval:
         files = _files(suite.alpaca_eval)
         yield _Need(ALPACA_EVAL, digest_json(files), partial(_fetch_files, files))
-    tasks = _Tasks(suite.include_path)
+    tasks = _Tasks(suite)
     for task, settings in suite.tasks.items():
         config = HarnessConfig(
             **settings.model_dump(include=set(HarnessSettings.model_fields)),
@@ -154,8 +154,8 @@ def _parts(suite: Suite) -> Iterator[_Need]:
 
 def _files(settings: AlpacaEvalSettings) -> list[str]:
     """The files of AlpacaEval's dataset that sampling and judging read."""
-    kinds: list[promptset.HubFile] = ["prompts"] if settings.prompts == promptset.ALPACA_EVAL else []
-    kinds += ["reference", "calibration"] if settings.reference == promptset.ALPACA_EVAL else []
+    kinds: list[promptset.HubFile] = ["prompts"] if settings.prompts == ALPACA_EVAL else []
+    kinds += ["reference", "calibration"] if settings.reference == ALPACA_EVAL else []
     return [promptset.HUB_FILES[kind] for kind in kinds]
 
 
@@ -165,15 +165,15 @@ def _fetch_files(files: list[str], fetcher: Fetcher) -> None:
 
 
 class _Tasks:
-    """Loads tasks one after the other with one index of lm_eval's tasks, made when it is needed first."""
+    """Loads a suite's tasks one after the other with one index of them, made when it is needed first."""
 
-    def __init__(self, include_path: str | None) -> None:
-        self.include_path = include_path
+    def __init__(self, suite: Suite) -> None:
+        self.suite = suite
         self._manager: TaskManager | None = None
 
     def fetch(self, config: HarnessConfig, fetcher: Fetcher) -> None:
         with answered_by(fetcher):
-            self._manager = self._manager or task_manager(self.include_path)
+            self._manager = self._manager or task_manager(self.suite.tasks, include_paths(self.suite.include_path))
             tasks = load_tasks(config, self._manager)
             if not config.confirm_unsafe_code:  # that would execute a dataset's code where a token is
                 rehearse(config, self._manager, tasks)

@@ -32,7 +32,7 @@ KEYS = {
     "AWS_ACCESS_KEY_ID": "store-access-never-shown",
     "AWS_SECRET_ACCESS_KEY": "store-secret-never-shown",
 }
-ENGINE = {"enforce_eager": True, "gpu_memory_utilization": 0.2, "harness": {"max_model_len": 1024, "dtype": "float32"}}
+ENGINE = {"enforce_eager": True, "harness": {"max_model_len": 1024, "dtype": "float32"}}
 
 
 @pytest.fixture(scope="session")

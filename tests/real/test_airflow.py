@@ -13,7 +13,6 @@ pytestmark = pytest.mark.real
 
 SUITE = """
 enforce_eager: true
-gpu_memory_utilization: 0.2
 harness: {max_model_len: 1024, dtype: float32}
 tasks:
   demo_cloze: {}

@@ -1,48 +1,41 @@
-"""``make demo``, for real: once from nothing, and again with everything there."""
+"""``make demo`` in this checkout, on a machine of 6 GiB: what it says, and that it does nothing twice."""
 
+from __future__ import annotations
+
+import os
 import subprocess
-import time
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
-pytestmark = pytest.mark.real
+from tests.conftest import ROOT
 
-ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture
-def checkout(environments, checkpoints, tmp_path):
-    """A folder like a checkout, with nothing evaluated in it."""
-    for name in ("dags", "plugins"):
-        (tmp_path / name).symlink_to(ROOT / name)
-    (tmp_path / ".venv").symlink_to(environments)
-    (tmp_path / "var").mkdir()
-    (tmp_path / "var" / "checkpoints").symlink_to(checkpoints)
-    return tmp_path
+pytestmark = [pytest.mark.real, pytest.mark.timeout(2400)]
 
 
-def demo(checkout):
-    """What ``make demo`` runs after the installation; the time that it took in seconds, and the lines it printed."""
-    began = time.monotonic()
-    words = [checkout / ".venv" / "airflow" / "bin" / "python", "-m", "halos_eval.demo.run"]
-    environment = {"PATH": "/usr/local/bin:/usr/bin:/bin", "HOME": str(checkout), "LANG": "C.UTF-8", "COLUMNS": "120"}
-    done = subprocess.run(
-        words, cwd=checkout, env=environment, capture_output=True, text=True, check=False, timeout=900
-    )
+def demo(environments):
+    """Run what ``make demo`` runs after the installation; the lines that it prints."""
+    words = [environments / "airflow" / "bin" / "python", "-m", "halos_eval.demo.run"]
+    if os.geteuid() == 0:
+        words = [ROOT / "tests" / "small-node.sh", *words]
+    variables = {"PATH": "/usr/local/bin:/usr/bin:/bin", "HOME": str(Path.home()), "LANG": "C.UTF-8", "COLUMNS": "120"}
+    done = subprocess.run(words, cwd=ROOT, env=variables, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    return time.monotonic() - began, done.stdout.splitlines()
+    return done.stdout.splitlines()
 
 
-def test_demo_evaluates_two_checkpoints_once(checkout):
-    first_seconds, first = demo(checkout)
-    assert first_seconds < 600
-    report = Path(first[-1].removeprefix("summary: "))
-    table = pd.read_csv(report).set_index("model_name")
+@pytest.fixture(scope="module")
+def evaluated(environments):
+    """The demo's report. Where ``make demo`` has been run in this checkout it is there in a moment."""
+    return Path(demo(environments)[-1].removeprefix("summary: "))
+
+
+def test_rounded_weights_cost_what_they_should(evaluated):
+    table = pd.read_csv(evaluated).set_index("model_name")
     assert list(table.index) == ["smollm2-135m", "smollm2-135m-rounded"]
     whole, rounded = (table.loc[name] for name in table.index)
-    # Rounding the weights costs what it should; bounds, not values: processors round differently
+    # Bounds, not values: processors round differently.
     assert whole["demo_cloze-perplexity"] < 8 < rounded["demo_cloze-perplexity"]
     assert whole["demo_arithmetic-exact_match"] > 0.3 > rounded["demo_arithmetic-exact_match"]
     assert whole["avg"] > rounded["avg"]
@@ -50,8 +43,14 @@ def test_demo_evaluates_two_checkpoints_once(checkout):
     assert table["alpacaeval_lcwr"].isna().all()
     assert table["status"].str.contains("alpacaeval_lcwr: length control").all()
 
-    before = report.read_bytes()
-    second_seconds, second = demo(checkout)
-    assert second_seconds < 60
-    assert report.read_bytes() == before
-    assert not any("vllm" in line.lower() or "sampled" in line for line in second)
+
+def test_a_second_run_starts_nothing(evaluated, environments):
+    store = ROOT / "var" / "store"
+    before = {path: path.stat().st_mtime_ns for path in store.rglob("*") if path.is_file()}
+    database = ROOT / "var" / "airflow" / "airflow.db"
+    touched = database.stat().st_mtime_ns
+    lines = demo(environments)
+    assert lines[-1] == f"summary: {evaluated}"
+    assert not any("vllm" in line.lower() or "sampled" in line for line in lines)
+    assert {path: path.stat().st_mtime_ns for path in store.rglob("*") if path.is_file()} == before
+    assert database.stat().st_mtime_ns == touched

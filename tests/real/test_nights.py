@@ -14,7 +14,7 @@ from tempfile import TemporaryDirectory
 import pytest
 
 from halos_eval.registry.mlflow import CLIENT
-from tests.airflow_server import Airflow, airflow_environment, free_port, migrate, standalone, wait_for
+from tests.airflow_server import DONE, Airflow, airflow_environment, free_port, migrate, standalone, wait_for
 from tests.doubles import make_checkpoint
 from tests.mlflow_server import Server
 from tests.real import stage_double
@@ -28,7 +28,8 @@ rules:
   - {match: "burst-*", suites: [own]}
   - {match: "new-*", suites: [own]}
 """
-NIGHT, BACKFILL, REGISTERED = "nightly_evaluation", "backfill_evaluation", "registered_evaluation"
+EVALUATE, NIGHT = "evaluate_checkpoint", "nightly_evaluation"
+BACKFILL, REGISTERED = "backfill_evaluation", "registered_evaluation"
 
 
 class Lab(Airflow):
@@ -36,7 +37,7 @@ class Lab(Airflow):
 
     def __init__(self, port, folder, calls):
         super().__init__(port, folder / "store")
-        self.folder, self.calls = folder, calls
+        self.folder, self.calls, self.earlier = folder, calls, set()
 
     def register(self, name, days_ago=0.0, half=False):
         """Write a checkpoint; ``half``: without the weights."""
@@ -61,13 +62,29 @@ class Lab(Airflow):
         self.call("PATCH", "/pools/halos_eval_gpu?update_mask=slots", pool)
 
     def night(self):
-        """Run a night now; its state and its tasks' states."""
-        return self.finish(self.trigger(NIGHT), dag=NIGHT)
+        """Run a night now; its id, its state and its tasks' states."""
+        run_id = self.trigger(NIGHT)
+        return run_id, *self.finish(run_id, dag=NIGHT)
 
     def runs(self, dag, **conf):
-        """All runs of a DAG."""
-        found = self.call("GET", f"/dags/{dag}/dagRuns?limit=100")["dag_runs"]
-        return [one for one in found if conf.items() <= (one["conf"] or {}).items()]
+        """The runs of a DAG since ``begin``."""
+        found = self.call("GET", f"/dags/{dag}/dagRuns?limit=200&order_by=-run_after")["dag_runs"]
+        ours = [one for one in found if one["dag_run_id"] not in self.earlier]
+        return [one for one in ours if conf.items() <= (one["conf"] or {}).items()]
+
+    def begin(self):
+        """Make what a test finds what the first one finds: no checkpoints, no calls, no runs."""
+        for folder in (self.folder / "checkpoints").iterdir():
+            shutil.rmtree(folder)
+        self.calls.write_text("")
+        (self.folder / "suites" / "own.yaml").write_text(SUITE)
+        for dag in (EVALUATE, NIGHT, BACKFILL, REGISTERED):
+            for run in self.runs(dag):
+                self.earlier.add(run["dag_run_id"])
+                if run["state"] not in DONE:
+                    self.call("PATCH", f"/dags/{dag}/dagRuns/{run['dag_run_id']}", {"state": "failed"})
+            self.pause(dag, False)
+        self.gpus(1)
 
 
 @pytest.fixture(scope="module")
@@ -84,9 +101,18 @@ def postgres():
 
 
 @pytest.fixture(scope="module")
-def lab(environments, tmp_path_factory, postgres):
-    with running(environments, tmp_path_factory.mktemp("nights"), postgres) as found:
-        yield found
+def shared_lab(environments, tmp_path_factory, postgres):
+    with running(environments, tmp_path_factory.mktemp("nights"), postgres) as lab:
+        lab.pause(NIGHT, False)  # that starts the last night at once
+        wait_for(lambda: [run for run in lab.runs(NIGHT) if run["state"] in DONE], 300)
+        yield lab
+
+
+@pytest.fixture
+def lab(shared_lab):
+    """The running Airflow as if nothing had been evaluated."""
+    shared_lab.begin()
+    return shared_lab
 
 
 @contextmanager
@@ -117,13 +143,17 @@ def running(environments, folder, postgres, checkpoints=None):
         yield Lab(port, folder, calls)
 
 
-def test_a_night_with_nothing_to_do_is_green_and_says_so(lab):
-    lab.pause(NIGHT, False)  # that starts the last night at once
-    (first,) = wait_for(lambda: lab.runs(NIGHT), 300)
-    state, tasks = lab.finish(first["dag_run_id"], dag=NIGHT)
-    assert state == "success"
-    assert tasks["evaluate", -1] == "skipped"
-    assert "nothing to do" in lab.log(first["dag_run_id"], "find", dag=NIGHT)
+def test_the_last_night_is_made_up_for_when_it_is_unpaused_and_with_nothing_to_do_it_is_green(
+    environments, tmp_path, postgres
+):
+    with running(environments, tmp_path, postgres) as lab:
+        lab.pause(NIGHT, False)
+        (first,) = wait_for(lambda: lab.runs(NIGHT), 300)
+        assert first["run_type"] == "scheduled"
+        state, tasks = lab.finish(first["dag_run_id"], dag=NIGHT)
+        assert state == "success"
+        assert tasks["evaluate", -1] == "skipped"
+        assert "nothing to do" in lab.log(first["dag_run_id"], "find", dag=NIGHT)
 
 
 def test_what_is_registered_is_evaluated_once_and_what_is_half_written_when_it_is_whole(lab):
@@ -131,19 +161,18 @@ def test_what_is_registered_is_evaluated_once_and_what_is_half_written_when_it_i
     lab.register("new-b")
     lab.register("new-c", half=True)
     for _ in range(2):
-        state, tasks = lab.night()
+        newest, state, tasks = lab.night()
         assert state == "success", tasks
     assert lab.evaluated() == {"new-a demo_cloze": 1, "new-b demo_cloze": 1}
-    newest = lab.runs(NIGHT)[-1]["dag_run_id"]
     assert "new-c is left out" in lab.log(newest, "find", dag=NIGHT)
 
     lab.register("new-c")
-    assert lab.night()[0] == "success"
+    _, state, tasks = lab.night()
+    assert state == "success", tasks
     assert lab.evaluated() == {"new-a demo_cloze": 1, "new-b demo_cloze": 1, "new-c demo_cloze": 1}
 
 
 def test_a_checkpoint_deleted_between_plan_and_run_costs_its_own_run_only(lab):
-    lab.pause(NIGHT, False)
     lab.register("new-d")
     lab.register("new-doomed")
     lab.gpus(0)
@@ -151,7 +180,7 @@ def test_a_checkpoint_deleted_between_plan_and_run_costs_its_own_run_only(lab):
     waiting = ("harness", "demo_cloze")
 
     def planned():
-        runs = {run["conf"]["checkpoint"]: run["dag_run_id"] for run in lab.runs("evaluate_checkpoint")}
+        runs = {run["conf"]["checkpoint"]: run["dag_run_id"] for run in lab.runs(EVALUATE)}
         both = [runs.get("new-d"), runs.get("new-doomed")]
         return all(both) and all(lab.states(run_id).get(("plan", -1)) == "success" for run_id in both) and runs
 
@@ -162,7 +191,7 @@ def test_a_checkpoint_deleted_between_plan_and_run_costs_its_own_run_only(lab):
     assert state == tasks["report", -1] == "failed"
     assert lab.states(runs["new-d"])[waiting] == "success"
     assert lab.states(runs["new-doomed"])[waiting] == "failed"
-    assert lab.evaluated()["new-d demo_cloze"] == 1
+    assert lab.evaluated() == {"new-d demo_cloze": 1}
     words = lab.log(night, "report", dag=NIGHT)
     assert "1 evaluated, 1 failed" in words
     assert "demo_cloze: BadInput" in words
@@ -178,31 +207,33 @@ def test_a_backfill_over_a_month_runs_each_once_and_at_most_two_at_a_time(lab):
     asked = {"dag_id": NIGHT, "dag_run_conf": {"at_most": 2}, "max_active_runs": 30, **days}
     lab.call("POST", "/backfills", asked)
 
-    most = watch(lab, NIGHT, olds)
-    assert most == 2
-    assert {f"{name} demo_cloze": 1 for name in olds}.items() <= lab.evaluated().items()
+    assert watch(lab, NIGHT, olds) == 2
+    assert lab.evaluated() == {f"{name} demo_cloze": 1 for name in olds}
 
 
 def test_a_task_that_was_added_to_the_suite_runs_alone(lab):
+    names = ["added-0", "added-1"]
+    for name in names:
+        lab.register(name)
+        assert lab.finish(lab.trigger(checkpoint=name, suite="own"))[0] == "success"
     before = lab.evaluated()
-    olds = [f"old-{number}" for number in range(4)]
+    assert before == {f"{name} demo_cloze": 1 for name in names}
     (lab.folder / "suites" / "own.yaml").write_text("tasks: {demo_cloze: {}, demo_choice: {}}\n")
-    params = {"suite": "own", "match": ["old-*"], "at_most": 3}
+    params = {"suite": "own", "match": ["added-*"], "at_most": 1}
     dry = lab.trigger(BACKFILL, **params)
     assert lab.finish(dry, dag=BACKFILL)[0] == "success"
     assert "dry run: nothing is started" in lab.log(dry, "find", dag=BACKFILL)
     assert lab.evaluated() == before
 
     run_id = lab.trigger(BACKFILL, **params, dry_run=False)
-    assert watch(lab, BACKFILL, olds) <= 3
+    assert watch(lab, BACKFILL, names) == 1
     assert lab.finish(run_id, dag=BACKFILL)[0] == "success"
-    assert lab.evaluated() == before + Counter(f"{name} demo_choice" for name in olds)
+    assert lab.evaluated() == before + Counter(f"{name} demo_choice" for name in names)
 
 
 def test_a_burst_of_registrations_loses_none(lab):
-    lab.pause("evaluate_checkpoint", True)  # which run there is counts, not what it does
-    lab.pause(REGISTERED, False)
-    names = [f"burst-{number:02}" for number in range(50)]
+    lab.pause(EVALUATE, True)  # which run there is counts, not what it does
+    names = [f"burst-{number:02}" for number in range(20)]
     for name in names:
         lab.register(name)
     (asset,) = lab.call("GET", "/assets?name_pattern=checkpoint_registered")["assets"]
@@ -210,12 +241,12 @@ def test_a_burst_of_registrations_loses_none(lab):
         lab.call("POST", "/assets/events", {"asset_id": asset["id"], "partition_key": name})
 
     def started():
-        return [run["conf"]["checkpoint"] for run in lab.runs("evaluate_checkpoint") if run["state"] == "queued"]
+        return [run["conf"]["checkpoint"] for run in lab.runs(EVALUATE) if run["state"] == "queued"]
 
-    wait_for(lambda: len(started()) >= 50, 600, lambda: sorted(started()))
+    wait_for(lambda: len(started()) >= len(names), 600, lambda: sorted(started()))
     assert sorted(started()) == names
     lab.call("POST", "/assets/events", {"asset_id": asset["id"], "partition_key": names[0]})
-    wait_for(lambda: len(lab.runs(REGISTERED)) == 51, 300)
+    wait_for(lambda: len(lab.runs(REGISTERED)) == len(names) + 1, 300)
     wait_for(lambda: {run["state"] for run in lab.runs(REGISTERED)} == {"success"}, 300)
     assert sorted(started()) == names
 
@@ -234,7 +265,7 @@ def test_a_registry_that_is_away_is_told_and_asked_again(environments, tmp_path,
         wait_for(lambda: lab.states(run_id, NIGHT)["find", -1] == "success", 300)
         server.kill()  # in the middle: what was found has been started, and asks for its checkpoint
         words = f"MLflow at {server.url} gives no answer that can be used"
-        (run, *_) = wait_for(lambda: lab.runs("evaluate_checkpoint"), 300)
+        (run, *_) = wait_for(lambda: lab.runs(EVALUATE), 300)
         wait_for(lambda: lab.states(run["dag_run_id"]).get(("prepare", -1)) == "up_for_retry", 300)
         assert words in lab.log(run["dag_run_id"], "prepare")
         other = lab.trigger(NIGHT)
@@ -251,10 +282,8 @@ def test_a_registry_that_is_away_is_told_and_asked_again(environments, tmp_path,
 def watch(lab, dag, names):
     """Wait until all runs of ``dag`` have ended; the most evaluations of ``names`` that were open at the same time."""
     most = 0
-    deadline = time.monotonic() + 900
-    while any(run["state"] not in {"success", "failed"} for run in lab.runs(dag)) or not most:
-        assert time.monotonic() < deadline, [(run["dag_run_id"], run["state"]) for run in lab.runs(dag)]
-        runs = lab.runs("evaluate_checkpoint", priority="backfill")
+    while any(run["state"] not in DONE for run in lab.runs(dag)) or not most:
+        runs = lab.runs(EVALUATE, priority="backfill")
         open_ones = [run for run in runs if run["state"] in {"queued", "running"}]
         assert {run["conf"]["checkpoint"] for run in open_ones} <= set(names)
         most = max(most, len(open_ones))

@@ -30,7 +30,7 @@ tasks:
   humaneval: {confirm_unsafe_code: true}
   demo_choice: {}
 """
-VLLM = ("--max-model-len=2048", "--dtype=float32", "--enforce-eager", "--gpu-memory-utilization=0.2")
+VLLM = ("--max-model-len=2048", "--dtype=float32", "--enforce-eager")
 TOKEN = "hf_never-to-be-shown"
 # A stand-in for the metric that humaneval loads when it is imported: it executes nothing.
 METRIC = """

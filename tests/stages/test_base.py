@@ -13,9 +13,10 @@ from halos_eval.errors import BadInput, EvaluationFailed, Incomplete, StoreError
 from halos_eval.record import CheckpointRef, Score, read_failure, read_record
 from halos_eval.stages import base
 from halos_eval.stages.base import Job, Outcome, StageConfig
-from halos_eval.stages.harness import TASK_NAME, HarnessConfig, harness
+from halos_eval.stages.harness import HarnessConfig, harness
 from halos_eval.stages.judge import JudgeConfig
 from halos_eval.stages.sample import SampleConfig, sample
+from halos_eval.suite import TASK_NAME
 from tests.doubles import COVERAGE, USAGE, write_failure
 
 # An argument of a process holds no NUL and no half of a surrogate pair. "None" is pydantic-settings' word for no value,

@@ -15,7 +15,6 @@ from halos_eval import store
 from halos_eval.checkpoint import Weights
 from halos_eval.errors import BadInput, EvaluationFailed
 from halos_eval.journal import Journal
-from halos_eval.stages import harness as module
 from halos_eval.stages.harness import (
     HarnessConfig,
     _coverage,
@@ -248,29 +247,3 @@ def test_revisions_of_datasets():
     expected = {"dataset:cais/mmlu/algebra": COMMIT, "dataset:mine": "fingerprint:abc"}
     assert _dataset_revisions([group]) == _dataset_revisions([hub, own]) == expected
     assert _dataset_revisions([SimpleNamespace(config=hub.config, dataset=None)]) == {}
-
-
-@pytest.mark.parametrize("executes_code", [True, False])
-def test_code_gets_no_network_once_the_model_is_there(monkeypatch, tmp_path, executes_code):
-    """Not before: the model's own processes talk to each other; and never after the first document."""
-    steps = []
-
-    def step(name, result=None):
-        def work(*arguments):
-            steps.append(name)
-            if isinstance(result, Exception):
-                raise result
-            return result
-
-        return work
-
-    monkeypatch.setattr(module, "task_manager", lambda include_path: None)
-    monkeypatch.setattr(module, "load_tasks", step("tasks", []))
-    monkeypatch.setattr(module, "_load_model", step("model"))
-    monkeypatch.setattr(module.sandbox, "close_network_in_children", step("closed"))
-    monkeypatch.setattr(module, "_journaled", step("journal"))
-    monkeypatch.setattr(module, "_evaluate", step("documents", EvaluationFailed("far enough")))
-    folder = config(output_dir=str(tmp_path), confirm_unsafe_code=executes_code)
-    with pytest.raises(EvaluationFailed, match="far enough"):
-        module._work(folder, WEIGHTS, harness_job(folder, WEIGHTS, str(tmp_path / "record.json")))
-    assert steps == ["tasks", "model", *(["closed"] if executes_code else []), "journal", "documents"]

@@ -1,0 +1,139 @@
+"""lm_eval's index of tasks, reduced to what is asked for.
+
+``TaskManager()`` of lm_eval 0.4.13 parses 14,000 YAML files, and their includes as often as they are included: 20 s of
+CPU in every process, on a GPU pod while its GPU waits. Here all files are read as bytes, which takes less than a
+second, and only those that mention a wanted name, directly or through an include, are parsed. The tasks are the same.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+if TYPE_CHECKING:
+    from lm_eval.tasks import TaskManager
+    from lm_eval.tasks._index import Entry
+
+log = logging.getLogger(__name__)
+
+# The key and its value: a name, a list on the same line, or one on the lines below.
+INCLUDE = re.compile(rb"^include[ \t]*:.*\n?(?:[ \t]*-.*\n?|[ \t]+\S.*\n?)*", re.MULTILINE)
+IGNORED_FOLDERS = {"__pycache__", ".ipynb_checkpoints"}  # as in lm_eval
+
+
+def task_manager(names: Iterable[str], include_paths: Iterable[Path]) -> TaskManager:
+    """lm_eval's manager with the tasks, groups and tags in ``names``, and what these consist of.
+
+    A task below a later one of ``include_paths`` overrides one of the same name, as in lm_eval itself.
+    """
+    from lm_eval import tasks
+
+    manager = tasks.TaskManager(include_defaults=False)
+    folders = [_Folder(folder) for folder in (Path(tasks.__file__).parent, *include_paths)]
+    wanted: set[str] = set()
+    new = set(names)
+    while new:
+        wanted |= new
+        manager.task_index.clear()
+        for folder in folders:
+            folder.want(new)
+            manager.task_index.update(folder.entries())
+        new = {member for name in wanted for member in _members(manager.task_index.get(name))} - wanted
+    return manager
+
+
+def _members(entry: Entry | None) -> Iterator[str]:
+    """The names that a group or a tag refers to."""
+    if entry is None:
+        return
+    if entry.yaml_path is None:
+        yield from entry.tags
+    elif entry.cfg and "group" in entry.cfg:
+        yield from _listed(entry.cfg.get("task"))
+
+
+def _listed(members: Any) -> Iterator[str]:
+    for member in members if isinstance(members, list) else ():
+        if isinstance(member, str):
+            yield member
+        elif isinstance(member, dict):
+            yield from (value for key in ("group", "task") if isinstance(value := member.get(key), str))
+            yield from _listed(member.get("task"))
+
+
+class _Folder:
+    """The YAML files below a folder, as bytes, and those of them that mention a wanted name."""
+
+    def __init__(self, folder: Path) -> None:
+        self._texts = {path: Path(path).read_bytes() for path in sorted(_yaml_files(folder))}
+        self._files = set(self._texts)
+        self._includers: dict[str, set[str]] = defaultdict(set)
+        for path in list(self._texts):
+            self._follow_includes(path)
+        self._mentioning: set[str] = set()
+
+    def _follow_includes(self, path: str) -> None:
+        """Note who includes what; the files included often do not end in .yaml."""
+        if b"include" not in self._texts[path]:
+            return
+        for name in _included(self._texts[path]):
+            target = os.path.normpath(f"{path.rpartition('/')[0]}/{name}") if name[:1] != "/" else name
+            self._includers[target].add(path)
+            if target not in self._texts and Path(target).is_file():
+                self._texts[target] = Path(target).read_bytes()
+                self._follow_includes(target)
+
+    def want(self, names: Iterable[str]) -> None:
+        """Add the files that mention one of ``names`` as a word, or include one that does."""
+        for name in names:
+            text = name.encode()
+            word = re.compile(rb"(?<![\w.-])" + re.escape(text) + rb"(?![\w.-])")
+            found = [path for path, content in self._texts.items() if text in content and word.search(content)]
+            while found:
+                path = found.pop()
+                if path not in self._mentioning:
+                    self._mentioning.add(path)
+                    found += self._includers[path]
+
+    def entries(self) -> dict[str, Entry]:
+        """lm_eval's entries of these files; of two with the same name the first one's."""
+        from lm_eval.tasks._index import TaskIndex
+        from lm_eval.tasks._yaml_loader import load_yaml
+
+        entries: dict[str, Entry] = {}
+        for path in sorted(self._mentioning & self._files):
+            try:
+                TaskIndex.process_cfg(load_yaml(path, resolve_func=False), Path(path), entries)
+            except Exception as error:  # noqa: BLE001 (lm_eval skips a file for whatever it raises, too)
+                log.debug("skipped %s (%s)", path, error)
+        return entries
+
+
+def _yaml_files(folder: Path) -> Iterator[str]:
+    for parent, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if name not in IGNORED_FOLDERS]
+        yield from (f"{parent}/{name}" for name in files if name.endswith(".yaml"))
+
+
+def _included(content: bytes) -> list[str]:
+    """What a file includes, without parsing the rest of it."""
+    if (found := INCLUDE.search(content)) is None:
+        return []
+    try:
+        names = _value(found[0])
+    except (yaml.YAMLError, UnicodeDecodeError):
+        return []  # then lm_eval cannot read the file either
+    return [name for name in (names if isinstance(names, list) else [names]) if isinstance(name, str)]
+
+
+@cache
+def _value(include: bytes) -> Any:
+    return yaml.safe_load(include)["include"]
