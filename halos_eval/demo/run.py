@@ -9,10 +9,11 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, nullcontext
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from halos_eval import layout
+from halos_eval import layout, store
 from halos_eval.demo.checkpoints import INTACT, ROUNDED
 from halos_eval.demo.installation import (
     CHECKPOINTS,
@@ -26,12 +27,16 @@ from halos_eval.demo.installation import (
 )
 from halos_eval.demo.judge_server import JudgeServer
 from halos_eval.errors import HalosEvalError
-from halos_eval.plan import Plan, make_plan, save_plan, staging_job, suite_manifest
+from halos_eval.plan import Plan, make_plan, read_plan, save_plan, staging_job, suite_manifest
 from halos_eval.processes import failure, watched
 from halos_eval.registry.folders import FolderRegistry
+from halos_eval.report.table import summarize_store
 from halos_eval.report.terminal import Summary
 from halos_eval.stages.summarize import SummarizeConfig, summarize
 from halos_eval.suite import load_suite
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 SUITE = "demo"
 # Lines of Airflow's log that tell a newcomer where things are; the rest goes to the log file.
@@ -51,7 +56,7 @@ def main() -> int:
     try:
         make_checkpoints()
         failed = _evaluate(_open_plans())
-        table = summarize(SummarizeConfig(root=STORE, suite=SUITE, output=report))
+        table = _table(report)
     except HalosEvalError as error:
         console.print(f"{type(error).__name__}: {error}", markup=False, style="red", soft_wrap=True)
         return error.exit_code
@@ -68,7 +73,7 @@ def main() -> int:
 
 
 def _open_plans() -> list[Plan]:
-    """The plans with something to run. One that is done is kept in the store at once, as Airflow would do."""
+    """The plans with something to run. The store's plan of a checkpoint that is done is brought up to date here."""
     suite, registry = load_suite(SUITE), FolderRegistry(str(CHECKPOINTS))
     manifest = suite_manifest(SUITE, STORE)
     found = []
@@ -77,10 +82,24 @@ def _open_plans() -> list[Plan]:
         plan = make_plan(suite, checkpoint, STORE, manifest=manifest)
         if staging_job(suite, checkpoint, STORE) or not all(job.done for job in plan.jobs):
             found.append(plan)
-        else:
+            continue
+        console.print(f"{name}: all results are there already")
+        kept = read_plan(layout.plan_url(STORE, SUITE, name))
+        if kept is None or _contents(kept) != _contents(plan) or kept.definitions != suite.definitions:
             save_plan(plan, suite, STORE)
-            console.print(f"{name}: all results are there already")
     return found
+
+
+def _contents(plan: Plan) -> tuple[str, set[str]]:
+    """The parts of a plan on which the table depends."""
+    return plan.checkpoint.digest, {job.record for job in plan.jobs}
+
+
+def _table(report: str) -> pd.DataFrame:
+    """The summary table; ``report`` is written if it is not there or older than a result."""
+    table = summarize_store(STORE, SUITE)
+    up_to_date = store.exists(report) and store.read_bytes(report) == table.to_csv(index=False).encode()
+    return table if up_to_date else summarize(SummarizeConfig(root=STORE, suite=SUITE, output=report))
 
 
 def _evaluate(plans: list[Plan]) -> list[str]:

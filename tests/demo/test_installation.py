@@ -11,7 +11,9 @@ import pytest
 
 from halos_eval.cluster import load_cluster
 from halos_eval.demo import installation, judge_server
+from halos_eval.demo.checkpoints import INTACT
 from halos_eval.errors import EvaluationFailed
+from tests.doubles import make_checkpoint
 
 # What vLLM leaves where the memory does not suffice, in short
 DIES = """
@@ -45,6 +47,7 @@ def place(tmp_path, monkeypatch):
     """An installation in a folder of its own."""
     for name in ("logs", "checkpoints", "environments"):
         monkeypatch.setattr(installation, name.upper(), tmp_path / name)
+    make_checkpoint(tmp_path / "checkpoints" / INTACT / "FINAL")
     return tmp_path
 
 

@@ -127,9 +127,18 @@ def test_where_everything_is_there_nothing_is_started_and_the_table_is_made(demo
     assert list(table["model_name"]) == [INTACT, ROUNDED]
     assert list(table["avg"]) == [0.5, 0.5]
 
-    # it is the same for everyone who runs it, and what has become of it meanwhile does not matter
+    files = [path for path in (tmp_path / "var").rglob("*") if path.is_file()]
+    before = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in files}
+    demo()
+    assert {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in files} == before
+
+
+@pytest.mark.parametrize("damage", [Path.unlink, lambda path: path.write_text("model_name,status\n")])
+def test_a_table_that_is_missing_or_old_is_made_again(demo, tmp_path, damage):
+    finish(tmp_path, INTACT, ROUNDED)
+    report = Path(demo()[-1].removeprefix("summary: "))
     made = report.read_bytes()
-    report.write_bytes(b"old")
+    damage(report)
     demo()
     assert report.read_bytes() == made
 
