@@ -21,6 +21,8 @@ JUDGE_LOCK := images/judge/requirements.txt
 COMPILE := $(UV) pip compile -q --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links \
     --custom-compile-command "make locks" pyproject.toml
 PACKAGE := pyproject.toml images/worker/vllm-cpu/pyproject.toml
+# Nothing is installed for these before the machine is found large enough. PREFLIGHT= goes on without a check.
+PREFLIGHT := $(if $(filter demo up,$(MAKECMDGOALS)),preflight)
 FAST := $(VENV)/dev/bin/pytest -m "not real and not kubernetes"
 IMAGES := airflow worker judge
 # Docker with BuildKit, or: buildah bud --layers --isolation chroot --network host
@@ -30,13 +32,16 @@ COMMIT = $(shell git describe --always --abbrev=40 --exclude '*' --dirty=+dirty)
 # An image is for a cluster with GPUs, unless somebody says otherwise; the environments above are for this machine.
 WORKER_IMAGE = $(if $(filter file,$(origin WORKER)),cuda,$(WORKER))
 
-.PHONY: help demo test test-fast cluster-test lint docs up locks images $(IMAGES:%=image-%) clean
+.PHONY: help demo preflight test test-fast cluster-test lint docs up locks images $(IMAGES:%=image-%) clean
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(VENV)/airflow/.done $(VENV)/worker/.done $(VENV)/judge/.done ## install, evaluate two small checkpoints, print the table
 	@$(VENV)/airflow/bin/python -m halos_eval.demo.run
+
+preflight:
+	@sh halos_eval/demo/preflight.sh $(PYTHON) $(VENV) $(WORKER)
 
 test: $(VENV)/dev/.done $(VENV)/airflow/.done $(VENV)/worker/.done $(VENV)/judge/.done ## install what is needed and run all tests, the fast ones first
 	$(FAST)
@@ -81,13 +86,13 @@ $(IMAGES:%=image-%): image-%:
 clean: ## remove the environments (what was evaluated, in var/, stays)
 	rm -rf $(VENV)
 
-$(UV):
+$(UV): | $(PREFLIGHT)
 	$(PYTHON) -m venv $(VENV)/uv
 	$(VENV)/uv/bin/python -m pip install -q --disable-pip-version-check uv==$(UV_VERSION)
 
 # Each environment is an image's: made from its lock, with the package installed in it (in place, so edits count).
 define environment
-$(VENV)/$(1)/.done: $(2) $(PACKAGE) | $(UV)
+$(VENV)/$(1)/.done: $(2) $(PACKAGE) | $(PREFLIGHT) $(UV)
 	@echo "environment $(1): installing from $(2)"
 	$(UV) venv -q --allow-existing --python $(PYTHON) $(VENV)/$(1)
 	$(UV) pip sync -q $(4) --require-hashes --python $(VENV)/$(1)/bin/python $(2)

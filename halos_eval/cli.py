@@ -11,7 +11,6 @@ from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any
 
-import pandas as pd
 from pydantic import BaseModel, Field, ValidationError
 from pydantic_settings import CliApp, CliPositionalArg, CliSubCommand, SettingsError, get_subcommand
 from rich.console import Console
@@ -28,7 +27,8 @@ from halos_eval.record import Record
 from halos_eval.registry.base import Checkpoint, Moment, NotRegistered
 from halos_eval.registry.folder import from_location
 from halos_eval.registry.place import open_registry
-from halos_eval.report.table import cannot_be_had
+from halos_eval.report.table import cannot_be_had, shown_error
+from halos_eval.report.terminal import Summary, plain
 from halos_eval.settings import FROZEN, Settings
 from halos_eval.staged.manifest import Manifest
 from halos_eval.stages.harness import HarnessConfig, harness
@@ -164,7 +164,7 @@ def _dispatch(command: object) -> None:
         case HarnessConfig():
             _show(harness(command))
         case SummarizeConfig():
-            show_table(summarize(command))
+            Console().print(Summary(summarize(command), command.output))
             print(f"summary: {command.output}")
         case PlanConfig():
             _plan(command)
@@ -177,7 +177,8 @@ def _dispatch(command: object) -> None:
 def _show(record: Record) -> None:
     table = Table("task", "metric", "filter", "value", "stderr", title=f"{record.checkpoint.name}: {record.stage}")
     for score in record.scores:
-        stderr = "" if score.stderr is None else f"{score.stderr:.4f}"
+        error = shown_error(score.value, score.stderr)
+        stderr = "" if error is None else f"{error:.4f}"
         table.add_row(score.task, score.metric, score.filter, f"{score.value:.4f}", stderr)
     console = Console(markup=False)
     if record.scores:
@@ -200,25 +201,6 @@ def _show_manifest(manifest: Manifest) -> None:
         for (need, revision), size in sizes.items() or {("nothing from the hub", ""): 0}.items():
             table.add_row(part, need, revision[:12], f"{size / 1e6:.1f}")
     Console(markup=False).print(table)
-
-
-def show_table(frame: pd.DataFrame) -> None:
-    """Print a summary with one column a checkpoint: there are more metrics than a screen is wide."""
-    models = [Column(str(name), overflow="fold", min_width=12) for name in frame["model_name"]]
-    table = Table(Column(no_wrap=True), *models)
-    for column in frame.columns.drop("model_name"):
-        if not column.endswith("_stderr"):
-            errors = frame.get(f"{column}_stderr", [None] * len(frame))
-            table.add_row(column, *(_cell(value, error) for value, error in zip(frame[column], errors, strict=True)))
-    Console(markup=False).print(table)
-
-
-def _cell(value: Any, error: Any) -> str:
-    if pd.isna(value):
-        return ""
-    if isinstance(value, str):
-        return value
-    return f"{value:.4g}" + ("" if pd.isna(error) else f" ±{error:.2g}")
 
 
 def _plan(config: PlanConfig) -> None:
@@ -273,20 +255,15 @@ def _checkpoints(config: CheckpointsConfig) -> None:
     for one in checkpoints:
         tags = ", ".join(f"{key}: {value}" for key, value in sorted(one.metadata.tags.items()))
         states = [str(found.progress[one.name].get(suite, "")) for suite in found.suites]
-        table.add_row(one.name, f"{one.registered:%Y-%m-%d %H:%M}" if one.registered else "", _plain(tags), *states)
+        table.add_row(one.name, f"{one.registered:%Y-%m-%d %H:%M}" if one.registered else "", plain(tags), *states)
     console = Console(markup=False)
     console.print(table)
     for name, why in (skipped | found.unreadable).items():
-        console.print(_plain(f"{name}: {why}"), soft_wrap=True)
+        console.print(plain(f"{name}: {why}"), soft_wrap=True)
 
 
 def _states(progress: dict[str, Progress]) -> dict[str, Any]:
     return {suite: one.model_dump(mode="json") | {"complete": one.complete} for suite, one in progress.items()}
-
-
-def _plain(text: str) -> str:
-    """Text from files of others without what a terminal would obey."""
-    return "".join(char if char.isprintable() else "?" for char in text)
 
 
 if __name__ == "__main__":

@@ -421,31 +421,10 @@ def test_a_record_is_shown(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "120")
     scores = (
         Score(task="ifeval", metric="acc", value=0.12345, stderr=0.01),
-        Score(task="ifeval", metric="f1", filter="strict", value=1),
+        Score(task="ifeval", metric="f1", filter="strict", value=1, stderr=0),
     )
     cli._show(make_record(task="ifeval", scores=scores, missing={"ifeval-[x]": "lm_eval gave nan"}))
     out = capsys.readouterr().out
     for words in ("one: harness", "0.1235", "0.0100", "strict", "ifeval-[x]: lm_eval gave nan", "1 of 1 scored"):
         assert words in out
-
-
-def test_a_table_shows_nothing_for_nothing(capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "120")
-    frame = pd.DataFrame(
-        {
-            "model_name": ["a", "b"],
-            "mmlu-acc": [0.123456, None],
-            "mmlu-acc_stderr": [0.0123, None],
-            "avg": [None, 1.0],
-            "status": ["complete", "mmlu: [/no] [red]result"],  # no markup of a terminal
-        }
-    )
-    cli.show_table(frame)
-    lines = capsys.readouterr().out.replace("┃", "│").splitlines()
-    cells = [[cell.strip() for cell in line.strip("│").split("│")] for line in lines if line.startswith("│")]
-    rows = {name: values for name, *values in cells}
-    assert rows[""] == ["a", "b"]
-    assert rows["mmlu-acc"] == ["0.1235 ±0.012", ""]
-    assert rows["avg"] == ["", "1"]
-    assert "mmlu-acc_stderr" not in rows
-    assert rows["status"] == ["complete", "mmlu: [/no] [red]result"]
+    assert "0.0000" not in out

@@ -121,7 +121,9 @@ def test_one_module_reads_this_projects_variables():
             assert not [text for text in texts if re.fullmatch("HALOS_EVAL_[A-Z]+", str(text))], path
 
 
-@pytest.mark.parametrize("module", ["halos_eval.cli", "halos_eval.stages.judge", "halos_eval.report.table"])
+@pytest.mark.parametrize(
+    "module", ["halos_eval.cli", "halos_eval.demo.run", "halos_eval.stages.judge", "halos_eval.report.table"]
+)
 def test_the_command_line_starts_without_what_it_does_not_need(module):
     program = f"import sys, {module}; print(*sorted({{name.partition('.')[0] for name in sys.modules}}))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd="/")

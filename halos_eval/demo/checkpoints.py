@@ -31,18 +31,22 @@ ROUNDED: Final = "smollm2-135m-rounded"
 STEPS: Final = 7
 
 
+def folders(root: Path) -> list[Path]:
+    """The folders of both checkpoints under ``root``. One that exists is complete."""
+    return [root / INTACT / "FINAL", root / ROUNDED / "FINAL"]
+
+
 def build(root: Path) -> list[Path]:
     """Make both checkpoint folders under ``root`` and return them. A folder that exists is left as it is.
 
     Raises DataUnavailable where the package with the weights is not installed.
     """
-    folders = [root / INTACT / "FINAL", root / ROUNDED / "FINAL"]
-    missing = [folder for folder in folders if not folder.exists()]
-    for folder in folders:
+    missing = [folder for folder in folders(root) if not folder.exists()]
+    for folder in folders(root):
         if folder not in missing:
             log.info("%s is there already: skipped", folder)
     if not missing:
-        return folders
+        return folders(root)
     model, tokenizer = _load()
     # The intact one comes first, because rounding changes the model in place.
     for folder in missing:
@@ -50,7 +54,7 @@ def build(root: Path) -> list[Path]:
             _round_weights(model)
         _save(model, tokenizer, folder)
         log.info("%s made", folder)
-    return folders
+    return folders(root)
 
 
 def _gguf_file() -> Path:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 from contextlib import ExitStack
 from pathlib import Path
 
 from halos_eval.cluster import load_cluster
-from halos_eval.demo.checkpoints import INTACT
-from halos_eval.demo.judge_server import judge_server
+from halos_eval.demo.checkpoints import INTACT, folders
+from halos_eval.demo.judge_server import JudgeServer, judge_server
 from halos_eval.errors import BadInput
+from halos_eval.processes import run
 
 HERE = Path.cwd()
 VAR = HERE / "var"
@@ -49,23 +49,24 @@ def airflow(*words: str) -> list[str]:
 
 
 def migrate(environment: dict[str, str]) -> None:
-    """Make Airflow's database and pools, or bring them up to date; its words go to var/logs."""
+    """Make Airflow's database and pools, or bring them up to date. Raises EvaluationFailed with Airflow's reason."""
     LOGS.mkdir(parents=True, exist_ok=True)
     pools = LOGS / "pools.json"
     pools.write_text(json.dumps(load_cluster().pools.document()), encoding="utf-8")
-    with (LOGS / "database.log").open("w") as log:
-        for words in (("db", "migrate"), ("pools", "import", str(pools))):
-            subprocess.run(airflow(*words), env=environment, stdout=log, stderr=log, check=True)  # noqa: S603
+    run("making Airflow's database", airflow("db", "migrate"), LOGS / "database.log", environment)
+    run("making Airflow's pools", airflow("pools", "import", str(pools)), LOGS / "pools.log", environment)
 
 
 def make_checkpoints() -> None:
-    """Make the demo's two checkpoints, unless they are there."""
+    """Make the demo's two checkpoints, unless they are there. Raises EvaluationFailed with the builder's reason."""
+    if all(folder.exists() for folder in folders(CHECKPOINTS)):
+        return
+    print("making two small checkpoints", flush=True)
     builder = [str(ENVIRONMENTS / "worker" / "bin" / "python"), "-m", "halos_eval.demo.checkpoints", str(CHECKPOINTS)]
-    subprocess.run(builder, check=True)  # noqa: S603
+    run("making the demo's checkpoints", builder, LOGS / "checkpoints.log")
 
 
-def serve_judge(stack: ExitStack) -> dict[str, str]:
-    """Start the demo's judge until ``stack`` ends; the variables by which the judge stage finds it."""
+def serve_judge(stack: ExitStack) -> JudgeServer:
+    """Start the demo's judge until ``stack`` ends. Raises EvaluationFailed with the server's reason."""
     program = ENVIRONMENTS / "worker" / "bin" / "vllm"
-    base_url = stack.enter_context(judge_server(program, CHECKPOINTS / INTACT / "FINAL", LOGS / "judge.log"))
-    return {"OPENAI_BASE_URL": base_url, "OPENAI_API_KEY": "loopback"}
+    return stack.enter_context(judge_server(program, CHECKPOINTS / INTACT / "FINAL", LOGS / "judge.log"))

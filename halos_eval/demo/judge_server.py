@@ -12,20 +12,41 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 from urllib.error import URLError
 from urllib.request import urlopen
 
 from halos_eval.annotator import load_annotator
 from halos_eval.errors import EvaluationFailed
+from halos_eval.processes import end_of, failure, last_line
 from halos_eval.stages.vllm import kv_cache_bytes
 
 MAX_MODEL_LEN = 2048
 START_SECONDS = 300.0
 
 
+class JudgeServer(NamedTuple):
+    """A judge's server that has answered."""
+
+    url: str
+    """Base URL of its API."""
+    process: subprocess.Popen[bytes]
+    log: Path
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """The variables by which the judge stage finds it."""
+        return {"OPENAI_BASE_URL": self.url, "OPENAI_API_KEY": "loopback"}
+
+    def check(self) -> None:
+        """Raise EvaluationFailed with the server's own reason if it has ended."""
+        if (code := self.process.poll()) is not None:
+            raise failure("the judge's server", code, self.log)
+
+
 @contextmanager
-def judge_server(program: Path, checkpoint: Path, log: Path, host: str = "127.0.0.1") -> Iterator[str]:
-    """Serve ``checkpoint`` until the context ends; gives the base URL once it answers. Raises EvaluationFailed.
+def judge_server(program: Path, checkpoint: Path, log: Path, host: str = "127.0.0.1") -> Iterator[JudgeServer]:
+    """Serve ``checkpoint`` until the context ends; gives the server once it answers. Raises EvaluationFailed.
 
     ``host`` is the address to listen on: for pods another one than loopback.
     """
@@ -44,8 +65,9 @@ def judge_server(program: Path, checkpoint: Path, log: Path, host: str = "127.0.
     with log.open("w") as file:
         server = subprocess.Popen(command, stdout=file, stderr=file, start_new_session=True)  # noqa: S603
         try:
-            _wait(server, f"http://127.0.0.1:{port}/health", log)
-            yield f"http://127.0.0.1:{port}/v1"
+            judge = JudgeServer(f"http://127.0.0.1:{port}/v1", server, log)
+            _wait(judge, f"http://127.0.0.1:{port}/health")
+            yield judge
         finally:
             server.terminate()
             try:
@@ -55,14 +77,14 @@ def judge_server(program: Path, checkpoint: Path, log: Path, host: str = "127.0.
                 server.wait()
 
 
-def _wait(server: subprocess.Popen[bytes], url: str, log: Path) -> None:
+def _wait(judge: JudgeServer, url: str) -> None:
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline:
-        if server.poll() is not None:
-            break
+        judge.check()
         try:
             with urlopen(url, timeout=5):  # noqa: S310 (our own loopback address)
                 return
         except (URLError, OSError):
             time.sleep(0.5)
-    raise EvaluationFailed(f"the judge's server did not start: read {log}")
+    line = last_line(end_of(judge.log)) or "it wrote nothing"
+    raise EvaluationFailed(f"the judge's server does not answer ({START_SECONDS:.0f} s): {line} (log: {judge.log})")

@@ -7,14 +7,13 @@ import re
 import subprocess
 import sys
 import time
-from contextlib import ExitStack
-from io import StringIO
+from collections.abc import Iterator
+from contextlib import ExitStack, nullcontext
+from typing import TYPE_CHECKING
 
-import pandas as pd
 from rich.console import Console
 
 from halos_eval import layout, store
-from halos_eval.cli import show_table
 from halos_eval.demo.checkpoints import INTACT, ROUNDED
 from halos_eval.demo.installation import (
     CHECKPOINTS,
@@ -26,11 +25,18 @@ from halos_eval.demo.installation import (
     migrate,
     serve_judge,
 )
+from halos_eval.demo.judge_server import JudgeServer
 from halos_eval.errors import HalosEvalError
-from halos_eval.plan import Plan, make_plan
-from halos_eval.registry.base import Checkpoint
+from halos_eval.plan import Plan, make_plan, read_plan, save_plan, staging_job, suite_manifest
+from halos_eval.processes import failure, watched
 from halos_eval.registry.folders import FolderRegistry
+from halos_eval.report.table import summarize_store
+from halos_eval.report.terminal import Summary
+from halos_eval.stages.summarize import SummarizeConfig, summarize
 from halos_eval.suite import load_suite
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 SUITE = "demo"
 # Lines of Airflow's log that tell a newcomer where things are; the rest goes to the log file.
@@ -39,66 +45,115 @@ PROGRESS = re.compile(
     r"|halos_eval[.\w]*: (?P<news>.*?) \[airflow"
     r"|(?P<error>halos-eval: .*?) \[airflow"
 )
+FINISHED = re.compile(r"DagRun Finished.*\bstate=(\w+)")
 console = Console(highlight=False)
 
 
 def main() -> int:
     """Run the demo; its exit code."""
     began = time.monotonic()
+    report = layout.report_url(STORE, SUITE)
     try:
         make_checkpoints()
-        plans = [make_plan(load_suite(SUITE), checkpoint, STORE) for checkpoint in _checkpoints()]
-        failed = _evaluate(plans)
+        failed = _evaluate(_open_plans())
+        table = _table(report)
     except HalosEvalError as error:
-        console.print(f"{type(error).__name__}: {error}", markup=False, style="red")
+        console.print(f"{type(error).__name__}: {error}", markup=False, style="red", soft_wrap=True)
         return error.exit_code
-    report = layout.report_url(STORE, SUITE)
-    show_table(pd.read_csv(StringIO(store.read_bytes(report).decode())))
+    place = report.removeprefix("file://")
+    console.print(Summary(table, place))
     console.print(
         "The judge is a model of 135 million parameters: its win rates mean nothing, the path is the real one."
     )
     console.print(f"{time.monotonic() - began:.0f} s; logs in {LOGS}; `make up` shows the runs in Airflow's UI")
     if failed:
         console.print(f"failed: {', '.join(failed)}", style="red")
-    print(f"summary: {report.removeprefix('file://')}")
+    print(f"summary: {place}")
     return 1 if failed else 0
 
 
-def _checkpoints() -> list[Checkpoint]:
-    registry = FolderRegistry(str(CHECKPOINTS))
-    return [registry.get(name) for name in (INTACT, ROUNDED)]
+def _open_plans() -> list[Plan]:
+    """The plans with something to run. The store's plan of a checkpoint that is done is brought up to date here."""
+    suite, registry = load_suite(SUITE), FolderRegistry(str(CHECKPOINTS))
+    manifest = suite_manifest(SUITE, STORE)
+    found = []
+    for name in (INTACT, ROUNDED):
+        checkpoint = registry.get(name)
+        plan = make_plan(suite, checkpoint, STORE, manifest=manifest)
+        if staging_job(suite, checkpoint, STORE) or not all(job.done for job in plan.jobs):
+            found.append(plan)
+            continue
+        console.print(f"{name}: all results are there already")
+        kept = read_plan(layout.plan_url(STORE, SUITE, name))
+        if kept is None or _contents(kept) != _contents(plan) or kept.definitions != suite.definitions:
+            save_plan(plan, suite, STORE)
+    return found
+
+
+def _contents(plan: Plan) -> tuple[str, set[str]]:
+    """The parts of a plan on which the table depends."""
+    return plan.checkpoint.digest, {job.record for job in plan.jobs}
+
+
+def _table(report: str) -> pd.DataFrame:
+    """The summary table; ``report`` is written if it is not there or older than a result."""
+    table = summarize_store(STORE, SUITE)
+    up_to_date = store.exists(report) and store.read_bytes(report) == table.to_csv(index=False).encode()
+    return table if up_to_date else summarize(SummarizeConfig(root=STORE, suite=SUITE, output=report))
 
 
 def _evaluate(plans: list[Plan]) -> list[str]:
-    """Run the DAG for each plan; the names of the checkpoints whose run failed."""
+    """Run the DAG for each plan; the names of the checkpoints whose run failed. Starts nothing where there is none."""
+    if not plans:
+        return []
     environment = airflow_environment()
     with console.status("making Airflow's database"):
         migrate(environment)
     with ExitStack() as stack:
+        judge = None
         if any(job.stage == "judge" and not job.done for plan in plans for job in plan.jobs):
             console.print("judge: starting vLLM's server on loopback")
-            environment |= serve_judge(stack)
-        return [plan.checkpoint.name for plan in plans if not _run_dag(plan.checkpoint.name, environment)]
+            judge = serve_judge(stack)
+            environment |= judge.environment
+        return [plan.checkpoint.name for plan in plans if not _run_dag(plan.checkpoint.name, environment, judge)]
 
 
-def _run_dag(checkpoint: str, environment: dict[str, str]) -> bool:
-    """One run of ``evaluate_checkpoint``, with its progress on the screen; whether it succeeded."""
+def _run_dag(checkpoint: str, environment: dict[str, str], judge: JudgeServer | None) -> bool:
+    """One run of ``evaluate_checkpoint``, with its progress on the screen; whether it succeeded.
+
+    Raises EvaluationFailed if Airflow or the judge's server died: the table cannot tell of that.
+    """
     conf = json.dumps({"checkpoint": checkpoint, "suite": SUITE})
+    log = LOGS / f"{checkpoint}.log"
+    state = ""
+    command = airflow("dags", "test", "evaluate_checkpoint", "--conf", conf)
+    with (
+        log.open("w") as file,
+        subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process,  # noqa: S603
+        # Without its judge, Airflow would retry for many minutes. SIGTERM ends the task only, and Airflow retries it.
+        watched(judge.process, process.kill) if judge else nullcontext(),
+    ):
+        for line in _shown(process, checkpoint):
+            file.write(line)
+            state = found[1] if (found := FINISHED.search(line)) else state
+    code = process.returncode
+    if judge:
+        judge.check()
+    if not state:
+        raise failure(f"Airflow's run of {checkpoint}", code, log)
+    return code == 0 and state == "success"
+
+
+def _shown(process: subprocess.Popen[bytes], checkpoint: str) -> Iterator[str]:
+    """The lines of Airflow's log; what tells of progress is shown as well."""
     began = time.monotonic()
-    succeeded = False
-    with (LOGS / f"{checkpoint}.log").open("w") as log:
-        command = airflow("dags", "test", "evaluate_checkpoint", "--conf", conf)
-        process = subprocess.Popen(  # noqa: S603
-            command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-        )
-        for line in process.stdout or ():
-            log.write(line)
-            succeeded = succeeded or ("DagRun Finished" in line and "state=success" in line)
-            if found := PROGRESS.search(line):
-                text = found["news"] or found["error"] or found["task"]
-                indent = "" if found["task"] else "  "
-                console.print(f"{time.monotonic() - began:5.0f} s  {checkpoint}: {indent}{text}", markup=False)
-    return process.wait() == 0 and succeeded
+    for raw in process.stdout or ():
+        line = raw.decode(errors="replace")
+        if found := PROGRESS.search(line):
+            text = found["news"] or found["error"] or found["task"]
+            indent = "" if found["task"] else "  "
+            console.print(f"{time.monotonic() - began:5.0f} s  {checkpoint}: {indent}{text}", markup=False)
+        yield line
 
 
 if __name__ == "__main__":

@@ -7,10 +7,21 @@ import sys
 from contextlib import ExitStack
 
 from halos_eval.demo.installation import airflow, airflow_environment, make_checkpoints, migrate, serve_judge
+from halos_eval.demo.judge_server import JudgeServer
+from halos_eval.errors import EvaluationFailed, HalosEvalError
+from halos_eval.processes import watched
 
 
 def main() -> int:
-    """Run ``airflow standalone`` and the demo's judge until Ctrl-C."""
+    """Run ``airflow standalone`` and the demo's judge until Ctrl-C; the exit code."""
+    try:
+        return _up()
+    except HalosEvalError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return error.exit_code
+
+
+def _up() -> int:
     make_checkpoints()
     environment = airflow_environment(
         # Whoever reaches this loopback port is the administrator: for a look around, never for a server.
@@ -20,15 +31,24 @@ def main() -> int:
     migrate(environment)
     with ExitStack() as stack:
         print("starting the demo's judge", flush=True)
-        environment |= serve_judge(stack)
+        judge = serve_judge(stack)
         print(
             "Airflow comes up at http://127.0.0.1:8080 (Ctrl-C ends it): trigger evaluate_checkpoint there", flush=True
         )
+        stack.enter_context(watched(judge.process, lambda: _warn(judge)))
         try:
             command = ["setpriv", "--pdeathsig", "TERM", "--", *airflow("standalone")]
-            return subprocess.run(command, env=environment, check=False).returncode  # noqa: S603
+            return subprocess.run(command, env=environment | judge.environment, check=False).returncode  # noqa: S603
         except KeyboardInterrupt:
             return 0
+
+
+def _warn(judge: JudgeServer) -> None:
+    """Say that the judge is gone. Airflow stays: what has been evaluated can be looked at without it."""
+    try:
+        judge.check()
+    except EvaluationFailed as error:
+        print(f"{error}. Judge stages fail until you start `make up` again.", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

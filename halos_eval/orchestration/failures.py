@@ -30,6 +30,7 @@ from airflow.sdk import ExceptionRetryPolicy, RetryAction, RetryRule
 from airflow.sdk.exceptions import AirflowException
 
 from halos_eval import errors
+from halos_eval.processes import last_error
 
 if TYPE_CHECKING:
     from kubernetes.client import ApiException, V1ContainerState, V1Pod, V1PodCondition
@@ -202,6 +203,5 @@ def _never_ran(pod: V1Pod, state: V1ContainerState | None) -> StageFailure:
 
 
 def last_words(log: str | None) -> str:
-    """The last line of a log that says something."""
-    lines = [line.strip() for line in (log or "").splitlines() if line.strip()]
-    return lines[-1] if lines else ""
+    """The line of a log's end that says best what went wrong."""
+    return last_error(log or "")

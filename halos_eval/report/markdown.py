@@ -9,6 +9,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from halos_eval.report.table import shown_error
+
 # What would end a code span, or a cell of a table. Dialects differ in how to escape it, so it is replaced.
 LOOKALIKES = str.maketrans({"`": "'", "|": "¦"})
 
@@ -24,7 +26,8 @@ def number(value: object, stderr: object, digits: int) -> str:
     """A number with its standard error, if there is one; empty where nothing was measured."""
     if not isinstance(value, float | int) or math.isnan(value):
         return ""
-    return f"{value:.{digits}f}" + (f" ± {stderr:.{digits}f}" if isinstance(stderr, float | int) else "")
+    error = shown_error(value, stderr) if isinstance(stderr, float | int) else None
+    return f"{value:.{digits}f}" + ("" if error is None else f" ± {error:.{digits}f}")
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -29,6 +29,8 @@ JUDGE = "alpacaeval_judge"
 FIRST = ["model_name", *ALPACA_COLUMNS.values(), JUDGE]
 LAST = ["avg", "status"]
 COMPLETE = "complete"
+SEPARATOR = "; "
+BOUNDS = {0, 1, 100}
 
 Row = dict[str, str | float]
 
@@ -63,7 +65,7 @@ def table(rows: Sequence[Row]) -> pd.DataFrame:
 def row_of_plan(plan: Plan) -> Row:
     """The row of one checkpoint, from what was planned for it and what is there."""
     row, troubles = scores_of_plan(plan)
-    return row | {"status": "; ".join(troubles) or COMPLETE}
+    return row | {"status": status_of(troubles)}
 
 
 def scores_of_plan(plan: Plan) -> tuple[Row, list[str]]:
@@ -116,8 +118,27 @@ def rows_of_records(records: Iterable[Record]) -> list[Row]:
         harness = [record for record in found.values() if record.stage == "harness"]
         numbers = [number for record in harness if (number := _primary(record, None)) is not None]
         whole = len(harness) == len(tasks) and not any(record.missing for record in harness)
-        rows.append(row | (_average(numbers) if whole else {}) | {"status": "; ".join(troubles) or COMPLETE})
+        rows.append(row | (_average(numbers) if whole else {}) | {"status": status_of(troubles)})
     return rows
+
+
+def status_of(troubles: Sequence[str]) -> str:
+    """The cell that says what is missing. A reason's own semicolons become commas: they separate the reasons."""
+    return SEPARATOR.join(trouble.replace(SEPARATOR, ", ") for trouble in troubles) or COMPLETE
+
+
+def troubles_of(status: str) -> list[str]:
+    """What such a cell says is missing, each with its reason."""
+    return [] if status == COMPLETE else status.split(SEPARATOR)
+
+
+def shown_error(value: float, stderr: float | None) -> float | None:
+    """The standard error to show beside a score; None where it is a 0 that is not true.
+
+    All answers wrong, or all right, give the estimate 0, however few they are: the score is at its bound (1 of a
+    fraction, 100 of a win rate), and its error is not known.
+    """
+    return None if stderr == 0 and value in BOUNDS else stderr
 
 
 def _columns(record: Record) -> Row:

@@ -87,8 +87,8 @@ def judge(environments, checkpoints, tmp_path_factory):
 
     log = tmp_path_factory.mktemp("judge") / "log"
     program = environments / "worker" / "bin" / "vllm"
-    with judge_server(program, checkpoints / INTACT / "FINAL", log, host="0.0.0.0") as url:
-        yield int(url.split(":")[2].split("/")[0])
+    with judge_server(program, checkpoints / INTACT / "FINAL", log, host="0.0.0.0") as server:
+        yield int(server.url.split(":")[2].split("/")[0])
 
 
 @pytest.fixture(scope="session")

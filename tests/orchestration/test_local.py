@@ -90,6 +90,23 @@ def test_a_stage_that_fails_tells_its_last_line(operator, code, kind):
     assert type(caught.value) is kind
 
 
+def test_a_stage_whose_engine_failed_tells_the_cause_and_not_where_it_stands(operator):
+    """vLLM's main process points to another's traceback; then come warnings of libraries."""
+    body = """cat <<'END'
+Traceback (most recent call last):
+  File "core.py", line 1, in run
+ValueError: No available memory for the cache blocks.
+Traceback (most recent call last):
+  File "core_client.py", line 1, in wait
+RuntimeError: Engine core initialization failed. See root cause above.
+UserWarning: leaked shared_memory objects
+END
+exit 1"""
+    with pytest.raises(StageFailed) as caught:
+        operator(body).execute({})
+    assert str(caught.value) == "ValueError: No available memory for the cache blocks."
+
+
 def test_a_stage_that_is_killed_is_tried_again(operator):
     with pytest.raises(StageInterrupted, match="killed by signal 9"):
         operator("kill -KILL $$").execute({})

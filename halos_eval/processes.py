@@ -1,0 +1,167 @@
+"""Processes that this project starts: when one dies, its own error line is part of our message.
+
+"Read the log" is not a message: the cause may stand 50 lines above the end, and in another process's traceback.
+"""
+
+from __future__ import annotations
+
+import re
+import signal
+import subprocess
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+from halos_eval.errors import EvaluationFailed
+
+LONGEST = 500
+"""Characters of a line in a message: pydantic repeats its whole input."""
+END = 1_000_000
+"""Bytes at the end of a log that are searched."""
+WATCH_SECONDS = 0.5
+
+# Colours and links of a terminal
+ESCAPE = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|.)?")
+# vLLM writes it before every line, also of a traceback: (EngineCore pid=7) ERROR 11-27 18:00:00 [core.py:9]
+PREFIX = re.compile(r"(\(\S+ pid=\d+\) ?)?(?:[A-Z]+ \d\d-\d\d \d\d:\d\d:\d\d \[\S+:\d+\] ?)?")
+TRACEBACK = "Traceback (most recent call last)"
+# Airflow's command line draws boxes around tracebacks.
+FRAMES = tuple(" \t│╭╰|")
+EXCEPTION = re.compile(r"[A-Za-z_][\w.]*(?:: .*)?$")
+CHAINED = ("During handling of the above exception", "The above exception was the direct cause")
+INVALID = re.compile(r"\bvalidation errors? for \S+$")
+PROGRESS = re.compile(r".{0,60}\b(?:INFO|DEBUG|info|debug)\b")
+ERROR_LINE = re.compile(r"[\w.]*(?:Error|Exception): .")
+# "See root cause above.", "See stack trace (above) for the root cause."
+ELSEWHERE = re.compile(r"\babove\b")
+OURS = "halos-eval: "
+
+
+class _Line(NamedTuple):
+    """A line of a log without colours."""
+
+    whole: str
+    process: str | None
+    """vLLM's mark of the process that wrote it."""
+    text: str
+    """What follows vLLM's prefix."""
+
+
+class _Raised(NamedTuple):
+    """The line that ends a traceback."""
+
+    text: str
+    process: str | None
+    group: int
+    """Tracebacks with no sign of progress between them are of one failure."""
+
+
+def last_error(log: str) -> str:
+    """Return the line of ``log`` that says best why the program ended; empty if it says nothing.
+
+    That is, if the last line is not an error of ours: of the last tracebacks the first one, because the process that
+    failed writes before the one that waits for it (vLLM: "Engine core initialization failed. See root cause above").
+    Without a traceback it is the last line like ``SomeError: text``, else the last line.
+    """
+    lines = [line for line in map(_line, log.splitlines()) if line.text.strip()]
+    last = lines[-1].text if lines else ""
+    if last.startswith(OURS) and not ELSEWHERE.search(last):
+        return _cut(last)
+    raised = _raised(lines)
+    if raised := [one for one in raised if not ELSEWHERE.search(one.text)] or raised:
+        return _cut(next(one.text for one in raised if one.group == raised[-1].group))
+    return _cut(next((line.text for line in reversed(lines) if ERROR_LINE.match(line.text)), last.strip()))
+
+
+def _line(raw: str) -> _Line:
+    whole = "".join(sign for sign in ESCAPE.sub("", raw) if sign.isprintable() or sign == "\t").rstrip()
+    _, process, text = PREFIX.split(whole, maxsplit=1)
+    return _Line(whole, process, text)
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…"
+
+
+def _raised(lines: Sequence[_Line]) -> list[_Raised]:
+    """The last line of every traceback. Processes may write at the same time, so each has a state of its own."""
+    found: list[_Raised] = []
+    inside: set[str | None] = set()
+    group = 0
+    for number, (whole, process, text) in enumerate(lines):
+        if TRACEBACK in text:
+            inside.add(process)
+        elif process in inside:
+            if EXCEPTION.match(text) and not text.startswith(FRAMES):
+                inside.remove(process)
+                found.append(_Raised(_with_details(text, lines[number + 1 : number + 3]), process, group))
+        elif text.startswith(CHAINED) and found and found[-1].process == process:
+            # The last exception of a chain was written for people; the first may be a KeyError.
+            found.pop()
+        elif PROGRESS.match(whole):
+            group += 1
+    return found
+
+
+def _with_details(text: str, following: Sequence[_Line]) -> str:
+    """An exception's line. pydantic says on the lines after it which value is wrong, and how."""
+    details = [line.text.strip() for line in following] if INVALID.search(text) else []
+    return " ".join([text, *(line for line in details if not line.startswith("For further information"))])
+
+
+def last_line(log: str) -> str:
+    """Return the last line of ``log`` that is not blank. No earlier error explains why a process was killed."""
+    return next((_cut(line.whole.strip()) for line in map(_line, reversed(log.splitlines())) if line.whole), "")
+
+
+def failure(what: str, code: int, log: Path) -> EvaluationFailed:
+    """Return the error for a process that ended by itself: ``what`` it was, how it ended, its own reason, its log."""
+    how, reason = f"ended with code {code}", last_error
+    if code < 0:
+        memory = " (out of memory?)" if code == -signal.SIGKILL else ""
+        how, reason = f"was killed by {signal.Signals(-code).name}{memory}", last_line
+    return EvaluationFailed(f"{what} {how}: {reason(end_of(log)) or 'it wrote nothing'} (log: {log})")
+
+
+def end_of(log: Path) -> str:
+    """Return the end of the file ``log``, as text."""
+    with log.open("rb") as file:
+        file.seek(max(0, log.stat().st_size - END))
+        return file.read().decode(errors="replace")
+
+
+def run(what: str, command: Sequence[str], log: Path, env: dict[str, str] | None = None) -> None:
+    """Run ``command`` to its end with its output in ``log``. Raises EvaluationFailed with its own reason."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("w") as file:
+        try:
+            code = subprocess.run(command, env=env, stdout=file, stderr=file, check=False).returncode  # noqa: S603
+        except OSError as error:
+            raise EvaluationFailed(f"{what} did not start: {error}") from error
+    if code:
+        raise failure(what, code, log)
+
+
+@contextmanager
+def watched(process: subprocess.Popen[bytes], ended: Callable[[], object]) -> Iterator[None]:
+    """Call ``ended`` once if ``process`` ends before the context does, in a thread.
+
+    For servers: who asks one that is gone would wait and retry for minutes.
+    """
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.wait(WATCH_SECONDS):
+            if process.poll() is not None:
+                ended()
+                return
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()

@@ -1,0 +1,170 @@
+"""``make demo`` with programs that stand in for Airflow and the judge's server."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from halos_eval import layout, store
+from halos_eval.demo import installation, run
+from halos_eval.demo.checkpoints import INTACT, ROUNDED
+from halos_eval.demo.judge_server import JudgeServer
+from halos_eval.errors import EvaluationFailed
+from halos_eval.plan import make_plan, suite_manifest
+from halos_eval.record import Score, write_model
+from halos_eval.registry.folders import FolderRegistry
+from halos_eval.suite import load_suite
+from tests.doubles import make_checkpoint, make_manifest, make_provenance, make_record
+
+ROOT = Path(__file__).parents[2]
+FINISHED = "[info] DagRun Finished: dag_id=evaluate_checkpoint, state={}, run_id=x"
+
+
+@pytest.fixture
+def airflow(tmp_path, monkeypatch):
+    """``airflow(program)`` puts a Python program in the place of Airflow's command line."""
+    for module in (run, installation):
+        monkeypatch.setattr(module, "LOGS", tmp_path)
+
+    def replace(program):
+        for module in (run, installation):
+            monkeypatch.setattr(module, "airflow", lambda *words: [sys.executable, "-c", program, *words])
+
+    return replace
+
+
+@pytest.mark.parametrize(
+    ("state", "code", "succeeded"), [("success", 0, True), ("failed", 0, False), ("success", 1, False)]
+)
+def test_a_run_that_ends_tells_its_state(airflow, tmp_path, state, code, succeeded):
+    airflow(f"import sys; print({FINISHED.format(state)!r}); sys.exit({code})")
+    assert run._run_dag("kto", {}, None) is succeeded
+    assert (tmp_path / "kto.log").read_text() == FINISHED.format(state) + "\n"
+
+
+def test_progress_is_shown(airflow, capsys):
+    lines = [
+        "[info] [DAG TEST] starting task_id=sample map_index=0 [airflow.sdk.definitions.dag]",
+        "[info] 12:00 INFO halos_eval.stages.sample: sampled 3 of 12 prompts [airflow.task.operators.x]",
+        "[info] halos-eval: Incomplete: 9 of 12 [airflow.task.operators.x]",
+        "[info] something else [airflow.x]",
+        FINISHED.format("success"),
+    ]
+    airflow("print({!r})".format("\n".join(lines)))
+    assert run._run_dag("kto", {}, None)
+    shown = [line.partition("  kto: ")[2] for line in capsys.readouterr().out.splitlines()]
+    assert shown == ["sample", "  sampled 3 of 12 prompts", "  halos-eval: Incomplete: 9 of 12"]
+
+
+def test_an_airflow_that_dies_says_why(airflow, tmp_path):
+    airflow("raise ImportError('no dags')")
+    with pytest.raises(EvaluationFailed) as failed:
+        run._run_dag("kto", {}, None)
+    assert str(failed.value) == (
+        f"Airflow's run of kto ended with code 1: ImportError: no dags (log: {tmp_path / 'kto.log'})"
+    )
+
+
+def test_a_run_does_not_go_on_without_its_judge(airflow, tmp_path):
+    """Airflow waits for an answer of a server that is gone: it is ended, and the reason is the server's."""
+    airflow("import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)")
+    log = tmp_path / "judge.log"
+    log.write_text("torch.OutOfMemoryError: no memory left\n")
+    server = subprocess.Popen([sys.executable, "-c", "raise SystemExit(1)"])
+    with pytest.raises(EvaluationFailed, match=r"the judge's server ended with code 1: torch.OutOfMemoryError: no mem"):
+        run._run_dag("kto", {}, JudgeServer("http://127.0.0.1:9/v1", server, log))
+
+
+def finish(checkout, *names):
+    """Leave in ``checkout`` what a finished run leaves: checkpoints, the manifest, and the records of ``names``."""
+    root, suite = f"file://{checkout}/var/store", load_suite("demo")
+    for name in (INTACT, ROUNDED):
+        make_checkpoint(checkout / "var" / "checkpoints" / name / "FINAL")
+    write_model(layout.manifest_url(root, "demo"), make_manifest(suite))
+    registry = FolderRegistry(str(checkout / "var" / "checkpoints"))
+    for name in names:
+        for job in make_plan(suite, registry.get(name), root, manifest=suite_manifest("demo", root)).jobs:
+            metric, _, filter_name = (job.metric or "acc").partition(",")
+            own = {
+                "sample": {"files": {"outputs.json": "digest"}},
+                "judge": {"provenance": make_provenance(outputs_sha256="digest")},
+                "harness": {"scores": (Score(task=job.title, metric=metric, filter=filter_name or "none", value=0.5),)},
+            }[job.stage]
+            write_model(job.record, make_record(job.stage, job.task, name, fingerprint=job.fingerprint, **own))
+
+
+@pytest.fixture
+def demo(tmp_path):
+    """``demo()`` runs what `make demo` runs, where there is no Airflow, no DAG and no vLLM: what was printed."""
+
+    def demo():
+        done = subprocess.run(
+            [sys.executable, "-m", "halos_eval.demo.run"],
+            cwd=tmp_path,
+            env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "COLUMNS": "80"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert (done.returncode, done.stderr) == (0, "")
+        return done.stdout.splitlines()
+
+    return demo
+
+
+def test_where_everything_is_there_nothing_is_started_and_the_table_is_made(demo, tmp_path):
+    finish(tmp_path, INTACT, ROUNDED)
+    lines = demo()
+    assert lines[:2] == [f"{name}: all results are there already" for name in (INTACT, ROUNDED)]
+    assert max(map(len, lines[:-2])) <= 80
+    report = tmp_path / "var" / "store" / "reports" / "demo" / "summary.csv"
+    assert lines[-1] == f"summary: {report}"
+    table = pd.read_csv(report)
+    assert list(table["model_name"]) == [INTACT, ROUNDED]
+    assert list(table["avg"]) == [0.5, 0.5]
+
+    files = [path for path in (tmp_path / "var").rglob("*") if path.is_file()]
+    before = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in files}
+    demo()
+    assert {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in files} == before
+
+
+@pytest.mark.parametrize("damage", [Path.unlink, lambda path: path.write_text("model_name,status\n")])
+def test_a_table_that_is_missing_or_old_is_made_again(demo, tmp_path, damage):
+    finish(tmp_path, INTACT, ROUNDED)
+    report = Path(demo()[-1].removeprefix("summary: "))
+    made = report.read_bytes()
+    damage(report)
+    demo()
+    assert report.read_bytes() == made
+
+
+def test_airflow_runs_for_the_checkpoint_that_lacks_something_only(airflow, tmp_path, monkeypatch):
+    finish(tmp_path, INTACT, ROUNDED)
+    root = f"file://{tmp_path}/var/store"
+    for module in (run, installation):
+        monkeypatch.setattr(module, "CHECKPOINTS", tmp_path / "var" / "checkpoints")
+    monkeypatch.setattr(run, "STORE", root)
+    for record in (tmp_path / "var" / "store" / "runs" / ROUNDED).glob("harness.demo_cloze/*/record.json"):
+        record.unlink()
+    airflow(
+        f"import sys; open({str(tmp_path / 'calls')!r}, 'a').write(' '.join(sys.argv[1:]) + chr(10));"
+        f"print({FINISHED.format('failed')!r})"
+    )
+    assert run.main() == 1
+    *_, tested = (tmp_path / "calls").read_text().splitlines()
+    assert tested == f'dags test evaluate_checkpoint --conf {{"checkpoint": "{ROUNDED}", "suite": "demo"}}'
+    assert [line.split()[0] for line in (tmp_path / "calls").read_text().splitlines()] == ["db", "pools", "dags"]
+
+
+def test_data_that_was_never_staged_is_not_taken_for_done(tmp_path, monkeypatch):
+    finish(tmp_path, INTACT, ROUNDED)
+    monkeypatch.setattr(run, "CHECKPOINTS", tmp_path / "var" / "checkpoints")
+    monkeypatch.setattr(run, "STORE", f"file://{tmp_path}/var/store")
+    assert run._open_plans() == []
+    store.delete(layout.manifest_url(run.STORE, "demo"))
+    assert [plan.checkpoint.name for plan in run._open_plans()] == [INTACT, ROUNDED]
