@@ -356,18 +356,17 @@ def test_two_at_once_fill_one_cache(staged, run, tmp_path):
     assert [manifest_at(target) for target in targets] == [manifest_at(path)] * 2
 
 
-def test_a_model_from_the_hub_and_real_data_with_the_hub_out_of_reach(run, place, checkpoints, tmp_path):
+def test_a_model_and_data_of_the_hub_with_the_hub_out_of_reach(run, place, tiny, tmp_path):
     made = place()
-    model = made.root / "models" / "lab" / "smollm"
-    shutil.copytree(checkpoints / "smollm2-135m" / "FINAL", model, copy_function=shutil.copyfile)
+    shutil.copytree(tiny, made.root / "models" / "lab" / "tiny")
     path = tmp_path / "manifest.json"
     chosen = '--tasks=["gsm8k_cot","humaneval"]'
-    words = ("stage", f"--manifest={path}", chosen, "--", made.suite, "lab/smollm")
+    words = ("stage", f"--manifest={path}", chosen, "--", made.suite, "lab/tiny")
     done = run("worker", *words, env=made.environment)
     assert done.returncode == 0, done.stderr[-2000:]
     manifest = manifest_at(path)
-    commit = made.sha("models", "lab/smollm")
-    assert commits(manifest)["model", "lab/smollm"] == commit
+    commit = made.sha("models", "lab/tiny")
+    assert commits(manifest)["model", "lab/tiny"] == commit
 
     def harness(task, manifest, *options):
         folder = tmp_path / task
@@ -378,7 +377,7 @@ def test_a_model_from_the_hub_and_real_data_with_the_hub_out_of_reach(run, place
             *VLLM,
         )
         environment = made.environment | {"HF_ENDPOINT": NO_HUB}
-        done = run("worker", "harness", "lab/smollm", *common, *options, env=environment, timeout=600)
+        done = run("worker", "harness", "lab/tiny", *common, *options, env=environment, timeout=600)
         assert done.returncode == 0, done.stderr[-2000:]
         record = json.loads((folder / "record.json").read_text())
         assert record["checkpoint"]["digest"] == f"hub:{commit}"
