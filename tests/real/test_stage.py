@@ -30,7 +30,7 @@ tasks:
   humaneval: {confirm_unsafe_code: true}
   demo_choice: {}
 """
-VLLM = ("--max-model-len=2048", "--dtype=float32", "--enforce-eager")
+VLLM = ("--max-model-len=2048", "--enforce-eager")
 TOKEN = "hf_never-to-be-shown"
 # A stand-in for the metric that humaneval loads when it is imported: it executes nothing.
 METRIC = """
@@ -370,12 +370,7 @@ def test_a_model_and_data_of_the_hub_with_the_hub_out_of_reach(run, place, tiny,
 
     def harness(task, manifest, *options):
         folder = tmp_path / task
-        common = (
-            f"--task={task}",
-            f"--output-dir={folder}",
-            f"--manifest={manifest}",
-            *VLLM,
-        )
+        common = (f"--task={task}", f"--output-dir={folder}", f"--manifest={manifest}", "--dtype=float32")
         environment = made.environment | {"HF_ENDPOINT": NO_HUB}
         done = run("worker", "harness", "lab/tiny", *common, *options, env=environment, timeout=600)
         assert done.returncode == 0, done.stderr[-2000:]
@@ -384,32 +379,32 @@ def test_a_model_and_data_of_the_hub_with_the_hub_out_of_reach(run, place, tiny,
         assert record["identity"]["inputs"].keys() == {"model", "data"}
         return record
 
-    record = harness("gsm8k_cot", path, "--limit=2", "--num-fewshot=1")
+    record = harness("gsm8k_cot", path, "--limit=2", "--num-fewshot=1", *VLLM)
     assert record["coverage"] == {"attempted": 2, "scored": 2}
     gsm8k = commits(manifest)["dataset", "openai/gsm8k"]
     assert record["provenance"]["inputs"]["dataset:openai/gsm8k/main"] == gsm8k
 
     # A pod that executes code reaches no store: it reads the copy in the cache.
     (copy,) = (made.cache / "halos-eval").iterdir()
-    record = harness("humaneval", copy, "--limit=1", "--confirm-unsafe-code")
+    record = harness("humaneval", copy, "--limit=1", "--confirm-unsafe-code", "--backend=hf")
     assert [score["value"] for score in record["scores"]] == [0.25]
     inputs = record["provenance"]["inputs"]
     assert inputs["metric:evaluate-metric/code_eval"] == commits(manifest)["metric", "evaluate-metric/code_eval"]
 
 
-def test_the_judge_takes_the_pinned_calibration_with_the_hub_out_of_reach(run, place, serve_judge, outputs, tmp_path):
-    made = place()
-    old, new = tmp_path / "old.json", tmp_path / "new.json"
-    assert stage(run, made, old, "--tasks=alpaca_eval").returncode == 0
-    calibration = made.root / "datasets" / "tatsu-lab" / "alpaca_eval" / "df_gamed.csv"
-    lines = calibration.read_text().splitlines(keepends=True)
-    calibration.write_text("".join(lines[: 1 + len(lines) // 2]))  # of two models' rows, those of the first
-    assert stage(run, made, new, "--tasks=alpaca_eval").returncode == 0
+def test_the_judge_takes_the_pinned_calibration_with_the_hub_out_of_reach(staged, run, serve_judge, outputs, tmp_path):
+    place, old = staged
+    new = tmp_path / "new.json"
+    calibration = place.root / "datasets" / "tatsu-lab" / "alpaca_eval" / "df_gamed.csv"
+    with changed(calibration):
+        lines = calibration.read_text().splitlines(keepends=True)
+        calibration.write_text("".join(lines[: 1 + len(lines) // 2]))  # of two models' rows, those of the first
+        assert stage(run, place, new, "--tasks=alpaca_eval").returncode == 0
     values = {}
     for manifest in (old, new):
         folder = tmp_path / manifest.stem
         words = ("judge", outputs, "--annotator=gpt-4.1", f"--output-dir={folder}", f"--manifest={manifest}")
-        done = run("judge", *words, env=serve_judge().environment | made.environment | {"HF_ENDPOINT": NO_HUB})
+        done = run("judge", *words, env=serve_judge().environment | place.environment | {"HF_ENDPOINT": NO_HUB})
         assert done.returncode == 0, done.stderr[-2000:]
         record = json.loads((folder / "record.json").read_text())
         files = {item["asked"]: item for item in manifest_at(manifest)["items"]}
