@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from itertools import count
 from pathlib import Path
 from typing import NamedTuple
 from urllib.request import urlopen
@@ -21,12 +22,14 @@ import pytest
 from hypothesis import settings
 
 from halos_eval.suite import Suite, load_suite
+from tests.doubles.hub_data import write_hub_data
 
 # How long an example takes says more of what else this machine does than of the code.
 settings.register_profile("any-machine", deadline=None)
 settings.load_profile("any-machine")
 
 ROOT = Path(__file__).parents[1]
+DOUBLES = ROOT / "tests" / "doubles"
 URL = re.compile(r"http://127\.0\.0\.1:\d+")
 NO_HUB = "http://127.0.0.1:9"  # nothing listens there: a machine without a network
 JUDGE_KEY = "sk-never-to-be-shown"
@@ -50,10 +53,11 @@ class Hub(NamedTuple):
 
     endpoint: str
     root: Path
+    log: Path
 
 
 class Judge(NamedTuple):
-    """The replayed judge."""
+    """An OpenAI-compatible judge on loopback."""
 
     base_url: str
 
@@ -181,10 +185,10 @@ def suite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """The folder of doubles beside the checkout."""
+    """The folder of published data beside the checkout."""
     folder = ROOT.parent / "shared"
-    if not (folder / "hub" / "hub.py").is_file():
-        pytest.skip("needs ../shared (hub and judge doubles)")
+    if not (folder / "hub" / "data").is_dir():
+        pytest.skip("needs ../shared (published data, which may not be shipped with the tests)")
     return folder
 
 
@@ -199,50 +203,74 @@ def environments() -> Path:
 
 
 @pytest.fixture(scope="session")
-def serve_hub(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator:
+def serve_hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator:
     """Serve a folder as a hub: ``serve_hub(root)`` gives a Hub, until the session ends."""
     with ExitStack() as stack:
 
         def serve(root: Path) -> Hub:
             log = tmp_path_factory.mktemp("hub") / "log"
-            words = (sys.executable, shared / "hub" / "hub.py", root, "--port", 0)
-            return Hub(stack.enter_context(server(log, *words)), root)
+            return Hub(stack.enter_context(server(log, *hub_command(root), "--verbose")), root, log)
 
         yield serve
 
 
-@pytest.fixture(scope="session")
-def hub_data(shared: Path, tmp_path_factory: pytest.TempPathFactory):
-    """Make a folder of the hub's data: ``hub_data()`` gives a new copy that may be changed."""
+def hub_command(root: Path, port: int = 0) -> tuple[object, ...]:
+    """The command that serves ``root`` as a hub."""
+    return sys.executable, DOUBLES / "hub.py", root, "--port", port
 
-    def copy() -> Path:
+
+@pytest.fixture(scope="session")
+def hub_data(tmp_path_factory: pytest.TempPathFactory):
+    """Make a folder of a hub's data: ``hub_data()`` gives a new one that may be changed."""
+
+    def make() -> Path:
         root = tmp_path_factory.mktemp("hub") / "root"
-        shutil.copytree(shared / "hub" / "data", root, copy_function=shutil.copyfile)
-        for path in (root, *root.rglob("*")):
-            path.chmod(0o755 if path.is_dir() else 0o644)
+        write_hub_data(root)
         return root
 
-    return copy
+    return make
 
 
 @pytest.fixture(scope="session")
 def hub(serve_hub, hub_data) -> Hub:
-    """A hub with the real data of ../shared: (endpoint, root)."""
+    """A hub with the small data of tests/doubles."""
     return serve_hub(hub_data())
 
 
-@pytest.fixture
-def replay(shared: Path, tmp_path: Path) -> Iterator:
-    """Start judges: ``replay(latency=0.1, errors=0.1)`` gives a Judge, until the test ends."""
-    with ExitStack() as stack:
-        number = 0
+@pytest.fixture(scope="session")
+def published_hub(shared: Path, serve_hub, tmp_path_factory: pytest.TempPathFactory) -> Hub:
+    """A hub with a copy of the published data of ../shared."""
+    root = tmp_path_factory.mktemp("published") / "root"
+    for file in (shared / "hub" / "data").rglob("*.*"):
+        copy = root / file.relative_to(shared / "hub" / "data")
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, copy)  # without the modes: ../shared may be read-only
+    return serve_hub(root)
 
-        def start(**faults: float) -> Judge:
-            nonlocal number
-            number += 1
-            options = [f"--{name}={value}" for name, value in faults.items()]
-            words = (sys.executable, shared / "judge" / "replay.py", "--port", 0, *options)
-            return Judge(stack.enter_context(server(tmp_path / f"replay-{number}.log", *words)) + "/v1")
+
+@pytest.fixture
+def serve_judge(tmp_path: Path) -> Iterator:
+    """Start judges: ``serve_judge(latency=0.1, errors=0.1)`` gives a Judge, until the test ends."""
+    with judges(tmp_path, DOUBLES / "judge.py") as start:
+        yield start
+
+
+@pytest.fixture
+def published_judge(shared: Path, tmp_path: Path) -> Iterator[Judge]:
+    """A judge that replays the published annotations of ../shared."""
+    with judges(tmp_path, shared / "judge" / "replay.py") as start:
+        yield start()
+
+
+@contextmanager
+def judges(folder: Path, program: Path) -> Iterator:
+    """``start(latency=0.1)`` starts the judge ``program``, until the context ends."""
+    with ExitStack() as stack:
+        logs = (folder / f"judge-{number}.log" for number in count(1))
+
+        def start(**options: float) -> Judge:
+            words = (sys.executable, program, "--port", 0, *(f"--{name}={value}" for name, value in options.items()))
+            return Judge(stack.enter_context(server(next(logs), *words)) + "/v1")
 
         yield start
 
@@ -283,8 +311,6 @@ def s3(environments: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 
 
 @pytest.fixture(scope="session")
-def run(environments: Path, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Commands:
+def run(environments: Path, hub: Hub, tmp_path_factory: pytest.TempPathFactory) -> Commands:
     """``run(environment, *argv, env=..., timeout=...)`` runs halos-eval; ``run.started(...)`` starts it."""
-    has_hub = (ROOT.parent / "shared" / "hub" / "hub.py").is_file()
-    endpoint = request.getfixturevalue("hub").endpoint if has_hub else NO_HUB
-    return Commands(environments, tmp_path_factory.mktemp("home"), endpoint)
+    return Commands(environments, tmp_path_factory.mktemp("home"), hub.endpoint)

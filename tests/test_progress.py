@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import time
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -170,7 +169,7 @@ def test_a_damaged_plan_costs_its_own_cell_only(root, checkpoint, evaluate):
     assert found.progress["team/kto"].keys() == {"own"}
 
 
-def test_records_are_not_read_and_hundreds_are_quick(root, checkpoint, evaluate, tmp_path, monkeypatch):
+def test_of_hundreds_only_the_plans_are_read(root, checkpoint, evaluate, tmp_path, monkeypatch):
     evaluate(*ALL)
     plans, runs = tmp_path / "store" / "plans" / "own", tmp_path / "store" / "runs"
     checkpoints = [checkpoint]
@@ -183,8 +182,6 @@ def test_records_are_not_read_and_hundreds_are_quick(root, checkpoint, evaluate,
     read = []
     real = store.read_bytes
     monkeypatch.setattr(store, "read_bytes", lambda url: read.append(url) or real(url))
-    began = time.monotonic()
     found = overview(root, checkpoints)
-    assert time.monotonic() - began < 20
     assert [str(found.progress[one.name]["own"]) for one in checkpoints] == ["complete"] * 501
     assert sorted(read) == sorted(layout.plan_url(root, "own", one.name) for one in checkpoints)

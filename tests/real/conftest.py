@@ -1,20 +1,22 @@
-"""Material of the judge's tests: outputs and references made from the published annotations in ../shared."""
+"""Material of the judge's tests, and what starts the commands that import vLLM."""
 
 from __future__ import annotations
 
-import gzip
 import json
 import os
 import signal
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from statistics import fmean
 
 import pytest
 
 from tests.airflow_server import wait_for
 from tests.conftest import ROOT, Commands
+from tests.doubles.hub_data import output_rows, reference_rows
+from tests.doubles.judge import preference
 from tests.forkserver import Fork
 
 
@@ -24,36 +26,32 @@ def write(path: Path, rows: list[dict]) -> Path:
     return path
 
 
-@pytest.fixture(scope="session")
-def reference_rows(shared: Path) -> list[dict]:
-    """AlpacaEval's 805 reference outputs."""
-    path = shared / "hub" / "data" / "datasets" / "tatsu-lab" / "alpaca_eval" / "alpaca_eval_gpt4_baseline.json"
-    return json.loads(path.read_text(encoding="utf-8"))
+def failure(done) -> str:
+    """The words of the one line that the command says of its failure."""
+    assert "Traceback" not in done.stderr
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("halos-eval: ")]
+    assert done.stderr.splitlines()[-1] == line
+    return line.removeprefix("halos-eval: ")
 
 
-@pytest.fixture(scope="session")
-def output_rows(shared: Path):
-    """``output_rows(model)``: the outputs of a published model, as ``halos-eval sample`` writes them."""
-
-    def read(model: str) -> list[dict]:
-        with gzip.open(shared / "judge" / "data" / f"{model}.jsonl.gz", "rt", encoding="utf-8") as file:
-            rows = [json.loads(line) for line in file]
-        return [{"instruction": row["instruction"], "output": row["output"], "generator": model} for row in rows]
-
-    return read
+def expected_win_rate(rows: Iterable[dict]) -> float:
+    """The win rate at which the judge of tests/doubles puts these outputs: a draw counts a half."""
+    references = {row["instruction"]: row["output"] for row in reference_rows()}
+    return 100 * fmean(preference(row["instruction"], row["output"], references[row["instruction"]]) for row in rows)
 
 
 @pytest.fixture
-def outputs(output_rows, tmp_path: Path) -> Path:
-    """The 805 outputs of alpaca-7b."""
-    return write(tmp_path / "alpaca-7b.json", output_rows("alpaca-7b"))
+def outputs(tmp_path: Path) -> Path:
+    """A model's outputs for all of AlpacaEval's instructions on the hub's double."""
+    return write(tmp_path / "outputs.json", output_rows())
 
 
-@pytest.fixture
-def few(output_rows, reference_rows: list[dict], tmp_path: Path) -> tuple[str, ...]:
-    """Words of a judge command on the first twelve pairs alone."""
-    outputs = write(tmp_path / "few.json", output_rows("alpaca-7b")[:12])
-    reference = write(tmp_path / "few-reference.json", reference_rows[:12])
+@pytest.fixture(scope="session")
+def few(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
+    """Words of a judge command on twelve pairs that are no draws."""
+    folder = tmp_path_factory.mktemp("few")
+    outputs = write(folder / "outputs.json", output_rows()[1:13])
+    reference = write(folder / "reference.json", reference_rows()[1:13])
     return ("judge", str(outputs), f"--reference={reference}", "--annotator=gpt-4.1")
 
 

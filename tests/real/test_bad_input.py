@@ -6,23 +6,15 @@ import json
 import os
 import shutil
 import subprocess
-import time
 
 import pytest
 
-from tests.real.conftest import write
+from tests.doubles.hub_data import output_rows
+from tests.real.conftest import expected_win_rate, failure, write
 
 pytestmark = pytest.mark.real
 
 PROMPTS = [{"instruction": "Name a river."}, {"instruction": "Name a lake."}]
-
-
-def failure(done):
-    """The words of the one line that the command says of its failure."""
-    assert "Traceback" not in done.stderr
-    (line,) = [line for line in done.stderr.splitlines() if line.startswith("halos-eval: ")]
-    assert done.stderr.splitlines()[-1] == line
-    return line.removeprefix("halos-eval: ")
 
 
 @pytest.fixture
@@ -48,7 +40,7 @@ def test_a_folder_that_is_no_model(run, tmp_path):
     assert "is no model: there is no config.json" in failure(done)
 
 
-def test_a_model_that_is_not_on_the_hub(run, hub):
+def test_a_model_that_is_not_on_the_hub(run):
     done = run("airflow", "plan", "demo", "somebody/something")
     assert done.returncode == 3
     assert "HF_TOKEN if it is gated" in failure(done)
@@ -110,19 +102,17 @@ def test_prompts_are_checked_before_vllm_is_imported(text, words, run, model, tm
     prompts = tmp_path / "prompts.json"
     if text is not None:
         prompts.write_text(text)
-    began = time.monotonic()
     done = run("worker", "sample", model, f"--prompts={prompts}", f"--output={tmp_path / 'outputs.json'}")
-    assert time.monotonic() - began < 15
     assert done.returncode == 2
     assert words in failure(done)
     assert "vllm" not in done.stdout + done.stderr
     assert not (tmp_path / "outputs.json").exists()
 
 
-def test_outputs_that_miss_an_instruction(run, replay, few, output_rows, tmp_path):
+def test_outputs_that_miss_an_instruction(run, serve_judge, few, tmp_path):
     """alpaca_eval would leave the pair out without a word."""
-    outputs = write(tmp_path / "outputs.json", output_rows("alpaca-7b")[1:12])
-    endpoint = replay()
+    outputs = write(tmp_path / "outputs.json", output_rows()[2:13])
+    endpoint = serve_judge()
     done = run("judge", "judge", outputs, *few[2:], f"--output-dir={tmp_path}", env=endpoint.environment)
     assert done.returncode == 2
     assert "has no output for 1 of 12 reference instructions: sample them first" in failure(done)
@@ -178,11 +168,11 @@ def test_gated_prompts_need_the_token_and_once_fetched_no_hub(run, serve_hub, hu
     assert "hf_right" not in given.stdout + given.stderr
 
 
-def test_the_gate_is_told_of_by_sample_and_judge_too(run, serve_hub, hub_data, model, output_rows, tmp_path):
+def test_the_gate_is_told_of_by_sample_and_judge_too(run, serve_hub, hub_data, model, tmp_path):
     root = hub_data()
     (root / "gated.txt").write_text("tatsu-lab/alpaca_eval hf_right\n")
     environment = {"HF_ENDPOINT": serve_hub(root).endpoint, "HF_HOME": str(tmp_path / "cache")}
-    outputs = write(tmp_path / "outputs.json", output_rows("alpaca-7b"))
+    outputs = write(tmp_path / "outputs.json", output_rows())
     for environment_name, *words in (
         ("worker", "sample", model, f"--output={tmp_path / 'sampled.json'}"),
         ("judge", "judge", outputs, f"--output-dir={tmp_path}"),
@@ -192,9 +182,9 @@ def test_the_gate_is_told_of_by_sample_and_judge_too(run, serve_hub, hub_data, m
         assert "HF_TOKEN" in failure(done)
 
 
-def test_a_store_below_a_file(run, replay, few, tmp_path):
+def test_a_store_below_a_file(run, serve_judge, few, tmp_path):
     (tmp_path / "file").write_text("")
-    done = run("judge", *few, f"--output-dir={tmp_path / 'file' / 'results'}", env=replay().environment)
+    done = run("judge", *few, f"--output-dir={tmp_path / 'file' / 'results'}", env=serve_judge().environment)
     assert done.returncode == 6
     assert "Not a directory" in failure(done)
 
@@ -217,10 +207,10 @@ def small_disk(tmp_path):
         subprocess.run(["umount", folder], check=True)
 
 
-def test_a_full_disk(small_disk, run, replay, outputs):
+def test_a_full_disk(small_disk, run, serve_judge, outputs):
     """The judge's answers take more than 64 KiB. Once there is space, the same command ends well."""
     folder, resize = small_disk
-    endpoint = replay()
+    endpoint = serve_judge()
     words = ("judge", outputs, "--annotator=gpt-4.1", f"--output-dir={folder}")
     full = run("judge", *words, env=endpoint.environment)
     assert full.returncode == 6
@@ -231,5 +221,5 @@ def test_a_full_disk(small_disk, run, replay, outputs):
     done = run("judge", *words, env=endpoint.environment)
     assert done.returncode == 0, done.stderr
     record = json.loads((folder / "record.json").read_text())
-    assert record["scores"][0]["value"] == pytest.approx(2.591450540223603, rel=0, abs=1e-9)
+    assert record["scores"][0]["value"] == pytest.approx(expected_win_rate(output_rows()), rel=0, abs=1e-9)
     assert shutil.disk_usage(folder).used > 64 << 10

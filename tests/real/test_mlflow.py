@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import socket
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -22,6 +22,8 @@ from tests.mlflow_server import Server
 from tests.registry.behaviour import Behaviour, FolderLab
 
 pytestmark = pytest.mark.real
+
+TRIES = 1 + int(CLIENT["MLFLOW_HTTP_REQUEST_MAX_RETRIES"])
 
 
 @pytest.fixture(scope="module")
@@ -189,25 +191,9 @@ def test_prompts_are_no_checkpoints(lab):
     assert lab.registry.registered() == ([], {})
 
 
-def test_hundreds_of_versions_and_more_than_a_page(lab, monkeypatch):
-    monkeypatch.setattr("halos_eval.registry.mlflow.PAGE", 50)
-    lab.add("kto")
-    for _ in range(299):
-        lab.version("kto")
-    began = time.monotonic()
-    listed = lab.registry.registered()
-    assert [one.name for one in listed.checkpoints] == [f"kto/v{number}" for number in range(1, 301)]
-    assert time.monotonic() - began < 20
-    newest = listed.checkpoints[-3:]
-    assert lab.registry.registered(newest[0].registered).checkpoints == newest
-
-
-def test_old_pages_are_not_asked_for(lab, monkeypatch):
-    monkeypatch.setattr("halos_eval.registry.mlflow.PAGE", 2)
-    lab.add("kto")
-    for _ in range(6):
-        lab.version("kto")
-    newest = lab.registry.registered().checkpoints[-1]
+@pytest.fixture
+def searches(monkeypatch):
+    """The options of each search for versions from now on."""
     from mlflow import MlflowClient
 
     asked = []
@@ -215,8 +201,20 @@ def test_old_pages_are_not_asked_for(lab, monkeypatch):
     monkeypatch.setattr(
         MlflowClient, "search_model_versions", lambda self, **options: asked.append(options) or real(self, **options)
     )
-    assert lab.registry.registered(newest.registered).checkpoints == [newest]
-    assert len(asked) == 1
+    return asked
+
+
+def test_each_page_is_asked_for_once(lab, searches, monkeypatch):
+    monkeypatch.setattr("halos_eval.registry.mlflow.PAGE", 25)
+    lab.add("kto")
+    for _ in range(99):
+        lab.version("kto")
+    listed = lab.registry.registered()
+    assert [one.name for one in listed.checkpoints] == [f"kto/v{number}" for number in range(1, 101)]
+    assert len(searches) == 4
+    newest = listed.checkpoints[-3:]
+    assert lab.registry.registered(newest[0].registered).checkpoints == newest
+    assert len(searches) == 5  # older pages are not asked for
 
 
 def test_weights_in_object_storage(lab, s3, run):
@@ -265,11 +263,9 @@ def test_a_password_is_taken_from_the_environment_and_never_shown(lab, run):
         lab.server.start()
 
 
-def expect_no_answer(call, seconds):
-    began = time.monotonic()
+def expect_no_answer(call):
     with pytest.raises(DataUnavailable) as caught:
         call()
-    assert time.monotonic() - began < seconds
     assert "Check that it runs and can be reached from here, and MLFLOW_TRACKING_TOKEN" in str(caught.value)
     return str(caught.value)
 
@@ -277,7 +273,7 @@ def expect_no_answer(call, seconds):
 def test_a_server_that_is_not_there():
     registry = MlflowRegistry(f"mlflow+http://127.0.0.1:{free_port()}")
     for call in (registry.registered, lambda: registry.get("kto/v1")):
-        assert "Connection refused" in expect_no_answer(call, 10)
+        assert "Connection refused" in expect_no_answer(call)
 
 
 def test_a_server_that_hangs(monkeypatch):
@@ -286,15 +282,29 @@ def test_a_server_that_hangs(monkeypatch):
         silent.bind(("127.0.0.1", 0))
         silent.listen()
         registry = MlflowRegistry(f"mlflow+http://127.0.0.1:{silent.getsockname()[1]}")
-        assert "timed out" in expect_no_answer(registry.registered, 15)
+        assert "timed out" in expect_no_answer(registry.registered)
+        assert connections(silent) == TRIES
+
+
+def connections(listener):
+    """How many connections nobody has accepted."""
+    listener.setblocking(False)
+    number = 0
+    with suppress(BlockingIOError):
+        while True:
+            listener.accept()[0].close()
+            number += 1
+    return number
 
 
 @contextmanager
 def another_server(status, body):
-    """Something else that answers on the port."""
+    """Something else that answers on the port: its address, and the requests that it has got."""
+    requests = []
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self):
+            requests.append(self.path)
             self.send_response(status)
             self.end_headers()
             self.wfile.write(body)
@@ -309,7 +319,7 @@ def another_server(status, body):
     thread = Thread(target=server.serve_forever)
     thread.start()
     try:
-        yield f"mlflow+http://127.0.0.1:{server.server_port}"
+        yield f"mlflow+http://127.0.0.1:{server.server_port}", requests
     finally:
         server.shutdown()
         server.server_close()
@@ -320,9 +330,10 @@ def another_server(status, body):
     ("status", "body"), [(200, b"<html>hello</html>"), (404, b"none"), (403, b"no"), (401, b"who"), (503, b"")]
 )
 def test_a_server_that_is_none_of_mlflows_or_refuses(status, body):
-    with another_server(status, body) as address:
+    with another_server(status, body) as (address, requests):
         for call in (MlflowRegistry(address).registered, lambda: MlflowRegistry(address).get("kto/v1")):
-            expect_no_answer(call, 15)
+            expect_no_answer(call)
+        assert len(requests) == 2 * (TRIES if status == 503 else 1)
 
 
 def test_a_server_that_dies_in_the_middle(lab, monkeypatch):
@@ -333,7 +344,7 @@ def test_a_server_that_dies_in_the_middle(lab, monkeypatch):
     look = MlflowRegistry._look
     monkeypatch.setattr(MlflowRegistry, "_look", lambda self, *arguments: lab.server.kill() or look(self, *arguments))
     try:
-        assert "Connection refused" in expect_no_answer(registry.registered, 15)
+        assert "Connection refused" in expect_no_answer(registry.registered)
     finally:
         monkeypatch.undo()
         lab.server.start()

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import csv
 import json
-import sys
 from contextlib import contextmanager
 
 import pytest
 
 from tests.airflow_server import Airflow, airflow_environment, free_port, migrate, standalone, wait_for
-from tests.conftest import server
+from tests.conftest import hub_command, server
 
 pytestmark = pytest.mark.real
 
@@ -59,7 +58,7 @@ class Lab(Airflow):
 
 
 @pytest.fixture(scope="module")
-def lab(environments, checkpoints, shared, hub_data, tmp_path_factory):
+def lab(environments, checkpoints, hub_data, tmp_path_factory):
     folder = tmp_path_factory.mktemp("staged")
     (folder / "suites" / "tasks").mkdir(parents=True)
     for task in TASKS:
@@ -70,8 +69,7 @@ def lab(environments, checkpoints, shared, hub_data, tmp_path_factory):
 
     @contextmanager
     def hub():
-        words = (sys.executable, shared / "hub" / "hub.py", root, "--port", hub_port)
-        with server(folder / "hub.log", *words) as endpoint:
+        with server(folder / "hub.log", *hub_command(root, hub_port)) as endpoint:
             yield endpoint
 
     environment = airflow_environment(
@@ -90,11 +88,17 @@ def lab(environments, checkpoints, shared, hub_data, tmp_path_factory):
         yield Lab(port, folder, hub)
 
 
-def test_once_it_is_staged_the_hub_may_go_away(lab):
+@pytest.fixture(scope="module")
+def first(lab):
+    """A run whose hub goes away once all is staged: its end, and its tasks'."""
     with lab.hub():
         run_id = lab.trigger(checkpoint=CHECKPOINT, suite="offline", tasks=["gsm8k_likelihood"])
         wait_for(lambda: lab.states(run_id).get(("stage", -1)) == "success", 300, lambda: lab.states(run_id))
-    state, tasks = lab.finish(run_id)
+    return lab.finish(run_id)
+
+
+def test_once_it_is_staged_the_hub_may_go_away(lab, first):
+    state, tasks = first
     assert state == "success", tasks
     manifest = json.loads((lab.store / "manifests" / "offline.json").read_text())
     (item,) = manifest["items"]
@@ -106,7 +110,7 @@ def test_once_it_is_staged_the_hub_may_go_away(lab):
     assert record["provenance"]["config"]["manifest"].startswith(str(lab.store.parent / "cache" / "halos-eval"))
 
 
-def test_a_gated_set_without_a_token_costs_its_own_cell_only(lab):
+def test_a_gated_set_without_a_token_costs_its_own_cell_only(lab, first):
     with lab.hub():
         run_id = lab.trigger(checkpoint=CHECKPOINT, suite="offline")
         state, tasks = lab.finish(run_id)
@@ -138,7 +142,7 @@ def test_where_nothing_can_be_had_the_run_is_red_with_the_reason(lab):
     assert f"bbh_likelihood: cannot be had: {REASON}" in lab.row("smollm2-135m-rounded")["status"]
 
 
-def test_what_is_staged_needs_no_stage_and_no_hub(lab):
+def test_what_is_staged_needs_no_stage_and_no_hub(lab, first):
     run_id = lab.trigger(checkpoint=CHECKPOINT, suite="offline", tasks=["gsm8k_likelihood"])
     state, tasks = lab.finish(run_id)
     assert state == "success", tasks

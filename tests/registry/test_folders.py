@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -231,9 +230,7 @@ def test_thousands_are_listed_by_their_headers_alone(root, monkeypatch):
         return data
 
     monkeypatch.setattr(completeness.store, "read_bytes", read_bytes)
-    began = time.monotonic()
     listed = FolderRegistry(str(root)).registered()
     assert (len(listed.checkpoints), listed.skipped) == (2000, {})
     assert len(read) == 2000
     assert max(read) <= completeness.FIRST_READ
-    assert time.monotonic() - began < 20
