@@ -60,7 +60,7 @@ lint: $(VENV)/dev/.done ## style, types, import borders and words; changes nothi
 	$(VENV)/dev/bin/python tests/check_words.py
 
 docs: $(VENV)/dev/.done ## write docs/settings.md from the code
-	$(VENV)/dev/bin/python -m halos_eval.settings_page > docs/settings.md
+	$(VENV)/dev/bin/python -m halos_eval.config.settings_page > docs/settings.md
 
 up: $(VENV)/airflow/.done $(VENV)/worker/.done $(VENV)/judge/.done ## Airflow's UI and scheduler on this machine, until Ctrl-C
 	@$(VENV)/airflow/bin/python -m halos_eval.demo.up

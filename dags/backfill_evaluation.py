@@ -18,7 +18,7 @@ from airflow.sdk import Param, dag, task
 
 from halos_eval.orchestration import params
 from halos_eval.orchestration.defaults import DEFAULT_ARGS
-from halos_eval.orchestration.selecting import find_for_backfill
+from halos_eval.orchestration.find import find_for_backfill
 from halos_eval.orchestration.triggers import evaluate_each, wait_and_report
 
 PARAMS = {

@@ -21,11 +21,11 @@ from typing import Any
 
 from airflow.sdk import Param, dag, get_current_context, task
 
-from halos_eval.cluster import GPU_POOL, JUDGE_POOL
+from halos_eval.config.cluster import GPU_POOL, JUDGE_POOL
 from halos_eval.orchestration import params
 from halos_eval.orchestration.defaults import DEFAULT_ARGS
-from halos_eval.orchestration.door import stage_operator
-from halos_eval.orchestration.evaluation import check_complete, plan_evaluation, prepare_evaluation
+from halos_eval.orchestration.evaluate import check_complete, plan_evaluation, prepare_evaluation
+from halos_eval.orchestration.operator import stage_operator
 
 PART = "^[A-Za-z0-9][A-Za-z0-9_.-]*$"
 PARAMS = {

@@ -24,7 +24,7 @@ from airflow.sdk import dag, task
 
 from halos_eval.orchestration import params
 from halos_eval.orchestration.defaults import DEFAULT_ARGS, nights
-from halos_eval.orchestration.selecting import find_for_night
+from halos_eval.orchestration.find import find_for_night
 from halos_eval.orchestration.triggers import evaluate_each, wait_and_report
 
 

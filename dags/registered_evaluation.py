@@ -17,7 +17,7 @@ from typing import Any
 from airflow.sdk import Asset, PartitionedAssetTimetable, dag, task
 
 from halos_eval.orchestration.defaults import DEFAULT_ARGS
-from halos_eval.orchestration.selecting import find_for_registration
+from halos_eval.orchestration.find import find_for_registration
 from halos_eval.orchestration.triggers import evaluate_each
 
 

@@ -8,7 +8,7 @@
     ├── StoreError            6   the store cannot be read or written    retried: free space, mend credentials
     └── EvaluationFailed      7   the tool ran and gave no result        not retried: read the log above
 
-The number is the exit code of the command line. Only ``halos_eval.cli`` exits.
+The number is the exit code of the command line. Only ``halos_eval.cli.main`` exits.
 """
 
 from __future__ import annotations

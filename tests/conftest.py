@@ -21,7 +21,7 @@ from urllib.request import urlopen
 import pytest
 from hypothesis import settings
 
-from halos_eval.suite import Suite, load_suite
+from halos_eval.config.suite import Suite, load_suite
 from tests.doubles.hub_data import write_hub_data
 
 # How long an example takes says more of what else this machine does than of the code.

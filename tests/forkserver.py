@@ -110,7 +110,7 @@ def _become(order: dict) -> None:
     sys.argv = ["halos-eval", *order["argv"]]
     code = 1
     try:
-        from halos_eval.cli import run
+        from halos_eval.cli.main import run
 
         code = run(order["argv"])
     except SystemExit as ended:

@@ -11,12 +11,12 @@ import pytest
 import yaml
 from helm_python import Chart
 
-from halos_eval.annotator import load_annotator
-from halos_eval.cluster import load_cluster
-from halos_eval.evaluation_policy import load_policy
-from halos_eval.registry.base import Checkpoint, Metadata
-from halos_eval.registry.place import open_registry
-from halos_eval.suite import load_suite
+from halos_eval.checkpoints.open_registry import open_registry
+from halos_eval.checkpoints.registry import Metadata
+from halos_eval.config.cluster import load_cluster
+from halos_eval.config.judge import load_annotator
+from halos_eval.config.policy import load_policy
+from halos_eval.config.suite import load_suite
 from tests.doubles import make_checkpoint
 from tests.helm.release import CHART, Release
 
@@ -54,8 +54,7 @@ def test_judge():
 )
 def test_policy(monkeypatch, name, tags, suites):
     monkeypatch.setenv("HALOS_EVAL_POLICY", str(EXAMPLES / "policy.yaml"))
-    checkpoint = Checkpoint(name=name, location=f"/{name}", metadata=Metadata(tags=tags))
-    assert load_policy().suites_for(checkpoint) == suites
+    assert load_policy().suites_for(name, tags) == suites
     for suite in suites:
         load_suite(suite)
 

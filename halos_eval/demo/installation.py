@@ -8,7 +8,7 @@ import sys
 from contextlib import ExitStack
 from pathlib import Path
 
-from halos_eval.cluster import load_cluster
+from halos_eval.config.cluster import load_cluster
 from halos_eval.demo.checkpoints import INTACT, folders
 from halos_eval.demo.judge_server import JudgeServer, judge_server
 from halos_eval.errors import BadInput

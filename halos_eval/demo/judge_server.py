@@ -16,7 +16,7 @@ from typing import NamedTuple
 from urllib.error import URLError
 from urllib.request import urlopen
 
-from halos_eval.annotator import load_annotator
+from halos_eval.config.judge import load_annotator
 from halos_eval.errors import EvaluationFailed
 from halos_eval.processes import end_of, failure, last_line
 from halos_eval.stages.vllm import kv_cache_bytes

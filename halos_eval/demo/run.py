@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from halos_eval import layout, store
+from halos_eval.checkpoints.folders import FolderRegistry
+from halos_eval.config.suite import load_suite
 from halos_eval.demo.checkpoints import INTACT, ROUNDED
 from halos_eval.demo.installation import (
     CHECKPOINTS,
@@ -27,13 +28,12 @@ from halos_eval.demo.installation import (
 )
 from halos_eval.demo.judge_server import JudgeServer
 from halos_eval.errors import HalosEvalError
-from halos_eval.plan import Plan, make_plan, read_plan, save_plan, staging_job, suite_manifest
+from halos_eval.planning.plan import Plan, make_plan, read_plan, save_plan, staging_job, suite_manifest
 from halos_eval.processes import failure, watched
-from halos_eval.registry.folders import FolderRegistry
-from halos_eval.report.table import summarize_store
-from halos_eval.report.terminal import Summary
-from halos_eval.stages.summarize import SummarizeConfig, summarize
-from halos_eval.suite import load_suite
+from halos_eval.reports.summarize import SummarizeConfig, summarize
+from halos_eval.reports.table import summarize_store
+from halos_eval.reports.terminal import Summary
+from halos_eval.storage import filesystem, layout
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -98,7 +98,7 @@ def _contents(plan: Plan) -> tuple[str, set[str]]:
 def _table(report: str) -> pd.DataFrame:
     """The summary table; ``report`` is written if it is not there or older than a result."""
     table = summarize_store(STORE, SUITE)
-    up_to_date = store.exists(report) and store.read_bytes(report) == table.to_csv(index=False).encode()
+    up_to_date = filesystem.exists(report) and filesystem.read_bytes(report) == table.to_csv(index=False).encode()
     return table if up_to_date else summarize(SummarizeConfig(root=STORE, suite=SUITE, output=report))
 
 

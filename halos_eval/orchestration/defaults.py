@@ -7,8 +7,8 @@ from typing import Any
 
 from airflow.sdk import CronDataIntervalTimetable
 
+from halos_eval.config.settings import Settings
 from halos_eval.orchestration.failures import RETRY_POLICY
-from halos_eval.settings import Settings
 
 DEFAULT_ARGS: dict[str, Any] = {
     "owner": "halos-eval",

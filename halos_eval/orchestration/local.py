@@ -15,11 +15,11 @@ from typing import Any
 
 from airflow.sdk import BaseOperator, Context
 
+from halos_eval.config.settings import Settings
 from halos_eval.orchestration.failures import failure
 from halos_eval.orchestration.secrets import allowed
-from halos_eval.plan import StageJob
+from halos_eval.planning.plan import StageJob
 from halos_eval.processes import last_error, last_line
-from halos_eval.settings import Settings
 
 # Airflow's own settings (its database among them) and this interpreter's paths are none of a stage's business.
 PRIVATE = ("AIRFLOW", "PYTHON", "VIRTUAL_ENV", "_AIRFLOW")

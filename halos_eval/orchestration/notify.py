@@ -18,7 +18,7 @@ from apprise import Apprise, AppriseAsset, NotifyFormat, NotifyType
 from apprise.result import NotifyResult
 
 from halos_eval.errors import BadInput
-from halos_eval.report.message import Message
+from halos_eval.reports.message import Message
 
 logger = logging.getLogger(__name__)
 

@@ -6,7 +6,7 @@ from typing import get_args
 
 from airflow.sdk import Param
 
-from halos_eval.cluster import BACKFILL_SLOTS, Priority
+from halos_eval.config.cluster import BACKFILL_SLOTS, Priority
 from halos_eval.orchestration.names import AT_MOST
 
 

@@ -10,10 +10,10 @@ from airflow.sdk import Context
 from airflow.sdk.exceptions import AirflowException
 from kubernetes.client import ApiException, V1Pod
 
-from halos_eval.cluster import load_cluster
+from halos_eval.config.cluster import load_cluster
 from halos_eval.orchestration.failures import BASE, PodLost, StageFailure, diagnose, refused
 from halos_eval.orchestration.pod_spec import manifest, pod_name
-from halos_eval.plan import StageJob
+from halos_eval.planning.plan import StageJob
 
 
 class PodStageOperator(KubernetesPodOperator):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from halos_eval.plan import StageJob
+from halos_eval.planning.plan import StageJob
 
 HUB = "HF_TOKEN"
 SCOPED = {"OPENAI_API_KEY": {"judge"}, HUB: {"stage", "sample", "harness"}}

@@ -11,8 +11,8 @@ from airflow.sdk import BaseOperator, Context, task
 from airflow.sdk.definitions.mappedoperator import MappedOperator
 from airflow.utils.state import DagRunState
 
+from halos_eval.orchestration.find import runs_open, send_report, time_left
 from halos_eval.orchestration.names import EVALUATION
-from halos_eval.orchestration.selecting import runs_open, send_report, time_left
 
 POLL = 10
 """Seconds between two looks at a run's state."""

@@ -17,17 +17,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import Field
 from pydantic_settings import CliPositionalArg
 
-from halos_eval import layout, promptset, store
-from halos_eval.checkpoint import Weights, check_staged, inspect
+from halos_eval.checkpoints.weights import Weights, check_staged, inspect
+from halos_eval.config.suite import ALPACA_EVAL, SamplingSettings
+from halos_eval.data import prompts as promptset
+from halos_eval.digests import digest_bytes
 from halos_eval.errors import BadInput, Incomplete
-from halos_eval.fingerprint import digest_bytes
-from halos_eval.journal import Journal
-from halos_eval.record import CheckpointRef, Coverage, Record, Usage
-from halos_eval.staged.manifest import Manifest
-from halos_eval.stages.base import Job, Outcome, Placement, StageConfig, reason_kept, run
+from halos_eval.stages.chat_template import read_template
+from halos_eval.stages.run import Job, Outcome, Placement, StageConfig, reason_kept, run
 from halos_eval.stages.vllm import VLLM_ENVIRONMENT, memory_arguments
-from halos_eval.suite import ALPACA_EVAL, SamplingSettings
-from halos_eval.templates import read_template
+from halos_eval.storage import filesystem, layout
+from halos_eval.storage.journal import Journal
+from halos_eval.storage.manifest import Manifest
+from halos_eval.storage.records import CheckpointRef, Coverage, Record, Usage
 
 if TYPE_CHECKING:
     from vllm import LLM, SamplingParams
@@ -242,8 +243,8 @@ def _write(
         for sample_id, one in enumerate(done[_key(prompt)]["samples"])
     ]
     data = (json.dumps(rows, indent=1, ensure_ascii=False) + "\n").encode()
-    store.delete(job.record)  # an older record must not vouch for the new file
-    store.write_bytes(config.output, data)
+    filesystem.delete(job.record)  # an older record must not vouch for the new file
+    filesystem.write_bytes(config.output, data)
     answers = [one for answer in done.values() for one in answer["samples"]]
     began, loaded = clock
     return Outcome(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from halos_eval.checkpoint import Weights
+from halos_eval.checkpoints.weights import Weights
 
 # The engine in this process: requests are scheduled the same way in every run (vLLM's advice for reproducibility),
 # and a start takes 19 s instead of 44 s on two cores.

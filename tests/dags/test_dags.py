@@ -16,13 +16,13 @@ from airflow.sdk.definitions.xcom_arg import PlainXComArg
 from airflow.sdk.exceptions import ParamValidationError
 from airflow.serialization.serialized_objects import DagSerialization
 
-from halos_eval.cluster import Priority
+from halos_eval.checkpoints.folders import FolderRegistry
+from halos_eval.config.cluster import Priority
+from halos_eval.config.suite import load_suite
 from halos_eval.orchestration.failures import RETRY_POLICY
 from halos_eval.orchestration.local import LocalStageOperator
 from halos_eval.orchestration.pods import PodStageOperator
-from halos_eval.registry.folders import FolderRegistry
-from halos_eval.settings import shipped
-from halos_eval.suite import load_suite
+from halos_eval.shipped import shipped
 from tests.doubles import make_checkpoint
 from tests.test_policies import DAGS, imports_of
 
@@ -124,7 +124,7 @@ def test_the_suites_to_choose_from_are_the_shipped_ones(dag):
 
 def test_the_judges_to_choose_from_are_the_shipped_ones(dag):
     examples = dag.params.get_param("judge").schema["examples"]
-    assert sorted(examples) == sorted(path.stem for path in shipped("annotators").glob("*.yaml"))
+    assert sorted(examples) == sorted(path.stem for path in shipped("judges").glob("*.yaml"))
 
 
 @pytest.mark.parametrize("word", HARMFUL)

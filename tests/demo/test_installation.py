@@ -9,7 +9,7 @@ from urllib.request import urlopen
 
 import pytest
 
-from halos_eval.cluster import load_cluster
+from halos_eval.config.cluster import load_cluster
 from halos_eval.demo import installation, judge_server
 from halos_eval.demo.checkpoints import INTACT
 from halos_eval.errors import EvaluationFailed

@@ -9,15 +9,15 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from halos_eval import layout, store
+from halos_eval.checkpoints.folders import FolderRegistry
+from halos_eval.config.suite import load_suite
 from halos_eval.demo import installation, run
 from halos_eval.demo.checkpoints import INTACT, ROUNDED
 from halos_eval.demo.judge_server import JudgeServer
 from halos_eval.errors import EvaluationFailed
-from halos_eval.plan import make_plan, suite_manifest
-from halos_eval.record import Score, write_model
-from halos_eval.registry.folders import FolderRegistry
-from halos_eval.suite import load_suite
+from halos_eval.planning.plan import make_plan, suite_manifest
+from halos_eval.storage import filesystem, layout
+from halos_eval.storage.records import Score, write_model
 from tests.doubles import make_checkpoint, make_manifest, make_provenance, make_record
 
 ROOT = Path(__file__).parents[2]
@@ -166,5 +166,5 @@ def test_data_that_was_never_staged_is_not_taken_for_done(tmp_path, monkeypatch)
     monkeypatch.setattr(run, "CHECKPOINTS", tmp_path / "var" / "checkpoints")
     monkeypatch.setattr(run, "STORE", f"file://{tmp_path}/var/store")
     assert run._open_plans() == []
-    store.delete(layout.manifest_url(run.STORE, "demo"))
+    filesystem.delete(layout.manifest_url(run.STORE, "demo"))
     assert [plan.checkpoint.name for plan in run._open_plans()] == [INTACT, ROUNDED]

@@ -8,10 +8,10 @@ import shutil
 import struct
 from datetime import UTC, datetime
 
-from halos_eval.plan import PlannedJob
-from halos_eval.record import CheckpointRef, Coverage, Failure, Provenance, Record, Usage, write_model
-from halos_eval.staged.manifest import Manifest, Part
-from halos_eval.stages import staging
+from halos_eval.planning.plan import PlannedJob
+from halos_eval.stages import fetch
+from halos_eval.storage.manifest import Manifest, Part
+from halos_eval.storage.records import CheckpointRef, Coverage, Failure, Provenance, Record, Usage, write_model
 
 NOW = datetime(2026, 1, 2, 3, 4, tzinfo=UTC)
 USAGE = Usage(load_seconds=0, work_seconds=0)
@@ -67,7 +67,7 @@ def make_record(stage="harness", task=None, name="one", ended=NOW, **parts):
 
 def make_manifest(suite, reasons=None, items=(), checkpoints=()):
     """A manifest that has all of ``suite`` as it is defined now, but for what has a reason."""
-    needs = [*staging._parts(suite), *map(staging._checkpoint, checkpoints)]
+    needs = [*fetch._parts(suite), *map(fetch._checkpoint, checkpoints)]
     parts = {one.title: Part(definition=one.definition, reason=(reasons or {}).get(one.title)) for one in needs}
     return Manifest(suite=suite.name, parts=parts, items=tuple(items))
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import yaml
 
-from halos_eval.cluster import Cluster
+from halos_eval.config.cluster import Cluster
 
 CHART = Path(__file__).parents[2] / "helm" / "halos-eval"
 SCENARIOS = {path.name.removesuffix("-values.yaml"): path for path in sorted((CHART / "ci").iterdir())}

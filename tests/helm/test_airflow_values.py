@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from halos_eval.settings import Settings
+from halos_eval.config.settings import Settings
 from tests.helm.release import scenario
 
 ROOT = Path(__file__).parents[2]

@@ -6,10 +6,10 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from halos_eval.cluster import Volume, load_cluster
-from halos_eval.evaluation_policy import EvaluationPolicy, load_policy
+from halos_eval.config.cluster import Volume, load_cluster
+from halos_eval.config.policy import EvaluationPolicy, load_policy
 from halos_eval.orchestration.pod_spec import manifest
-from halos_eval.plan import StageJob
+from halos_eval.planning.plan import StageJob
 from tests.helm.release import SCENARIOS, scenario
 
 MADE = {"namespace", "serviceAccountName", "volumes", "priorityClasses"}

@@ -9,8 +9,8 @@ import pytest
 import yaml
 from helm_python import HelmError, HelmValuesError
 
-from halos_eval.cluster import Cluster
-from halos_eval.evaluation_policy import EvaluationPolicy
+from halos_eval.config.cluster import Cluster
+from halos_eval.config.policy import EvaluationPolicy
 from tests.helm.release import CHART, scenario
 
 SCHEMA = json.loads((CHART / "values.schema.json").read_text())

@@ -8,7 +8,7 @@ import threading
 import pytest
 import yaml
 
-from halos_eval.settings import shipped
+from halos_eval.shipped import shipped
 from tests.airflow_server import wait_for
 from tests.kubernetes.conftest import HOST, KEYS, NAMESPACE
 

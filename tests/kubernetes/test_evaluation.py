@@ -7,7 +7,7 @@ import json
 import pytest
 import yaml
 
-from halos_eval.settings import shipped
+from halos_eval.shipped import shipped
 from tests.kubernetes.conftest import KEYS, NAMESPACE
 from tests.kubernetes.watcher import gpus_of
 

@@ -24,6 +24,7 @@ from kubernetes.client import (
     V1PodStatus,
 )
 
+from halos_eval.checkpoints.registry import NotRegistered
 from halos_eval.errors import BadInput, StoreError
 from halos_eval.orchestration import failures
 from halos_eval.orchestration.failures import (
@@ -48,8 +49,7 @@ from halos_eval.orchestration.failures import (
     last_words,
     refused,
 )
-from halos_eval.registry.base import NotRegistered
-from tests.test_cli import CLASSES
+from tests.cli.test_main import CLASSES
 
 KINDS = [one for one in vars(failures).values() if isinstance(one, type) and issubclass(one, StageFailure)]
 LOG = "12:00 INFO loading\n\nhalos-eval: Incomplete: 3 of 12 prompts have no answer\n  \n"

@@ -18,7 +18,7 @@ from airflow.sdk.exceptions import AirflowFailException
 from halos_eval.errors import BadInput
 from halos_eval.orchestration.failures import RETRY_POLICY
 from halos_eval.orchestration.notify import NotDelivered, send
-from halos_eval.report.message import Message
+from halos_eval.reports.message import Message
 from tests.airflow_server import free_port
 
 VARIABLE = "AIRFLOW_CONN_HALOS_EVAL_MESSAGE"

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from halos_eval.cluster import Kubernetes, Profile
+from halos_eval.config.cluster import Kubernetes, Profile
 from halos_eval.orchestration.pod_spec import manifest, pod_name
-from halos_eval.plan import StageJob
+from halos_eval.planning.plan import StageJob
 
 VERSION = "1.34"  # of the schemas; none of what is used is newer
 STAGES = ["stage", "sample", "judge", "harness", "summarize"]

@@ -12,7 +12,7 @@ import yaml
 from airflow.sdk.exceptions import AirflowException, TaskDeferred
 from kubernetes.client import ApiClient, ApiException, CoreV1EventList, V1Container, V1PodList, V1PodSpec
 
-from halos_eval.cluster import load_cluster
+from halos_eval.config.cluster import load_cluster
 from halos_eval.errors import BadInput
 from halos_eval.orchestration.failures import (
     Evicted,

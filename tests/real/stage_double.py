@@ -33,9 +33,9 @@ def main(environments, calls, command, *words):
         _real(environments, command, words)
     from pydantic_settings import CliApp
 
-    from halos_eval import store
-    from halos_eval.record import write_model
-    from halos_eval.stages.harness import HarnessConfig
+    from halos_eval.stages.harness.stage import HarnessConfig
+    from halos_eval.storage import filesystem
+    from halos_eval.storage.records import write_model
     from tests.doubles import make_record
 
     config = CliApp.run(HarnessConfig, cli_args=list(words))
@@ -45,7 +45,7 @@ def main(environments, calls, command, *words):
         file.write(f"{config.name} {config.task}\n")
     time.sleep(1)
     record = make_record(command, config.task, name=config.name, fingerprint=config.expect)
-    write_model(store.join(config.output_dir, "record.json"), record)
+    write_model(filesystem.join(config.output_dir, "record.json"), record)
 
 
 def _real(environments, command, words):

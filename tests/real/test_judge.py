@@ -16,8 +16,8 @@ from types import SimpleNamespace
 import pytest
 import yaml
 
-from halos_eval.completions import DOWN_AFTER, RETRIES
-from halos_eval.settings import shipped
+from halos_eval.shipped import shipped
+from halos_eval.stages.judge.client import DOWN_AFTER, RETRIES
 from tests.conftest import DOUBLES, JUDGE_KEY, judges
 from tests.doubles.hub_data import DRAWS, GENERATOR, output_rows
 from tests.doubles.judge import UNDECIDED
@@ -150,7 +150,7 @@ def test_published_figures_are_reproduced(model, run, published_hub, published_j
 
 def test_a_faulty_endpoint_changes_nothing(run, serve_judge, outputs, tmp_path):
     """Nor is a price made up for a judge that has no price list."""
-    annotator = yaml.safe_load((shipped("annotators") / "gpt-4.1.yaml").read_text(encoding="utf-8"))
+    annotator = yaml.safe_load((shipped("judges") / "gpt-4.1.yaml").read_text(encoding="utf-8"))
     del annotator["gpt-4.1"]["price_per_million_tokens"]
     (tmp_path / "unpriced.yaml").write_text(yaml.safe_dump(annotator), encoding="utf-8")
     endpoint = serve_judge(latency=0.05, errors=0.1, drops=0.05, garbage=0.05, rate=120)

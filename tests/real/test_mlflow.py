@@ -13,13 +13,13 @@ from threading import Thread
 
 import pytest
 
+from halos_eval.checkpoints.mlflow import CLIENT, MlflowRegistry
+from halos_eval.checkpoints.open_registry import open_registry
+from halos_eval.checkpoints.registry import Metadata, NotRegistered
 from halos_eval.errors import BadInput, DataUnavailable
-from halos_eval.registry.base import Metadata, NotRegistered
-from halos_eval.registry.mlflow import CLIENT, MlflowRegistry
-from halos_eval.registry.place import open_registry
 from tests.airflow_server import free_port
+from tests.checkpoints.behaviour import Behaviour, FolderLab
 from tests.mlflow_server import Server
-from tests.registry.behaviour import Behaviour, FolderLab
 
 pytestmark = pytest.mark.real
 
@@ -205,7 +205,7 @@ def searches(monkeypatch):
 
 
 def test_each_page_is_asked_for_once(lab, searches, monkeypatch):
-    monkeypatch.setattr("halos_eval.registry.mlflow.PAGE", 25)
+    monkeypatch.setattr("halos_eval.checkpoints.mlflow.PAGE", 25)
     lab.add("kto")
     for _ in range(99):
         lab.version("kto")

@@ -13,7 +13,7 @@ from tempfile import TemporaryDirectory
 
 import pytest
 
-from halos_eval.registry.mlflow import CLIENT
+from halos_eval.checkpoints.mlflow import CLIENT
 from tests.airflow_server import DONE, Airflow, airflow_environment, free_port, migrate, standalone, wait_for
 from tests.doubles import make_checkpoint
 from tests.mlflow_server import Server

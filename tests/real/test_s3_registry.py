@@ -10,10 +10,10 @@ import pytest
 import yaml
 from s3fs import S3FileSystem
 
-from halos_eval import store
+from halos_eval.checkpoints.open_registry import open_registry
 from halos_eval.errors import DataUnavailable, StoreError
-from halos_eval.registry.place import open_registry
-from tests.registry.behaviour import Behaviour, FolderLab, ListLab
+from halos_eval.storage import filesystem
+from tests.checkpoints.behaviour import Behaviour, FolderLab, ListLab
 
 pytestmark = pytest.mark.real
 
@@ -53,8 +53,8 @@ def test_each_of_many_costs_two_listings_and_two_reads(place, tmp_path, monkeypa
         list(pool.map(lambda number: lab.put(f"kto-{number}", files), range(100)))
     asked = []
     for name in ("entries", "read_bytes"):
-        real = getattr(store, name)
-        monkeypatch.setattr(store, name, lambda *words, name=name, real=real: asked.append(name) or real(*words))
+        real = getattr(filesystem, name)
+        monkeypatch.setattr(filesystem, name, lambda *words, name=name, real=real: asked.append(name) or real(*words))
     listed = open_registry(place).registered()
     assert (len(listed.checkpoints), listed.skipped) == (100, {})
     assert Counter(asked) == {"entries": 1 + 2 * 100, "read_bytes": 2 * 100}
@@ -64,8 +64,8 @@ def test_only_headers_of_weights_are_read(place, tmp_path, monkeypatch):
     lab = FolderLab(place, tmp_path)
     lab.add("kto")
     read = []
-    real = store.read_bytes
-    monkeypatch.setattr(store, "read_bytes", lambda *part: read.append(part) or real(*part))
+    real = filesystem.read_bytes
+    monkeypatch.setattr(filesystem, "read_bytes", lambda *part: read.append(part) or real(*part))
     assert len(lab.registry.registered().checkpoints) == 1
     assert [(url.rsplit("/", 1)[1], *part) for url, *part in read] == [("model.safetensors", 0, 65536)]
 

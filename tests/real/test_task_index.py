@@ -7,8 +7,8 @@ import subprocess
 
 import pytest
 
-from halos_eval.settings import shipped
-from halos_eval.suite import load_suite, suite_names
+from halos_eval.config.suite import load_suite, suite_names
+from halos_eval.shipped import shipped
 
 pytestmark = pytest.mark.real
 

@@ -8,22 +8,22 @@ from types import SimpleNamespace
 import pytest
 from pydantic import ValidationError
 
-from halos_eval import promptset
-from halos_eval.checkpoint import inspect
+from halos_eval.checkpoints.weights import inspect
+from halos_eval.data import prompts
+from halos_eval.digests import digest_bytes
 from halos_eval.errors import BadInput
-from halos_eval.fingerprint import digest_bytes
-from halos_eval.journal import Journal
-from halos_eval.record import read_record
 from halos_eval.stages import sample as stage
 from halos_eval.stages.sample import SampleConfig, sample, sample_job
+from halos_eval.storage.journal import Journal
+from halos_eval.storage.records import read_record
 from tests.doubles import make_checkpoint, write_safetensors
 
-PROMPTS = promptset.load("demo", "prompts").rows
+PROMPTS = prompts.load("demo", "prompts").rows
 
 
 @pytest.fixture
 def options(tmp_path, monkeypatch):
-    monkeypatch.setattr("halos_eval.tools.check_installed", lambda *_: None)
+    monkeypatch.setattr("halos_eval.stages.tools.check_installed", lambda *_: None)
     folder = make_checkpoint(tmp_path / "kto" / "FINAL")
     return {"model": str(folder), "prompts": "demo", "output": str(tmp_path / "out" / "outputs.json")}
 

@@ -1,0 +1,114 @@
+"""The registry of HALOs' own convention: ROOT/EXPERIMENT/FINAL, on a disk or in object storage.
+
+A checkpoint is registered when the newest of its files was written, or a link on the way to it was made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from itertools import accumulate
+
+from halos_eval.checkpoints.metadata import WeightsFolder, look_into
+from halos_eval.checkpoints.registry import (
+    SHOWN,
+    Checkpoint,
+    Listing,
+    Metadata,
+    RegistryUnavailable,
+    in_interval,
+    listing,
+    look_at_all,
+    not_registered,
+)
+from halos_eval.checkpoints.safetensors import ADAPTER_CONFIG, files_of
+from halos_eval.storage import filesystem
+from halos_eval.storage.filesystem import Entry
+from halos_eval.storage.layout import check_name
+
+FINAL = "FINAL"
+
+
+class FolderRegistry:
+    """Checkpoints below one folder, which is a path or a URL such as s3://BUCKET/PREFIX."""
+
+    def __init__(self, root: str, steps: bool = False) -> None:
+        """``steps``: list the other folders of an experiment that hold weights as well, as EXPERIMENT/STEP."""
+        self.root = root.removeprefix("file://").rstrip("/") or "/"
+        self.steps = steps
+
+    def registered(self, start: datetime | None = None, end: datetime | None = None) -> Listing:
+        """As in ``Registry``; of the files of weights only the headers are read."""
+        experiments = self._experiments()
+        if not experiments:
+            self._check_root()
+        folders, skipped = look_at_all(experiments, self._folders, one_storage=True)
+        places = {name: url for found in folders.values() for name, url in found.items()}
+        checkpoints, more = look_at_all(
+            places, lambda name: self._look(name, places[name], start, end), one_storage=True
+        )
+        return listing(checkpoints.values(), skipped | more)
+
+    def get(self, name: str) -> Checkpoint:
+        """As in ``Registry``: EXPERIMENT, meaning EXPERIMENT/FINAL, or a path below the root.
+
+        A link that the lab has put below the root may lead to another disk.
+        """
+        name = check_name(name).removesuffix(f"/{FINAL}")
+        url = filesystem.join(self.root, name)
+        url = filesystem.join(url, FINAL) if _is_folder(files_of(url), FINAL) else url
+        found = self._look(name, url)
+        if found is None:
+            some, _ = look_at_all(self._experiments()[: 3 * SHOWN], self._folders, one_storage=True)
+            raise not_registered(name, self.root, [one for folders in some.values() for one in folders])
+        return found
+
+    def _experiments(self) -> list[str]:
+        found = filesystem.entries(self.root)
+        return sorted(name for name, entry in found.items() if entry.is_folder and not name.startswith("."))
+
+    def _check_root(self) -> None:
+        # An empty prefix of a bucket is no different from one that is not there.
+        place = "/".join(self.root.split("/")[:3]) if "://" in self.root else self.root
+        if not filesystem.exists(place):
+            raise RegistryUnavailable(f"{place} does not exist: mount it, or name another in HALOS_EVAL_CHECKPOINTS")
+
+    def _folders(self, experiment: str) -> dict[str, str]:
+        """The names and folders of the checkpoints of an experiment."""
+        url = filesystem.join(self.root, experiment)
+        inside = files_of(url)
+        found = {}
+        if _is_folder(inside, FINAL):
+            found[experiment] = filesystem.join(url, FINAL)
+        elif _holds_weights(inside):
+            found[experiment] = url
+        if self.steps:
+            steps = [name for name in inside if _is_folder(inside, name) and name != FINAL]
+            found |= {f"{experiment}/{name}": filesystem.join(url, name) for name in steps}
+        return found
+
+    def _look(
+        self, name: str, url: str, start: datetime | None = None, end: datetime | None = None
+    ) -> Checkpoint | None:
+        """The checkpoint in ``url``; None if it was not registered in the interval, or is a step without weights."""
+        folder = look_into(url)
+        if not (url.endswith(f"/{FINAL}") or _holds_weights(folder.files)):
+            return None
+        registered = self._registered(folder)
+        if registered and not in_interval(registered, start, end):
+            return None
+        return folder.checkpoint(name, registered, Metadata())
+
+    def _registered(self, folder: WeightsFolder) -> datetime | None:
+        below = folder.url.removeprefix(f"{self.root}/").split("/")
+        ways = list(accumulate(below, filesystem.join, initial=self.root))[1:]
+        times = [folder.finished, *map(filesystem.linked, ways)]
+        return max((one for one in times if one), default=None)
+
+
+def _is_folder(inside: Mapping[str, Entry], name: str) -> bool:
+    return name in inside and inside[name].is_folder
+
+
+def _holds_weights(inside: Mapping[str, Entry]) -> bool:
+    return "config.json" in inside or ADAPTER_CONFIG in inside

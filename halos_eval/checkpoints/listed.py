@@ -1,0 +1,146 @@
+"""The registry of a list in YAML: models on a hub, old checkpoints, whatever lies elsewhere.
+
+checkpoints:
+  - name: llama3-8b-kto
+    location: /data/models/llama3-8b-kto/FINAL     # or s3://BUCKET/PREFIX, or NAMESPACE/NAME on the hub
+    tags: {base_model: llama3-8b, method: kto}
+"""
+
+from __future__ import annotations
+
+import re
+from datetime import datetime
+from typing import NamedTuple
+
+from pydantic import BaseModel, Field, ValidationInfo, field_validator
+
+from halos_eval.checkpoints.metadata import folder_url, look_into, parse, with_template
+from halos_eval.checkpoints.registry import (
+    Checkpoint,
+    Listing,
+    Metadata,
+    Moment,
+    RegistryUnavailable,
+    in_interval,
+    listing,
+    look_at_all,
+    not_registered,
+)
+from halos_eval.config.settings import FROZEN
+from halos_eval.errors import BadInput
+from halos_eval.storage import filesystem
+from halos_eval.storage.layout import check_name
+
+HUB = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
+
+
+class Reading(NamedTuple):
+    """What an entry has to know of its file."""
+
+    home: str
+    """The file's folder."""
+    names: set[str]
+    """Names that came before."""
+
+
+class Entry(Metadata):
+    """One checkpoint. What it says counts before the halos_eval.yaml beside the weights; tags are put together."""
+
+    name: str
+    """Name in tables."""
+    location: str
+    """Folder (/..., or ./... from the list's own folder), s3:// URL of one, or NAMESPACE/NAME on the hub."""
+    revision: str | None = None
+    """Commit, tag or branch of a hub repository."""
+    registered: Moment | None = Field(None, validate_default=True)
+    """Day or time, in UTC if it names no zone (default: when the folder's newest file was written)."""
+
+    @field_validator("name")
+    @classmethod
+    def _safe_and_once(cls, name: str, info: ValidationInfo[Reading]) -> str:
+        if name in info.context.names:
+            raise ValueError(f"{name} is there twice")
+        info.context.names.add(name)
+        try:
+            return check_name(name)
+        except BadInput as error:
+            raise ValueError(str(error)) from error
+
+    @field_validator("location")
+    @classmethod
+    def _full(cls, location: str, info: ValidationInfo[Reading]) -> str:
+        try:
+            return location if HUB.fullmatch(location) else folder_url(location, info.context.home)
+        except BadInput as error:
+            raise ValueError(f"{error}, or a hub repository NAMESPACE/NAME") from error
+
+    @field_validator("revision")
+    @classmethod
+    def _of_a_hub(cls, revision: str | None, info: ValidationInfo[Reading]) -> str | None:
+        if revision and not HUB.fullmatch(info.data.get("location", "a/b")):
+            raise ValueError("only a hub repository has revisions")
+        return revision
+
+    @field_validator("registered")
+    @classmethod
+    def _known(cls, registered: datetime | None, info: ValidationInfo[Reading]) -> datetime | None:
+        if registered is None and HUB.fullmatch(info.data.get("location", "")):
+            raise ValueError("say when a hub repository was registered, such as 2026-11-01")
+        return registered
+
+    @property
+    def own(self) -> Metadata:
+        """What the list itself says of the checkpoint."""
+        return Metadata(**{key: getattr(self, key) for key in self.model_fields_set & set(Metadata.model_fields)})
+
+
+class CheckpointList(BaseModel):
+    """The file."""
+
+    model_config = FROZEN
+
+    checkpoints: tuple[Entry, ...]
+    """In any order."""
+
+
+class ListRegistry:
+    """Checkpoints in a YAML file, on a disk or in object storage."""
+
+    def __init__(self, place: str) -> None:
+        self.place = place.removeprefix("file://")
+        self.home = self.place.rpartition("/")[0] or "."
+
+    def registered(self, start: datetime | None = None, end: datetime | None = None) -> Listing:
+        """As in ``Registry``. Raises BadInput with everything that is wrong in the list at once."""
+        entries = self._read()
+        found, skipped = look_at_all(entries, lambda name: self._look(entries[name], start, end), one_storage=False)
+        return listing(found.values(), skipped)
+
+    def get(self, name: str) -> Checkpoint:
+        """As in ``Registry``."""
+        entries = self._read()
+        found = self._look(entries[name]) if name in entries else None
+        if found is None:
+            raise not_registered(name, self.place, entries)
+        return found
+
+    def _read(self) -> dict[str, Entry]:
+        try:
+            data = filesystem.read_bytes(self.place)
+        except FileNotFoundError as error:
+            raise RegistryUnavailable(f"{self.place} does not exist: HALOS_EVAL_CHECKPOINTS names it") from error
+        found = parse(data, CheckpointList, self.place, context=Reading(self.home, set()))
+        return {entry.name: entry for entry in found.checkpoints}
+
+    def _look(self, entry: Entry, start: datetime | None = None, end: datetime | None = None) -> Checkpoint | None:
+        """The checkpoint of an entry; None if it was not registered in the interval."""
+        own = with_template(entry.own, self.home, self.place)
+        folder = None if HUB.fullmatch(entry.location) else look_into(entry.location)
+        registered = entry.registered or (folder.finished if folder else None)
+        if registered and not in_interval(registered, start, end):
+            return None
+        if folder:
+            return folder.checkpoint(entry.name, registered, own)
+        return Checkpoint(
+            name=entry.name, location=entry.location, revision=entry.revision, registered=registered, metadata=own
+        )

@@ -1,0 +1,110 @@
+"""One folder with weights, on a disk or in object storage: when it was finished, and what halos_eval.yaml says."""
+
+from __future__ import annotations
+
+import posixpath
+import re
+from collections.abc import Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from halos_eval.checkpoints.registry import Checkpoint, Metadata
+from halos_eval.checkpoints.safetensors import check_complete, files_of, read
+from halos_eval.checkpoints.weights import SCORED, short_name
+from halos_eval.errors import BadInput, describe
+from halos_eval.storage import filesystem
+from halos_eval.storage.filesystem import Entry
+from halos_eval.storage.layout import check_name
+
+METADATA = "halos_eval.yaml"
+LARGEST_METADATA = 100_000  # bytes
+# What makes a checkpoint another one when it changes. Logs and optimizer states may be written on.
+COUNTED = re.compile(rf"{SCORED.pattern}|{re.escape(METADATA)}|.*\.jinja")
+Model = TypeVar("Model", bound=BaseModel)
+
+
+class WeightsFolder(NamedTuple):
+    """A folder and what is in it."""
+
+    url: str
+    """Path on a disk, or URL."""
+    files: Mapping[str, Entry]
+    """What ``files_of`` found."""
+
+    @property
+    def finished(self) -> datetime | None:
+        """UTC time of the newest file that counts: completing a half-written checkpoint moves it. None without any."""
+        times = [one.modified for name, one in self.files.items() if one.modified and COUNTED.fullmatch(name)]
+        return max(times, default=None)
+
+    def checkpoint(self, name: str, registered: datetime | None, own: Metadata) -> Checkpoint:
+        """This folder as ``name``, with what its registry says of it. Raises BadInput, StoreError."""
+        check_complete(self.url, self.files)
+        metadata = own.over(self.metadata())
+        return Checkpoint(name=check_name(name), location=self.url, registered=registered, metadata=metadata)
+
+    def metadata(self) -> Metadata:
+        """The metadata beside the weights, or an empty one. Raises BadInput, StoreError."""
+        if METADATA not in self.files or self.files[METADATA].is_folder:
+            return Metadata()
+        path = filesystem.join(self.url, METADATA)
+        if self.files[METADATA].size > LARGEST_METADATA:
+            raise BadInput(f"{path} has more than {LARGEST_METADATA} bytes: it holds a few settings only")
+        return with_template(parse(read(path), Metadata, path), self.url, path)
+
+
+def look_into(url: str) -> WeightsFolder:
+    """The folder at ``url``, which may be empty or not there. Raises BadInput, StoreError."""
+    return WeightsFolder(url=url, files=files_of(url))
+
+
+def from_location(location: str) -> Checkpoint:
+    """A checkpoint given by its folder or hub repository, as the command line takes it. Raises BadInput, StoreError."""
+    metadata = look_into(location).metadata() if Path(location).is_dir() else Metadata()
+    return Checkpoint(name=check_name(short_name(location)), location=location, metadata=metadata)
+
+
+def folder_url(location: str, home: str | None = None) -> str:
+    """A folder as a plain path or an s3:// URL; ./PATH is below ``home``. Raises BadInput for anything else."""
+    if location.startswith(("./", "../")) and home:
+        scheme, separator, path = home.rpartition("://")
+        return scheme + separator + posixpath.normpath(filesystem.join(path, location))
+    if location.startswith(("/", "file:///", "s3://")):
+        return location.removeprefix("file://").rstrip("/") or "/"
+    raise BadInput(f"{location} is no folder that can be read: give /PATH, file:///PATH or s3://BUCKET/PREFIX")
+
+
+def parse(data: bytes, model: type[Model], where: str, context: object = None) -> Model:
+    """A YAML document as a ``model``. Raises BadInput with everything that is wrong in it."""
+    try:
+        document = yaml.safe_load(data)
+        return model.model_validate({} if document is None else document, context=context)
+    except ValidationError as error:
+        raise BadInput(f"{where}: {describe(error)}") from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a day such as 2026-02-30, or no UTF-8
+        raise BadInput(f"{where} is not YAML: {error}") from error
+
+
+def with_template(metadata: Metadata, folder: str, where: str) -> Metadata:
+    """``metadata`` with the full path of a chat template in ``folder``. Raises BadInput for one outside."""
+    name = metadata.chat_template
+    if not name or not ("/" in name or name.endswith(".jinja")):
+        return metadata
+    full = _inside(folder, name)
+    if full is None:
+        raise BadInput(f"{where}: chat_template {name} is outside {folder}")
+    return metadata.model_copy(update={"chat_template": full})
+
+
+def _inside(folder: str, name: str) -> str | None:
+    if "\0" in name:
+        return None
+    if "://" in folder:
+        path = posixpath.normpath(name)
+        return None if path.startswith(("/", "..")) else filesystem.join(folder, path)
+    full = (Path(folder) / name).resolve()
+    return str(full) if full.is_relative_to(Path(folder).resolve()) else None

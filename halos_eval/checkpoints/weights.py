@@ -1,0 +1,183 @@
+"""What a checkpoint is: a folder of Hugging Face weights, a PEFT adapter, or a repository on a hub.
+
+Everything is checked before a GPU is used: a name that could leave its folder, a folder that is no model, weights
+that are only half there, weights that are not safetensors.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from pydantic import BaseModel
+
+from halos_eval.checkpoints.safetensors import ADAPTER_CONFIG, check_complete, files_of, read_json, readable
+from halos_eval.config.settings import FROZEN
+from halos_eval.digests import digest_files, digest_json
+from halos_eval.errors import BadInput, DataUnavailable
+from halos_eval.hub import hub_errors
+from halos_eval.storage.manifest import Manifest
+
+VLLM_LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # vllm.config.lora.MaxLoRARanks
+# What determines a model's outputs; README, optimizer state and our own metadata do not.
+SCORED = re.compile(
+    r".*\.safetensors|.*\.safetensors\.index\.json|.*config\.json|token.*|vocab.*|merges\.txt|tekken\.json|"
+    r"special_tokens_map\.json|added_tokens\.json|chat_template\.(jinja|json)|.*\.model"
+)
+
+
+class Weights(BaseModel):
+    """Where the weights are and what they are, to the last bit."""
+
+    model_config = FROZEN
+
+    name: str
+    """Short name for tables: the last part of the path that is not FINAL (as HALOs does)."""
+    model: str
+    """Path of a folder with full weights, or a hub repository: what vLLM loads."""
+    revision: str | None = None
+    """Commit of the hub repository; None for a folder."""
+    adapter: str | None = None
+    """Path of a PEFT adapter folder to be applied to ``model``."""
+    adapter_rank: int = 0
+    """LoRA rank of the adapter, rounded up to one that vLLM makes room for; 0 without one."""
+    digest: str
+    """SHA-256 over weights, configuration and tokenizer; the commit for a hub repository."""
+
+    @property
+    def tokenizer(self) -> str:
+        """Where tokenizer and chat template are: with the adapter if it brings its own."""
+        if self.adapter and (Path(self.adapter) / "tokenizer_config.json").is_file():
+            return self.adapter
+        return self.model
+
+
+def short_name(location: str) -> str:
+    """HALOs' name of a model: the last part of its path that is not FINAL."""
+    parts = [part for part in location.split("/") if part]
+    return next((part for part in reversed(parts) if part != "FINAL"), location)
+
+
+def inspect(model: str, revision: str | None = None, manifest: Manifest | None = None) -> Weights:
+    """Look at ``model`` (a folder or NAMESPACE/NAME on the hub) and pin it, or take what ``manifest`` has pinned.
+
+    Raises BadInput for what is no model or is not complete, DataUnavailable for what cannot be found.
+    """
+    _check_loadable(model)
+    with readable(model):
+        return _inspect(Path(model), model, revision, manifest)
+
+
+def _check_loadable(model: str) -> None:
+    if "://" in model:
+        raise BadInput(
+            f"{model}: vLLM loads weights from a folder, not from object storage. Copy them to a folder that the "
+            "evaluation can read, and give that one"
+        )
+
+
+def _inspect(folder: Path, model: str, revision: str | None, manifest: Manifest | None) -> Weights:
+    if not folder.exists():
+        return _inspect_staged(model, revision, manifest) if manifest else _inspect_hub(model, revision)
+    if not folder.is_dir():
+        raise BadInput(f"{model} is a file: give the folder that holds config.json and *.safetensors")
+    if (folder / ADAPTER_CONFIG).is_file():
+        return _inspect_adapter(folder, manifest)
+    check_complete(model, files_of(model))
+    return Weights(name=short_name(model), model=model, digest=_digest_scored(folder))
+
+
+def _digest_scored(folder: Path) -> str:
+    names = [path.name for path in folder.iterdir() if path.is_file() and SCORED.fullmatch(path.name)]
+    return digest_files(folder, names)
+
+
+def _inspect_adapter(folder: Path, manifest: Manifest | None) -> Weights:
+    config = read_json(str(folder / ADAPTER_CONFIG))
+    base = config.get("base_model_name_or_path")
+    if config.get("peft_type") != "LORA" or not base:
+        raise BadInput(f"{folder}/{ADAPTER_CONFIG}: only LoRA adapters with base_model_name_or_path can be sampled")
+    if (Path(str(base)) / ADAPTER_CONFIG).is_file():
+        raise BadInput(f"{folder}: its base {base} is an adapter itself; merge that one into full weights first")
+    check_complete(str(folder), files_of(str(folder)))
+    own = _digest_scored(folder)
+    weights = inspect(str(base), config.get("revision"), manifest)
+    return weights.model_copy(
+        update={
+            "name": short_name(str(folder)),
+            "adapter": str(folder),
+            "adapter_rank": _supported_rank(config.get("r"), folder),
+            "digest": digest_json({"base": weights.digest, "adapter": own}),
+        }
+    )
+
+
+def _supported_rank(rank: object, folder: Path) -> int:
+    """The smallest rank that vLLM makes room for and that holds ``rank``. Raises BadInput."""
+    fitting = [limit for limit in VLLM_LORA_RANKS if isinstance(rank, int) and 0 < rank <= limit]
+    if not fitting:
+        raise BadInput(f"{folder}/{ADAPTER_CONFIG}: vLLM takes LoRA ranks from 1 to {VLLM_LORA_RANKS[-1]}, not {rank}")
+    return fitting[0]
+
+
+def hub_model(model: str, revision: str | None = None) -> tuple[str, str | None] | None:
+    """The repository that holds the weights of ``model``, or of an adapter's base, and the revision that is asked for.
+
+    None where they are in a folder. Raises BadInput.
+    """
+    if not Path(model).exists():
+        return _check_repository(model), revision
+    adapter = Path(model) / ADAPTER_CONFIG
+    if not adapter.is_file():
+        return None
+    config = read_json(str(adapter))
+    return hub_model(str(config.get("base_model_name_or_path")), config.get("revision"))
+
+
+def _check_repository(repo: str) -> str:
+    if repo.startswith(("/", ".")) or repo.count("/") != 1:
+        raise BadInput(f"{repo}: there is no such folder, and it is no hub repository (NAMESPACE/NAME)")
+    return repo
+
+
+def hub_name(repo: str, revision: str | None) -> str:
+    """How a manifest calls a model."""
+    return f"{repo}@{revision}" if revision else repo
+
+
+def to_stage(model: str, revision: str | None = None) -> str | None:
+    """What `halos-eval stage` is told of ``model``: None where all its weights are in folders. Raises BadInput."""
+    _check_loadable(model)
+    with readable(model):
+        return hub_name(model, revision) if hub_model(model, revision) else None
+
+
+def check_staged(model: str, revision: str | None, manifest: Manifest | None) -> None:
+    """Raise DataUnavailable unless this machine's cache has the model that ``manifest`` names for ``model``."""
+    if manifest and (wanted := hub_model(model, revision)):
+        manifest.find("model", hub_name(*wanted)).open()
+
+
+def _inspect_staged(repo: str, revision: str | None, manifest: Manifest) -> Weights:
+    staged = manifest.find("model", hub_name(_check_repository(repo), revision))
+    # A folder: neither vLLM nor transformers then asks the hub for anything.
+    return Weights(name=short_name(repo), model=str(staged.location), digest=f"hub:{staged.revision}")
+
+
+def _inspect_hub(repo: str, revision: str | None) -> Weights:
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HFValidationError
+
+    _check_repository(repo)
+    try:
+        info = HfApi().model_info(repo, revision=revision)
+    except HFValidationError as error:
+        raise BadInput(f"{repo}: there is no such folder, and it is no hub repository ({error})") from error
+    except hub_errors() as error:
+        raise DataUnavailable(
+            f"{repo}: there is no such folder, and the hub does not give it ({type(error).__name__}). Check the "
+            "spelling, HF_ENDPOINT, and HF_TOKEN if it is gated"
+        ) from error
+    if not any(file.rfilename.endswith(".safetensors") for file in info.siblings or []):
+        raise BadInput(f"{repo} has no safetensors weights: other formats are not loaded")
+    return Weights(name=short_name(repo), model=repo, revision=info.sha, digest=f"hub:{info.sha}")

@@ -1,0 +1,263 @@
+"""Suites: which evaluations a checkpoint gets. YAML that ships with the package, or the user's own."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, Field, ValidationError, field_validator, model_validator
+from pydantic_settings import NoDecode
+
+from halos_eval.config.cluster import DEFAULT_PROFILE
+from halos_eval.config.settings import FROZEN, Settings
+from halos_eval.digests import digest_json
+from halos_eval.errors import BadInput, describe
+from halos_eval.shipped import shipped
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+ALPACA_EVAL = "alpaca_eval"
+"""How the sample and judge stages are called among a suite's tasks."""
+TASK_NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
+
+Dtype = Literal["auto", "bfloat16", "float16", "float32"]
+
+
+def _json_list(value: Any) -> Any:
+    try:
+        return json.loads(value) if isinstance(value, str) else value
+    except ValueError:
+        raise ValueError('give a JSON list, such as ["###"]') from None
+
+
+class SamplingSettings(BaseModel):
+    """How answers are sampled; the defaults are HALOs'."""
+
+    model_config = FROZEN
+
+    dtype: Dtype = "auto"
+    """Data type of the weights; auto takes the checkpoint's own."""
+    temperature: float = Field(0.7, ge=0)
+    """Sampling temperature; 0 is greedy."""
+    top_p: float = Field(0.95, gt=0, le=1)
+    """Nucleus sampling: the share of probability to sample from."""
+    max_tokens: int = Field(2048, ge=1)
+    """Most tokens of one answer."""
+    samples_per_prompt: int = Field(1, ge=1)
+    """Answers for each prompt."""
+    seed: int = 0
+    """Seed; each prompt gets one of its own from it, so the order of work does not matter."""
+    # Decoded here: pydantic-settings doubles the backslashes of a JSON list, so that no newline could be given.
+    stop: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_json_list)] = ()
+    """Further stop strings, besides the model's own end token, as a JSON list."""
+    max_model_len: int | None = None
+    """Longest prompt and answer in tokens (default: the model's own limit)."""
+
+
+class HarnessSettings(BaseModel):
+    """How a task is run. Without options it is run on the plain text, with the task's own number of examples."""
+
+    model_config = FROZEN
+
+    backend: Literal["vllm", "hf"] = "vllm"
+    """What runs the model: vllm, or hf (transformers, split over the GPUs there are)."""
+    dtype: Dtype = "auto"
+    """Data type of the weights; auto takes the checkpoint's own."""
+    num_fewshot: int | None = Field(None, ge=0)
+    """Examples in the prompt (default: the task's own number)."""
+    batch_size: int | Literal["auto"] | None = None
+    """Requests at a time (default: auto for vllm, 4 for hf, where auto is known to break gsm8k_cot)."""
+    limit: int | None = Field(None, ge=1)
+    """Only so many documents of each task: for trials, never for a table."""
+    apply_chat_template: bool = False
+    """Put the prompts into the chat template."""
+    fewshot_as_multiturn: bool = False
+    """Show the few-shot examples as turns of the conversation; needs apply_chat_template."""
+    seed: tuple[int, int, int, int] = (0, 1234, 1234, 1234)
+    """Seeds of Python, NumPy, PyTorch and of the few-shot choice, as lm_eval's."""
+    max_model_len: int | None = None
+    """Longest prompt and answer in tokens (default: the model's own limit)."""
+    confirm_unsafe_code: bool = False
+    """Allow tasks that execute the model's code (humaneval, mbpp); its processes get no network."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> HarnessSettings:
+        if self.fewshot_as_multiturn and not self.apply_chat_template:
+            raise ValueError("fewshot_as_multiturn needs apply_chat_template")
+        if self.backend == "hf" and self.batch_size == "auto":
+            raise ValueError("batch_size auto is broken with the hf backend (gsm8k_cot): give a number")
+        return self
+
+
+class AlpacaEvalSettings(BaseModel):
+    """The AlpacaEval part of a suite."""
+
+    model_config = FROZEN
+
+    prompts: str = ALPACA_EVAL
+    """Prompts to sample: alpaca_eval, demo, or a JSON file."""
+    reference: str = ALPACA_EVAL
+    """Outputs to compare with: alpaca_eval, demo, or a JSON file."""
+    annotator: str = "gpt-4.1"
+    """The judge: a shipped name or a YAML file."""
+    sampling: SamplingSettings = SamplingSettings()
+    """How answers are sampled."""
+    profile: str | None = None
+    """GPU profile for sampling (default: the suite's)."""
+
+    @model_validator(mode="after")
+    def _one_sample(self) -> AlpacaEvalSettings:
+        if self.sampling.samples_per_prompt != 1:
+            raise ValueError("alpaca_eval compares one sample a prompt: samples_per_prompt must be 1")
+        return self
+
+
+class TaskSettings(HarnessSettings):
+    """One lm_eval task of a suite: the settings of ``harness``, with its own on top."""
+
+    metric: str | None = None
+    """The metric that counts for ``avg``, as METRIC or METRIC,FILTER (default: the first that lm_eval prints)."""
+    profile: str | None = None
+    """GPU profile for this task (default: the suite's)."""
+
+
+class Suite(BaseModel):
+    """A suite of evaluations."""
+
+    model_config = FROZEN
+
+    name: str
+    """The file's name without .yaml."""
+    description: str = ""
+    """One line for people."""
+    alpaca_eval: AlpacaEvalSettings | None = None
+    """AlpacaEval; None leaves it out."""
+    enforce_eager: bool = False
+    """Start vLLM without compiling: for small models and trials."""
+    profile: str = DEFAULT_PROFILE
+    """GPU profile, from the cluster's file; a checkpoint that names one has its own."""
+    gpu_memory_utilization: float = Field(0.9, gt=0, le=1)
+    """Share of each GPU's memory that vLLM may take; without a GPU the cache is sized by the model's length."""
+    include_path: str | None = None
+    """Folder with lm_eval task files of your own."""
+    harness: dict[str, Any] = {}
+    """Settings that every task starts from."""
+    tasks: dict[str, TaskSettings] = {}
+    """lm_eval tasks by name, each with the settings that differ."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _inherit(cls, data: Any) -> Any:
+        if not isinstance(data, dict) or not isinstance(data.get("tasks"), dict):
+            return data
+        common = data["harness"] if isinstance(data.get("harness"), dict) else {}
+        merged = {
+            task: {**common, **(own or {})} if isinstance(own or {}, dict) else own
+            for task, own in data["tasks"].items()
+        }
+        return {**data, "tasks": merged}
+
+    @field_validator("tasks")
+    @classmethod
+    def _names(cls, tasks: dict[str, TaskSettings]) -> dict[str, TaskSettings]:
+        for task in tasks:
+            if not re.fullmatch(TASK_NAME, task) or task in {ALPACA_EVAL, "sample", "judge"}:
+                raise ValueError(f"{task!r} cannot be the name of an lm_eval task")
+        return tasks
+
+    @model_validator(mode="after")
+    def _not_empty(self) -> Suite:
+        if not self.tasks and self.alpaca_eval is None:
+            raise ValueError("a suite needs alpaca_eval or at least one task")
+        return self
+
+    @property
+    def parts(self) -> list[str]:
+        """What can be chosen from this suite: alpaca_eval and its tasks."""
+        return ([ALPACA_EVAL] if self.alpaca_eval else []) + list(self.tasks)
+
+    @property
+    def definitions(self) -> dict[str, str]:
+        """Digest of each part's settings: what a plan keeps, to tell a part that has changed since."""
+        settings = {part: self.settings_of(part).model_dump(mode="json", exclude={"profile"}) for part in self.parts}
+        return {part: digest_json(one) for part, one in settings.items()}
+
+    def settings_of(self, part: str) -> AlpacaEvalSettings | TaskSettings:
+        """The settings of alpaca_eval or of a task."""
+        if part == ALPACA_EVAL and self.alpaca_eval:
+            return self.alpaca_eval
+        return self.tasks[part]
+
+    def keep(self, wanted: list[str]) -> Suite:
+        """This suite with only the parts in ``wanted`` (all of them if it is empty). Raises BadInput."""
+        if not wanted:
+            return self
+        if unknown := [part for part in wanted if part not in self.parts]:
+            raise BadInput(f"suite {self.name} has no {', '.join(unknown)}: it has {', '.join(self.parts)}")
+        return self.model_copy(
+            update={
+                "tasks": {task: settings for task, settings in self.tasks.items() if task in wanted},
+                "alpaca_eval": self.alpaca_eval if ALPACA_EVAL in wanted else None,
+            }
+        )
+
+
+def folders() -> list[Path]:
+    """Where suites are looked for: the user's own first."""
+    own = Settings().suites
+    return ([Path(own)] if own else []) + [shipped("suites")]
+
+
+def suite_names() -> list[str]:
+    """The names of all suites."""
+    return sorted({path.stem for folder in folders() for path in folder.glob("*.yaml")})
+
+
+def load_suite(name: str) -> Suite:
+    """A suite by name, or by the path of its file. Raises BadInput with everything that is wrong in it at once."""
+    path = _locate(name)
+    try:
+        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise BadInput(f"suite {path} cannot be read: {error}") from error
+    if not isinstance(document, dict):
+        raise BadInput(f"suite {path}: a suite is a YAML mapping with alpaca_eval and tasks")
+    if not NAME.fullmatch(path.stem):
+        raise BadInput(f"suite {path}: call the file by letters, digits, '-' and '_' only")
+    try:
+        return _resolve(Suite.model_validate({**document, "name": path.stem}), path.parent)
+    except ValidationError as error:
+        raise BadInput(f"suite {path}: {describe(error)}") from error
+
+
+def _resolve(suite: Suite, folder: Path) -> Suite:
+    """The suite with the files that it names beside itself as full paths: a pod runs elsewhere."""
+
+    def full(name: str) -> str:
+        return str((folder / name).absolute()) if Path(name).suffix and (folder / name).is_file() else name
+
+    parts: dict[str, Any] = {"include_path": suite.include_path and str((folder / suite.include_path).absolute())}
+    if suite.alpaca_eval:
+        names = {key: full(getattr(suite.alpaca_eval, key)) for key in ("prompts", "reference", "annotator")}
+        parts["alpaca_eval"] = suite.alpaca_eval.model_copy(update=names)
+    return suite.model_copy(update=parts)
+
+
+def place_of(name: str) -> str:
+    """What another environment finds a suite by: the file of the user's own, the name of one that ships.
+
+    Raises BadInput where there is none.
+    """
+    path = _locate(name)
+    return name if path.parent == shipped("suites") else str(path.absolute())
+
+
+def _locate(name: str) -> Path:
+    if name.endswith((".yaml", ".yml")):
+        return Path(name)
+    for folder in folders():
+        if NAME.fullmatch(name) and (folder / f"{name}.yaml").is_file():
+            return folder / f"{name}.yaml"
+    raise BadInput(f"there is no suite {name!r}: there are {', '.join(suite_names())}; or give a YAML file")

@@ -1,0 +1,1 @@
+"""What evaluations read from the hub."""

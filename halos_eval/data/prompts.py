@@ -1,0 +1,123 @@
+"""Prompts and reference outputs: a JSON list of objects with ``instruction`` (and ``output`` in a reference).
+
+``alpaca_eval`` names AlpacaEval's own set on the hub (tatsu-lab/alpaca_eval, 805 instructions), ``demo`` the few that
+ship with this package; anything else is a file.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel
+
+from halos_eval.config.settings import FROZEN
+from halos_eval.config.suite import ALPACA_EVAL
+from halos_eval.digests import digest_bytes, digest_file
+from halos_eval.errors import BadInput, DataUnavailable
+from halos_eval.hub import hub_errors
+from halos_eval.shipped import shipped
+from halos_eval.storage.manifest import Manifest
+
+HUB_REPO = "tatsu-lab/alpaca_eval"
+# AlpacaEval 2's prompts, and the outputs of gpt4_1106_preview that models are compared with.
+HubFile = Literal["prompts", "reference", "calibration"]
+HUB_FILES: dict[HubFile, str] = {
+    "prompts": "alpaca_eval.json",
+    "reference": "alpaca_eval_gpt4_baseline.json",
+    "calibration": "df_gamed.csv",
+}
+
+
+class PromptSet(BaseModel):
+    """Prompts or reference outputs, read and checked."""
+
+    model_config = FROZEN
+
+    name: str
+    """alpaca_eval, demo, or the file's path."""
+    rows: tuple[dict[str, Any], ...]
+    """One object a prompt, in the file's order."""
+    digest: str
+    """SHA-256 of the file."""
+    revision: str | None = None
+    """Hub commit; None for a file."""
+
+    def inputs(self, key: str) -> dict[str, str]:
+        """For a record's provenance: digest, and revision if there is one."""
+        return {key: self.digest} | ({f"{key}_revision": self.revision} if self.revision else {})
+
+
+def load(name: str, kind: Literal["prompts", "reference"], manifest: Manifest | None = None) -> PromptSet:
+    """Read a set of prompts or reference outputs. Raises BadInput, DataUnavailable."""
+    path, revision = locate(name, kind, manifest)
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise BadInput(f"{kind} {name}: {error.strerror}. Give alpaca_eval, demo or the path of a JSON file") from error
+    rows = _parse(data, name)
+    _check(rows, name, ("instruction",) if kind == "prompts" else ("instruction", "output"))
+    return PromptSet(name=name, rows=tuple(rows), digest=digest_bytes(data), revision=revision)
+
+
+def digest(name: str, kind: HubFile, manifest: Manifest | None = None) -> str:
+    """SHA-256 of a set's file: by the manifest, where it names it, so that the file need not be here."""
+    if manifest and name == ALPACA_EVAL:
+        return manifest.find("file", HUB_FILES[kind]).digest
+    if kind == "calibration":
+        return digest_file(locate(name, kind)[0])
+    return load(name, kind).digest
+
+
+def locate(name: str, kind: HubFile, manifest: Manifest | None = None) -> tuple[Path, str | None]:
+    """The file of a set, fetched from the hub if needed, and its hub revision. Raises DataUnavailable."""
+    if name == ALPACA_EVAL:
+        return hub_file(HUB_FILES[kind], manifest.find("file", HUB_FILES[kind]).revision if manifest else None)
+    if name == "demo":
+        return shipped("prompt_sets") / "demo.json", None
+    return Path(name), None
+
+
+def hub_file(filename: str, revision: str | None = None) -> tuple[Path, str]:
+    """A file of AlpacaEval's dataset from the hub or its cache, with the commit. Raises DataUnavailable."""
+    from huggingface_hub import hf_hub_download
+
+    unavailable: tuple[type[Exception], ...] = (*hub_errors(), OSError)
+    try:
+        path = Path(hf_hub_download(HUB_REPO, filename, repo_type="dataset", revision=revision))
+    except unavailable as error:
+        raise DataUnavailable(
+            f"{HUB_REPO}/{filename} cannot be had ({type(error).__name__}): check HF_ENDPOINT, HF_TOKEN and the "
+            "network, or give a file instead of alpaca_eval"
+        ) from error
+    return path, path.parent.name  # the cache's layout is .../snapshots/COMMIT/FILE
+
+
+def _parse(data: bytes, name: str) -> list[dict[str, Any]]:
+    try:
+        rows = json.loads(data)
+    except ValueError as error:
+        raise BadInput(f"{name} is not JSON ({error}): give a JSON list of objects with 'instruction'") from error
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise BadInput(f'{name} is not a JSON list of objects: [{{"instruction": ...}}, ...]')
+    if not rows:
+        raise BadInput(f"{name} is empty: there is nothing to do")
+    return rows
+
+
+def _check(rows: list[dict[str, Any]], name: str, fields: tuple[str, ...]) -> None:
+    for number, row in enumerate(rows):
+        for field in fields:
+            if not _is_text(row.get(field)) or (field == "instruction" and not row[field].strip()):
+                raise BadInput(f"{name}: item {number} has no {field!r} (a text is needed)")
+    seen: dict[str, int] = {}
+    for number, row in enumerate(rows):
+        first = seen.setdefault(row["instruction"], number)
+        if first != number:
+            raise BadInput(f"{name}: items {first} and {number} have the same instruction; each may be there only once")
+
+
+def _is_text(value: object) -> bool:
+    """Whether a JSON value is a text that can be encoded: JSON may hold half a surrogate pair."""
+    return isinstance(value, str) and value == value.encode("utf-8", "ignore").decode("utf-8")

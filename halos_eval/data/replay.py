@@ -1,0 +1,95 @@
+"""Give lm_eval the data that a manifest names, and nothing else.
+
+Offline, ``datasets`` and ``evaluate`` take whatever was cached last, whichever revision is asked for; so the very
+folders that were staged are opened here. Nothing is written to them: what a process adds (locks, mapped tables) goes to
+a folder of its own, so the cache may be mounted read-only and shared by all pods.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from halos_eval.data import nltk as nltk_data
+from halos_eval.data.intercept import answered_by, on_hub, request
+from halos_eval.storage.manifest import Item, Manifest
+
+if TYPE_CHECKING:
+    from datasets import DatasetBuilder
+    from evaluate.loading import ImportableModule
+
+
+@contextmanager
+def replayed(manifest: Manifest | None) -> Iterator[None]:
+    """Until the context ends, lm_eval gets its data from ``manifest``; without one, from the hub as usual."""
+    if manifest is None:
+        yield
+        return
+    import datasets.config
+    import evaluate.config
+    import nltk
+
+    before = datasets.config.HF_DATASETS_CACHE, evaluate.config.HF_METRICS_CACHE, list(nltk.data.path), list(sys.path)
+    with tempfile.TemporaryDirectory(prefix="halos-eval-") as scratch:
+        datasets.config.HF_DATASETS_CACHE = Path(scratch) / "datasets"
+        evaluate.config.HF_METRICS_CACHE = Path(scratch) / "metrics"
+        nltk.data.path.insert(0, str(nltk_data.folder()))
+        try:
+            with answered_by(_Replay(manifest, Path(scratch) / "datasets")):
+                yield
+        finally:
+            datasets.config.HF_DATASETS_CACHE, evaluate.config.HF_METRICS_CACHE, nltk.data.path[:], sys.path[:] = before
+
+
+class _Replay:
+    def __init__(self, manifest: Manifest, scratch: Path) -> None:
+        self.manifest, self.scratch = manifest, scratch
+
+    def dataset(
+        self, build: Callable[..., DatasetBuilder], path: str, name: str | None, options: dict[str, Any]
+    ) -> DatasetBuilder:
+        """The staged tables. Files of the suite's own are read where they are."""
+        from datasets.packaged_modules.cache.cache import Cache
+
+        asked = request(path, name, options)
+        if not on_hub(path) and not self.manifest.look("dataset", asked):
+            return build(path, name, **options)
+        item = self.manifest.find("dataset", asked)
+        folder = self._linked(item)
+        return Cache(
+            cache_dir=str(self.scratch),
+            dataset_name=item.repo.rsplit("/", 1)[-1],
+            repo_id=item.repo if "/" in item.repo else None,
+            config_name=folder.parts[-3],
+            version=folder.parts[-2],
+            hash=folder.name,
+        )
+
+    def _linked(self, item: Item) -> Path:
+        """A folder in this process's own cache whose files are links to the staged ones: NAME/CONFIG/VERSION/COMMIT."""
+        staged = item.open()
+        folder = self.scratch.joinpath(*staged.parts[-4:])
+        folder.mkdir(parents=True, exist_ok=True)
+        for file in staged.iterdir():
+            if file.is_file() and not (folder / file.name).exists():
+                (folder / file.name).symlink_to(file)
+        return folder
+
+    def metric(self, find: Callable[..., ImportableModule], name: str, options: dict[str, Any]) -> ImportableModule:
+        """The staged script, imported from where it is."""
+        from evaluate.loading import ImportableModule
+
+        if Path(name).exists():
+            return find(name, **options)
+        folder = self.manifest.find("metric", name).open()
+        sys.path.insert(0, str(folder.parent))
+        return ImportableModule(f"{folder.name}.{name.rsplit('/', 1)[-1]}", folder.name)
+
+    def nltk(self, download: Callable[..., bool], package: str) -> bool:
+        """Asked for only where NLTK has not found the package in the staged folder."""
+        self.manifest.find("nltk", package).open()
+        return True

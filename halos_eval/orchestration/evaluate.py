@@ -1,0 +1,112 @@
+"""The tasks of ``evaluate_checkpoint`` that run in Airflow itself: they read plans and records, never outputs."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from airflow.sdk import get_current_context
+from airflow.sdk.exceptions import AirflowFailException
+
+from halos_eval.checkpoints.open_registry import open_registry
+from halos_eval.checkpoints.registry import Checkpoint
+from halos_eval.config.cluster import load_cluster
+from halos_eval.config.judge import check_shipped
+from halos_eval.config.policy import load_policy
+from halos_eval.config.settings import Settings
+from halos_eval.config.suite import Suite, load_suite
+from halos_eval.errors import BadInput, DataUnavailable, HalosEvalError
+from halos_eval.planning.costs import excess, read_history
+from halos_eval.planning.plan import Plan, StageJob, make_plan, save_plan, staging_job, suite_manifest, summary_job
+from halos_eval.reports.table import cannot_be_had, why_missing
+from halos_eval.storage.records import read_record
+
+log = logging.getLogger(__name__)
+
+
+def prepare_evaluation(params: dict[str, Any]) -> dict[str, Any]:
+    """Check what can be known without the weights; the job that stages what is new, empty where nothing is."""
+    with _failing_at_once():
+        root = Settings().store
+        checkpoint, suite, tasks = _asked(params)
+        job = staging_job(suite, checkpoint, root, tasks, force=params["force"])
+    return _job(job) if job else {}
+
+
+def plan_evaluation(params: dict[str, Any]) -> list[dict[str, Any]]:
+    """Plan, keep the plan in the store, and hand out its jobs.
+
+    Gives the harness jobs to run; XComs ``sample`` and ``judge`` have those, empty where there is nothing to do (an
+    XCom cannot be None); ``jobs`` has all titles and records, ``unavailable`` the parts without a job and why,
+    ``summarize`` the job that writes the table, ``cost`` what it all will cost.
+    """
+    with _failing_at_once():
+        root = Settings().store
+        checkpoint, suite, tasks = _asked(params)
+        manifest = suite_manifest(suite.name, root)
+        if manifest is None and load_cluster().can_stage:
+            raise DataUnavailable("nothing is staged: the log of the task `stage` tells why. Mend it and clear `stage`")
+        plan = make_plan(
+            suite.keep(tasks), checkpoint, root, force=params["force"], judge=params["judge"], manifest=manifest
+        )
+        _check_cost(plan, suite, root)
+        save_plan(plan, suite, root)
+    to_run = [job for job in plan.jobs if not job.done]
+    exchange = get_current_context()["ti"]
+    for stage in ("sample", "judge"):
+        exchange.xcom_push(stage, next((_job(job) for job in to_run if job.stage == stage), {}))
+    exchange.xcom_push("jobs", {job.title: job.record for job in plan.jobs})
+    exchange.xcom_push("unavailable", plan.unavailable)
+    exchange.xcom_push("summarize", _job(summary_job(suite.name, root)))
+    return [_job(job) for job in to_run if job.stage == "harness"]
+
+
+def _asked(params: dict[str, Any]) -> tuple[Checkpoint, Suite, list[str]]:
+    """The checkpoint, the whole suite, and the parts of it that are asked for: none stands for all."""
+    settings = Settings()
+    checkpoint = open_registry(settings.checkpoints, settings.steps).get(params["checkpoint"])
+    suite = load_suite(params["suite"])
+    tasks = params["tasks"] or []
+    suite.keep(tasks)
+    if params["judge"] is not None:
+        check_shipped(params["judge"])
+    return checkpoint, suite, tasks
+
+
+@contextmanager
+def _failing_at_once() -> Iterator[None]:
+    """What a retry cannot mend is not tried again."""
+    try:
+        yield
+    except HalosEvalError as error:
+        if error.retryable:
+            raise
+        raise AirflowFailException(f"{type(error).__name__}: {error}") from error
+
+
+def _check_cost(plan: Plan, suite: Suite, root: str) -> None:
+    """Show what ``plan`` will cost, in the log and as the XCom ``cost``. Raises BadInput if that is over the limit."""
+    cost = read_history(suite, root).of_plan(plan)
+    log.info("what is to be run will take %s", cost)
+    get_current_context()["ti"].xcom_push("cost", cost.model_dump(mode="json"))
+    if over := excess(cost, load_policy().limits.run):
+        raise BadInput(over)
+
+
+def _job(job: StageJob) -> dict[str, Any]:
+    return job.model_dump(include=set(StageJob.model_fields), mode="json")
+
+
+def check_complete(jobs: dict[str, str], unavailable: dict[str, str]) -> None:
+    """Fail unless every part had a job and every job has its record, naming what is missing, each with its reason."""
+    missing = {part: cannot_be_had(reason) for part, reason in unavailable.items()}
+    for title, url in jobs.items():
+        record = read_record(url)
+        if record is None:
+            missing[title] = why_missing(url)
+        elif record.stage == "harness" and record.missing:
+            missing[title] = "; ".join(f"{metric}: {reason}" for metric, reason in record.missing.items())
+    if missing:
+        raise AirflowFailException("missing: " + "; ".join(f"{title} ({why})" for title, why in missing.items()))

@@ -1,0 +1,1 @@
+"""What to run, why, and at what cost."""

@@ -1,1 +1,0 @@
-"""Where checkpoints come from."""

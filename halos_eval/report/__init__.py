@@ -1,1 +1,0 @@
-"""What people read: tables made from records and from log files."""

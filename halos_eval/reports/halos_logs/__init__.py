@@ -1,0 +1,1 @@
+"""The logs that HALOs' own commands leave."""

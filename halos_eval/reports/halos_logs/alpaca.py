@@ -1,0 +1,124 @@
+"""Scores in a log of alpaca_eval.
+
+Source of the format: tatsu-lab/alpaca_eval 0.6.6, ``utils.print_leaderboard`` (``DataFrame.to_string``) and the two
+INFO lines of ``main.evaluate`` that name the model. The table is a leaderboard: most of its rows are models of others.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Iterable, Set
+from dataclasses import dataclass, field
+from pathlib import PurePath
+
+from halos_eval.checkpoints.weights import short_name
+from halos_eval.reports.halos_logs.text import Reading, number
+
+logger = logging.getLogger(__name__)
+
+# The first column is what the leaderboard is sorted by; AlpacaEval 1 sorts by win_rate and prints it once.
+_HEADER = re.compile(
+    r"(?<!\S)(?:[a-z_]*(?:winrate|win_rate|elo)\s+)?win_rate\s+standard_error\s+n_total(?:\s+\w+)*\s*$"
+)
+_EVALUATED = re.compile(r"Evaluating the (.+) outputs\.")
+_SKIPPED = re.compile(r"Skipping evaluation of (.+) as it is already in the precomputed leaderboard")
+_COLUMNS = {
+    "length_controlled_winrate": "alpacaeval_lcwr",
+    "win_rate": "alpacaeval_wr",
+    "standard_error": "alpacaeval_wr_stderr",
+    "n_total": "alpacaeval_n_total",
+    "avg_length": "alpacaeval_avg_length",
+}
+# What users add to a model's name when they name the log of its AlpacaEval run.
+_LOG_WORDS = re.compile(r"^alpaca[-_]?(?:eval)?2?[-_.]+|[-_.]+alpaca[-_]?(?:eval)?2?$", re.IGNORECASE)
+
+
+@dataclass
+class Leaderboard:
+    """One printed table."""
+
+    announced: frozenset[str]
+    """Models that the INFO lines above it name."""
+    rows: dict[str, dict[str, float]] = field(default_factory=dict)
+    """Row name to our columns. Cells without a number are left out."""
+
+    def evaluated(self, lm_eval_models: Set[str], stem: str, other_models: Set[str]) -> list[str] | None:
+        """Row names of the models that this log evaluated, or None if nothing tells them.
+
+        The surest evidence that there is decides: the models of the log's own lm_eval runs together with those of the
+        INFO lines; a table of one row; names that are paths (no published model's is, HALOs' always are); the log's
+        file name; models of the other logs' lm_eval runs.
+        """
+        stems = {stem.lower(), _LOG_WORDS.sub("", stem).lower()}
+        evidence = (
+            [name for name in self.rows if name in self.announced or short_name(name) in lm_eval_models],
+            list(self.rows) if len(self.rows) == 1 else [],
+            [name for name in self.rows if "/" in name],
+            [name for name in self.rows if name.lower() in stems],
+            [name for name in self.rows if short_name(name) in other_models],
+        )
+        return next((names for names in evidence if names), None)
+
+
+def leaderboards(lines: Iterable[str], source: str) -> list[Leaderboard]:
+    """All tables of a log, in its order."""
+    tables: list[Leaderboard] = []
+    announced: set[str] = set()
+    header: re.Match[str] | None = None
+    for line in lines:
+        if found := _HEADER.search(line):
+            header = found
+            tables.append(Leaderboard(frozenset(announced)))
+            announced.clear()
+        elif header and (row := _row(line, header)):
+            tables[-1].rows[row[0]] = row[1]
+        else:
+            header = None
+            if skipped := _SKIPPED.search(line):
+                logger.warning("%s: alpaca_eval did not judge %s again; its scores are older", source, skipped[1])
+            announced.update(match[1] for match in (_EVALUATED.search(line), skipped) if match)
+    return [table for table in tables if table.rows]
+
+
+def _row(line: str, header: re.Match[str]) -> tuple[str, dict[str, float]] | None:
+    """Name and values of a row, or None if the line is none, which ends the table.
+
+    Read from the right: a name may hold spaces. Where a timestamp stands before each line, it may not.
+    """
+    columns = header[0].split()
+    parts = line.strip().rsplit(None, len(columns))
+    if len(parts) != len(columns) + 1:
+        return None
+    cells = {_COLUMNS[column]: cell for column, cell in zip(columns, parts[1:], strict=True) if column in _COLUMNS}
+    values = {column: value for column, cell in cells.items() if (value := number(cell)) is not None}
+    if any(cells[column] != "NaN" for column in cells.keys() - values.keys()):
+        return None
+    has_prefix = bool(header.string[: header.start()].strip())
+    return (parts[0].split()[-1] if has_prefix else parts[0]), values
+
+
+def readings(
+    tables: Iterable[Leaderboard], source: PurePath, lm_eval_models: Set[str], other_models: Set[str]
+) -> list[Reading]:
+    """Scores of the evaluated models, each from the row of its own name.
+
+    Where the evaluated model cannot be told, all rows are kept under their own names, with a warning: that leaves
+    nothing out and gives no model another's score.
+    """
+    found: list[Reading] = []
+    for table in tables:
+        names = table.evaluated(lm_eval_models, source.stem, other_models)
+        if names is None:
+            logger.warning(
+                "%s: cannot tell which of %d AlpacaEval rows this log evaluated; all are kept (rename the log to the "
+                "row's name, or cut the other rows)",
+                source.name,
+                len(table.rows),
+            )
+        found += [
+            Reading(short_name(name), "alpacaeval", table.rows[name], averaged=False, source=source.name)
+            for name in names or table.rows
+            if table.rows[name]
+        ]
+    return found

@@ -1,0 +1,28 @@
+"""Chat templates that ship with the package."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from halos_eval.errors import BadInput
+from halos_eval.shipped import shipped
+
+
+def read_template(name: str | None) -> str | None:
+    """The text of a chat template by its shipped name or its path; None for the checkpoint's own.
+
+    Raises BadInput where there is no such template or it is no Jinja.
+    """
+    if name is None:
+        return None
+    from jinja2 import Environment, TemplateSyntaxError
+
+    path = shipped("templates") / f"{name}.jinja" if "/" not in name and not name.endswith(".jinja") else Path(name)
+    try:
+        text = path.read_text(encoding="utf-8")
+        Environment(extensions=["jinja2.ext.loopcontrols"]).parse(text)  # noqa: S701 (parsed only; chat text is no HTML)
+    except OSError as error:
+        raise BadInput(f"chat template {name}: there is none; give chatml or the path of a Jinja file") from error
+    except (TemplateSyntaxError, UnicodeDecodeError) as error:
+        raise BadInput(f"chat template {name} is not Jinja: {error}") from error
+    return text

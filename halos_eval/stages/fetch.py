@@ -1,0 +1,193 @@
+"""Fetch all that a suite needs into the cache, pin it, and say what cannot be had, before a GPU is used.
+
+Each lm_eval task is loaded, and scores nonsense on one document, as the harness stage will do it: what it asks for on
+the way is fetched at the commit where its branch stands, and noted. A GPU pod then runs with the hub switched off.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from pydantic import BaseModel, Field
+from pydantic_settings import CliPositionalArg
+
+from halos_eval import hub
+from halos_eval.checkpoints import weights
+from halos_eval.checkpoints.weights import Weights
+from halos_eval.config.settings import FROZEN
+from halos_eval.config.suite import ALPACA_EVAL, AlpacaEvalSettings, HarnessSettings, Suite, load_suite
+from halos_eval.data import prompts
+from halos_eval.data.fetcher import Fetcher
+from halos_eval.data.intercept import answered_by
+from halos_eval.digests import digest_json
+from halos_eval.errors import BadInput, DataUnavailable, HalosEvalError, Incomplete
+from halos_eval.stages.harness.stage import HarnessConfig, harness_job, include_paths, load_tasks, rehearse
+from halos_eval.stages.harness.task_index import task_manager
+from halos_eval.stages.run import disk_full, named
+from halos_eval.storage.manifest import Item, Manifest, Part, checkpoint_part, read_manifest, write_manifest
+
+if TYPE_CHECKING:
+    from lm_eval.tasks import TaskManager
+
+log = logging.getLogger(__name__)
+
+
+class _Need(NamedTuple):
+    """A part of the suite, or a checkpoint."""
+
+    title: str
+    definition: str
+    """Digest of what determines what it needs."""
+    fetch: Callable[[Fetcher], None]
+
+
+class StagingConfig(BaseModel):
+    """Fetch what SUITE needs into the cache (HF_HOME), and the models of CHECKPOINTS that are on the hub."""
+
+    model_config = FROZEN
+
+    suite: CliPositionalArg[str]
+    """Name or file of a suite."""
+    checkpoints: CliPositionalArg[tuple[str, ...]] = ()
+    """Folders of checkpoints or of LoRA adapters, or NAMESPACE/NAME[@REVISION] on the hub."""
+    manifest: str = "manifest.json"
+    """File or URL to write. What it has pinned already stays as it is."""
+    tasks: tuple[str, ...] = Field(())
+    """Only these parts of the suite: alpaca_eval or names of tasks (default: all)."""
+
+
+def stage(config: StagingConfig) -> Manifest:
+    """Run the stage. What cannot be had stands in the manifest with its reason, and costs nothing else.
+
+    Raises BadInput; StoreError; Incomplete where the hub could not be reached for some part (run it again);
+    DataUnavailable where nothing can be had.
+    """
+    suite = load_suite(config.suite).keep(list(config.tasks))
+    manifest = read_manifest(config.manifest) or Manifest(suite=suite.name)
+    needs = [*_parts(suite), *map(_checkpoint, config.checkpoints)]
+    fetcher = Fetcher(dict(manifest.pins))
+    unreached = []
+    for need in needs:
+        if manifest.ready(need.title, need.definition):
+            continue
+        log.info("staging %s", need.title)
+        items, error = _try(need, fetcher)
+        reason = None if error is None else " ".join(str(error).split())
+        if error is not None:
+            log.warning("%s cannot be had: %s", need.title, reason)
+            unreached += [need.title] if hub.out_of_reach(error) else []
+        manifest = _with(manifest, need.title, Part(definition=need.definition, reason=reason), items)
+    manifest = manifest.model_copy(update={"pins": fetcher.pins})
+    write_manifest(config.manifest, manifest)
+    reasons = {title: why for title in (need.title for need in needs) if (why := manifest.parts[title].reason)}
+    if unreached:
+        raise Incomplete(f"{', '.join(unreached)}: {reasons[unreached[0]]}. Run it again: what was fetched is kept")
+    if len(reasons) == len(needs):
+        raise DataUnavailable("; ".join(f"{title}: {why}" for title, why in reasons.items()))
+    return manifest
+
+
+def unstaged(suite: Suite, checkpoints: Iterable[str], manifest: Manifest) -> list[str]:
+    """The parts of the suite, and the checkpoints, that ``manifest`` does not have as they are defined now.
+
+    Whether this machine's cache has what it names is not looked at. Raises BadInput.
+    """
+    needs = [*_parts(suite), *map(_checkpoint, checkpoints)]
+    return [need.title for need in needs if manifest.parts.get(need.title) != Part(definition=need.definition)]
+
+
+def _try(need: _Need, fetcher: Fetcher) -> tuple[list[Item], HalosEvalError | None]:
+    """What a part needs, or why it cannot be had. Raises StoreError where the disk is full."""
+    fetcher.begin(need.title)
+    try:
+        need.fetch(fetcher)
+        return fetcher.items(), None
+    except Exception as error:
+        if disk_full(error):
+            raise named(error) from error
+        if isinstance(error, HalosEvalError):
+            return [], error
+        log.warning("%s: not foreseen", need.title, exc_info=True)
+        failure = named(error)
+        failure.__cause__ = error
+        return [], failure
+
+
+def _with(manifest: Manifest, title: str, part: Part, items: list[Item]) -> Manifest:
+    """The manifest with what ``title`` needs put in the place of what it needed before."""
+    merged: dict[tuple[str, str], Item] = {}
+    for item in manifest.items:
+        if others := tuple(name for name in item.needed_by if name != title):
+            merged[item.kind, item.asked] = item.model_copy(update={"needed_by": others})
+    for item in items:
+        others = merged[item.kind, item.asked].needed_by if (item.kind, item.asked) in merged else ()
+        merged[item.kind, item.asked] = item.model_copy(update={"needed_by": (*others, title)})
+    return manifest.model_copy(
+        update={"parts": {**manifest.parts, title: part}, "items": tuple(merged[key] for key in sorted(merged))}
+    )
+
+
+def _parts(suite: Suite) -> Iterator[_Need]:
+    if suite.alpaca_eval:
+        files = _files(suite.alpaca_eval)
+        yield _Need(ALPACA_EVAL, digest_json(files), partial(_fetch_files, files))
+    tasks = _Tasks(suite)
+    for task, settings in suite.tasks.items():
+        config = HarnessConfig(
+            **settings.model_dump(include=set(HarnessSettings.model_fields)),
+            model="",
+            task=task,
+            output_dir="",
+            include_path=suite.include_path,
+        )
+        definition = harness_job(config, Weights(name="", model="", digest=""), "").fingerprint
+        yield _Need(task, definition, partial(tasks.fetch, config))
+
+
+def _files(settings: AlpacaEvalSettings) -> list[str]:
+    """The files of AlpacaEval's dataset that sampling and judging read."""
+    kinds: list[prompts.HubFile] = ["prompts"] if settings.prompts == ALPACA_EVAL else []
+    kinds += ["reference", "calibration"] if settings.reference == ALPACA_EVAL else []
+    return [prompts.HUB_FILES[kind] for kind in kinds]
+
+
+def _fetch_files(files: list[str], fetcher: Fetcher) -> None:
+    for name in files:
+        fetcher.file(name)
+
+
+class _Tasks:
+    """Loads a suite's tasks one after the other with one index of them, made when it is needed first."""
+
+    def __init__(self, suite: Suite) -> None:
+        self.suite = suite
+        self._manager: TaskManager | None = None
+
+    def fetch(self, config: HarnessConfig, fetcher: Fetcher) -> None:
+        with answered_by(fetcher):
+            self._manager = self._manager or task_manager(self.suite.tasks, include_paths(self.suite.include_path))
+            tasks = load_tasks(config, self._manager)
+            if not config.confirm_unsafe_code:  # that would execute a dataset's code where a token is
+                rehearse(config, self._manager, tasks)
+
+
+def _checkpoint(location: str) -> _Need:
+    def wanted() -> tuple[str, str | None] | None:
+        if Path(location).exists():
+            return weights.hub_model(location)
+        name, _, revision = location.partition("@")
+        return weights.hub_model(name, revision or None)
+
+    def fetch(fetcher: Fetcher) -> None:
+        if model := wanted():
+            fetcher.model(*model)
+
+    try:
+        definition = digest_json(wanted())
+    except (BadInput, PermissionError) as error:
+        definition = str(error)  # what is wrong is found again, and told as this checkpoint's reason
+    return _Need(checkpoint_part(location), definition, fetch)

@@ -1,0 +1,1 @@
+"""The harness stage: one lm-evaluation-harness task."""

@@ -1,0 +1,1 @@
+"""The judge stage: AlpacaEval's comparison by a language model."""

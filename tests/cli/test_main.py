@@ -1,0 +1,432 @@
+"""The command line: one line for an error, an exit code for what happens next, tables for people."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from halos_eval import errors
+from halos_eval.cli import main
+from halos_eval.config.settings import Settings
+from halos_eval.config.suite import load_suite
+from halos_eval.planning.costs import Cost
+from halos_eval.planning.plan import Plan, save_plan
+from halos_eval.storage import filesystem, layout
+from halos_eval.storage.records import Score, Usage, write_model
+from tests.doubles import USAGE, make_checkpoint, make_manifest, make_record, write_failure
+
+LOGS = Path(__file__).parents[1] / "reports" / "logs"
+COMMANDS = ["stage", "sample", "judge", "harness", "summarize", "plan", "checkpoints", "pools"]
+CLASSES = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, errors.HalosEvalError)]
+
+
+@pytest.fixture
+def call(monkeypatch, capsys):
+    """``call(*argv)`` gives exit code, standard output and standard error of halos-eval."""
+    handler = signal.signal(signal.SIGTERM, lambda *_: pytest.fail("nobody handles SIGTERM"))
+    monkeypatch.setenv("COLUMNS", "240")
+
+    def call(*argv):
+        monkeypatch.setattr(sys, "argv", ["halos-eval", *map(str, argv)])
+        with pytest.raises(SystemExit) as ended:
+            main.main()
+        return ended.value.code, *capsys.readouterr()
+
+    yield call
+    signal.signal(signal.SIGTERM, handler)
+
+
+@pytest.fixture
+def failing(call, monkeypatch):
+    """A command whose work does whatever is given."""
+
+    def failing(work):
+        monkeypatch.setattr(main, "_dispatch", lambda _: work())
+        return call("summarize", "/nowhere")
+
+    return failing
+
+
+def raiser(error):
+    def work():
+        raise error
+
+    return work
+
+
+@pytest.mark.parametrize("kind", CLASSES, ids=lambda kind: kind.__name__)
+def test_every_error_has_its_exit_code_and_one_line(failing, kind):
+    code, out, err = failing(raiser(kind("the disk\nis full")))
+    assert (code, out) == (kind.exit_code, "")
+    assert err == f"halos-eval: {kind.__name__}: the disk is full\n"
+
+
+def test_the_tree_of_errors_says_what_the_classes_do():
+    drawn = re.findall(r"(\w+) +(\d) +(.*)", errors.__doc__)
+    assert {(name, int(code)) for name, code, _ in drawn} == {(kind.__name__, kind.exit_code) for kind in CLASSES}
+    assert len({kind.exit_code for kind in CLASSES}) == len(CLASSES)
+    for name, _, words in drawn:
+        retried = bool(re.search(r"(?<!not )retried", words))
+        assert getattr(errors, name).retryable == retried, name
+    assert all(kind.__doc__ for kind in CLASSES)
+
+
+def test_the_help_names_every_exit_code(call):
+    code, out, _ = call("--help")
+    assert code == 0
+    for kind in CLASSES:
+        assert re.search(rf"\b{kind.exit_code} [a-z]", out), kind
+
+
+def test_an_unforeseen_error_keeps_its_traceback(monkeypatch):
+    handler = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(main, "_dispatch", lambda _: 1 / 0)
+    try:
+        with pytest.raises(ZeroDivisionError):  # Python itself gives exit code 1
+            main.run(["summarize", "/nowhere"])
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+
+
+def test_ctrl_c(failing):
+    code, _, err = failing(raiser(KeyboardInterrupt()))
+    assert code == 130
+    assert "run it again" in err
+
+
+def test_sigterm_unwinds(failing):
+    unwound = []
+
+    def work():
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(5)
+        finally:
+            unwound.append(True)
+
+    assert failing(work)[0] == 143
+    assert unwound
+
+
+@pytest.mark.parametrize("argv", [["--help"], []])
+def test_help_lists_the_commands(call, argv):
+    code, out, _ = call(*argv)
+    assert code == 0
+    assert re.search(r"\{(.*?)\}", out)[1].split(",") == COMMANDS
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_tells_its_options(call, command):
+    code, out, _ = call(command, "--help")
+    assert code == 0
+    kind = main.HalosEval.model_fields[command].annotation.__args__[0]
+    text = " ".join(out.split())
+    for name, field in kind.model_fields.items():
+        if name != "expect":  # set by the plan only
+            assert field.description, name
+            assert " ".join(field.description.split())[:20] in text, name
+    assert "expect" not in out
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["--nonsense"],
+        ["nonsense"],
+        ["summarize", "/x", "--nonsense=1"],
+        ["judge", "/x"],  # no --output-dir
+        ["sample"],
+        ["sample", "a", "b"],
+    ],
+)
+def test_a_command_that_cannot_be_read(call, argv):
+    code, out, err = call(*argv)
+    assert (code, out) == (2, "")
+    assert "usage: " in err
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["plan", "nothing", "/nowhere"], "there is no suite 'nothing'"),
+        (["plan", "demo", "/nowhere/kto"], "/nowhere/kto: there is no such folder"),
+        (["summarize"], "give either a store or --logs"),
+        (["summarize", "/nowhere"], "nothing has been evaluated there yet"),
+        (["summarize", "/nowhere", "--suite=../x"], "--suite: "),
+        (["summarize", "--logs=/nowhere"], "/nowhere does not exist"),
+        (["sample", "/nowhere/kto"], "/nowhere/kto: there is no such folder"),
+        (["sample", "/kto", "--top-p=2"], "--top-p: "),
+        (["sample", "/kto", "--stop=###"], '--stop: Value error, give a JSON list, such as ["###"]'),
+        (["harness", "/kto", "--task=../x", "--output-dir=/o"], "--task: "),
+        (["harness", "/kto", "--task=x", "--output-dir=/o", "--fewshot-as-multiturn"], "needs apply_chat_template"),
+        (["judge", "/nowhere.json", "--output-dir=/o"], "/nowhere.json: there is no such file"),
+    ],
+)
+def test_bad_input_is_one_line(call, argv, words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = call(*argv)
+    assert (code, out) == (2, "")
+    assert err.startswith("halos-eval: BadInput: ")
+    assert words in err
+    assert err.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_summarize_logs(call, tmp_path):
+    output = tmp_path / "summary.csv"
+    code, out, err = call("summarize", "--logs", LOGS, "--output", output)
+    assert (code, err) == (0, "")
+    frame = pd.read_csv(output)
+    assert len(frame) > 1
+    for name in frame["model_name"]:
+        assert name in out
+    assert "alpacaeval_lcwr" in out
+    assert "24.61" in out
+    assert out.endswith(f"summary: {output}\n")
+
+
+@pytest.fixture
+def checkpoints(tmp_path, monkeypatch):
+    make_checkpoint(tmp_path / "checkpoints" / "kto" / "FINAL")
+    monkeypatch.setenv("HALOS_EVAL_CHECKPOINTS", str(tmp_path / "checkpoints"))
+    monkeypatch.setenv("HALOS_EVAL_STORE", f"file://{tmp_path}/store")
+    return tmp_path / "checkpoints"
+
+
+def planned(call, checkpoint, *options):
+    """The plan of the suite demo, and its cost, as JSON gives them."""
+    code, out, err = call("plan", "demo", checkpoint, "--json", *options)
+    assert (code, err) == (0, "")
+    document = json.loads(out)
+    cost = Cost.model_validate(document.pop("cost"))
+    return Plan.model_validate(document), cost
+
+
+def test_plan_of_a_registered_checkpoint(call, checkpoints):
+    code, out, _ = call("plan", "demo", "kto")
+    assert code == 0
+    assert "demo on kto" in out
+    assert out.count("never run") == 5
+    assert "demo_arithmetic" in out
+    assert out.endswith(
+        "cost: 5 pods, at least 0.00 GPU-hours and 0.00 USD for the judge; "
+        "nothing to go by for sample, judge, demo_choice, demo_arithmetic, demo_cloze\n"
+    )
+
+
+def test_a_plan_says_what_it_will_cost_and_whether_that_is_too_much(call, checkpoints, monkeypatch):
+    make_checkpoint(checkpoints / "dpo" / "FINAL")
+    run_jobs(call, "dpo", "demo_cloze", usage=Usage(load_seconds=60, work_seconds=3540))
+    (checkpoints / "policy.yaml").write_text("{limits: {run: {gpu_hours: 1}}, rules: []}")
+    monkeypatch.setenv("HALOS_EVAL_POLICY", str(checkpoints / "policy.yaml"))
+    out = call("plan", "demo", "kto", "--tasks=demo_cloze")[1]
+    assert out.endswith("cost: 1 pod, 1.00 GPU-hours and 0.00 USD for the judge\n")
+    assert planned(call, "kto", "--tasks=demo_cloze")[1] == Cost(pods=1, gpu_hours=1)
+    (checkpoints / "policy.yaml").write_text("{limits: {run: {gpu_hours: 0.5}}, rules: []}")
+    code, out, _ = call("plan", "demo", "kto", "--tasks=demo_cloze")
+    assert code == 0
+    assert "Airflow would refuse it: by earlier runs it would cost 1.00 GPU-hours, 0.50 over the limit of 0.5" in out
+
+
+def test_plan_as_json(call, checkpoints):
+    location = checkpoints / "kto" / "FINAL"
+    parts = ["--tasks=demo_cloze,alpaca_eval", "--judge=gpt-4.1-mini", "--force"]
+    plan, cost = planned(call, location, *parts)
+    assert [job.title for job in plan.jobs] == ["sample", "judge", "demo_cloze"]
+    assert {job.why for job in plan.jobs} == {"forced"}
+    assert "--annotator=gpt-4.1-mini" in plan.jobs[1].argv
+    assert plan.checkpoint.name == "kto"
+    assert plan.checkpoint.location == str(location)
+    assert cost == Cost(pods=3, unknown=("sample", "judge", "demo_cloze"))
+
+
+def test_a_plan_shows_reasons_as_they_are(call, checkpoints):
+    plan, _ = planned(call, "kto")
+    write_failure(layout.failure_beside(plan.jobs[0].record), "[/no] [red]markup")
+    code, out, _ = call("plan", "demo", "kto")
+    assert code == 0
+    assert "failed before: BadInput: [/no] [red]markup" in out
+
+
+def test_a_plan_goes_by_the_manifest_of_the_store(call, checkpoints):
+    write_model(
+        layout.manifest_url(Settings().store, "demo"),
+        make_manifest(load_suite("demo"), {"demo_cloze": "it is [red]gated"}),
+    )
+    code, out, _ = call("plan", "demo", "kto")
+    assert code == 0
+    assert "demo_cloze cannot be had: it is [red]gated" in out.splitlines()
+    assert out.count("never run") == 4
+    assert planned(call, "kto")[0].unavailable.keys() == {"demo_cloze"}
+
+
+def test_plan_of_an_unknown_part(call, checkpoints):
+    code, _, err = call("plan", "demo", "kto", "--tasks=mmlu")
+    assert code == 2
+    assert "suite demo has no mmlu" in err
+
+
+def run_jobs(call, name, *titles, usage=USAGE):
+    """Plan the suite demo on a checkpoint, and leave the records of these jobs."""
+    suite = load_suite("demo")
+    found, _ = planned(call, name)
+    save_plan(found, suite, Settings().store)
+    for job in found.jobs:
+        if job.title in titles:
+            write_model(job.record, make_record(job.stage, job.task, fingerprint=job.fingerprint, usage=usage))
+
+
+def test_checkpoints_with_what_has_been_evaluated(call, checkpoints):
+    make_checkpoint(checkpoints / "dpo" / "FINAL", halos_eval_yaml="tags: {method: dpo, base_model: llama3-8b}")
+    make_checkpoint(checkpoints / "half" / "FINAL")
+    (checkpoints / "half" / "FINAL" / "model.safetensors").unlink()
+    run_jobs(call, "kto", "sample", "judge", "demo_choice", "demo_arithmetic", "demo_cloze")
+    run_jobs(call, "dpo", "sample", "demo_cloze")
+    code, out, err = call("checkpoints")
+    assert (code, err) == (0, "")
+    rows = {row[0]: row[1:] for line in out.splitlines() if (row := [cell.strip() for cell in line.split("│")[1:-1]])}
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d", rows["kto"][0])
+    assert rows["kto"][1:] == ["", "complete"]
+    assert rows["dpo"][1:] == ["base_model: llama3-8b, method: dpo", "2 of 5"]
+    assert "half: " in out
+    assert "is not complete: model.safetensors is missing" in out
+
+
+def test_checkpoints_that_fit(call, checkpoints):
+    for name in ("kto-small", "dpo"):
+        make_checkpoint(checkpoints / name / "FINAL")
+    os.utime(checkpoints / "dpo" / "FINAL" / "model.safetensors", (2e9, 2e9))
+
+    def names(*options):
+        return [one["name"] for one in json.loads(call("checkpoints", "--json", *options)[1])["checkpoints"]]
+
+    assert names("--match=kto*") == ["kto", "kto-small"]
+    assert names("--since=2033-05-18") == names("--since=2033-05-18T12:33:20+09:00") == ["dpo"]
+    assert names("--since=2033-05-18T03:33:21") == []
+    assert names("--match=KTO") == []
+
+
+def test_checkpoints_as_json(call, checkpoints):
+    (checkpoints / "kto" / "FINAL" / "halos_eval.yaml").write_text("{profile: default, tags: {method: kto}}")
+    (checkpoints / "orpo" / "FINAL").mkdir(parents=True)
+    run_jobs(call, "kto", "sample")
+    found = json.loads(call("checkpoints", "--suite=demo", "--json")[1])
+    (kto,) = found["checkpoints"]
+    assert (kto["location"], kto["metadata"]["profile"]) == (str(checkpoints / "kto" / "FINAL"), "default")
+    assert kto["suites"]["demo"] == {
+        "done": ["sample"],
+        "failed": [],
+        "missing": ["judge", "demo_choice", "demo_arithmetic", "demo_cloze"],
+        "outdated": False,
+        "complete": False,
+    }
+    assert list(found["skipped"]) == ["orpo"]
+    assert found["unreadable"] == {}
+
+
+def test_a_plan_that_cannot_be_read_is_told(call, checkpoints):
+    filesystem.write_bytes(layout.plan_url(Settings().store, "demo", "kto"), b"{")
+    code, out, _ = call("checkpoints")
+    assert code == 0
+    assert "demo on kto: " in out
+    assert "is no plan of this version: delete it and run again" in out
+
+
+def test_nothing_of_a_tag_is_obeyed_by_the_terminal(call, checkpoints):
+    (checkpoints / "kto" / "FINAL" / "halos_eval.yaml").write_text('tags: {"[red]a": "\\e[31m[/no]\\u202e\\n"}')
+    code, out, _ = call("checkpoints")
+    assert code == 0
+    assert "[red]a: ?[31m[/no]??" in out
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--since=20331"], "--since: "),
+        (["--since=soon"], "--since: "),
+        (["--suite=nothing"], "there is no suite nothing: there are demo, halos, quick"),
+        (["--suite=../demo"], "there is no suite ../demo"),
+    ],
+)
+def test_checkpoints_asked_for_wrongly(call, checkpoints, options, words):
+    code, out, err = call("checkpoints", *options)
+    assert (code, out) == (2, "")
+    assert words in err
+
+
+def test_a_registry_that_is_not_there(call, checkpoints, monkeypatch):
+    monkeypatch.setenv("HALOS_EVAL_CHECKPOINTS", "/nowhere")
+    code, out, err = call("checkpoints")
+    assert (code, out) == (3, "")
+    assert "RegistryUnavailable: /nowhere does not exist: mount it, or name another in HALOS_EVAL_CHECKPOINTS" in err
+
+
+def test_a_plan_of_what_a_list_names(call, checkpoints, monkeypatch):
+    (checkpoints / "list.yaml").write_text("checkpoints: [{name: team/kto, location: ./kto/FINAL}]")
+    monkeypatch.setenv("HALOS_EVAL_CHECKPOINTS", str(checkpoints / "list.yaml"))
+    plan, _ = planned(call, "team/kto")
+    assert (plan.checkpoint.name, plan.checkpoint.location) == ("team/kto", str(checkpoints / "kto" / "FINAL"))
+
+
+def test_a_name_that_is_mistyped_shows_some_that_are_known(call, checkpoints):
+    code, _, err = call("plan", "demo", "ktoo")
+    assert code == 2
+    assert f"NotRegistered: there is no checkpoint 'ktoo' in {checkpoints}: there are kto" in err
+
+
+def test_a_plan_of_a_folder_or_repository_that_is_not_registered(call, checkpoints, monkeypatch):
+    make_checkpoint(checkpoints.parent / "team" / "dpo")
+    make_checkpoint(checkpoints.parent / "orpo")
+    monkeypatch.chdir(checkpoints.parent)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    for place in ("team/dpo", "orpo"):
+        assert planned(call, place)[0].checkpoint.location == place
+    assert "team/none: there is no such folder, and the hub does not give it" in call("plan", "demo", "team/none")[2]
+
+
+def test_a_registered_checkpoint_that_is_damaged_is_not_looked_for_elsewhere(call, checkpoints):
+    (checkpoints / "kto" / "FINAL" / "halos_eval.yaml").write_text("a: [")
+    code, _, err = call("plan", "demo", "kto")
+    assert code == 2
+    assert "halos_eval.yaml is not YAML" in err
+
+
+def test_pools_are_what_airflow_imports(call, tmp_path, monkeypatch):
+    (tmp_path / "cluster.yaml").write_text("{pools: {gpu: 8, judge: 2}, profiles: {default: {}}}")
+    monkeypatch.setenv("HALOS_EVAL_CLUSTER", str(tmp_path / "cluster.yaml"))
+    code, out, err = call("pools")
+    assert (code, err) == (0, "")
+    assert {name: pool["slots"] for name, pool in json.loads(out).items()} == {
+        "halos_eval_gpu": 8, "halos_eval_judge": 2, "halos_eval_backfill": 60,
+    }  # fmt: skip
+    assert all(pool["include_deferred"] is True and pool["description"] for pool in json.loads(out).values())
+
+
+def test_pools_of_a_broken_file(call, tmp_path, monkeypatch):
+    (tmp_path / "cluster.yaml").write_text("{pools: {gpu: 8}, profiles: {}}")
+    monkeypatch.setenv("HALOS_EVAL_CLUSTER", str(tmp_path / "cluster.yaml"))
+    code, out, err = call("pools")
+    assert (code, out) == (2, "")
+    assert f"BadInput: cluster {tmp_path}/cluster.yaml: pools.judge: " in err
+
+
+def test_a_record_is_shown(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "120")
+    scores = (
+        Score(task="ifeval", metric="acc", value=0.12345, stderr=0.01),
+        Score(task="ifeval", metric="f1", filter="strict", value=1, stderr=0),
+    )
+    main._show(make_record(task="ifeval", scores=scores, missing={"ifeval-[x]": "lm_eval gave nan"}))
+    out = capsys.readouterr().out
+    for words in ("one: harness", "0.1235", "0.0100", "strict", "ifeval-[x]: lm_eval gave nan", "1 of 1 scored"):
+        assert words in out
+    assert "0.0000" not in out

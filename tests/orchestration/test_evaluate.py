@@ -1,0 +1,255 @@
+"""The tasks that run in Airflow itself: what the plan hands out, and a verdict that names every gap."""
+
+from __future__ import annotations
+
+import shutil
+from types import SimpleNamespace
+
+import pytest
+from airflow.sdk.exceptions import AirflowFailException
+
+from halos_eval.checkpoints.registry import RegistryUnavailable
+from halos_eval.config.suite import load_suite
+from halos_eval.errors import StoreError
+from halos_eval.orchestration import evaluate
+from halos_eval.planning.plan import Plan
+from halos_eval.storage import filesystem, layout
+from halos_eval.storage.records import Usage, read_record, write_model
+from tests.doubles import make_checkpoint, make_manifest, make_provenance, make_record, write_failure
+
+PARAMS = {"checkpoint": "kto", "suite": "demo", "tasks": None, "judge": None, "force": False}
+
+
+@pytest.fixture
+def root(tmp_path, monkeypatch):
+    make_checkpoint(tmp_path / "checkpoints" / "kto" / "FINAL")
+    monkeypatch.setenv("HALOS_EVAL_CHECKPOINTS", str(tmp_path / "checkpoints"))
+    monkeypatch.setenv("HALOS_EVAL_STORE", f"file://{tmp_path}/store")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HOME", str(tmp_path / "cache"))
+    return f"file://{tmp_path}/store"
+
+
+@pytest.fixture
+def staged(root):
+    """``staged(reasons)`` writes the manifest of the demo suite."""
+
+    def staged(**reasons):
+        write_model(layout.manifest_url(root, "demo"), make_manifest(load_suite("demo"), reasons))
+
+    return staged
+
+
+@pytest.fixture
+def without_cache(tmp_path, monkeypatch):
+    """A cluster whose pods share no cache."""
+    (tmp_path / "cluster.yaml").write_text(
+        "{pools: {gpu: 1, judge: 1}, profiles: {default: {}, cpu: {}}, kubernetes: "
+        "{namespace: n, images: {worker: w, judge: j}, serviceAccountName: s}}"
+    )
+    monkeypatch.setenv("HALOS_EVAL_CLUSTER", str(tmp_path / "cluster.yaml"))
+
+
+@pytest.fixture
+def plan(staged, monkeypatch):
+    """``plan(**params)`` gives the mapped jobs and the XComs; all is staged."""
+    staged()
+
+    def plan(**params):
+        pushed = {}
+        exchange = SimpleNamespace(xcom_push=pushed.__setitem__)
+        monkeypatch.setattr(evaluate, "get_current_context", lambda: {"ti": exchange})
+        return evaluate.plan_evaluation(PARAMS | params), pushed
+
+    return plan
+
+
+def test_what_is_not_staged_yet_is_prepared_for(root):
+    job = evaluate.prepare_evaluation(PARAMS)
+    assert job["argv"] == ["stage", f"--manifest={root}/manifests/demo.json", "--", "demo"]
+    assert job.keys() == {"stage", "task", "image", "argv", "profile", "gpus", "outbox"}
+    some = evaluate.prepare_evaluation(PARAMS | {"tasks": ["demo_cloze"]})
+    assert '--tasks=["demo_cloze"]' in some["argv"]
+
+
+def test_what_is_staged_leaves_nothing_to_do(staged):
+    staged()
+    assert evaluate.prepare_evaluation(PARAMS) == {}
+    assert evaluate.prepare_evaluation(PARAMS | {"force": True})["stage"] == "stage"
+    staged(demo_cloze="it is gated")
+    assert evaluate.prepare_evaluation(PARAMS)
+    assert evaluate.prepare_evaluation(PARAMS | {"tasks": ["demo_choice"]}) == {}
+
+
+def test_without_a_shared_cache_all_is_as_the_hub_has_it(plan, staged, without_cache):
+    staged(demo_cloze="it is gated")
+    assert evaluate.prepare_evaluation(PARAMS) == {}
+    harness, pushed = plan()
+    assert pushed["unavailable"] == {}
+    assert not [word for job in (*harness, pushed["sample"]) for word in job["argv"] if "--manifest" in word]
+
+
+def test_a_part_that_cannot_be_had_is_handed_to_the_verdict(plan, staged, root):
+    staged(demo_cloze="it is gated")
+    harness, pushed = plan()
+    assert [job["task"] for job in harness] == ["demo_choice", "demo_arithmetic"]
+    assert pushed["unavailable"] == {"demo_cloze": "it is gated"}
+    for job in (*harness, pushed["sample"], pushed["judge"]):
+        assert [word for word in job["argv"] if word == f"--manifest={root}/manifests/demo.json"]
+
+
+def test_where_nothing_was_staged_there_is_no_plan(plan, root):
+    filesystem.delete(f"{root}/manifests")
+    with pytest.raises(AirflowFailException, match="nothing is staged: the log of the task `stage` tells why"):
+        plan()
+    assert not filesystem.exists(layout.plan_url(root, "demo", "kto"))
+
+
+def test_a_new_checkpoint(plan, root):
+    harness, pushed = plan()
+    assert [job["task"] for job in harness] == ["demo_choice", "demo_arithmetic", "demo_cloze"]
+    assert [pushed[stage]["argv"][0] for stage in ("sample", "judge")] == ["sample", "judge"]
+    assert list(pushed["jobs"]) == ["sample", "judge", "demo_choice", "demo_arithmetic", "demo_cloze"]
+    for job in (*harness, pushed["sample"], pushed["judge"], pushed["summarize"]):
+        assert job.keys() == {"stage", "task", "image", "argv", "profile", "gpus", "outbox"}
+    assert pushed["summarize"]["argv"] == [
+        "summarize", root, "--suite=demo", f"--output={root}/reports/demo/summary.csv",
+    ]  # fmt: skip
+    kept = Plan.model_validate_json(filesystem.read_bytes(layout.plan_url(root, "demo", "kto")))
+    assert {job.title: job.record for job in kept.jobs} == pushed["jobs"]
+
+
+def test_what_is_done_is_not_handed_out(plan):
+    _, pushed = plan()
+    for title in ("sample", "demo_choice"):
+        stage, task = ("sample", None) if title == "sample" else ("harness", title)
+        write_model(pushed["jobs"][title], make_record(stage, task))
+    harness, again = plan()
+    assert [job["task"] for job in harness] == ["demo_arithmetic", "demo_cloze"]
+    assert again["sample"] == {}  # an XCom cannot be None
+    assert again["judge"]
+    assert again["jobs"] == pushed["jobs"]  # the verdict looks at all of them
+    assert plan(force=True)[1]["sample"]
+
+
+def test_some_parts(plan):
+    harness, pushed = plan(tasks=["demo_cloze"])
+    assert [job["task"] for job in harness] == ["demo_cloze"]
+    assert (pushed["sample"], pushed["judge"]) == ({}, {})
+    assert list(pushed["jobs"]) == ["demo_cloze"]
+
+
+def test_another_judge(plan):
+    assert "--annotator=gpt-4.1-mini" in plan(judge="gpt-4.1-mini")[1]["judge"]["argv"]
+
+
+@pytest.mark.parametrize(
+    ("params", "words"),
+    [
+        ({"checkpoint": "dpo"}, "NotRegistered: there is no checkpoint 'dpo'"),
+        ({"suite": "nothing"}, "BadInput: there is no suite 'nothing'"),
+        ({"tasks": ["mmlu"]}, "BadInput: suite demo has no mmlu"),
+        ({"judge": "gpt-5"}, "BadInput: annotator gpt-5"),
+    ],
+)
+@pytest.mark.parametrize("step", ["prepare", "plan"])
+def test_what_a_retry_cannot_mend_fails_at_once(plan, root, step, params, words):
+    with pytest.raises(AirflowFailException) as caught:
+        plan(**params) if step == "plan" else evaluate.prepare_evaluation(PARAMS | params)
+    assert words in str(caught.value)
+    assert not filesystem.exists(f"{root}/plans")
+
+
+@pytest.fixture
+def limit(tmp_path, monkeypatch):
+    """``limit(text)`` writes a policy with that limit of a run."""
+
+    def limit(text):
+        (tmp_path / "policy.yaml").write_text(f"limits: {{run: {text}}}\nrules: []")
+        monkeypatch.setenv("HALOS_EVAL_POLICY", str(tmp_path / "policy.yaml"))
+
+    return limit
+
+
+@pytest.fixture
+def evaluated(plan, tmp_path):
+    """A checkpoint that is done, every job after an hour on a GPU."""
+    make_checkpoint(tmp_path / "checkpoints" / "dpo" / "FINAL")
+    _, pushed = plan(checkpoint="dpo")
+    usage = Usage(load_seconds=600, work_seconds=3000, prompt_tokens=9, price_usd=2)
+    for title, record in pushed["jobs"].items():
+        stage = title if title in {"sample", "judge"} else "harness"
+        same = {"provenance": make_provenance(outputs_sha256="o"), "files": {"outputs.json": "o"}}
+        write_model(record, make_record(stage, usage=usage, **same))
+
+
+def test_what_it_will_cost_is_shown(plan, caplog):
+    caplog.set_level("INFO")
+    _, pushed = plan(tasks=["demo_cloze"])
+    assert pushed["cost"] == {"pods": 1, "gpu_hours": 0, "judge_dollars": 0, "unknown": ["demo_cloze"]}
+    assert "what is to be run will take 1 pod, at least 0.00 GPU-hours and 0.00 USD" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("{gpu_hours: 3}", "4.00 GPU-hours, 1.00 over the limit of 3: take fewer parts"),
+        ("{judge_dollars: 0.5}", "2.00 USD for the judge, 1.50 over the limit of 0.5"),
+    ],
+)
+def test_over_the_limit_nothing_starts(plan, evaluated, limit, root, text, words):
+    limit(text)
+    with pytest.raises(AirflowFailException, match="BadInput: by earlier runs it would cost ") as caught:
+        plan()
+    assert words in str(caught.value)
+    assert not filesystem.exists(layout.plan_url(root, "demo", "kto"))
+    assert [job["task"] for job in plan(tasks=["demo_cloze"])[0]] == ["demo_cloze"]
+
+
+@pytest.mark.parametrize("text", ["{}", "{gpu_hours: 4, judge_dollars: 2}"])
+def test_up_to_the_limit_it_starts(plan, evaluated, limit, text):
+    limit(text)
+    harness, pushed = plan()
+    assert len(harness) == 3
+    assert pushed["cost"] == {"pods": 5, "gpu_hours": 4, "judge_dollars": 2, "unknown": []}
+    assert plan(checkpoint="dpo")[1]["cost"]["pods"] == 0
+
+
+def test_a_limit_that_cannot_be_read_is_not_ignored(plan, limit):
+    limit("{hours: 3}")
+    with pytest.raises(AirflowFailException, match="BadInput: policy"):
+        plan()
+
+
+def test_a_store_that_is_down_is_tried_again(plan, tmp_path):
+    shutil.rmtree(tmp_path / "store")
+    (tmp_path / "store").write_text("a file where a folder should be")
+    with pytest.raises(StoreError):
+        plan()
+    with pytest.raises(StoreError):
+        evaluate.prepare_evaluation(PARAMS)
+
+
+def test_the_verdict_names_every_gap(plan):
+    _, pushed = plan()
+    jobs = pushed["jobs"]
+    for title in ("sample", "judge", "demo_choice"):
+        write_model(jobs[title], make_record("sample"))
+    write_failure(layout.failure_beside(jobs["demo_cloze"]), "no data", "DataUnavailable")
+    with pytest.raises(AirflowFailException) as caught:
+        evaluate.check_complete(jobs, {})
+    assert str(caught.value) == (
+        "missing: demo_arithmetic (no result (not run, or killed)); demo_cloze (DataUnavailable: no data)"
+    )
+    for title in ("demo_arithmetic", "demo_cloze"):
+        write_model(jobs[title], make_record(task=title))
+        assert read_record(jobs[title])
+    evaluate.check_complete(jobs, {})
+    with pytest.raises(AirflowFailException, match=r"^missing: gpqa \(cannot be had: it is gated\)$"):
+        evaluate.check_complete(jobs, {"gpqa": "it is gated"})
+
+
+@pytest.mark.parametrize("task", [evaluate.prepare_evaluation, evaluate.plan_evaluation])
+def test_a_registry_that_is_away_is_asked_again(root, monkeypatch, task):
+    monkeypatch.setenv("HALOS_EVAL_CHECKPOINTS", "/nowhere.yaml")
+    with pytest.raises(RegistryUnavailable):
+        task(PARAMS)

@@ -1,0 +1,265 @@
+"""Airflow's cluster policy, as the scheduler applies it to real task instances in a database."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from types import SimpleNamespace
+
+import pytest
+from airflow import settings
+from airflow.dag_processing.dagbag import DagBag
+from airflow.models import import_all_models
+from airflow.models.base import Base
+from airflow.models.dagbundle import DagBundleModel
+from airflow.models.serialized_dag import SerializedDagModel
+from airflow.models.taskinstance import TaskInstance, clear_task_instances
+from airflow.models.taskmap import TaskMap
+from airflow.models.xcom import XComModel
+from airflow.providers.standard.operators.empty import EmptyOperator
+from airflow.sdk import DAG, timezone
+from airflow.sdk.exceptions import ParamValidationError
+from airflow.serialization.definitions.dag import SerializedDAG
+from airflow.serialization.serialized_objects import LazyDeserializedDAG
+from airflow.utils.db import synchronize_log_template
+from airflow.utils.state import DagRunState, TaskInstanceState
+from airflow.utils.types import DagRunTriggeredByType, DagRunType
+from hypothesis import given
+from hypothesis import strategies as st
+from sqlalchemy import create_engine, delete, select
+from sqlalchemy.orm import Session
+from sqlalchemy.pool import StaticPool
+
+from halos_eval.config.cluster import BACKFILL_POOL, BACKFILL_SLOTS
+from halos_eval.orchestration import scheduling
+from tests.test_policies import DAGS
+
+EVALUATE = "evaluate_checkpoint"
+UNMAPPED = {"prepare", "stage", "plan", "sampling", "judge", "summarize", "verdict"}
+
+
+@pytest.fixture(scope="module")
+def engine():
+    """A metadata database in memory, with our DAG and one of somebody else's."""
+    import_all_models()
+    engine = create_engine("sqlite://", poolclass=StaticPool)
+    Base.metadata.create_all(engine)
+    dags = DagBag(str(DAGS[0].parent), collect_dags=True).dags.values()
+    with DAG("other", schedule=None) as other:
+        EmptyOperator(task_id="sample")
+    with Session(engine) as session:
+        synchronize_log_template(session=session)
+        session.add(DagBundleModel(name="testing"))
+        session.flush()
+        for one in (*dags, other):
+            written = LazyDeserializedDAG.from_dag(one)
+            SerializedDAG.bulk_write_to_db("testing", None, [written], session=session)
+            SerializedDagModel.write_dag(written, bundle_name="testing", session=session)
+        session.commit()
+    return engine
+
+
+@pytest.fixture
+def session(engine):
+    with Session(engine) as session:
+        yield session
+
+
+@pytest.fixture
+def start(session):
+    """``start(priority=...)`` makes a run with its task instances, as the scheduler or the API does."""
+
+    def start(dag_id=EVALUATE, run_id="one", run_type=DagRunType.MANUAL, **conf):
+        dag = SerializedDagModel.get_dag(dag_id, session=session)
+        run = dag.create_dagrun(
+            run_id=run_id,
+            logical_date=None,
+            data_interval=None,
+            run_after=timezone.utcnow(),
+            run_type=run_type,
+            triggered_by=DagRunTriggeredByType.TEST,
+            state=DagRunState.RUNNING,
+            conf={"checkpoint": "kto"} | conf,
+            session=session,
+        )
+        session.flush()
+        return run
+
+    return start
+
+
+@pytest.fixture
+def expand(session):
+    """``expand(run, task, jobs)`` gives the instances of a mapped task whose list of jobs is there."""
+
+    def expand(run, task_id, jobs):
+        returned_by = scheduling.GPU_TASKS[task_id]
+        XComModel.set("return_value", jobs, dag_id=run.dag_id, task_id=returned_by, run_id=run.run_id, session=session)
+        session.add(TaskMap(run.dag_id, returned_by, run.run_id, -1, len(jobs), None))
+        session.flush()
+        TaskMap.expand_mapped_task(run.dag.get_task(task_id), run.run_id, session=session)
+        return instances(session, run, task_id)
+
+    return expand
+
+
+def instances(session, run, task_id):
+    found = session.scalars(
+        select(TaskInstance).where(TaskInstance.task_id == task_id, TaskInstance.run_id == run.run_id)
+    )
+    return sorted(found, key=lambda one: one.map_index)
+
+
+def weights(session, run):
+    """How urgent each task of a run is."""
+    return {one.task_id: one.priority_weight for one in run.get_task_instances(session=session)}
+
+
+def test_airflow_finds_it():
+    [entry] = importlib.metadata.entry_points(group="airflow.policy", name="halos-eval")
+    assert entry.load() is scheduling
+    assert scheduling in settings.get_policy_plugin_manager().get_plugins()
+
+
+@pytest.mark.parametrize("priority", ["manual", "nightly", "backfill"])
+def test_every_task_of_a_run_is_as_urgent_as_the_run(start, session, priority):
+    run = start(priority=priority)
+    found = weights(session, run)
+    assert found.keys() >= UNMAPPED | scheduling.GPU_TASKS.keys()
+    assert set(found.values()) == {scheduling.CLASSES[priority] - 100 * run.id}
+
+
+def test_a_run_that_does_not_say_is_manual_work(start, session):
+    run = start()
+    assert set(weights(session, run).values()) == {scheduling.CLASSES["manual"] - 100 * run.id}
+
+
+def test_a_task_that_has_run_comes_before_those_that_have_not_started(start, expand):
+    """It needs its slots once more, to note how its pod has ended: earlier runs first, then earlier jobs."""
+    first, second = start(run_id="first"), start(run_id="second")
+    place = [one.priority_weight for run in (first, second) for one in expand(run, "harness", [{"gpus": 1}] * 3)]
+    assert place == sorted(place, reverse=True)
+    assert len(set(place)) == 6
+
+
+@given(st.integers(1, 10**9), st.integers(-1, 10**4))
+def test_a_place_in_the_queue_never_leaves_its_class(run, map_index):
+    least = scheduling.CLASSES["backfill"]
+    assert 0 < least - scheduling._place(run, map_index) <= least  # and classes are that far apart
+    assert (
+        scheduling.CLASSES["manual"] - scheduling.CLASSES["nightly"] == scheduling.CLASSES["nightly"] - least == least
+    )
+    assert scheduling.CLASSES["manual"] < 2**31  # Airflow's column
+
+
+def test_nightly_work_yields_to_manual_work_and_a_backfill_to_both(start, session):
+    last, middle, first = (
+        weights(session, start(run_id=priority, priority=priority)) for priority in ("backfill", "nightly", "manual")
+    )
+    assert max(last.values()) < min(middle.values()) <= max(middle.values()) < min(first.values())
+
+
+@pytest.mark.parametrize("priority", ["soon", None, 5, ["manual"], {}])
+def test_another_priority_makes_no_run_and_would_change_nothing(start, session, priority):
+    with pytest.raises(ParamValidationError):
+        start(priority=priority)
+    run = start()
+    run.conf = {"priority": priority}
+    [found] = instances(session, run, "judge")
+    found.priority_weight = 7
+    scheduling.task_instance_mutation_hook(found, run)
+    assert found.priority_weight == 7
+
+
+def test_each_job_takes_its_gpus_from_the_pool(start, expand):
+    jobs = [{"task": "mmlu", "gpus": 4}, {"task": "arc_easy", "gpus": 0}, {"task": "gsm8k_cot", "gpus": 1}]
+    found = expand(start(priority="nightly"), "harness", jobs)
+    assert [one.pool_slots for one in found] == [4, 1, 1]
+    assert {one.pool for one in found} == {"halos_eval_gpu"}
+    assert all(one.priority_weight < scheduling.CLASSES["nightly"] for one in found)
+
+
+def test_sampling_takes_its_gpus_from_the_pool(start, expand):
+    [found] = expand(start(), "sample", [{"gpus": 2}])
+    assert (found.map_index, found.pool, found.pool_slots) == (0, "halos_eval_gpu", 2)
+
+
+def test_a_stage_with_nothing_to_do_does_not_wait_for_gpus(start, expand):
+    [found] = expand(start(), "sample", [{}])
+    assert (found.map_index, found.pool, found.pool_slots) == (0, "default_pool", 1)
+
+
+def test_what_is_not_mapped_takes_one_slot(start, session):
+    run = start()
+    assert {one.pool_slots for task_id in UNMAPPED for one in instances(session, run, task_id)} == {1}
+
+
+def test_a_cleared_task_keeps_its_gpus(start, expand, session):
+    run = start(priority="nightly")
+    found = expand(run, "harness", [{"gpus": 4}, {"gpus": 2}])
+    for one in found:
+        one.state = TaskInstanceState.FAILED
+        one.pool_slots = one.priority_weight = 1
+    clear_task_instances(found, session)
+    assert [one.pool_slots for one in found] == [4, 2]
+    assert all(scheduling.CLASSES["backfill"] < one.priority_weight < scheduling.CLASSES["nightly"] for one in found)
+
+
+@pytest.mark.parametrize("jobs", [None, [], [{"gpus": 2}]])
+def test_a_plan_that_is_made_again_does_not_stop_the_scheduler(start, expand, session, jobs):
+    """Its old jobs are gone, and perhaps there are fewer new ones; the instances of the old ones are still there."""
+    run = start()
+    found = expand(run, "harness", [{"gpus": 2}, {"gpus": 4}])
+    session.execute(delete(XComModel))
+    if jobs is not None:
+        XComModel.set("return_value", jobs, dag_id=EVALUATE, task_id="plan", run_id=run.run_id, session=session)
+    for one in found:
+        one.state = TaskInstanceState.FAILED
+    clear_task_instances(found, session)
+    run.verify_integrity(session=session, dag_version_id=run.created_dag_version_id)
+    assert [one.pool_slots for one in found] == [2 if jobs else 1, 1]
+
+
+def test_other_peoples_dags_are_let_alone(start, session):
+    run = start("other", priority="backfill")
+    [found] = instances(session, run, "sample")
+    assert (found.pool_slots, found.priority_weight, found.pool) == (1, 1, "default_pool")
+
+
+def test_an_instance_without_its_run_is_let_alone(start, session):
+    [found] = instances(session, start(), "judge")
+    found.priority_weight = 7
+    scheduling.task_instance_mutation_hook(found, None)
+    assert found.priority_weight == 7
+
+
+@given(st.integers(1, BACKFILL_SLOTS))
+def test_a_backfills_slots_admit_at_most_so_many_and_at_least_one(at_most):
+    slots = scheduling.backfill_slots(at_most)
+    assert 1 <= BACKFILL_SLOTS // slots <= at_most
+
+
+@pytest.mark.parametrize(("conf", "slots"), [({}, 15), ({"at_most": 1}, 60), ({"at_most": 60}, 1)])
+def test_a_backfill_takes_its_slots(start, session, conf, slots):
+    night = start("nightly_evaluation", run_type=DagRunType.BACKFILL_JOB, **conf)
+    asked = start("backfill_evaluation", run_id="two", suite="quick", **conf)
+    for run in (night, asked):
+        (task,) = instances(session, run, "evaluate")
+        assert (task.pool, task.pool_slots) == (BACKFILL_POOL, slots)
+        assert scheduling.CLASSES["backfill"] - 5e8 < task.priority_weight < scheduling.CLASSES["nightly"] - 5e8
+        (find,) = instances(session, run, "find")
+        assert find.pool == "default_pool"
+
+
+@pytest.mark.parametrize("run_type", [DagRunType.MANUAL, DagRunType.SCHEDULED])
+def test_a_night_that_is_no_backfill_is_not_held_back(start, session, run_type):
+    (task,) = instances(session, start("nightly_evaluation", run_type=run_type), "evaluate")
+    assert (task.pool, task.pool_slots) == ("default_pool", 1)
+
+
+@pytest.mark.parametrize("at_most", [0, 61, "4", None, 2.5])
+def test_a_wrong_number_does_not_stop_the_scheduler(at_most):
+    run = SimpleNamespace(dag_id="backfill_evaluation", conf={"at_most": at_most}, id=1)
+    task = SimpleNamespace(task_id="evaluate", map_index=-1, pool="default_pool")
+    scheduling.task_instance_mutation_hook(task, run)
+    assert task.pool == BACKFILL_POOL
+    assert task.pool_slots == 15

@@ -1,0 +1,276 @@
+"""What a run will cost: told from records, unknown where they do not tell, and held against a limit."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from halos_eval.checkpoints.registry import Checkpoint, Metadata
+from halos_eval.config.policy import Limit
+from halos_eval.config.suite import load_suite
+from halos_eval.planning import costs
+from halos_eval.planning.costs import Cost, excess, read_history, within
+from halos_eval.planning.plan import make_plan, save_plan
+from halos_eval.storage import filesystem, layout
+from halos_eval.storage.records import Usage, write_model
+from tests.doubles import make_checkpoint, make_provenance, make_record
+
+SUITE = """
+alpaca_eval: {prompts: demo, reference: demo, annotator: gpt-4.1}
+tasks: {demo_choice: {num_fewshot: 0}, demo_cloze: {profile: large}}
+"""
+CLUSTER = """
+pools: {gpu: 8, judge: 1}
+profiles: {default: {gpus: 1}, large: {gpus: 4}, small: {gpus: 0}}
+"""
+HOUR = Usage(load_seconds=600, work_seconds=3000, resumed=0)
+PAID = Usage(load_seconds=1, work_seconds=9, prompt_tokens=100, completion_tokens=10, price_usd=4.1)
+NEW = Checkpoint(name="new", location="/new")
+
+
+@pytest.fixture
+def suite(suite, tmp_path, monkeypatch):
+    """The suite, on a cluster with a large profile and a small one."""
+    (tmp_path / "cluster.yaml").write_text(CLUSTER)
+    monkeypatch.setenv("HALOS_EVAL_CLUSTER", str(tmp_path / "cluster.yaml"))
+
+    def write(text=SUITE):
+        return suite(text)
+
+    write()
+    return write
+
+
+@pytest.fixture
+def plan_of(root, tmp_path, suite):
+    """Plan ``own`` on a checkpoint."""
+
+    def plan_of(name="new", profile=None, judge=None):
+        folder = make_checkpoint(tmp_path / "checkpoints" / name)
+        checkpoint = Checkpoint(name=name, location=str(folder), metadata=Metadata(profile=profile))
+        return make_plan(load_suite("own"), checkpoint, root, judge=judge)
+
+    return plan_of
+
+
+@pytest.fixture
+def evaluated(root, plan_of):
+    """Plan ``own`` on a checkpoint, and leave what its jobs have used; a judge has been paid."""
+
+    def evaluated(name, *, profile=None, judge=None, parts=1, sample=HOUR, judge_usage=PAID):
+        plan = plan_of(name, profile, judge)
+        save_plan(plan, load_suite("own"), root)
+        made = make_provenance(outputs_sha256="o")
+        for job in plan.jobs:
+            usage = {"sample": sample, "judge": judge_usage}.get(job.title, HOUR)
+            config = {"tensor_parallel_size": 4 if job.gpus == 4 else parts}
+            provenance = made.model_copy(update={"config": config})
+            record = make_record(job.stage, job.task, usage=usage, provenance=provenance, files={"o.json": "o"})
+            write_model(job.record, record)
+        return plan
+
+    return evaluated
+
+
+def history(root):
+    return read_history(load_suite("own"), root)
+
+
+def test_a_suite_that_has_never_run(root, plan_of):
+    assert history(root) == ({}, {})
+    cost = history(root).of_plan(plan_of())
+    assert cost == Cost(pods=4, unknown=("sample", "judge", "demo_choice", "demo_cloze"))
+    assert str(cost) == (
+        "4 pods, at least 0.00 GPU-hours and 0.00 USD for the judge; "
+        "nothing to go by for sample, judge, demo_choice, demo_cloze"
+    )
+
+
+def test_what_is_not_done_costs_what_it_has_cost(root, evaluated, plan_of):
+    done = evaluated("kto")
+    cost = history(root).of_plan(plan_of())
+    assert cost == Cost(pods=4, gpu_hours=1 + 1 + 4, judge_dollars=4.1)
+    assert str(cost) == "4 pods, 6.00 GPU-hours and 4.10 USD for the judge"
+    filesystem.delete(next(job.record for job in done.jobs if job.title == "demo_choice"))
+    assert history(root).of_plan(plan_of("kto")) == Cost(pods=1, unknown=("demo_choice",))
+    assert str(Cost(pods=1)).startswith("1 pod, ")
+
+
+def test_the_median_counts(root, evaluated):
+    for name, hours in (("a", 1), ("b", 2), ("c", 30)):
+        evaluated(
+            name,
+            sample=Usage(load_seconds=0, work_seconds=hours * 3600),
+            judge_usage=PAID.model_copy(update={"price_usd": hours}),
+        )
+    found = history(root)
+    assert (found.gpu_hours["sample", "default"], found.judge_dollars) == (2, {"gpt-4.1": 2})
+
+
+def test_each_profile_has_its_own(root, evaluated, suite):
+    evaluated("kto")
+    evaluated("kto-70b", profile="large")
+    found = history(root)
+    assert found.gpu_hours == {
+        ("sample", "default"): 1, ("demo_choice", "default"): 1, ("demo_cloze", "large"): 4,
+        ("sample", "large"): 4, ("demo_choice", "large"): 4,
+    }  # fmt: skip
+    large = NEW.model_copy(update={"metadata": Metadata(profile="large")})
+    small = NEW.model_copy(update={"metadata": Metadata(profile="small")})
+    own = suite()
+    assert found.of_suite(own, NEW, own.parts) == Cost(pods=4, gpu_hours=6, judge_dollars=4.1)
+    assert found.of_suite(own, large, own.parts).gpu_hours == 12
+    assert found.of_suite(own, small, own.tasks).unknown == ("demo_choice", "demo_cloze")
+
+
+def test_before_a_plan_it_is_as_after_it(root, evaluated, plan_of, suite):
+    evaluated("kto")
+    for profile in (None, "large", "small"):
+        checkpoint = NEW.model_copy(update={"metadata": Metadata(profile=profile)})
+        expected = history(root).of_plan(plan_of(profile=profile))
+        assert history(root).of_suite(suite(), checkpoint, suite().parts) == expected
+    assert history(root).of_suite(suite(), NEW, ["demo_cloze"]) == Cost(pods=1, gpu_hours=4)
+
+
+def test_gpus_that_a_profile_has_not_cost_nothing(root, evaluated):
+    evaluated("kto", profile="small")
+    assert history(root).gpu_hours["sample", "small"] == 0
+
+
+@pytest.mark.parametrize(("resumed", "hours"), [(None, 1), (0, 1), (0.5, (600 + 6000) / 3600), (0.51, None), (1, None)])
+def test_a_resumed_run_does_not_make_the_whole_cheap(root, evaluated, resumed, hours):
+    evaluated("kto", sample=HOUR.model_copy(update={"resumed": resumed}))
+    assert history(root).gpu_hours.get(("sample", "default")) == pytest.approx(hours)
+
+
+def test_a_run_on_other_gpus_than_are_planned_now_does_not_count(root, evaluated):
+    evaluated("kto", parts=2)
+    assert history(root).gpu_hours == {("demo_cloze", "large"): 4}
+
+
+def test_each_judge_has_its_own_price(root, evaluated, plan_of, suite):
+    evaluated("kto")
+    assert history(root).of_plan(plan_of(judge="gpt-4.1-mini")).unknown == ("judge",)
+    evaluated("dpo", judge="gpt-4.1-mini")
+    assert history(root).judge_dollars == {"gpt-4.1": 4.1, "gpt-4.1-mini": 4.1}
+
+
+@pytest.mark.parametrize(
+    "usage",
+    [
+        PAID.model_copy(update={"price_usd": None}),  # no price list
+        PAID.model_copy(update={"price_usd": 0, "prompt_tokens": 0, "completion_tokens": 0}),  # tokens not counted
+        PAID.model_copy(update={"price_usd": 0, "prompt_tokens": None}),
+    ],
+)
+def test_a_judge_without_a_price_is_not_free(root, evaluated, plan_of, suite, usage):
+    evaluated("kto", judge_usage=usage)
+    assert history(root).judge_dollars == {"gpt-4.1": None}
+    for cost in (history(root).of_plan(plan_of()), history(root).of_suite(suite(), NEW, suite().parts)):
+        assert cost == Cost(pods=4, gpu_hours=6, unknown=("judge (no price)",))
+    evaluated("dpo")
+    assert history(root).judge_dollars == {"gpt-4.1": 4.1}
+
+
+def test_a_judge_that_is_free_is_free(root, evaluated, plan_of):
+    evaluated("kto", judge_usage=PAID.model_copy(update={"price_usd": 0}))
+    assert history(root).of_plan(plan_of()) == Cost(pods=4, gpu_hours=6)
+
+
+def test_what_is_defined_otherwise_by_now_tells_nothing(root, evaluated, plan_of, suite):
+    evaluated("kto")
+    suite(SUITE.replace("num_fewshot: 0", "limit: 10"))
+    assert history(root).of_plan(plan_of()) == Cost(pods=4, gpu_hours=5, judge_dollars=4.1, unknown=("demo_choice",))
+
+
+def test_what_cannot_be_read_is_left_out(root, evaluated, plan_of, caplog):
+    damaged = evaluated("kto")
+    evaluated("dpo")
+    filesystem.write_bytes(damaged.jobs[0].record, b"{")
+    filesystem.write_bytes(layout.plan_url(root, "own", "orpo"), b"{")
+    assert history(root).of_plan(plan_of()) == Cost(pods=4, gpu_hours=6, judge_dollars=4.1)
+    assert caplog.text.count("not in the estimate: ") == 2
+
+
+def test_plans_that_have_just_begun_do_not_hide_those_that_are_done(root, evaluated, plan_of, tmp_path, monkeypatch):
+    evaluated("kto")
+    plans = tmp_path / "store" / "plans" / "own"
+    os.utime(plans / "kto.json", (1e9, 1e9))
+    text = (plans / "kto.json").read_text().replace("/runs/kto/", "/runs/waiting/")
+    for number in range(3 * costs.READERS):
+        (plans / f"waiting-{number}.json").write_text(text)
+    assert history(root).gpu_hours["sample", "default"] == 1
+    monkeypatch.setattr(costs, "MOST", 3 * costs.READERS)
+    assert history(root).gpu_hours == {}
+
+
+def test_no_more_is_read_than_is_needed(root, evaluated, tmp_path, monkeypatch):
+    evaluated("kto")
+    plans = tmp_path / "store" / "plans" / "own"
+    for number in range(100):
+        (plans / f"again-{number}.json").write_text((plans / "kto.json").read_text())
+    read = []
+    real = filesystem.read_bytes
+    monkeypatch.setattr(filesystem, "read_bytes", lambda url: read.append(url) or real(url))
+    history(root)
+    most = 2 * costs.READERS  # two rounds, 20 being more than 16
+    assert sum("/plans/" in url for url in read) == most
+    assert len(read) == 5 * most
+
+
+@given(
+    st.lists(
+        st.builds(
+            Cost,
+            pods=st.integers(0, 9),
+            gpu_hours=st.floats(0, 50),
+            judge_dollars=st.floats(0, 50),
+            unknown=st.lists(st.sampled_from("abc"), unique=True).map(tuple),
+        )
+    ),
+    st.builds(Limit, gpu_hours=st.none() | st.floats(0, 100), judge_dollars=st.none() | st.floats(0, 100)),
+)
+def test_a_night_never_exceeds_its_limit_and_keeps_the_order(items, limit):
+    kept, left_out = within(enumerate(items), limit)
+    total = sum((items[number] for number in kept), Cost())
+    assert limit.gpu_hours is None or total.gpu_hours <= limit.gpu_hours
+    assert limit.judge_dollars is None or total.judge_dollars <= limit.judge_dollars
+    assert kept == sorted(kept)
+    assert sorted([*kept, *(number for number, _ in left_out)]) == list(range(len(items)))
+    for number, why in left_out:  # it had no room when its turn came
+        before = sum((items[one] for one in kept if one < number), Cost())
+        assert excess(before + items[number], limit)
+        assert why.startswith("no night") == bool(excess(items[number], limit))
+
+
+def test_what_does_not_fit_lets_smaller_ones_pass():
+    hours = {"first": 3, "too large": 11, "large": 8, "small": 7}
+    kept, left_out = within([(name, Cost(gpu_hours=one)) for name, one in hours.items()], Limit(gpu_hours=10))
+    assert kept == ["first", "small"]
+    assert dict(left_out) == {
+        "too large": "no night has room for it, at 11.00 GPU-hours, 1.00 over the limit of 10: raise limits.night in "
+        "the policy file",
+        "large": "left for another night: with what comes first it would be 11.00 GPU-hours, 1.00 over the limit of 10",
+    }
+
+
+def test_an_excess_names_the_amounts_and_the_remedy():
+    cost = Cost(gpu_hours=2.5, judge_dollars=4.1, unknown=("bbh",))
+    assert excess(cost, Limit()) is None
+    assert excess(cost, Limit(gpu_hours=2.5, judge_dollars=4.1)) is None
+    assert excess(Cost(pods=9, unknown=("bbh",)), Limit(gpu_hours=0, judge_dollars=0)) is None
+    assert excess(cost, Limit(gpu_hours=1, judge_dollars=4)) == (
+        "by earlier runs it would cost 2.50 GPU-hours, 1.50 over the limit of 1 and 4.10 USD for the judge, 0.10 over "
+        "the limit of 4: take fewer parts of the suite, or raise limits.run in the policy file, which "
+        "HALOS_EVAL_POLICY names"
+    )
+
+
+def test_costs_add_up():
+    one = Cost(pods=1, gpu_hours=1.5, judge_dollars=2, unknown=("a", "b"))
+    assert one + Cost(pods=2, gpu_hours=1, unknown=("b", "c")) == Cost(
+        pods=3, gpu_hours=2.5, judge_dollars=2, unknown=("a", "b", "c")
+    )

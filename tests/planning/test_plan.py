@@ -1,0 +1,687 @@
+"""Plans: what is done, what has to be run, and the reason of each in words."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import pytest
+import yaml
+from pydantic import ValidationError
+
+from halos_eval.checkpoints.registry import Checkpoint, Metadata
+from halos_eval.checkpoints.weights import Weights, inspect
+from halos_eval.cli.main import HalosEval
+from halos_eval.config.suite import load_suite
+from halos_eval.errors import BadInput, DataUnavailable, StoreError
+from halos_eval.planning.plan import (
+    Plan,
+    PlannedJob,
+    StageJob,
+    make_plan,
+    read_plan,
+    save_plan,
+    staging_job,
+    suite_manifest,
+    summary_job,
+)
+from halos_eval.stages.harness.stage import harness_job
+from halos_eval.storage import filesystem, layout
+from halos_eval.storage.manifest import Item, cached_path, write_manifest
+from halos_eval.storage.records import write_model
+from tests.doubles import (
+    NOW,
+    make_adapter,
+    make_checkpoint,
+    make_manifest,
+    make_provenance,
+    make_record,
+    write_failure,
+    write_safetensors,
+)
+from tests.stages.test_run import parse
+
+TITLES = ["sample", "judge", "demo_choice", "demo_arithmetic", "demo_cloze"]
+SUITE = load_suite("demo")
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    return Checkpoint(name="team/kto", location=str(make_checkpoint(tmp_path / "kto" / "FINAL")))
+
+
+@pytest.fixture
+def plan(checkpoint, root):
+    """Plan, with what differs from the usual."""
+
+    def plan(suite=SUITE, checkpoint=checkpoint, **options):
+        return make_plan(suite, checkpoint, root, **options)
+
+    return plan
+
+
+def by_title(plan):
+    return {job.title: job for job in plan.jobs}
+
+
+def finish(job, ended=NOW, **parts):
+    """Write the record of a planned job, as its stage would."""
+    if job.stage == "sample":
+        parts.setdefault("files", {"outputs.json": "abc"})
+    if job.stage == "judge":
+        parts.setdefault("provenance", make_provenance(ended, outputs_sha256="abc"))
+    parts.setdefault("identity", {})
+    parts.setdefault("provenance", make_provenance(ended))
+    write_model(job.record, make_record(job.stage, job.task, fingerprint=job.fingerprint, **parts))
+
+
+def finish_for_real(job):
+    """As ``finish``, with the identity that the harness stage finds."""
+    config = parse(list(job.argv))
+    found = harness_job(config, inspect(config.model), job.record)
+    assert found.fingerprint == config.expect
+    finish(job, identity=found.identity)
+
+
+def changed_task(name, **changes):
+    tasks = SUITE.tasks | {name: SUITE.tasks[name].model_copy(update=changes)}
+    return SUITE.model_copy(update={"tasks": tasks})
+
+
+def test_nothing_has_been_run(plan, checkpoint):
+    found = plan()
+    assert [job.title for job in found.jobs] == TITLES
+    assert {(job.done, job.why) for job in found.jobs} == {(False, "never run")}
+    assert [job.image for job in found.jobs] == ["worker", "judge", "worker", "worker", "worker"]
+    assert found.suite == "demo"
+    assert found.checkpoint.name == "team/kto"
+    assert found.checkpoint.digest == inspect(checkpoint.location).digest
+    assert [job.metric for job in found.jobs] == [None, None, "acc", "exact_match,flexible-extract", None]
+
+
+def test_planning_writes_nothing(plan, root):
+    plan()
+    assert not filesystem.exists(root)
+
+
+def test_every_command_is_one_that_the_command_line_takes(plan, root, checkpoint):
+    jobs = by_title(plan(force=True))
+    sample, judge, harness = (parse(list(jobs[title].argv)) for title in ("sample", "judge", "demo_choice"))
+    for title, config in (("sample", sample), ("judge", judge), ("demo_choice", harness)):
+        assert HalosEval.model_fields[jobs[title].stage]
+        assert (config.name, config.suite, config.force) == ("team/kto", "demo", True)
+        assert config.expect == jobs[title].fingerprint
+    folder = f"{root}/runs/team__kto"
+    assert sample.output == f"{folder}/sample/{jobs['sample'].fingerprint}/outputs.json" == judge.outputs
+    assert jobs["sample"].record == layout.record_beside(sample.output)
+    assert f"{judge.output_dir}/record.json" == jobs["judge"].record
+    assert f"{harness.output_dir}/record.json" == jobs["demo_choice"].record
+    assert harness.output_dir.startswith(f"{folder}/harness.demo_choice/")
+    assert sample.model == harness.model == checkpoint.location
+    assert (sample.max_tokens, harness.dtype, harness.enforce_eager) == (96, "float32", True)
+
+
+def test_a_record_is_a_job_done(plan):
+    for job in plan().jobs:
+        finish(job)
+    assert {(job.done, job.why) for job in plan().jobs} == {(True, "there since 2026-01-02 03:04 UTC")}
+
+
+def test_one_record_is_one_job_done(plan):
+    finish(by_title(plan())["demo_choice"])
+    assert [job.title for job in plan().jobs if job.done] == ["demo_choice"]
+
+
+def test_force_runs_what_is_done(plan):
+    for job in plan().jobs:
+        finish(job)
+    found = plan(force=True)
+    assert {(job.done, job.why) for job in found.jobs} == {(False, "forced")}
+    assert all("--force" in job.argv for job in found.jobs)
+
+
+def test_a_changed_setting_is_named(plan):
+    finish_for_real(by_title(plan())["demo_choice"])
+    jobs = by_title(plan(changed_task("demo_choice", limit=5)))
+    assert not jobs["demo_choice"].done
+    assert jobs["demo_choice"].why == "changed since 2026-01-02: limit None -> 5"
+    assert jobs["demo_cloze"].why == "never run"
+
+
+def test_a_changed_place_changes_nothing(plan):
+    finish(by_title(plan())["demo_choice"])
+    moved = SUITE.model_copy(update={"enforce_eager": False, "gpu_memory_utilization": 0.5})
+    assert by_title(plan(moved))["demo_choice"].done
+
+
+def test_changed_weights_are_named(plan, tmp_path):
+    finish_for_real(by_title(plan())["demo_choice"])
+    write_safetensors(tmp_path / "kto" / "FINAL" / "model.safetensors", b"other   ")
+    jobs = plan().jobs
+    assert not any(job.done for job in jobs)
+    assert by_title(plan())["demo_choice"].why == "changed since 2026-01-02: model"
+
+
+def test_a_changed_tool_is_named(plan, monkeypatch):
+    finish_for_real(by_title(plan())["demo_choice"])
+    monkeypatch.setattr("halos_eval.stages.tools.pinned", lambda package: "9.9")
+    why = by_title(plan())["demo_choice"].why
+    assert "lm-eval 0.4.13 -> 9.9, vllm 0.32.0 -> 9.9" in why
+
+
+def test_the_newest_record_is_compared_with(plan):
+    finish_for_real(by_title(plan())["demo_choice"])
+    five = by_title(plan(changed_task("demo_choice", limit=5)))["demo_choice"]
+    finish(five, NOW + timedelta(days=1), identity={"settings": {"limit": 5}})
+    assert "changed since 2026-01-03: " in by_title(plan(changed_task("demo_choice", limit=6)))["demo_choice"].why
+    assert "limit 5 -> 6" in by_title(plan(changed_task("demo_choice", limit=6)))["demo_choice"].why
+
+
+def test_a_failure_is_told(plan):
+    job = by_title(plan())["judge"]
+    write_failure(layout.failure_beside(job.record), "the quota is spent", "JudgeRefused")
+    assert by_title(plan())["judge"].why == "failed before: JudgeRefused: the quota is spent"
+    finish(job)
+    finish(by_title(plan())["sample"])
+    assert by_title(plan())["judge"].done
+
+
+def test_a_damaged_record_stops_the_plan(plan):
+    filesystem.write_bytes(by_title(plan())["judge"].record, b"{")
+    with pytest.raises(StoreError, match="delete it"):
+        plan()
+
+
+def test_outputs_that_are_sampled_anew_are_judged_anew(plan):
+    jobs = by_title(plan())
+    finish(jobs["judge"])
+    again = by_title(plan())["judge"]
+    assert (again.done, again.why) == (False, "the outputs are sampled anew")
+    finish(jobs["sample"], files={"outputs.json": "other"})
+    assert not by_title(plan())["judge"].done
+    finish(jobs["sample"])
+    assert by_title(plan())["judge"].done
+
+
+def test_another_judge_judges_the_same_outputs(plan):
+    usual, other = by_title(plan()), by_title(plan(judge="gpt-4.1-mini"))
+    assert other["sample"] == usual["sample"]
+    assert other["judge"].fingerprint != usual["judge"].fingerprint
+    assert parse(list(other["judge"].argv)).annotator == "gpt-4.1-mini"
+
+
+def test_other_sampling_is_judged_anew(plan):
+    settings = SUITE.alpaca_eval.model_copy(
+        update={"sampling": SUITE.alpaca_eval.sampling.model_copy(update={"seed": 1})}
+    )
+    usual, other = by_title(plan()), by_title(plan(SUITE.model_copy(update={"alpaca_eval": settings})))
+    for title in ("sample", "judge"):
+        assert other[title].fingerprint != usual[title].fingerprint
+    assert other["demo_choice"] == usual["demo_choice"]
+
+
+def test_metadata_of_the_checkpoint(plan, checkpoint):
+    metadata = Metadata(chat_template="chatml", stop=("###", "\n\n"), tags={"method": "kto"})
+    tasks = SUITE.tasks | {"ifeval": SUITE.tasks["demo_cloze"].model_copy(update={"apply_chat_template": True})}
+    found = plan(SUITE.model_copy(update={"tasks": tasks}), checkpoint.model_copy(update={"metadata": metadata}))
+    jobs = by_title(found)
+    assert found.tags == {"method": "kto"}
+    sample = parse(list(jobs["sample"].argv))
+    assert (sample.stop, sample.chat_template) == (("###", "\n\n"), "chatml")
+    # A template counts only for the tasks that use it: the others need not be run again when it changes.
+    assert parse(list(jobs["ifeval"].argv)).chat_template == "chatml"
+    assert jobs["demo_choice"] == by_title(plan())["demo_choice"]
+    assert jobs["sample"].fingerprint != by_title(plan())["sample"].fingerprint
+
+
+@pytest.mark.parametrize("part", [["alpaca_eval"], ["demo_choice", "demo_cloze"]])
+def test_some_parts(plan, part):
+    titles = ["sample", "judge"] if part == ["alpaca_eval"] else part
+    assert [job.title for job in plan(SUITE.keep(part)).jobs] == titles
+
+
+def test_what_is_wrong_is_found_before_anything_runs(plan, checkpoint, tmp_path):
+    with pytest.raises(BadInput, match="annotator gpt-5"):
+        plan(judge="gpt-5")
+    with pytest.raises(BadInput, match="chat template nothing"):
+        plan(checkpoint=checkpoint.model_copy(update={"metadata": Metadata(chat_template="nothing")}))
+    with pytest.raises(BadInput, match="include-path"):
+        plan(SUITE.model_copy(update={"include_path": "/none"}))
+    (tmp_path / "kto" / "FINAL" / "model.safetensors").unlink()
+    with pytest.raises(BadInput, match="is not complete"):
+        plan()
+
+
+def saved(root):
+    return Plan.model_validate_json(filesystem.read_bytes(layout.plan_url(root, "demo", "team/kto")))
+
+
+def test_a_plan_is_kept(plan, root):
+    found = plan()
+    save_plan(found, SUITE, root)
+    assert saved(root).model_copy(update={"definitions": {}}) == found
+    assert set(saved(root).definitions) == {"alpaca_eval", "demo_choice", "demo_arithmetic", "demo_cloze"}
+
+
+def test_runs_of_some_parts_make_one_plan(plan, root):
+    save_plan(plan(SUITE.keep(["demo_choice"])), SUITE, root)
+    assert [job.title for job in saved(root).jobs] == ["demo_choice"]
+    assert saved(root).left_out == ("alpaca_eval", "demo_arithmetic", "demo_cloze")
+    save_plan(plan(SUITE.keep(["alpaca_eval", "demo_choice"])), SUITE, root)
+    assert sorted(job.title for job in saved(root).jobs) == ["demo_choice", "judge", "sample"]
+    assert saved(root).left_out == ("demo_arithmetic", "demo_cloze")
+    save_plan(plan(SUITE.keep(["demo_arithmetic", "demo_cloze"])), SUITE, root)
+    assert sorted(job.title for job in saved(root).jobs) == sorted(TITLES)
+    assert saved(root).left_out == ()
+
+
+def test_the_newest_plan_of_a_part_counts(plan, root):
+    save_plan(plan(), SUITE, root)
+    later = plan(changed_task("demo_choice", limit=5).keep(["demo_choice"]))
+    save_plan(later, SUITE, root)
+    assert by_title(saved(root))["demo_choice"] == later.jobs[0]
+
+
+def test_what_the_suite_has_no_more_is_dropped(plan, root):
+    save_plan(plan(), SUITE, root)
+    smaller = SUITE.keep(["demo_choice", "demo_cloze"])
+    save_plan(plan(smaller.keep(["demo_choice"])), smaller, root)
+    assert sorted(job.title for job in saved(root).jobs) == ["demo_choice", "demo_cloze"]
+
+
+def test_parts_with_other_settings_are_dropped(plan, root):
+    save_plan(plan(), SUITE, root)
+    changed = SUITE.model_copy(
+        update={"tasks": {**SUITE.tasks, "demo_cloze": SUITE.tasks["demo_cloze"].model_copy(update={"limit": 3})}}
+    )
+    save_plan(plan(changed.keep(["demo_choice"])), changed, root)
+    assert sorted(job.title for job in saved(root).jobs) == ["demo_arithmetic", "demo_choice", "judge", "sample"]
+    assert saved(root).left_out == ("demo_cloze",)
+
+
+def test_a_damaged_plan_is_named(root):
+    filesystem.write_bytes(layout.plan_url(root, "demo", "kto"), b"{}")
+    with pytest.raises(StoreError, match=r"kto\.json is no plan"):
+        read_plan(layout.plan_url(root, "demo", "kto"))
+
+
+def test_parts_of_other_weights_are_dropped(plan, root, tmp_path):
+    save_plan(plan(), SUITE, root)
+    write_safetensors(tmp_path / "kto" / "FINAL" / "model.safetensors", b"other   ")
+    save_plan(plan(SUITE.keep(["demo_choice"])), SUITE, root)
+    assert [job.title for job in saved(root).jobs] == ["demo_choice"]
+    assert saved(root).left_out == ("alpaca_eval", "demo_arithmetic", "demo_cloze")
+
+
+# Where it runs
+
+
+@pytest.fixture
+def cluster(tmp_path, monkeypatch):
+    """``cluster(...)`` names a cluster's file with profiles of one, two and four GPUs, and what is given."""
+
+    def cluster(**parts):
+        profiles = {"default": {"gpus": 1}, "two": {"gpus": 2}, "four": {"gpus": 4, "tensorParallelSize": 2}, "cpu": {}}
+        document = {"pools": {"gpu": 8, "judge": 1}, "profiles": profiles} | parts
+        (tmp_path / "cluster.yaml").write_text(yaml.safe_dump(document))
+        monkeypatch.setenv("HALOS_EVAL_CLUSTER", str(tmp_path / "cluster.yaml"))
+
+    return cluster
+
+
+KUBERNETES = {"namespace": "halos", "images": {"worker": "w", "judge": "j"}, "serviceAccountName": "stage"}
+WITH_OUTBOX = KUBERNETES | {"volumes": {"outbox": {"mountPath": "/outbox", "persistentVolumeClaim": "outbox"}}}
+
+
+def with_profiles(suite=None, alpaca_eval=None, task=None, **changes):
+    """The demo suite with profiles of its own for AlpacaEval and for demo_choice, which may differ otherwise, too."""
+    return changed_task("demo_choice", profile=task, **changes).model_copy(
+        update={
+            "profile": suite or SUITE.profile,
+            "alpaca_eval": SUITE.alpaca_eval.model_copy(update={"profile": alpaca_eval}),
+        }
+    )
+
+
+def with_profile(checkpoint, profile):
+    return checkpoint.model_copy(update={"metadata": Metadata(profile=profile)})
+
+
+def with_code():
+    """The demo suite, whose demo_choice executes what the model writes."""
+    return changed_task("demo_choice", confirm_unsafe_code=True)
+
+
+def profiles_of(plan):
+    return {job.title: job.profile for job in plan.jobs}
+
+
+def test_the_suites_profile(plan, cluster):
+    cluster()
+    assert profiles_of(plan()) == dict.fromkeys(TITLES, "default") | {"judge": "cpu"}
+    assert profiles_of(plan(with_profiles(suite="two"))) == dict.fromkeys(TITLES, "two") | {"judge": "cpu"}
+
+
+def test_a_parts_own_profile_comes_before_the_suites(plan, cluster):
+    cluster()
+    found = profiles_of(plan(with_profiles(suite="two", alpaca_eval="four", task="default")))
+    assert found == {
+        "sample": "four", "judge": "cpu", "demo_choice": "default", "demo_arithmetic": "two", "demo_cloze": "two",
+    }  # fmt: skip
+
+
+def test_the_checkpoints_profile_comes_before_all(plan, cluster, checkpoint):
+    cluster()
+    found = plan(with_profiles(suite="two", alpaca_eval="two", task="two"), with_profile(checkpoint, "four"))
+    assert profiles_of(found) == dict.fromkeys(TITLES, "four") | {"judge": "cpu"}
+
+
+@pytest.mark.parametrize(("profile", "gpus", "parts"), [("default", 1, 1), ("two", 2, 2), ("four", 4, 2)])
+def test_a_model_is_split_over_its_profiles_gpus(plan, cluster, profile, gpus, parts):
+    cluster()
+    for job in plan(with_profiles(suite=profile)).jobs:
+        config = parse(list(job.argv))
+        if job.stage == "judge":
+            assert job.gpus == 0
+        else:
+            assert (job.gpus, config.tensor_parallel_size) == (gpus, parts)
+
+
+def test_a_profile_that_cannot_run_is_found_before_anything_runs(plan, cluster, checkpoint):
+    cluster(pools={"gpu": 3, "judge": 1})
+    for suite, one in (
+        (with_profiles(suite="four"), checkpoint),
+        (with_profiles(alpaca_eval="four"), checkpoint),
+        (with_profiles(task="four"), checkpoint),
+        (SUITE, with_profile(checkpoint, "four")),
+    ):
+        with pytest.raises(BadInput, match="profile four takes 4 GPUs and the pool has 3"):
+            plan(suite, one)
+    with pytest.raises(BadInput, match="no profile 'huge'"):
+        plan(checkpoint=with_profile(checkpoint, "huge"))
+
+
+def test_a_broken_clusters_file_is_found_before_anything_runs(plan, cluster):
+    cluster(pools={"gpu": 0})
+    with pytest.raises(BadInput, match=r"cluster\.yaml: pools\.gpu: .*; pools\.judge: "):
+        plan()
+
+
+def test_where_it_runs_is_no_part_of_what_it_gives(plan, root, cluster, checkpoint):
+    cluster(kubernetes=WITH_OUTBOX)
+    usual = plan(with_code())
+    save_plan(usual, with_code(), root)
+    before = saved(root).definitions
+    for job in usual.jobs:
+        finish(job)
+    elsewhere = with_profiles(suite="two", alpaca_eval="four", task="two", confirm_unsafe_code=True)
+    found = plan(elsewhere, with_profile(checkpoint, "four"))
+    assert [job.fingerprint for job in found.jobs] == [job.fingerprint for job in usual.jobs]
+    assert {job.done for job in found.jobs} == {True}
+    save_plan(found, elsewhere, root)
+    assert saved(root).definitions == before
+
+
+def test_code_on_a_cluster_leaves_its_results_in_the_outbox(plan, root, cluster):
+    cluster(kubernetes=WITH_OUTBOX)
+    jobs = by_title(plan(with_code()))
+    code = jobs["demo_choice"]
+    assert code.outbox == f"runs/team__kto/harness.demo_choice/{code.fingerprint}"
+    # The record is looked for where the summary carries it; the pod sees its own folder as all of the outbox.
+    assert code.record == f"{root}/{code.outbox}/record.json"
+    assert parse(list(code.argv)).output_dir == "file:///outbox"
+    assert not [word for word in code.argv if root in word]
+    assert {title for title, job in jobs.items() if job.outbox} == {"demo_choice"}
+    assert f"{root}/" in parse(list(jobs["demo_cloze"].argv)).output_dir
+    finish(code)
+    assert by_title(plan(with_code()))["demo_choice"].done
+
+
+@pytest.mark.parametrize("ending", ["", "/"])
+def test_the_outboxs_folder_does_not_depend_on_how_the_store_is_written(checkpoint, root, cluster, ending):
+    cluster(kubernetes=WITH_OUTBOX)
+    [code] = make_plan(with_code().keep(["demo_choice"]), checkpoint, root + ending).jobs
+    assert code.outbox == f"runs/team__kto/harness.demo_choice/{code.fingerprint}"
+
+
+def test_code_on_a_cluster_needs_an_outbox(plan, cluster):
+    cluster(kubernetes=KUBERNETES)
+    with pytest.raises(BadInput, match=r"demo_choice executes code .* add kubernetes\.volumes\.outbox"):
+        plan(with_code())
+    assert plan()  # nobody else does
+
+
+def test_code_on_this_machine_writes_to_the_store(plan, root, cluster):
+    cluster()
+    code = by_title(plan(with_code()))["demo_choice"]
+    assert code.outbox is None
+    assert parse(list(code.argv)).output_dir.startswith(f"{root}/runs/")
+
+
+def test_the_summary_empties_the_outbox(root, cluster):
+    cluster(kubernetes=WITH_OUTBOX)
+    job = summary_job("demo", root)
+    config = parse(list(job.argv))
+    assert (config.root, config.suite, config.outbox) == (root, "demo", "/outbox")
+    assert config.output == layout.report_url(root, "demo")
+    assert (job.stage, job.image, job.profile, job.gpus, job.outbox) == ("summarize", "judge", "cpu", 0, None)
+    cluster(kubernetes=KUBERNETES)
+    assert parse(list(summary_job("demo", root).argv)).outbox is None
+    cluster()
+    assert parse(list(summary_job("demo", root).argv)).outbox is None
+
+
+def test_what_a_pod_is_told_is_part_of_the_plan():
+    common = {"stage": "harness", "task": "arc", "image": "worker", "argv": ("harness",), "profile": "default"}
+    planned = PlannedJob(**common, fingerprint="f", record="r", done=False, why="")
+    assert StageJob(**planned.model_dump(include=set(StageJob.model_fields))) == StageJob(**common)
+    with pytest.raises(ValidationError):
+        StageJob.model_validate(planned.model_dump())
+
+
+def test_a_model_of_the_hub_runs_at_the_commit_that_was_planned(monkeypatch, tmp_path):
+    asked = []
+
+    def inspect(model, revision, manifest):
+        asked.append((model, revision))
+        return Weights(name="m", model=model, revision="c0ffee", digest="hub:c0ffee")
+
+    monkeypatch.setattr("halos_eval.planning.plan.inspect", inspect)
+    checkpoint = Checkpoint(name="m", location="lab/m", revision="main")
+    found = make_plan(load_suite("demo"), checkpoint, f"file://{tmp_path}")
+    assert asked == [("lab/m", "main")]
+    revisions = {job.title for job in found.jobs if "--revision=c0ffee" in job.argv}
+    assert revisions == {"sample", "demo_choice", "demo_arithmetic", "demo_cloze"}
+
+
+# What is staged
+
+WITH_CACHE = KUBERNETES | {"volumes": {"cache": {"mountPath": "/cache", "persistentVolumeClaim": "cache"}}}
+
+
+@pytest.fixture
+def cache(monkeypatch, tmp_path):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def item(kind="dataset", asked="a", part="demo_choice", **more):
+    common = {"repo": "r/r", "revision": "c0ffee", "bytes": 1, "digest": "d", "path": "x", "needed_by": (part,)}
+    return Item(kind=kind, asked=asked, **common | more)
+
+
+@pytest.fixture
+def stage_job(checkpoint, root):
+    """The job of staging, with what differs from the usual."""
+
+    def stage_job(suite=SUITE, checkpoint=checkpoint, tasks=(), **options):
+        return staging_job(suite, checkpoint, root, list(tasks), **options)
+
+    return stage_job
+
+
+def keep_manifest(root, manifest):
+    write_manifest(layout.manifest_url(root, manifest.suite), manifest)
+
+
+def test_staging_of_what_is_new(stage_job, root, cluster, cache):
+    cluster(kubernetes=WITH_CACHE)
+    job = stage_job()
+    config = parse(list(job.argv))
+    assert (config.suite, config.checkpoints, config.tasks) == ("demo", (), ())
+    assert config.manifest == f"{root}/manifests/demo.json"
+    assert (job.stage, job.title, job.image, job.profile, job.gpus) == ("stage", "stage", "worker", "cpu", 0)
+    assert not job.offline
+    assert parse(list(stage_job(tasks=["demo_cloze", "alpaca_eval"]).argv)).tasks == ("demo_cloze", "alpaca_eval")
+
+
+def test_nothing_is_staged_that_is_there(stage_job, root, cache):
+    keep_manifest(root, make_manifest(SUITE))
+    assert stage_job() is None
+    assert stage_job(tasks=["demo_choice"]) is None
+    assert stage_job(force=True)  # what the cache has lost is fetched again
+    assert stage_job(changed_task("demo_choice", num_fewshot=1))
+    assert stage_job(changed_task("demo_choice", num_fewshot=1), tasks=["demo_cloze"]) is None
+
+
+def test_what_could_not_be_had_is_tried_again_by_every_run(stage_job, root, cache):
+    keep_manifest(root, make_manifest(SUITE, reasons={"demo_choice": "it is gated"}))
+    assert stage_job()
+    assert stage_job(tasks=["demo_cloze"]) is None
+
+
+def test_a_checkpoint_in_a_folder_needs_no_staging_and_one_on_the_hub_does(stage_job, root, cache, tmp_path):
+    adapter = Checkpoint(name="lora", location=str(make_adapter(tmp_path / "lora, é", "meta/base")))
+    model = Checkpoint(name="m", location="lab/m", revision="main")
+    keep_manifest(root, make_manifest(SUITE))
+    assert parse(list(stage_job(checkpoint=model).argv)).checkpoints == ("lab/m@main",)
+    assert parse(list(stage_job(checkpoint=adapter).argv)).checkpoints == (adapter.location,)
+    keep_manifest(root, make_manifest(SUITE, checkpoints=["lab/m@main"]))
+    assert stage_job(checkpoint=model) is None
+    assert stage_job(checkpoint=adapter)
+    with pytest.raises(BadInput, match="not from object storage"):
+        stage_job(checkpoint=model.model_copy(update={"location": "s3://bucket/m"}))
+
+
+@pytest.mark.parametrize("volumes", [{}, {"cache": {"mountPath": "/cache", "emptyDir": "9Gi"}}])
+def test_without_a_lasting_cache_nothing_is_staged(stage_job, root, cluster, cache, volumes):
+    keep_manifest(root, make_manifest(SUITE, reasons={"demo_choice": "it is gated"}))
+    assert suite_manifest("demo", root)
+    cluster(kubernetes=KUBERNETES | {"volumes": volumes})
+    assert stage_job() is None
+    assert stage_job(force=True) is None
+    assert suite_manifest("demo", root) is None
+
+
+def test_ones_own_suite_is_named_by_its_file(stage_job, cache, tmp_path, monkeypatch):
+    (tmp_path / "own.yaml").write_text("tasks: {demo_cloze: {}}")
+    monkeypatch.setenv("HALOS_EVAL_SUITES", str(tmp_path))
+    assert parse(list(stage_job(load_suite("own")).argv)).suite == str(tmp_path / "own.yaml")
+
+
+def test_a_plan_by_a_manifest_tells_every_stage_of_it(plan, root, cache):
+    manifest = make_manifest(SUITE, items=[item()])
+    keep_manifest(root, manifest)
+    found = plan(manifest=manifest)
+    assert {parse(list(job.argv)).manifest for job in found.jobs} == {str(cache / cached_path(manifest))}
+    assert all(job.offline for job in found.jobs)
+    assert found.unavailable == {}
+    (cache / cached_path(manifest)).unlink()  # another machine's cache
+    jobs = plan(manifest=manifest).jobs
+    assert {parse(list(job.argv)).manifest for job in jobs} == {layout.manifest_url(root, "demo")}
+    assert not any(job.offline for job in plan().jobs)
+
+
+def test_a_pod_finds_the_manifest_in_its_cache(plan, root, cluster, cache):
+    manifest = make_manifest(with_code())
+    volumes = WITH_OUTBOX["volumes"] | WITH_CACHE["volumes"]
+    cluster(kubernetes=KUBERNETES | {"volumes": volumes})
+    for job in plan(with_code(), manifest=manifest).jobs:
+        assert parse(list(job.argv)).manifest == f"/cache/{cached_path(manifest)}"
+
+
+def fingerprints(plan):
+    return {job.title: job.fingerprint for job in plan.jobs}
+
+
+def test_the_data_counts_and_not_where_the_manifest_is(plan, root, cluster, cache):
+    usual = fingerprints(plan())
+    assert fingerprints(plan(manifest=make_manifest(SUITE))) == usual  # it needs nothing from outside
+    staged = fingerprints(plan(manifest=make_manifest(SUITE, items=[item()])))
+    assert {title for title in TITLES if staged[title] != usual[title]} == {"demo_choice"}
+    moved = [item(revision="other", path="y")]
+    assert fingerprints(plan(manifest=make_manifest(SUITE, items=moved))) == staged
+    assert fingerprints(plan(manifest=make_manifest(SUITE, items=[item(digest="e")]))) != staged
+    cluster(kubernetes=WITH_CACHE)
+    assert fingerprints(plan(manifest=make_manifest(SUITE, items=[item()]))) == staged
+
+
+def test_what_the_stage_finds_is_what_was_planned(plan, cache):
+    manifest = make_manifest(SUITE, items=[item()])
+    code = by_title(plan(manifest=manifest))["demo_choice"]
+    config = parse(list(code.argv))
+    assert harness_job(config, inspect(config.model), "r", manifest).fingerprint == config.expect == code.fingerprint
+
+
+def test_parts_that_cannot_be_had_have_no_job_and_a_reason(plan, cache):
+    found = plan(manifest=make_manifest(SUITE, reasons={"demo_cloze": "it is gated", "alpaca_eval": "no such file"}))
+    assert [job.title for job in found.jobs] == ["demo_choice", "demo_arithmetic"]
+    assert found.unavailable == {"demo_cloze": "it is gated", "alpaca_eval": "no such file"}
+    missing = plan(manifest=make_manifest(SUITE.keep(["demo_choice"])))
+    assert [job.title for job in missing.jobs] == ["demo_choice"]
+    assert "demo_cloze is not staged: run `halos-eval stage demo`" in missing.unavailable["demo_cloze"]
+
+
+def test_prompts_that_the_manifest_does_not_name_cannot_be_had(plan, cache):
+    settings = SUITE.alpaca_eval.model_copy(update={"prompts": "alpaca_eval"})
+    suite = SUITE.model_copy(update={"alpaca_eval": settings})
+    found = plan(suite, manifest=make_manifest(suite))
+    assert list(found.unavailable) == ["alpaca_eval"]
+    assert "has no file alpaca_eval.json" in found.unavailable["alpaca_eval"]
+
+
+def test_a_checkpoint_that_cannot_be_had_has_no_plan(plan, cache):
+    model = Checkpoint(name="m", location="lab/m", revision="main")
+    with pytest.raises(DataUnavailable, match="checkpoint:lab/m@main is not staged"):
+        plan(checkpoint=model, manifest=make_manifest(SUITE))
+    gated = make_manifest(SUITE, checkpoints=["lab/m@main"], reasons={"checkpoint:lab/m@main": "the model is gated"})
+    with pytest.raises(DataUnavailable, match="the model is gated"):
+        plan(checkpoint=model, manifest=gated)
+
+
+def test_a_staged_model_is_found_by_its_branch_and_known_by_its_commit(plan, cache):
+    title = "checkpoint:lab/m@main"
+    model = item("model", "lab/m@main", title, path="hub/models--lab--m")
+    found = plan(
+        checkpoint=Checkpoint(name="m", location="lab/m", revision="main"),
+        manifest=make_manifest(SUITE, checkpoints=["lab/m@main"], items=[model]),
+    )
+    assert found.checkpoint.digest == "hub:c0ffee"
+    config = parse(list(by_title(found)["demo_choice"].argv))
+    assert (config.model, config.revision) == ("lab/m", "main")
+
+
+def test_what_cannot_be_had_is_kept_with_the_plan(plan, root, cache):
+    gated = make_manifest(SUITE, reasons={"demo_cloze": "it is gated"})
+    save_plan(plan(manifest=gated), SUITE, root)
+    assert saved(root).unavailable == {"demo_cloze": "it is gated"}
+    assert saved(root).left_out == ()
+    # a run of other parts leaves it as it is
+    save_plan(plan(SUITE.keep(["demo_choice"]), manifest=make_manifest(SUITE)), SUITE, root)
+    assert saved(root).unavailable == {"demo_cloze": "it is gated"}
+    assert "demo_cloze" not in by_title(saved(root))
+    # there it is
+    save_plan(plan(SUITE.keep(["demo_cloze"]), manifest=make_manifest(SUITE)), SUITE, root)
+    assert saved(root).unavailable == {}
+    assert sorted(by_title(saved(root))) == sorted(TITLES)
+    # and gone again
+    save_plan(plan(manifest=gated), SUITE, root)
+    assert saved(root).unavailable == {"demo_cloze": "it is gated"}
+    assert "demo_cloze" not in by_title(saved(root))
+
+
+def test_what_could_not_be_had_as_it_was_defined_then_is_left_out(plan, root, cache):
+    save_plan(plan(manifest=make_manifest(SUITE, reasons={"demo_cloze": "it is gated"})), SUITE, root)
+    changed = changed_task("demo_cloze", limit=3)
+    save_plan(plan(changed.keep(["demo_choice"])), changed, root)
+    assert saved(root).unavailable == {}
+    assert saved(root).left_out == ("demo_cloze",)

@@ -1,0 +1,240 @@
+"""What is started, of all that is registered: each once, whoever asks, and what is not told with its reason."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from halos_eval.checkpoints.registry import Checkpoint, Listing, Metadata, NotRegistered, in_interval
+from halos_eval.config.policy import EvaluationPolicy, Limit, Limits, Rule
+from halos_eval.config.suite import load_suite
+from halos_eval.errors import BadInput, DataUnavailable
+from halos_eval.planning.plan import make_plan, save_plan
+from halos_eval.planning.selection import Backfill, for_backfill, for_night, for_registration, look_back
+from halos_eval.storage import layout
+from halos_eval.storage.records import Usage, write_model
+from tests.doubles import make_checkpoint, make_record, write_failure
+
+NOW = datetime(2026, 5, 10, 20, tzinfo=UTC)
+POLICY = EvaluationPolicy(
+    rules=(
+        Rule(match="debug-*", suites=()),
+        Rule(tags={"method": "kto"}, suites=("own", "demo")),
+        Rule(match="*", suites=("own",)),
+    )
+)
+
+
+class Shelf:
+    """A registry of what a test puts on it."""
+
+    def __init__(self, *checkpoints, skipped=None):
+        self.checkpoints, self.skipped = list(checkpoints), skipped or {}
+
+    def registered(self, start=None, end=None):
+        return Listing([one for one in self.checkpoints if in_interval(one.registered, start, end)], self.skipped)
+
+    def get(self, name):
+        for one in self.checkpoints:
+            if one.name == name:
+                return one
+        raise NotRegistered(f"there is no {name}")
+
+
+class Away(Shelf):
+    """A registry that cannot be read."""
+
+    def registered(self, start=None, end=None):
+        raise DataUnavailable("it is away")
+
+
+@pytest.fixture
+def suite(suite):
+    suite("tasks: {demo_cloze: {}}")
+    return suite
+
+
+@pytest.fixture
+def checkpoint(tmp_path, suite):
+    """``checkpoint(name, days)``: registered so many days ago."""
+
+    def checkpoint(name, days=0.5, **tags):
+        folder = make_checkpoint(tmp_path / name / "FINAL")
+        registered = NOW - timedelta(days=days)
+        return Checkpoint(name=name, location=str(folder), registered=registered, metadata=Metadata(tags=tags))
+
+    return checkpoint
+
+
+def evaluate(root, checkpoint, finish=True, titles=None, **record):
+    """Plan ``own``, and finish it (or what is in ``titles``), or fail."""
+    suite = load_suite("own")
+    plan = make_plan(suite, checkpoint, root)
+    save_plan(plan, suite, root)
+    for job in plan.jobs:
+        if titles and job.title not in titles:
+            continue
+        if finish:
+            write_model(job.record, make_record(job.stage, job.task, fingerprint=job.fingerprint, **record))
+        else:
+            write_failure(layout.failure_beside(job.record))
+
+
+def names(selection):
+    return [(one.checkpoint, one.suite) for one in selection.evaluations]
+
+
+def run_id(root, checkpoint):
+    (one,) = night(root, checkpoint).evaluations
+    return one.run_id
+
+
+def never(run_id):
+    """Nothing was started before."""
+    return False
+
+
+def night(root, *checkpoints, start=NOW - timedelta(days=1), **more):
+    return for_night(Shelf(*checkpoints, **more), POLICY, root, never, start, NOW)
+
+
+def test_a_night_takes_what_its_interval_holds_and_what_the_policy_says(root, checkpoint):
+    a, b, c, d = checkpoint("a"), checkpoint("b", method="kto"), checkpoint("debug-c"), checkpoint("d", days=2)
+    late = checkpoint("late", days=0)
+    found = night(root, a, b, c, d, late, skipped={"half": "it is half-written"})
+    assert names(found) == [("a", "own"), ("b", "own"), ("b", "demo")]
+    assert found.left_out == {"half": "it is half-written", "debug-c": "the policy gives it no suite"}
+    assert names(night(root, d, start=look_back(POLICY, NOW - timedelta(days=1)))) == [("d", "own")]
+
+
+def test_the_name_of_a_run_is_the_same_whoever_asks(root, checkpoint):
+    a = checkpoint("team/a")
+    (first,) = night(root, a).evaluations
+    assert first.run_id.startswith("own__team__a__")
+    assert (
+        night(root, a).evaluations == for_registration(Shelf(a), POLICY, root, never, "team/a").evaluations == (first,)
+    )
+
+
+def test_registered_anew_or_with_another_task_it_is_another_run(root, checkpoint, suite):
+    a = checkpoint("a")
+    later = a.model_copy(update={"registered": a.registered + timedelta(seconds=1)})
+    seen = {run_id(root, a), run_id(root, later), run_id(root, a.model_copy(update={"revision": "b" * 40}))}
+    suite("tasks: {demo_cloze: {}, demo_choice: {}}")
+    seen.add(run_id(root, a))
+    assert len(seen) == 4
+
+
+def test_long_names_that_begin_alike_make_short_names_of_runs_that_differ(root, checkpoint):
+    long = "/".join(["x" * 80] * 3)
+    runs = {
+        night(root, checkpoint("a").model_copy(update={"name": f"{long}{end}"})).evaluations[0].run_id for end in "ab"
+    }
+    assert len(runs) == 2
+    assert max(map(len, runs)) < 200
+
+
+def test_what_is_complete_is_not_started_and_what_has_failed_is(root, checkpoint):
+    done, failed = checkpoint("done"), checkpoint("failed")
+    evaluate(root, done)
+    evaluate(root, failed, finish=False)
+    found = night(root, done, failed)
+    assert names(found) == [("failed", "own")]
+    assert found.complete == ("done: own",)
+
+
+def test_a_task_that_was_added_makes_it_incomplete(root, checkpoint, suite):
+    done = checkpoint("done")
+    evaluate(root, done)
+    suite("tasks: {demo_cloze: {}, demo_choice: {}}")
+    assert names(night(root, done)) == [("done", "own")]
+
+
+def test_a_backfill_selects_by_pattern_tags_and_dates(root, checkpoint):
+    shelf = Shelf(
+        checkpoint("llama-1", 30, method="kto"),
+        checkpoint("llama-2", 20, method="dpo"),
+        checkpoint("llama-3", 10, method="kto"),
+        checkpoint("other", 10, method="kto"),
+        skipped={"llama-4": "it is half-written", "zephyr": "it is damaged"},
+    )
+    asked = Backfill.model_validate(
+        {"suite": "own", "match": ["llama-*"], "tags": {"method": "k*"}, "registered_from": "2026-04-15"}
+    )
+    found = for_backfill(shelf, asked, root, never, "origin")
+    assert names(found) == [("llama-3", "own")]
+    assert found.left_out == {"llama-4": "it is half-written"}
+    assert names(
+        for_backfill(shelf, Backfill(suite="own", registered_until=NOW - timedelta(days=15)), root, never, "")
+    ) == [
+        ("llama-1", "own"),
+        ("llama-2", "own"),
+    ]
+
+
+def test_each_backfill_has_runs_of_its_own(root, checkpoint):
+    shelf = Shelf(checkpoint("a"))
+    runs = [
+        for_backfill(shelf, Backfill(suite="own"), root, never, origin).evaluations for origin in ("one", "two", "one")
+    ]
+    assert runs[0] == runs[2] != runs[1]
+
+
+def test_a_backfill_runs_everything_again_if_asked(root, checkpoint):
+    done = checkpoint("done")
+    evaluate(root, done)
+    assert names(for_backfill(Shelf(done), Backfill(suite="own"), root, never, "")) == []
+    assert names(for_backfill(Shelf(done), Backfill(suite="own", only_missing=False), root, never, "")) == [
+        ("done", "own")
+    ]
+
+
+def test_a_suite_that_is_none_is_bad_input(root, checkpoint):
+    policy = EvaluationPolicy(rules=(Rule(suites=("nothing",)),))
+    with pytest.raises(BadInput, match="nothing"):
+        for_night(Shelf(checkpoint("a")), policy, root, never, None, None)
+    with pytest.raises(BadInput, match="nothing"):
+        for_backfill(Shelf(), Backfill(suite="nothing"), root, never, "")
+
+
+def test_a_registry_that_is_away_is_no_empty_night(root, suite):
+    with pytest.raises(DataUnavailable):
+        for_night(Away(), POLICY, root, never, None, None)
+
+
+def test_one_that_nobody_knows(root, suite):
+    with pytest.raises(NotRegistered):
+        for_registration(Shelf(), POLICY, root, never, "nobody")
+
+
+def test_what_was_started_before_is_told_and_left(root, checkpoint):
+    a, b = checkpoint("a"), checkpoint("b")
+    there = run_id(root, a)
+    found = for_night(Shelf(a, b), POLICY, root, there.__eq__, None, NOW)
+    assert names(found) == [("b", "own")]
+    assert there in found.left_out["a: own"]
+
+
+def test_a_night_starts_what_its_limit_has_room_for(root, checkpoint):
+    usage = Usage(load_seconds=0, work_seconds=3600)
+    evaluate(root, checkpoint("old", 5), usage=usage)
+    limited = POLICY.model_copy(update={"limits": Limits(night=Limit(gpu_hours=2.5))})
+    shelf = Shelf(*(checkpoint(name) for name in "abc"))
+    found = for_night(shelf, limited, root, never, None, NOW)
+    assert names(found) == [("a", "own"), ("b", "own")]
+    assert "over the limit of 2.5" in found.left_out["c: own"]
+    # What runs already is no part of this night.
+    found = for_night(shelf, limited, root, run_id(root, shelf.get("a")).__eq__, None, NOW)
+    assert names(found) == [("b", "own"), ("c", "own")]
+
+
+def test_only_what_is_missing_is_counted(root, checkpoint, suite):
+    usage = Usage(load_seconds=0, work_seconds=3600)
+    suite("tasks: {demo_cloze: {}, demo_choice: {}}")
+    evaluate(root, checkpoint("old", 5), usage=usage)
+    half = checkpoint("half")
+    evaluate(root, half, titles=("demo_cloze",), usage=usage)
+    for hours, wanted in ((1, [("half", "own")]), (0.9, [])):
+        limited = POLICY.model_copy(update={"limits": Limits(night=Limit(gpu_hours=hours))})
+        assert names(for_night(Shelf(half), limited, root, never, None, NOW)) == wanted

@@ -1,0 +1,98 @@
+"""Words of others in Markdown: never interpreted, in whatever it is turned into; numbers that were not measured."""
+
+from __future__ import annotations
+
+import math
+from html.parser import HTMLParser
+
+import pytest
+from apprise.conversion import convert_between
+from hypothesis import given
+from hypothesis import strategies as st
+
+from halos_eval.reports.markdown import code, first, number, table
+
+HOSTILE = st.text(st.sampled_from("`|<>!&*_[]()#-~\\\n\r\t \"'@/:ab;{}%?=\u202e\x00")) | st.text()
+
+
+class Page(HTMLParser):
+    """The tags of a page, and the words in its code spans."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.code, self._in_code = [], [], False
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, attrs))
+        if tag == "code":
+            self.code.append("")
+        self._in_code = self._in_code or tag == "code"
+
+    def handle_endtag(self, tag):
+        self._in_code = self._in_code and tag != "code"
+
+    def handle_data(self, data):
+        if self._in_code:
+            self.code[-1] += data
+
+
+@given(HOSTILE)
+def test_in_mail_words_are_words(text):
+    span = code(text)
+    page = Page(convert_between("markdown", "html", f"**Heading**\n\n- {span}: {span}\n"))
+    assert [tag for tag, _ in page.tags] == ["p", "strong", "ul", "li", "code", "code"]
+    assert page.code == [span[1:-1]] * 2
+
+
+@given(HOSTILE, HOSTILE)
+def test_a_cell_stays_a_cell(one, two):
+    page = Page(convert_between("markdown", "html", table(["a", "b"], [[code(one), ""], [code(two), ""]])))
+    assert [tag for tag, _ in page.tags].count("tr") == 3
+    assert [tag for tag, _ in page.tags].count("td") == 4
+    assert page.code == [code(one)[1:-1], code(two)[1:-1]]
+
+
+@pytest.mark.parametrize(
+    ("text", "span"),
+    [
+        ("llama3-8b_kto/step-4", "`llama3-8b_kto/step-4`"),
+        ("a `b`\n| c\x00", "`a 'b' ¦ c`"),
+        ("", "`?`"),
+        ("x" * 301, f"`{'x' * 299}…`"),
+        ("\u202eevil", "`evil`"),
+    ],
+)
+def test_a_code_span(text, span):
+    assert code(text) == span
+
+
+@pytest.mark.parametrize(
+    ("value", "stderr", "text"),
+    [
+        (0, None, "0.00"),
+        (0.0, 0.0, "0.00"),  # no answer was right: the error is not 0 but unknown
+        (26.504, 1.25, "26.50 ± 1.25"),
+        (math.nan, 1.0, ""),
+        (None, None, ""),
+        ("x", None, ""),
+    ],
+)
+def test_a_number(value, stderr, text):
+    assert number(value, stderr, 2) == text
+
+
+def test_a_table_reads_as_text():
+    assert table(["name", "avg"], [["a", "0.5000"], ["longer", ""]]).splitlines() == [
+        "| name   | avg    |",
+        "| ------ | ------ |",
+        "| a      | 0.5000 |",
+        "| longer |        |",
+    ]
+
+
+def test_the_first_of_many():
+    assert first(["a", "b"], 2) == "a, b"
+    assert first(["a", "b", "c", "d"], 2) == "a, b, and 2 more"
+    assert first([], 2) == ""

@@ -1,0 +1,250 @@
+"""The summary table: HALOs' columns, no number that was not measured, and the reason of every gap."""
+
+from __future__ import annotations
+
+import math
+from datetime import timedelta
+
+import pandas as pd
+import pytest
+
+from halos_eval.errors import BadInput, StoreError
+from halos_eval.planning.plan import Plan
+from halos_eval.reports.table import columns_of_scores, row_of_plan, rows_of_records, summarize_store, table
+from halos_eval.storage import filesystem, layout
+from halos_eval.storage.records import CheckpointRef, Score, write_model
+from tests.doubles import NOW, make_job, make_record, write_failure
+
+ALPACA = {"alpacaeval_lcwr", "alpacaeval_wr", "alpacaeval_discrete_wr"}
+
+
+def score(task, metric="acc", value=0.5, **more):
+    return Score(task=task, metric=metric, value=value, **more)
+
+
+WIN_RATES = (
+    score("alpaca_eval", "length_controlled_winrate", 24.5, higher_is_better=True),
+    score("alpaca_eval", "win_rate", 26.5, stderr=1.25, higher_is_better=True),
+    score("alpaca_eval", "discrete_win_rate", 26.0, higher_is_better=True),
+)
+GSM8K = (
+    score("gsm8k", "exact_match", 0.25, filter="strict-match", stderr=0.01),
+    score("gsm8k", "exact_match", 0.75, filter="flexible-extract", stderr=0.02),
+)
+
+
+@pytest.fixture
+def job(tmp_path):
+    """A planned job; its record, with ``scores``, unless that is None."""
+
+    def job(title, scores=None, metric=None, **parts):
+        stage = title if title in {"sample", "judge"} else "harness"
+        task = title if stage == "harness" else None
+        record = f"{tmp_path}/runs/one/{title}/record.json"
+        if scores is not None:
+            write_model(record, make_record(stage, task, scores=scores, **parts))
+        return make_job(stage, task, record, metric=metric)
+
+    return job
+
+
+def plan(*jobs, name="one", left_out=(), unavailable=None):
+    reference = CheckpointRef(name=name, location="/one", digest="d")
+    return Plan(suite="halos", checkpoint=reference, jobs=jobs, left_out=left_out, unavailable=unavailable or {})
+
+
+def test_a_task_that_cannot_be_had_is_told_and_leaves_no_average(job):
+    row = row_of_plan(plan(job("arc", [score("arc", value=0.4)]), unavailable={"gpqa": "it is gated"}))
+    assert row == {"model_name": "one", "arc-acc": 0.4, "status": "gpqa: cannot be had: it is gated"}
+
+
+def test_prompts_that_cannot_be_had_leave_alpaca_evals_cells_empty_and_the_tasks_average(job):
+    row = row_of_plan(plan(job("arc", [score("arc", value=0.4)]), unavailable={"alpaca_eval": "no such file"}))
+    assert row["status"] == "alpaca_eval: cannot be had: no such file"
+    assert row["avg"] == 0.4
+    assert all(math.isnan(row[column]) for column in ALPACA)
+
+
+def test_everything_is_there(job):
+    jobs = [job("sample", ()), job("judge", WIN_RATES), job("arc", [score("arc", value=0.4)]), job("gsm8k", GSM8K)]
+    assert row_of_plan(plan(*jobs)) == {
+        "model_name": "one",
+        "alpacaeval_lcwr": 24.5,
+        "alpacaeval_wr": 26.5,
+        "alpacaeval_wr_stderr": 1.25,
+        "alpacaeval_discrete_wr": 26.0,
+        "arc-acc": 0.4,
+        "gsm8k-exact_match": 0.75,
+        "gsm8k-exact_match_stderr": 0.02,
+        "gsm8k-exact_match,strict-match": 0.25,
+        "gsm8k-exact_match,strict-match_stderr": 0.01,
+        "avg": 0.575,
+        "status": "complete",
+    }
+
+
+def test_what_failed_has_its_reason_and_there_is_no_average(job):
+    missing = job("gsm8k")
+    write_failure(layout.failure_beside(missing.record), "no token", "DataUnavailable")
+    row = row_of_plan(plan(job("arc", [score("arc")]), missing))
+    assert row == {"model_name": "one", "arc-acc": 0.5, "status": "gsm8k: DataUnavailable: no token"}
+
+
+def test_what_was_not_run_has_no_number(job):
+    row = row_of_plan(plan(job("sample"), job("judge"), job("arc")))
+    reason = "no result (not run, or killed)"
+    assert row.pop("status") == f"sample: {reason}; judge: {reason}; arc: {reason}"
+    assert row.pop("model_name") == "one"
+    assert row.keys() == ALPACA
+    assert all(math.isnan(value) for value in row.values())
+
+
+def test_a_win_rate_that_is_missing_is_an_empty_cell_with_a_reason(job):
+    reason = {"alpaca_eval-length_controlled_winrate": "other prompts", "alpaca_eval-n_total": "2 of 805 not read"}
+    row = row_of_plan(plan(job("judge", WIN_RATES[1:], missing=reason)))
+    assert math.isnan(row["alpacaeval_lcwr"])
+    assert row["alpacaeval_wr"] == 26.5
+    assert row["status"] == "alpacaeval_lcwr: other prompts; alpaca_eval-n_total: 2 of 805 not read"
+
+
+def test_a_suite_without_alpaca_eval_has_no_columns_for_it(job):
+    assert not ALPACA & row_of_plan(plan(job("arc", [score("arc")]))).keys()
+
+
+def test_what_was_never_asked_for_is_told(job):
+    row = row_of_plan(plan(job("arc", [score("arc")]), left_out=("alpaca_eval", "gsm8k")))
+    assert row == {
+        "model_name": "one",
+        "arc-acc": 0.5,
+        "status": "alpaca_eval: not asked for; gsm8k: not asked for",
+    }
+
+
+def test_a_metric_that_could_not_be_computed_is_told(job):
+    row = row_of_plan(plan(job("ifeval", [score("ifeval")], missing={"ifeval-f1,none": "lm_eval gave nan"})))
+    assert row["status"] == "ifeval-f1,none: lm_eval gave nan"
+
+
+@pytest.mark.parametrize(
+    ("metric", "average"),
+    [(None, 0.75), ("exact_match", 0.75), ("exact_match,strict-match", 0.25), ("exact_match,none", None), ("f1", None)],
+)
+def test_the_suite_says_which_metric_counts(job, metric, average):
+    assert row_of_plan(plan(job("gsm8k", GSM8K, metric))).get("avg") == average
+
+
+def test_a_metric_that_is_better_when_lower_does_not_count(job):
+    scores = [score("t", "brier", 0.9, higher_is_better=False), score("t", "f1", 0.3, higher_is_better=True)]
+    row = row_of_plan(plan(job("t", scores)))
+    assert (row["avg"], row["t-brier"]) == (0.3, 0.9)
+
+
+def test_a_groups_parts_are_neither_columns_nor_in_the_average(job):
+    scores = [score("mmlu", value=0.6), score("mmlu_stem", value=0.1, group="mmlu")]
+    row = row_of_plan(plan(job("mmlu", scores)))
+    assert row == {"model_name": "one", "mmlu-acc": 0.6, "avg": 0.6, "status": "complete"}
+
+
+def test_a_tags_tasks_are_averaged_first(job):
+    arc = [score("arc_easy", value=0.6), score("arc_easy", "acc_norm", 0), score("arc_challenge", value=0.4)]
+    assert row_of_plan(plan(job("arc", arc), job("t", [score("t", value=0.1)])))["avg"] == 0.3
+
+
+def test_the_average_is_rounded_as_halos_does(job):
+    jobs = [job(name, [score(name, value=value)]) for name, value in (("a", 1), ("b", 0), ("c", 0))]
+    assert row_of_plan(plan(*jobs))["avg"] == 0.3333
+
+
+def test_a_score_of_zero_is_a_score(job):
+    row = row_of_plan(plan(job("a", [score("a", value=0, stderr=0)])))
+    assert (row["a-acc"], row["a-acc_stderr"], row["avg"]) == (0, 0, 0)
+
+
+def test_columns_do_not_depend_on_the_order_of_scores():
+    assert columns_of_scores(reversed(GSM8K)) == columns_of_scores(GSM8K)
+
+
+def test_an_alpaca_eval_metric_without_a_column_is_left_out():
+    assert columns_of_scores([score("alpaca_eval", "other")]) == {}
+
+
+def test_the_order_of_columns_and_rows():
+    rows = [
+        {"model_name": "b", "z-acc": 1.0, "alpacaeval_wr": 2.0, "avg": 1.0, "status": "complete"},
+        {"model_name": "a", "a-acc": 3.0, "status": "z: no result"},
+    ]
+    frame = table(rows)
+    assert list(frame.columns) == ["model_name", "alpacaeval_wr", "a-acc", "z-acc", "avg", "status"]
+    assert list(frame["model_name"]) == ["a", "b"]
+    assert pd.isna(frame.loc[0, "avg"])
+
+
+def test_the_newest_record_of_a_task_counts():
+    records = [
+        make_record(task="arc", ended=NOW + timedelta(hours=hour), scores=[score("arc", value=hour / 10)])
+        for hour in (1, 3, 2)
+    ]
+    assert rows_of_records(records) == [{"model_name": "one", "arc-acc": 0.3, "avg": 0.3, "status": "complete"}]
+
+
+def test_records_without_a_suite():
+    records = [
+        make_record("sample"),
+        make_record("judge", scores=WIN_RATES[1:2], missing={"alpaca_eval-length_controlled_winrate": "why"}),
+        make_record(task="arc", scores=[score("arc", value=0.2)]),
+        make_record(task="gsm8k", scores=GSM8K),
+        make_record(task="arc", name="two", scores=[score("arc", value=0.3)]),
+    ]
+    one, two = rows_of_records(records)
+    assert (one["model_name"], one["alpacaeval_wr"], one["avg"]) == ("one", 26.5, 0.475)
+    assert one["status"] == "alpacaeval_lcwr: why"
+    # an average over other tasks could not be compared with the first
+    assert two == {"model_name": "two", "arc-acc": 0.3, "status": "gsm8k: no record"}
+
+
+def test_a_judgement_of_outputs_without_a_sample_record_is_in_the_row():
+    judged = make_record("judge", scores=WIN_RATES[1:2])
+    file = judged.checkpoint.model_copy(update={"digest": "of the file"})
+    judged = judged.model_copy(update={"checkpoint": file, "identity": {"inputs": {"outputs": "of the file"}}})
+    arc = make_record(task="arc", scores=[score("arc", value=0.2)])
+    before = arc.provenance.model_copy(update={"ended": arc.provenance.ended - timedelta(days=1)})
+    for records in ([judged, arc], [judged, arc.model_copy(update={"provenance": before})]):
+        (row,) = rows_of_records(records)
+        assert (row["alpacaeval_wr"], row["arc-acc"]) == (26.5, 0.2)
+
+
+def test_records_of_older_weights_are_left_out():
+    arc = make_record(task="arc", scores=[score("arc", value=0.2)])
+    old = arc.checkpoint.model_copy(update={"digest": "older weights"})
+    before = arc.provenance.model_copy(update={"ended": arc.provenance.ended - timedelta(days=1)})
+    gsm8k = make_record(task="gsm8k", scores=GSM8K).model_copy(update={"checkpoint": old, "provenance": before})
+    assert rows_of_records([gsm8k, arc]) == [{"model_name": "one", "arc-acc": 0.2, "avg": 0.2, "status": "complete"}]
+
+
+def test_a_suites_table(job, tmp_path):
+    for name in ("two", "one"):
+        url = layout.plan_url(str(tmp_path), "halos", name)
+        write_model(url, plan(job("arc", [score("arc")]), name=name))
+    write_model(layout.plan_url(str(tmp_path), "quick", "three"), plan(job("arc"), name="three"))
+    frame = summarize_store(str(tmp_path), "halos")
+    assert list(frame["model_name"]) == ["one", "two"]
+    assert list(frame["status"]) == ["complete", "complete"]
+
+
+def test_all_records_of_a_store(job, tmp_path):
+    job("arc", [score("arc")])
+    job("sample", ())
+    frame = summarize_store(f"file://{tmp_path}")
+    assert frame.to_dict("records") == [{"model_name": "one", "arc-acc": 0.5, "avg": 0.5, "status": "complete"}]
+
+
+@pytest.mark.parametrize(("suite", "words"), [("halos", "no plan of halos"), (None, "no record")])
+def test_nothing_is_there(tmp_path, suite, words):
+    with pytest.raises(BadInput, match=words):
+        summarize_store(str(tmp_path), suite)
+
+
+def test_a_damaged_record_is_not_passed_over(job, tmp_path):
+    filesystem.write_bytes(job("arc", [score("arc")]).record, b"{")
+    with pytest.raises(StoreError, match="delete it"):
+        summarize_store(str(tmp_path))

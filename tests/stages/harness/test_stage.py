@@ -1,0 +1,249 @@
+"""The harness stage, as far as it goes without lm_eval: identity, resuming, and numbers from its results."""
+
+from __future__ import annotations
+
+import math
+from types import SimpleNamespace
+from uuid import uuid4
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from halos_eval.checkpoints.weights import Weights
+from halos_eval.errors import BadInput, EvaluationFailed
+from halos_eval.stages.harness.stage import (
+    HarnessConfig,
+    _coverage,
+    _dataset_revisions,
+    _journaled,
+    _scores,
+    harness_job,
+)
+from halos_eval.storage import filesystem
+from halos_eval.storage.journal import Journal
+
+WEIGHTS = Weights(name="kto", model="/kto", digest="d")
+METHODS = {
+    "loglikelihood": lambda words: (-float(len(words)), len(words) % 2 == 0),
+    "loglikelihood_rolling": lambda words: -float(len(words)),
+    "generate_until": lambda words: words[::-1] + "\u2028",
+}
+COMMIT = "0123456789abcdef" * 2 + "01234567"
+
+
+def config(**options):
+    return HarnessConfig(**{"model": "/kto", "task": "mmlu", "output_dir": "/o"} | options)
+
+
+def job(**options):
+    return harness_job(config(**options), WEIGHTS, "/o/record.json")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"fewshot_as_multiturn": True}, "needs apply_chat_template"),
+        ({"backend": "hf", "batch_size": "auto"}, "give a number"),
+        ({"task": "../x"}, "pattern"),
+        ({"task": "a b"}, "pattern"),
+        ({"task": "--x"}, "pattern"),
+        ({"task": "a\n"}, "pattern"),
+        ({"limit": 0}, "greater than or equal to 1"),
+        ({"num_fewshot": -1}, "greater than or equal to 0"),
+        ({"seed": (1, 2)}, "seed"),
+        ({"gpu_memory_utilization": 0}, "greater than 0"),
+        ({"limits": 5}, "Extra inputs"),
+    ],
+)
+def test_what_is_wrong_in_the_options(options, words):
+    with pytest.raises(ValidationError, match=words):
+        config(**options)
+
+
+def test_lm_evals_own_task_is_pinned_by_its_version():
+    assert job().inputs == {"model": "d"}
+    assert job().identity["tools"].keys() == {"lm-eval", "vllm"}
+    assert job(backend="hf").identity["tools"].keys() == {"lm-eval"}
+
+
+def test_this_projects_tasks_are_pinned_by_their_content():
+    assert job(task="demo_choice").inputs.keys() == {"model", "task"}
+
+
+def test_tasks_of_ones_own_are_pinned_by_their_content(tmp_path):
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep" / "mine.yaml").write_text("task: mine")
+    before = job(include_path=str(tmp_path)).inputs["include_path"]
+    (tmp_path / "deep" / "utils.pyc").write_text("compiled")
+    assert job(include_path=str(tmp_path)).inputs["include_path"] == before
+    (tmp_path / "deep" / "mine.yaml").write_text("task: other")
+    assert job(include_path=str(tmp_path)).inputs["include_path"] != before
+
+
+def test_tasks_of_ones_own_that_are_not_there():
+    with pytest.raises(BadInput, match="--include-path /none: there is no such folder"):
+        job(include_path="/none")
+
+
+def test_a_template_is_pinned_by_its_text(tmp_path):
+    template = tmp_path / "a.jinja"
+    template.write_text("{{ messages }}")
+    before = job(chat_template=str(template))
+    assert before.inputs.keys() == {"model", "chat_template"}
+    template.write_text("{{ messages[0] }}")
+    assert job(chat_template=str(template)).fingerprint != before.fingerprint
+
+
+class Model:
+    """Counts what it computes; killed after ``patience`` calls."""
+
+    def __init__(self, patience=math.inf):
+        self.patience = patience
+        self.computed = []
+        for name, rule in METHODS.items():
+            setattr(self, name, self._method(name, rule))
+
+    def _method(self, name, rule):
+        def compute(requests, **_):
+            if self.patience == 0:
+                raise SystemExit(143)
+            self.patience -= 1
+            self.computed += [(name, request.args) for request in requests]
+            return [rule(*request.args) for request in requests]
+
+        return compute
+
+
+def ask(model, url, save_every, texts):
+    """Every method's answers, as simple_evaluate would ask for them."""
+    requests = [SimpleNamespace(args=(text,)) for text in texts]
+    with Journal(url, seconds=0) as journal:
+        _journaled(model, journal, save_every)
+        return {name: getattr(model, name)(requests, disable_tqdm=True) for name in METHODS}
+
+
+@given(
+    texts=st.lists(st.text("ab", max_size=3), max_size=12),
+    save_every=st.integers(1, 13),
+    kills=st.lists(st.integers(0, 4), max_size=3),
+)
+def test_a_killed_run_computes_only_the_rest_and_answers_the_same(texts, save_every, kills):
+    url = f"memory://{uuid4()}"
+    whole = {name: [rule(text) for text in texts] for name, rule in METHODS.items()}
+    chunks = len(METHODS) * math.ceil(len(texts) / save_every)
+    computed = []
+    for patience in kills:
+        model = Model(patience)
+        if patience < chunks:
+            with pytest.raises(SystemExit):
+                ask(model, url, save_every, texts)
+        else:
+            assert ask(model, url, save_every, texts) == whole
+        chunks -= min(patience, chunks)
+        computed += model.computed
+    model = Model()
+    assert ask(model, url, save_every, texts) == whole
+    assert computed + model.computed == [(name, (text,)) for name in METHODS for text in texts]
+    filesystem.delete(url)
+
+
+def test_what_was_there_from_a_killed_run_is_counted(tmp_path):
+    requests = [SimpleNamespace(args=(text,)) for text in "abcde"]
+    journal = Journal(str(tmp_path), seconds=0)
+    first = Model()
+    assert _journaled(first, journal, 2).total() == 0
+    first.loglikelihood(requests[:4])
+    second = Model()
+    counted = _journaled(second, journal, 2)
+    second.loglikelihood(requests)
+    assert counted == {"resumed": 4, "computed": 1}
+
+
+def test_other_requests_are_not_taken_for_those_that_are_done(tmp_path):
+    ask(Model(), str(tmp_path), 2, ["a", "b"])
+    model = Model()
+    ask(model, str(tmp_path), 2, ["b", "a"])
+    assert len(model.computed) == 2 * len(METHODS)
+
+
+def results(**tables):
+    """A results dict as lm_eval gives it."""
+    return {"results": tables, "group_subtasks": {}, "higher_is_better": {}}
+
+
+def test_every_metric_has_its_filter_and_its_error():
+    row = {
+        "alias": "gsm8k_cot",
+        "exact_match,strict-match": 0.25,
+        "exact_match_stderr,strict-match": 0.01,
+        "exact_match,flexible-extract": 0.5,
+        "exact_match_stderr,flexible-extract": "N/A",
+        "perplexity,none": 12,
+        "sample_len": 5,
+    }
+    document = results(gsm8k_cot=row) | {"higher_is_better": {"gsm8k_cot": {"exact_match": True, "perplexity": False}}}
+    found = _scores(document)
+    assert found["missing"] == {}
+    assert {
+        (score.task, score.metric, score.filter): (score.value, score.stderr, score.higher_is_better)
+        for score in found["scores"]
+    } == {
+        ("gsm8k_cot", "exact_match", "strict-match"): (0.25, 0.01, True),
+        ("gsm8k_cot", "exact_match", "flexible-extract"): (0.5, None, True),
+        ("gsm8k_cot", "perplexity", "none"): (12, None, False),
+    }
+
+
+def test_a_groups_parts_name_it():
+    rows = {name: {"acc,none": 0.5} for name in ("mmlu", "mmlu_stem", "mmlu_algebra")}
+    document = results(**rows) | {"group_subtasks": {"mmlu": ["mmlu_stem"], "mmlu_stem": ["mmlu_algebra"]}}
+    assert [(score.task, score.group) for score in _scores(document)["scores"]] == [
+        ("mmlu", None),
+        ("mmlu_stem", "mmlu"),
+        ("mmlu_algebra", "mmlu_stem"),
+    ]
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, "N/A", None, True, []])
+def test_what_is_no_number_is_missing_with_its_reason(value):
+    found = _scores(results(ifeval={"acc,none": value, "f1,none": 0}))
+    assert [(score.metric, score.value) for score in found["scores"]] == [("f1", 0)]
+    assert found["missing"] == {"ifeval-acc,none": f"lm_eval gave {value!r}"}
+
+
+@pytest.mark.parametrize("stderr", [math.nan, "N/A", None])
+def test_an_error_that_is_no_number_is_none(stderr):
+    (score,) = _scores(results(a={"acc,none": 1.0, "acc_stderr,none": stderr}))["scores"]
+    assert score.stderr is None
+
+
+@pytest.mark.parametrize("row", [{}, {"alias": "a"}, {"acc,none": math.nan}])
+def test_no_number_at_all_is_a_failure(row):
+    with pytest.raises(EvaluationFailed, match="gave no number"):
+        _scores(results(a=row))
+
+
+def test_coverage_counts_documents_once():
+    samples = {"a": [{"doc_id": 0}, {"doc_id": 0}, {"doc_id": 1}], "b": [{"doc_id": 0}]}
+    counts = {"a": {"original": 9, "effective": 3}, "b": {"original": 1, "effective": 1}}
+    found = _coverage({"samples": samples, "n-samples": counts})
+    assert (found.attempted, found.scored) == (4, 3)
+
+
+def leaf(path, *folders, name=None, fingerprint="f"):
+    """A task whose data was read from cache ``folders``."""
+    split = SimpleNamespace(cache_files=[{"filename": f"{folder}/x.arrow"} for folder in folders])
+    split._fingerprint = fingerprint
+    task = SimpleNamespace(dataset_path=path, dataset_name=name)
+    return SimpleNamespace(config=task, dataset={"test": split}, task_name="mine")
+
+
+def test_revisions_of_datasets():
+    hub = leaf("cais/mmlu", f"/cache/default/0.0.0/{COMMIT}", name="algebra")
+    own = leaf(None, "/cache/json/0.0.0", fingerprint="abc")
+    group = SimpleNamespace(get_all_tasks=lambda: [hub, own])
+    expected = {"dataset:cais/mmlu/algebra": COMMIT, "dataset:mine": "fingerprint:abc"}
+    assert _dataset_revisions([group]) == _dataset_revisions([hub, own]) == expected
+    assert _dataset_revisions([SimpleNamespace(config=hub.config, dataset=None)]) == {}

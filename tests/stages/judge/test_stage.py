@@ -1,0 +1,184 @@
+"""The judge stage, as far as it goes without alpaca_eval: what it takes, what it is, what it reports."""
+
+from __future__ import annotations
+
+import json
+import math
+from types import SimpleNamespace
+
+import pytest
+
+from halos_eval.config.judge import load_annotator
+from halos_eval.data import prompts
+from halos_eval.errors import BadInput, EvaluationFailed, JudgeRefused
+from halos_eval.stages.judge import stage
+from halos_eval.stages.judge.stage import JudgeConfig, judge_job
+from halos_eval.storage.records import CheckpointRef, write_model
+from tests.doubles import make_record
+
+ROWS = [{"instruction": "a", "output": "x"}, {"instruction": "b", "output": ""}]
+FIGURES = {
+    "win_rate": 26.5,
+    "standard_error": 1.25,
+    "length_controlled_winrate": 24.5,
+    "lc_standard_error": math.nan,
+    "discrete_win_rate": 26.0,
+    "n_total": 805,
+    "avg_length": 1894,
+}
+CHECKPOINT = CheckpointRef(name="kto", location="/kto", digest="d")
+CLEAN = SimpleNamespace(refused=[])
+REFUSED = SimpleNamespace(refused=["content filter", "too long"])
+
+
+@pytest.fixture
+def outputs(tmp_path):
+    def write(content):
+        path = tmp_path / "outputs.json"
+        path.write_bytes(content if isinstance(content, bytes) else json.dumps(content).encode())
+        return str(path)
+
+    return write
+
+
+def reference(*instructions):
+    rows = tuple({"instruction": text, "output": "r"} for text in instructions)
+    return prompts.PromptSet(name="r", rows=rows, digest="d")
+
+
+def test_outputs_are_read(outputs):
+    rows, digest = stage._read_outputs(outputs(ROWS))
+    assert rows == ROWS
+    assert len(digest) == 64
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "is not JSON"),
+        (b"\xff", "is not JSON"),
+        ([], "holds no list of outputs"),
+        ({"instruction": "a"}, "holds no list of outputs"),
+        ([ROWS[0], "b"], "item 1 has no text"),
+        ([ROWS[0], {"instruction": "b"}], "item 1 has no text"),
+        ([{"instruction": "b", "output": None}], "item 0 has no text"),
+    ],
+)
+def test_what_is_wrong_in_outputs(outputs, content, words):
+    with pytest.raises(BadInput) as caught:
+        stage._read_outputs(outputs(content))
+    assert words in str(caught.value)
+
+
+def test_outputs_that_are_not_there(tmp_path):
+    with pytest.raises(BadInput, match="`halos-eval sample` writes it"):
+        stage._read_outputs(str(tmp_path / "none.json"))
+
+
+def test_pairs():
+    assert stage._pair(ROWS, reference("b", "a"), "o") == ROWS
+    # more outputs than references: the others are not judged, and not counted in any average
+    assert [row["instruction"] for row in stage._pair(ROWS, reference("b"), "o")] == ["b"]
+
+
+def test_a_reference_without_an_output():
+    with pytest.raises(BadInput, match="no output for 2 of 3 reference instructions"):
+        stage._pair(ROWS, reference("a", "c", "d"), "o")
+
+
+def test_several_outputs_for_one_instruction():
+    with pytest.raises(BadInput, match="sample_id 0"):
+        stage._pair([*ROWS, ROWS[0]], reference("a"), "o")
+
+
+def test_win_rates_have_their_errors():
+    found = stage._scores(FIGURES, 805, CLEAN)
+    assert found["missing"] == {}
+    assert [(score.task, score.metric, score.value, score.stderr) for score in found["scores"]] == [
+        ("alpaca_eval", "win_rate", 26.5, 1.25),
+        ("alpaca_eval", "length_controlled_winrate", 24.5, None),
+        ("alpaca_eval", "discrete_win_rate", 26.0, None),
+    ]
+    assert all(score.higher_is_better for score in found["scores"])
+
+
+def test_length_control_is_not_there_for_other_prompts():
+    figures = {key: value for key, value in FIGURES.items() if key != "length_controlled_winrate"}
+    found = stage._scores(figures, 805, CLEAN)
+    assert found["missing"] == {"alpaca_eval-length_controlled_winrate": stage.NO_LENGTH_CONTROL}
+    assert len(found["scores"]) == 2
+
+
+def test_a_win_rate_that_is_no_number_is_missing():
+    found = stage._scores(FIGURES | {"win_rate": math.nan}, 805, CLEAN)
+    assert found["missing"] == {"alpaca_eval-win_rate": "alpaca_eval gave nan"}
+    assert "win_rate" not in {score.metric for score in found["scores"]}
+
+
+def test_answers_that_could_not_be_read_are_counted():
+    assert stage._scores(FIGURES, 807, CLEAN)["missing"] == {
+        "alpaca_eval-n_total": "2 of 807 answers could not be read"
+    }
+    assert "(refused: content filter)" in stage._scores(FIGURES, 807, REFUSED)["missing"]["alpaca_eval-n_total"]
+
+
+def test_no_answer_that_can_be_read_has_its_reason():
+    annotator = load_annotator("demo")
+    unread = stage._no_judgement(SimpleNamespace(asked=2, refused=["too long"]), annotator, 0)
+    assert isinstance(unread, EvaluationFailed)
+    assert "no answer of demo-judge could be read by logprob_parser" in str(unread)
+    refused = stage._no_judgement(SimpleNamespace(asked=2, **vars(REFUSED)), annotator, 0)
+    assert isinstance(refused, JudgeRefused)
+    assert "every request was refused: content filter" in str(refused)
+    few = stage._no_judgement(SimpleNamespace(asked=2, **vars(REFUSED)), annotator, 1)
+    assert isinstance(few, EvaluationFailed)
+    assert "only 1 of 2 answers" in str(few)
+    assert "--force" in str(few)
+
+
+def test_the_identity_covers_outputs_reference_and_judge(tmp_path):
+    def job(identity="f", **options):
+        return judge_job(
+            JudgeConfig(**{"outputs": "/o", "output_dir": "/d", "reference": "demo", "annotator": "demo"} | options),
+            identity,
+            CHECKPOINT,
+        )
+
+    (tmp_path / "reference.json").write_text(json.dumps(ROWS))
+    assert job().inputs.keys() == {"outputs", "reference", "annotator"}
+    assert job(outputs="/elsewhere", output_dir="/other", concurrency=1).fingerprint == job().fingerprint
+    others = [job("g"), job(annotator="gpt-4.1"), job(reference=str(tmp_path / "reference.json"))]
+    assert len({job().fingerprint, *(other.fingerprint for other in others)}) == 4
+    assert job().record == "/d/record.json"
+
+
+@pytest.fixture
+def judged(monkeypatch):
+    """What ``judge`` would run."""
+    jobs = []
+    monkeypatch.setattr(stage, "run", lambda job, *_: jobs.append(job))
+
+    def judged(outputs, **options):
+        stage.judge(JudgeConfig(outputs=outputs, output_dir="/d", reference="demo", annotator="demo", **options))
+        return jobs[-1]
+
+    return judged
+
+
+def test_sampled_outputs_are_known_by_their_record(judged, outputs, tmp_path):
+    url = outputs(ROWS)
+    _, digest = stage._read_outputs(url)
+    record = make_record("sample", fingerprint="sampled", files={"outputs.json": digest})
+    write_model(str(tmp_path / "outputs.record.json"), record)
+    job = judged(url)
+    assert (job.inputs["outputs"], job.checkpoint) == ("sampled", record.checkpoint)
+    changed = judged(outputs([{"instruction": "a", "output": "edited", "generator": "me"}, ROWS[1]]))
+    assert (changed.inputs["outputs"], changed.checkpoint.name) == (changed.checkpoint.digest, "me")
+
+
+def test_outputs_without_a_record_are_known_by_their_digest(judged, outputs):
+    url = outputs(ROWS)
+    job = judged(url)
+    assert job.inputs["outputs"] == job.checkpoint.digest == stage._read_outputs(url)[1]
+    assert job.checkpoint.name == "outputs"
+    assert judged(url, name="mine").checkpoint.name == "mine"

@@ -1,0 +1,200 @@
+"""Storage: the same behaviour for every kind of place, and writes that are all or nothing."""
+
+from __future__ import annotations
+
+import errno
+import os
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+from aiohttp import ClientPayloadError
+from fsspec.implementations.memory import MemoryFileSystem
+
+from halos_eval.errors import StoreError
+from halos_eval.storage import filesystem
+
+
+class Behaviour:
+    """What every kind of place does. ``root`` is a URL below which there is nothing."""
+
+    def test_what_is_written_is_read(self, root):
+        url = filesystem.join(root, "deep", "folder", "a.bin")
+        filesystem.write_bytes(url, b"\x00\xff")
+        assert filesystem.read_bytes(url) == b"\x00\xff"
+        filesystem.write_bytes(url, b"new")
+        assert filesystem.read_bytes(url) == b"new"
+
+    def test_what_is_not_there(self, root):
+        with pytest.raises(FileNotFoundError):
+            filesystem.read_bytes(filesystem.join(root, "none"))
+        assert not filesystem.exists(filesystem.join(root, "none"))
+        assert filesystem.find(filesystem.join(root, "none"), "") == []
+        filesystem.delete(filesystem.join(root, "none"))
+
+    def test_find_goes_deep_and_gives_urls_in_order(self, root):
+        names = ["b/record.json", "a/x/outputs.record.json", "a/record.json", "a/record.json.bak", "other.json"]
+        for name in names:
+            filesystem.write_bytes(filesystem.join(root, name), name.encode())
+        found = filesystem.find(root, "record.json")
+        assert [filesystem.read_bytes(url).decode() for url in found] == sorted(names[:3])
+        assert all("://" in url for url in found)
+
+    def test_a_new_file_is_found_at_once(self, root):
+        filesystem.write_bytes(filesystem.join(root, "a"), b"")
+        assert len(filesystem.find(root, "")) == 1
+        filesystem.write_bytes(filesystem.join(root, "b"), b"")
+        assert len(filesystem.find(root, "")) == 2
+
+    def test_a_file_and_a_folder_are_deleted(self, root):
+        for name in ("a", "folder/b", "folder/deep/c", "folders"):
+            filesystem.write_bytes(filesystem.join(root, name), b"")
+        filesystem.delete(filesystem.join(root, "folder"))
+        filesystem.delete(filesystem.join(root, "a"))
+        assert [url.rsplit("/", 1)[1] for url in filesystem.find(root, "")] == ["folders"]
+
+    def test_a_part_of_a_file(self, root):
+        url = filesystem.join(root, "a")
+        filesystem.write_bytes(url, b"0123456789")
+        assert filesystem.read_bytes(url, 2, 5) == b"234"
+        assert filesystem.read_bytes(url, 8, 100) == b"89"
+
+    def test_the_entries_of_a_folder(self, root):
+        for name in ("b", "a/x", "a/y/z"):
+            filesystem.write_bytes(filesystem.join(root, name), b"12345")
+        found = filesystem.entries(root)
+        assert {name: entry.is_folder for name, entry in found.items()} == {"a": True, "b": False}
+        assert found["b"].size == 5
+        assert abs(datetime.now(UTC) - found["b"].modified) < timedelta(minutes=1)
+        assert filesystem.entries(filesystem.join(root, "a")).keys() == {"x", "y"}
+        assert filesystem.entries(filesystem.join(root, "none")) == filesystem.entries(filesystem.join(root, "b")) == {}
+
+    def test_what_is_no_link(self, root):
+        filesystem.write_bytes(filesystem.join(root, "a", "b"), b"")
+        for name in ("a", "a/b", "none"):
+            assert filesystem.linked(filesystem.join(root, name)) is None
+
+    def test_a_folder_exists(self, root):
+        filesystem.write_bytes(filesystem.join(root, "folder", "a"), b"")
+        assert filesystem.exists(filesystem.join(root, "folder"))
+
+
+class TestPlainPath(Behaviour):
+    @pytest.fixture
+    def root(self, tmp_path):
+        return str(tmp_path)
+
+
+class TestFile(Behaviour):
+    @pytest.fixture
+    def root(self, tmp_path):
+        return f"file://{tmp_path}/"
+
+
+class TestMemory(Behaviour):
+    @pytest.fixture
+    def root(self):
+        root = f"memory://{uuid4()}"
+        yield root
+        filesystem.delete(root)
+
+
+@pytest.mark.parametrize("broken", [(os, "fsync"), (Path, "replace")], ids=lambda broken: broken[1])
+def test_a_full_disk_leaves_the_old_content(tmp_path, monkeypatch, broken):
+    url = str(tmp_path / "a")
+    filesystem.write_bytes(url, b"old")
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(*broken, full)
+    with pytest.raises(StoreError) as caught:
+        filesystem.write_bytes(url, b"new")
+    for words in (url, "No space left on device", "free space", "AWS_ENDPOINT_URL", "run it again"):
+        assert words in str(caught.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+    assert filesystem.read_bytes(url) == b"old"
+
+
+def test_a_kill_while_writing_leaves_the_old_content(tmp_path, monkeypatch):
+    filesystem.write_bytes(str(tmp_path / "a"), b"old")
+
+    def killed(*_):
+        raise SystemExit(143)
+
+    monkeypatch.setattr(Path, "replace", killed)
+    with pytest.raises(SystemExit):
+        filesystem.write_bytes(str(tmp_path / "a"), b"new")
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+    assert (tmp_path / "a").read_bytes() == b"old"
+
+
+def test_other_users_can_read_what_is_written(tmp_path):
+    filesystem.write_bytes(str(tmp_path / "a"), b"")
+    assert (tmp_path / "a").stat().st_mode & 0o777 == 0o644
+
+
+def test_a_place_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StoreError, match="permissions"):
+        filesystem.write_bytes(str(tmp_path / "file" / "a"), b"")
+
+
+def test_a_place_that_does_not_exist_is_no_absent_file(tmp_path, monkeypatch):
+    def no_bucket(*_):
+        raise FileNotFoundError("The specified bucket does not exist")
+
+    monkeypatch.setattr(filesystem, "_replace", no_bucket)
+    with pytest.raises(StoreError, match="bucket does not exist"):
+        filesystem.write_bytes(str(tmp_path / "a"), b"")
+
+
+def test_a_folder_cannot_be_read(tmp_path):
+    with pytest.raises(StoreError, match="directory"):
+        filesystem.read_bytes(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("url", "joined"),
+    [("s3://b", "s3://b/x/y"), ("s3://b/", "s3://b/x/y"), ("/a", "/a/x/y"), ("file:///a", "file:///a/x/y")],
+)
+def test_join(url, joined):
+    assert filesystem.join(url, "x", "y") == joined
+
+
+@pytest.mark.parametrize("scheme", ["", "file://"])
+def test_a_name_is_a_name_and_no_chain_of_file_systems(tmp_path, scheme):
+    root = f"{scheme}{tmp_path}"
+    url = filesystem.join(root, "a::b", "simplecache::memory:", "c")
+    filesystem.write_bytes(url, b"x")
+    assert filesystem.read_bytes(url) == b"x"
+    assert filesystem.entries(root).keys() == {"a::b"}
+
+
+def test_links_are_followed_and_have_the_later_time(tmp_path):
+    (tmp_path / "file").write_bytes(b"12345")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "to-file").symlink_to(tmp_path / "file")
+    (tmp_path / "to-folder").symlink_to(tmp_path / "folder")
+    (tmp_path / "nowhere").symlink_to(tmp_path / "none")
+    (tmp_path / "circle").symlink_to(tmp_path / "circle")
+    os.utime(tmp_path / "file", (1e9, 1e9))
+    os.utime(tmp_path / "to-file", (2e9, 2e9), follow_symlinks=False)
+    os.utime(tmp_path / "to-folder", (2e9, 2e9), follow_symlinks=False)
+    found = filesystem.entries(str(tmp_path))
+    assert found.keys() == {"file", "folder", "to-file", "to-folder"}
+    assert found["to-folder"].is_folder
+    assert (found["to-file"].size, found["to-file"].modified.timestamp()) == (5, 2e9)
+    os.utime(tmp_path / "file", (3e9, 3e9))
+    assert filesystem.entries(str(tmp_path))["to-file"].modified.timestamp() == 3e9
+    assert filesystem.linked(str(tmp_path / "to-folder")).timestamp() == 2e9
+
+
+def test_a_connection_that_is_lost_in_the_middle_is_the_stores_fault(monkeypatch):
+    def cat_file(*_, **__):
+        raise ClientPayloadError("Response payload is not completed")
+
+    monkeypatch.setattr(MemoryFileSystem, "cat_file", cat_file)
+    with pytest.raises(StoreError, match="Response payload is not completed"):
+        filesystem.read_bytes("memory://a")

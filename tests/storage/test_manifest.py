@@ -1,0 +1,115 @@
+"""The manifest: what it finds, what it tells of what is not there, and what counts as the same content."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from halos_eval.errors import DataUnavailable, StoreError
+from halos_eval.storage.manifest import Item, Manifest, Part, cached_path, read_manifest, write_manifest
+
+
+def item(asked="a", kind="dataset", **more):
+    common = {"repo": "r/r", "revision": "c", "bytes": 1, "digest": "d", "path": f"{kind}/{asked}", "needed_by": ("t",)}
+    return Item(kind=kind, asked=asked, **common | more)
+
+
+@pytest.fixture
+def cache(monkeypatch, tmp_path):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def manifest():
+    parts = {"t": Part(definition="1"), "gpqa": Part(definition="2", reason="it is gated")}
+    return Manifest(
+        suite="halos", parts=parts, items=(item("a"), item("b"), item("a", kind="metric", needed_by=("u",)))
+    )
+
+
+@pytest.mark.parametrize("path", ["", "/etc/passwd", "..", "a/../../b", "a/.."])
+def test_no_path_leads_out_of_the_cache(path):
+    with pytest.raises(ValidationError, match="leads out of the cache"):
+        item(path=path)
+
+
+@given(st.text())
+def test_whatever_path_is_taken_stays_below_the_cache(path):
+    try:
+        taken = item(path=path)
+    except ValidationError:
+        return
+    assert os.path.normpath(f"/cache/{taken.path}").startswith("/cache/")
+
+
+def test_an_item_is_found_by_kind_and_name(manifest):
+    assert manifest.find("dataset", "a") == manifest.items[0]
+    assert manifest.find("metric", "a") == manifest.items[2]
+    assert manifest.look("file", "a") is None
+    with pytest.raises(DataUnavailable, match="has no file a: run `halos-eval stage`"):
+        manifest.find("file", "a")
+
+
+def test_a_part_that_cannot_be_had_tells_why(manifest):
+    assert manifest.needs("t") == list(manifest.items[:2])
+    with pytest.raises(DataUnavailable, match=r"^it is gated$"):
+        manifest.needs("gpqa")
+    with pytest.raises(DataUnavailable, match="mmlu is not staged: run `halos-eval stage halos`"):
+        manifest.digest("mmlu")
+
+
+def test_the_digest_of_a_part_is_that_of_its_own_content(manifest):
+    def digest(*items):
+        return manifest.model_copy(update={"items": items}).digest("t")
+
+    before = manifest.digest("t")
+    same = (item("a", revision="another"), item("b", path="elsewhere"), item("c", needed_by=("u",)))
+    assert digest(*reversed(same)) == before
+    assert digest(item("a", digest="e"), item("b")) != before
+    assert digest(item("a")) != before
+    assert digest(item("a"), item("b", kind="metric")) != before
+
+
+def test_a_part_is_ready_as_defined_and_where_the_cache_has_it(manifest, cache):
+    (cache / "dataset" / "a").mkdir(parents=True)
+    assert not manifest.ready("t", "1")
+    (cache / "dataset" / "b").mkdir()
+    assert manifest.ready("t", "1")
+    assert not manifest.ready("t", "changed")
+    assert not manifest.ready("gpqa", "2")
+    assert not manifest.ready("mmlu", "1")
+
+
+def test_what_this_machine_lacks_is_named(manifest, cache):
+    with pytest.raises(DataUnavailable, match=f"r/r is not in the cache .{cache}/dataset/a.: mount the cache"):
+        manifest.items[0].open()
+
+
+def test_writing_keeps_a_copy_in_the_cache_that_never_changes(manifest, cache, tmp_path):
+    url = f"file://{tmp_path}/store/manifest.json"
+    assert read_manifest(url) is None
+    write_manifest(url, manifest)
+    assert read_manifest(url) == read_manifest(str(cache / cached_path(manifest))) == manifest
+    more = manifest.model_copy(update={"pins": {"dataset/r/r@main": "c"}})
+    write_manifest(url, more)
+    assert read_manifest(url) == more
+    assert read_manifest(str(cache / cached_path(manifest))) == manifest
+
+
+def test_nothing_new_is_not_written_again(manifest, cache, tmp_path):
+    url = tmp_path / "manifest.json"
+    write_manifest(str(url), manifest)
+    before = url.stat().st_ino, (cache / cached_path(manifest)).stat().st_ino
+    write_manifest(str(url), manifest)
+    assert (url.stat().st_ino, (cache / cached_path(manifest)).stat().st_ino) == before
+
+
+def test_a_damaged_manifest_is_named(tmp_path):
+    (tmp_path / "manifest.json").write_text('{"suite": "halos", "items": [{"path": "../x"}]}')
+    with pytest.raises(StoreError, match=r"manifest.json is no manifest of this version"):
+        read_manifest(str(tmp_path / "manifest.json"))
