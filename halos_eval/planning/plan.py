@@ -17,8 +17,9 @@ from halos_eval.errors import BadInput, DataUnavailable
 from halos_eval.hub import cache_root
 from halos_eval.stages.fetch import unstaged
 from halos_eval.stages.harness.stage import HarnessConfig, harness_job
+from halos_eval.stages.identity import Job
 from halos_eval.stages.judge.stage import JudgeConfig, judge_job
-from halos_eval.stages.run import Job, StageConfig
+from halos_eval.stages.options import StageConfig
 from halos_eval.stages.sample import SampleConfig, sample_job
 from halos_eval.storage import filesystem, layout
 from halos_eval.storage.manifest import Manifest, cached_path, checkpoint_part, read_manifest

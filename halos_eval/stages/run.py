@@ -1,116 +1,36 @@
-"""What all stages share: their options, their identity, and the order in which things are written.
+"""How a stage is run: it looks for its own finished record first, and writes the record last.
 
-A stage looks for its own finished record first and leaves at once if it is there; it writes the record last.
+A record that is found ends the stage at once.
 """
 
 from __future__ import annotations
 
 import errno
-import json
 import logging
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from typing import Annotated, Any
 
 from pydantic import BaseModel, Field
-from pydantic_settings import CliSuppress
 
-from halos_eval.config.settings import FROZEN
-from halos_eval.digests import fingerprint
 from halos_eval.errors import BadInput, EvaluationFailed, HalosEvalError, StoreError
-from halos_eval.hub import switch_off
 from halos_eval.stages import provenance, tools
+from halos_eval.stages.identity import Job
+from halos_eval.stages.options import StageConfig
 from halos_eval.storage import filesystem, layout
-from halos_eval.storage.manifest import Manifest, read_manifest
 from halos_eval.storage.records import (
-    CheckpointRef,
     Coverage,
     Failure,
     Provenance,
     Record,
     Score,
-    StageName,
     Usage,
     read_record,
     write_model,
 )
 
 log = logging.getLogger(__name__)
-
-
-class Placement:
-    """Marks an option that says where or how fast, and so is no part of the fingerprint.
-
-    An option that names a file or a model carries this mark too: its content's digest stands in the fingerprint.
-    """
-
-
-class StageConfig(BaseModel):
-    """Options that every stage has."""
-
-    model_config = FROZEN
-
-    name: Annotated[str | None, Placement()] = None
-    """Name of the checkpoint in records and tables (default: the last part of its path that is not FINAL)."""
-    suite: Annotated[str | None, Placement()] = None
-    """Name of the suite that asks for this, for the record."""
-    expect: Annotated[CliSuppress[str | None], Placement()] = None
-    """Fingerprint that was planned: the stage refuses to run if it finds another one."""
-    force: Annotated[bool, Placement()] = False
-    """Run although there is a finished record. If it is killed, the same command resumes it."""
-    manifest: Annotated[str | None, Placement()] = None
-    """File or URL of the manifest that `halos-eval stage` wrote: data and models come from the cache, as it pins them,
-    with the hub switched off (default: from the hub)."""
-
-    def staged(self) -> Manifest | None:
-        """The manifest that the stage is given, if any, with the hub switched off. Raises BadInput, StoreError."""
-        if self.manifest is None:
-            return None
-        switch_off()
-        found = read_manifest(self.manifest)
-        if found is None:
-            raise BadInput(f"--manifest {self.manifest}: there is none; `halos-eval stage` writes it")
-        return found
-
-    def scored_settings(self) -> dict[str, Any]:
-        """The options that determine the scores, as JSON."""
-        placed = {name for name, field in type(self).model_fields.items() if is_placement(field.metadata)}
-        return self.model_dump(mode="json", exclude=placed)
-
-    def argv(self) -> list[str]:
-        """The options as command-line words: those that differ from their defaults, then the positional one.
-
-        Whatever a value begins with, it cannot become another option: ``--`` stands before the positional one.
-        """
-        words: list[str] = []
-        positional: list[str] = []
-        for name, field in type(self).model_fields.items():
-            value = getattr(self, name)
-            if value is None or (not field.is_required() and value == field.default):
-                continue
-            if is_positional(field.metadata):
-                positional.append(str(value))
-                continue
-            option = name.replace("_", "-")
-            if isinstance(value, bool):
-                words.append(f"--{option}" if value else f"--no-{option}")
-            elif isinstance(value, tuple):
-                words.append(f"--{option}={json.dumps(value)}")  # commas in an item would split it otherwise
-            else:
-                words.append(f"--{option}={value}")
-        return [*words, "--", *positional]
-
-
-def is_placement(metadata: list[Any]) -> bool:
-    """Whether a field is marked as Placement."""
-    return any(isinstance(mark, Placement) for mark in metadata)
-
-
-def is_positional(metadata: list[Any]) -> bool:
-    """Whether a field is a positional argument of the command line."""
-    return any("Positional" in str(mark) for mark in metadata)
 
 
 class Outcome(BaseModel):
@@ -125,48 +45,6 @@ class Outcome(BaseModel):
     inputs: dict[str, str] = Field(default_factory=dict)
     parts: str | None = None
     """Folder of the journal, which is needed no more once the record is there."""
-
-
-LOGIC = 1
-"""Version of what this project itself does to a score. Raise it when a mended defect has made records wrong."""
-
-
-class Job(BaseModel):
-    """One stage to be run: its identity and where its record goes."""
-
-    model_config = FROZEN
-
-    stage: StageName
-    task: str | None = None
-    checkpoint: CheckpointRef
-    settings: dict[str, Any]
-    inputs: dict[str, str]
-    """Digest or revision of everything that determines the scores besides the settings."""
-    packages: tuple[str, ...]
-    """The pinned tools that determine the scores."""
-    record: str
-    """URL of the record."""
-
-    @property
-    def identity(self) -> dict[str, Any]:
-        """All that determines the scores."""
-        return {
-            "logic": LOGIC,
-            "stage": self.stage,
-            "task": self.task,
-            "settings": self.settings,
-            "inputs": self.inputs,
-            "tools": {package: tools.pinned(package) for package in self.packages},
-        }
-
-    @property
-    def fingerprint(self) -> str:
-        """Digest of the identity."""
-        return fingerprint(self.identity)
-
-    def journal(self, parts: str, force: bool) -> str:
-        """The folder below ``parts`` for what is finished. A forced run has its own, so that a retry can resume it."""
-        return filesystem.join(parts, self.fingerprint + (".again" if force else ""))
 
 
 def run(job: Job, config: StageConfig, work: Callable[[], Outcome]) -> Record:

@@ -23,7 +23,9 @@ from halos_eval.data import prompts as promptset
 from halos_eval.digests import digest_bytes
 from halos_eval.errors import BadInput, Incomplete
 from halos_eval.stages.chat_template import read_template
-from halos_eval.stages.run import Job, Outcome, Placement, StageConfig, reason_kept, run
+from halos_eval.stages.identity import Job
+from halos_eval.stages.options import Placement, StageConfig
+from halos_eval.stages.run import Outcome, reason_kept, run
 from halos_eval.stages.vllm import VLLM_ENVIRONMENT, memory_arguments
 from halos_eval.storage import filesystem, layout
 from halos_eval.storage.journal import Journal

@@ -12,8 +12,10 @@ from halos_eval.config.suite import TASK_NAME
 from halos_eval.errors import BadInput, EvaluationFailed, Incomplete, StoreError
 from halos_eval.stages import run
 from halos_eval.stages.harness.stage import HarnessConfig, harness
+from halos_eval.stages.identity import Job
 from halos_eval.stages.judge.stage import JudgeConfig
-from halos_eval.stages.run import Job, Outcome, StageConfig
+from halos_eval.stages.options import StageConfig
+from halos_eval.stages.run import Outcome
 from halos_eval.stages.sample import SampleConfig, sample
 from halos_eval.storage import filesystem, layout
 from halos_eval.storage.records import CheckpointRef, Score, read_failure, read_record

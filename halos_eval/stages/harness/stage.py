@@ -32,7 +32,9 @@ from halos_eval.shipped import shipped
 from halos_eval.stages.chat_template import read_template
 from halos_eval.stages.harness import sandbox
 from halos_eval.stages.harness.task_index import task_manager
-from halos_eval.stages.run import Job, Outcome, Placement, StageConfig, reason_kept, run
+from halos_eval.stages.identity import Job
+from halos_eval.stages.options import Placement, StageConfig
+from halos_eval.stages.run import Outcome, reason_kept, run
 from halos_eval.stages.vllm import VLLM_ENVIRONMENT, memory_arguments
 from halos_eval.storage import filesystem, layout
 from halos_eval.storage.journal import Journal

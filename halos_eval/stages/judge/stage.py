@@ -28,8 +28,10 @@ from halos_eval.config.suite import ALPACA_EVAL
 from halos_eval.data import prompts
 from halos_eval.digests import digest_bytes
 from halos_eval.errors import BadInput, EvaluationFailed, JudgeRefused
+from halos_eval.stages.identity import Job
 from halos_eval.stages.judge.client import Completions, Endpoint
-from halos_eval.stages.run import Job, Outcome, Placement, StageConfig, run
+from halos_eval.stages.options import Placement, StageConfig
+from halos_eval.stages.run import Outcome, run
 from halos_eval.storage import filesystem, layout
 from halos_eval.storage.journal import Journal
 from halos_eval.storage.manifest import Manifest

@@ -1,0 +1,89 @@
+"""The options that every stage has, and their form as a command line."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any
+
+from pydantic import BaseModel
+from pydantic_settings import CliPositionalArg, CliSuppress
+
+from halos_eval.config.settings import FROZEN
+from halos_eval.errors import BadInput
+from halos_eval.hub import switch_off
+from halos_eval.storage.manifest import Manifest, read_manifest
+
+(POSITIONAL,) = CliPositionalArg[str].__metadata__  # type: ignore[attr-defined]
+
+
+class Placement:
+    """Marks an option that says where or how fast, and so is no part of the fingerprint.
+
+    An option that names a file or a model carries this mark too: its content's digest stands in the fingerprint.
+    """
+
+
+class StageConfig(BaseModel):
+    """Options that every stage has."""
+
+    model_config = FROZEN
+
+    name: Annotated[str | None, Placement()] = None
+    """Name of the checkpoint in records and tables (default: the last part of its path that is not FINAL)."""
+    suite: Annotated[str | None, Placement()] = None
+    """Name of the suite that asks for this, for the record."""
+    expect: Annotated[CliSuppress[str | None], Placement()] = None
+    """Fingerprint that was planned: the stage refuses to run if it finds another one."""
+    force: Annotated[bool, Placement()] = False
+    """Run although there is a finished record. If it is killed, the same command resumes it."""
+    manifest: Annotated[str | None, Placement()] = None
+    """File or URL of the manifest that `halos-eval stage` wrote: data and models come from the cache, as it pins them,
+    with the hub switched off (default: from the hub)."""
+
+    def staged(self) -> Manifest | None:
+        """The manifest that the stage is given, if any, with the hub switched off. Raises BadInput, StoreError."""
+        if self.manifest is None:
+            return None
+        switch_off()
+        found = read_manifest(self.manifest)
+        if found is None:
+            raise BadInput(f"--manifest {self.manifest}: there is none; `halos-eval stage` writes it")
+        return found
+
+    def scored_settings(self) -> dict[str, Any]:
+        """The options that determine the scores, as JSON."""
+        placed = {name for name, field in type(self).model_fields.items() if is_placement(field.metadata)}
+        return self.model_dump(mode="json", exclude=placed)
+
+    def argv(self) -> list[str]:
+        """The options as command-line words: those that differ from their defaults, then the positional one.
+
+        Whatever a value begins with, it cannot become another option: ``--`` stands before the positional one.
+        """
+        words: list[str] = []
+        positional: list[str] = []
+        for name, field in type(self).model_fields.items():
+            value = getattr(self, name)
+            if value is None or (not field.is_required() and value == field.default):
+                continue
+            if is_positional(field.metadata):
+                positional.append(str(value))
+                continue
+            option = name.replace("_", "-")
+            if isinstance(value, bool):
+                words.append(f"--{option}" if value else f"--no-{option}")
+            elif isinstance(value, tuple):
+                words.append(f"--{option}={json.dumps(value)}")  # commas in an item would split it otherwise
+            else:
+                words.append(f"--{option}={value}")
+        return [*words, "--", *positional]
+
+
+def is_placement(metadata: list[Any]) -> bool:
+    """Whether a field is marked as Placement."""
+    return any(isinstance(mark, Placement) for mark in metadata)
+
+
+def is_positional(metadata: list[Any]) -> bool:
+    """Whether a field is a positional argument of the command line."""
+    return any(mark is POSITIONAL for mark in metadata)
