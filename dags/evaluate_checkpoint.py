@@ -49,7 +49,7 @@ PARAMS = {
         pattern=PART,
         examples=["gpt-4.1", "gpt-4.1-mini", "demo"],
         title="Judge",
-        description="Another annotator than the suite's.",
+        description="Another judge than the suite's.",
     ),
     "priority": params.priority("manual"),
     "force": Param(

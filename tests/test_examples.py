@@ -14,7 +14,7 @@ from helm_python import Chart
 from halos_eval.checkpoints.open_registry import open_registry
 from halos_eval.checkpoints.registry import Metadata
 from halos_eval.config.cluster import load_cluster
-from halos_eval.config.judge import load_annotator
+from halos_eval.config.judge import load_judge
 from halos_eval.config.policy import load_policy
 from halos_eval.config.suite import load_suite
 from tests.doubles import make_checkpoint
@@ -38,7 +38,7 @@ def test_suite(monkeypatch):
 
 
 def test_judge():
-    judge = load_annotator(str(EXAMPLES / "suites" / "judges" / "llama-3.3-70b.yaml"))
+    judge = load_judge(str(EXAMPLES / "suites" / "judges" / "llama-3.3-70b.yaml"))
     assert judge.name == "llama-3.3-70b"
     assert judge.model == "meta-llama/Llama-3.3-70B-Instruct"
     assert judge.price_per_million_tokens

@@ -17,6 +17,7 @@ from halos_eval.digests import digest_files, digest_json
 from halos_eval.errors import BadInput, DataUnavailable
 from halos_eval.hub import hub_errors
 from halos_eval.storage.manifest import Manifest
+from halos_eval.storage.records import CheckpointRef
 
 VLLM_LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # vllm.config.lora.MaxLoRARanks
 # What determines a model's outputs; README, optimizer state and our own metadata do not.
@@ -50,6 +51,10 @@ class Weights(BaseModel):
         if self.adapter and (Path(self.adapter) / "tokenizer_config.json").is_file():
             return self.adapter
         return self.model
+
+    def reference(self, name: str | None, location: str) -> CheckpointRef:
+        """Return how records name the checkpoint at ``location``: by ``name``, or else its short name."""
+        return CheckpointRef(name=name or self.name, location=location, digest=self.digest)
 
 
 def short_name(location: str) -> str:

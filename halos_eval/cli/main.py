@@ -24,8 +24,8 @@ from halos_eval.config.policy import load_policy
 from halos_eval.config.settings import FROZEN, Settings
 from halos_eval.config.suite import load_suite
 from halos_eval.errors import BadInput, HalosEvalError
-from halos_eval.planning import plan as planning
 from halos_eval.planning.costs import excess, read_history
+from halos_eval.planning.plan import make_plan, suite_manifest
 from halos_eval.planning.progress import Progress, overview
 from halos_eval.reports.summarize import SummarizeConfig, summarize
 from halos_eval.reports.table import cannot_be_had, shown_error
@@ -53,7 +53,7 @@ class PlanConfig(BaseModel):
     tasks: tuple[str, ...] = ()
     """Only these parts of the suite: alpaca_eval or names of tasks (default: all)."""
     judge: str | None = None
-    """Another annotator than the suite's."""
+    """Another judge than the suite's."""
     force: bool = False
     """Run everything again."""
     json_output: Annotated[bool, Field(alias="json")] = False
@@ -204,14 +204,15 @@ def _show_manifest(manifest: Manifest) -> None:
 
 
 def _plan(config: PlanConfig) -> None:
-    suite = load_suite(config.suite)
-    found = planning.make_plan(
+    suite, cluster = load_suite(config.suite), load_cluster()
+    found = make_plan(
         suite.keep(list(config.tasks)),
         _find(config.checkpoint),
         config.store,
+        cluster,
         force=config.force,
         judge=config.judge,
-        manifest=planning.suite_manifest(suite.name, config.store),
+        manifest=suite_manifest(suite.name, config.store, cluster),
     )
     cost = read_history(suite, config.store).of_plan(found)
     if config.json_output:

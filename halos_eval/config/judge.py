@@ -30,7 +30,7 @@ class Price(BaseModel):
     """US dollars for a million tokens made."""
 
 
-class Annotator(BaseModel):
+class Judge(BaseModel):
     """One judge. Keys as in alpaca_eval's configs.yaml."""
 
     model_config = FROZEN
@@ -81,31 +81,29 @@ def check_shipped(name: str) -> None:
     """Raise BadInput unless a judge of this name ships: a form may not name a file."""
     if name not in shipped_names():
         shipped_ones = ", ".join(shipped_names())
-        raise BadInput(f"annotator {name}: there is none. Shipped: {shipped_ones}; a file can be named in a suite only")
+        raise BadInput(f"judge {name}: there is none. Shipped: {shipped_ones}; a file can be named in a suite only")
 
 
-def load_annotator(name: str) -> Annotator:
+def load_judge(name: str) -> Judge:
     """A judge by its shipped name or its file. Raises BadInput."""
     names = shipped_names()
     path = shipped("judges") / f"{name}.yaml" if name in names else Path(name)
     try:
         document = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise BadInput(f"annotator {name}: there is none. Shipped: {', '.join(names)}; or give a YAML file") from error
+        raise BadInput(f"judge {name}: there is none. Shipped: {', '.join(names)}; or give a YAML file") from error
     except (UnicodeDecodeError, yaml.YAMLError) as error:
-        raise BadInput(f"annotator {name} is not YAML: {error}") from error
+        raise BadInput(f"judge {name} is not YAML: {error}") from error
     if not isinstance(document, dict) or len(document) != 1:
-        raise BadInput(
-            f"annotator {name}: a file has one entry, NAME: {{prompt_template: ..., completions_kwargs: ...}}"
-        )
+        raise BadInput(f"judge {name}: a file has one entry, NAME: {{prompt_template: ..., completions_kwargs: ...}}")
     (key, entry), *_ = document.items()
     try:
-        annotator = Annotator.model_validate({**(entry if isinstance(entry, dict) else {}), "name": str(key)})
+        judge = Judge.model_validate({**(entry if isinstance(entry, dict) else {}), "name": str(key)})
     except ValidationError as error:
-        raise BadInput(f"annotator {name}: {describe(error)}") from error
-    if "model_name" not in annotator.completions_kwargs:
-        raise BadInput(f"annotator {name}: completions_kwargs has no model_name")
-    return annotator.model_copy(update={"template_text": _template_text(annotator.prompt_template, path.parent)})
+        raise BadInput(f"judge {name}: {describe(error)}") from error
+    if "model_name" not in judge.completions_kwargs:
+        raise BadInput(f"judge {name}: completions_kwargs has no model_name")
+    return judge.model_copy(update={"template_text": _template_text(judge.prompt_template, path.parent)})
 
 
 def _template_text(template: str, folder: Path) -> str | None:

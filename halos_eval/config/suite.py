@@ -100,7 +100,7 @@ class AlpacaEvalSettings(BaseModel):
     """Prompts to sample: alpaca_eval, demo, or a JSON file."""
     reference: str = ALPACA_EVAL
     """Outputs to compare with: alpaca_eval, demo, or a JSON file."""
-    annotator: str = "gpt-4.1"
+    judge: str = "gpt-4.1"
     """The judge: a shipped name or a YAML file."""
     sampling: SamplingSettings = SamplingSettings()
     """How answers are sampled."""
@@ -121,6 +121,10 @@ class TaskSettings(HarnessSettings):
     """The metric that counts for ``avg``, as METRIC or METRIC,FILTER (default: the first that lm_eval prints)."""
     profile: str | None = None
     """GPU profile for this task (default: the suite's)."""
+
+    def harness(self) -> HarnessSettings:
+        """Return the settings of the harness stage alone."""
+        return HarnessSettings.model_validate(self.model_dump(include=set(HarnessSettings.model_fields)))
 
 
 class Suite(BaseModel):
@@ -240,7 +244,7 @@ def _resolve(suite: Suite, folder: Path) -> Suite:
 
     parts: dict[str, Any] = {"include_path": suite.include_path and str((folder / suite.include_path).absolute())}
     if suite.alpaca_eval:
-        names = {key: full(getattr(suite.alpaca_eval, key)) for key in ("prompts", "reference", "annotator")}
+        names = {key: full(getattr(suite.alpaca_eval, key)) for key in ("prompts", "reference", "judge")}
         parts["alpaca_eval"] = suite.alpaca_eval.model_copy(update=names)
     return suite.model_copy(update=parts)
 

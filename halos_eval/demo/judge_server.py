@@ -16,7 +16,7 @@ from typing import NamedTuple
 from urllib.error import URLError
 from urllib.request import urlopen
 
-from halos_eval.config.judge import load_annotator
+from halos_eval.config.judge import load_judge
 from halos_eval.errors import EvaluationFailed
 from halos_eval.processes import end_of, failure, last_line
 from halos_eval.stages.vllm import kv_cache_bytes
@@ -57,7 +57,7 @@ def judge_server(program: Path, checkpoint: Path, log: Path, host: str = "127.0.
     cache = kv_cache_bytes(config, "float32", MAX_MODEL_LEN)
     command = [
         "setpriv", "--pdeathsig", "TERM", "--", str(program), "serve", str(checkpoint), "--host", host,
-        "--port", str(port), "--served-model-name", load_annotator("demo").model, "--max-model-len", str(MAX_MODEL_LEN),
+        "--port", str(port), "--served-model-name", load_judge("demo").model, "--max-model-len", str(MAX_MODEL_LEN),
         "--logprobs-mode", "processed_logprobs", "--enforce-eager", "--kv-cache-memory-bytes", str(cache),
         "--load-format", "safetensors", "--dtype", "float32",
     ]  # fmt: skip

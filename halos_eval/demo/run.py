@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from halos_eval.checkpoints.folders import FolderRegistry
+from halos_eval.config.cluster import load_cluster
 from halos_eval.config.suite import load_suite
 from halos_eval.demo.checkpoints import INTACT, ROUNDED
 from halos_eval.demo.installation import (
@@ -28,7 +29,8 @@ from halos_eval.demo.installation import (
 )
 from halos_eval.demo.judge_server import JudgeServer
 from halos_eval.errors import HalosEvalError
-from halos_eval.planning.plan import Plan, make_plan, read_plan, save_plan, staging_job, suite_manifest
+from halos_eval.planning.jobs import staging_job
+from halos_eval.planning.plan import Plan, make_plan, read_plan, save_plan, suite_manifest
 from halos_eval.processes import failure, watched
 from halos_eval.reports.summarize import SummarizeConfig, summarize
 from halos_eval.reports.table import summarize_store
@@ -75,12 +77,13 @@ def main() -> int:
 def _open_plans() -> list[Plan]:
     """The plans with something to run. The store's plan of a checkpoint that is done is brought up to date here."""
     suite, registry = load_suite(SUITE), FolderRegistry(str(CHECKPOINTS))
-    manifest = suite_manifest(SUITE, STORE)
+    cluster = load_cluster()
+    manifest = suite_manifest(SUITE, STORE, cluster)
     found = []
     for name in (INTACT, ROUNDED):
         checkpoint = registry.get(name)
-        plan = make_plan(suite, checkpoint, STORE, manifest=manifest)
-        if staging_job(suite, checkpoint, STORE) or not all(job.done for job in plan.jobs):
+        plan = make_plan(suite, checkpoint, STORE, cluster, manifest=manifest)
+        if staging_job(suite, checkpoint, STORE, cluster) or not all(job.done for job in plan.jobs):
             found.append(plan)
             continue
         console.print(f"{name}: all results are there already")

@@ -19,7 +19,8 @@ from halos_eval.config.settings import Settings
 from halos_eval.config.suite import Suite, load_suite
 from halos_eval.errors import BadInput, DataUnavailable, HalosEvalError
 from halos_eval.planning.costs import excess, read_history
-from halos_eval.planning.plan import Plan, StageJob, make_plan, save_plan, staging_job, suite_manifest, summary_job
+from halos_eval.planning.jobs import StageJob, staging_job, summary_job
+from halos_eval.planning.plan import Plan, make_plan, save_plan, suite_manifest
 from halos_eval.reports.table import cannot_be_had, why_missing
 from halos_eval.storage.records import read_record
 
@@ -31,7 +32,7 @@ def prepare_evaluation(params: dict[str, Any]) -> dict[str, Any]:
     with _failing_at_once():
         root = Settings().store
         checkpoint, suite, tasks = _asked(params)
-        job = staging_job(suite, checkpoint, root, tasks, force=params["force"])
+        job = staging_job(suite, checkpoint, root, load_cluster(), tasks, force=params["force"])
     return _job(job) if job else {}
 
 
@@ -45,11 +46,18 @@ def plan_evaluation(params: dict[str, Any]) -> list[dict[str, Any]]:
     with _failing_at_once():
         root = Settings().store
         checkpoint, suite, tasks = _asked(params)
-        manifest = suite_manifest(suite.name, root)
-        if manifest is None and load_cluster().can_stage:
+        cluster = load_cluster()
+        manifest = suite_manifest(suite.name, root, cluster)
+        if manifest is None and cluster.can_stage:
             raise DataUnavailable("nothing is staged: the log of the task `stage` tells why. Mend it and clear `stage`")
         plan = make_plan(
-            suite.keep(tasks), checkpoint, root, force=params["force"], judge=params["judge"], manifest=manifest
+            suite.keep(tasks),
+            checkpoint,
+            root,
+            cluster,
+            force=params["force"],
+            judge=params["judge"],
+            manifest=manifest,
         )
         _check_cost(plan, suite, root)
         save_plan(plan, suite, root)
@@ -59,7 +67,7 @@ def plan_evaluation(params: dict[str, Any]) -> list[dict[str, Any]]:
         exchange.xcom_push(stage, next((_job(job) for job in to_run if job.stage == stage), {}))
     exchange.xcom_push("jobs", {job.title: job.record for job in plan.jobs})
     exchange.xcom_push("unavailable", plan.unavailable)
-    exchange.xcom_push("summarize", _job(summary_job(suite.name, root)))
+    exchange.xcom_push("summarize", _job(summary_job(suite.name, root, cluster)))
     return [_job(job) for job in to_run if job.stage == "harness"]
 
 

@@ -18,7 +18,7 @@ from airflow.sdk import BaseOperator, Context
 from halos_eval.config.settings import Settings
 from halos_eval.orchestration.failures import failure
 from halos_eval.orchestration.secrets import allowed
-from halos_eval.planning.plan import StageJob
+from halos_eval.planning.jobs import StageJob
 from halos_eval.processes import last_error, last_line
 
 # Airflow's own settings (its database among them) and this interpreter's paths are none of a stage's business.

@@ -8,7 +8,7 @@ from typing import Any
 from halos_eval.config.cluster import CACHE, OUTBOX, Kubernetes, Priority, Profile, Volume
 from halos_eval.orchestration.failures import BASE
 from halos_eval.orchestration.secrets import allowed
-from halos_eval.planning.plan import StageJob
+from halos_eval.planning.jobs import StageJob
 
 USER = 1000
 """The images' user and group."""

@@ -13,7 +13,7 @@ from kubernetes.client import ApiException, V1Pod
 from halos_eval.config.cluster import load_cluster
 from halos_eval.orchestration.failures import BASE, PodLost, StageFailure, diagnose, refused
 from halos_eval.orchestration.pod_spec import manifest, pod_name
-from halos_eval.planning.plan import StageJob
+from halos_eval.planning.jobs import StageJob
 
 
 class PodStageOperator(KubernetesPodOperator):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from halos_eval.planning.plan import StageJob
+from halos_eval.planning.jobs import StageJob
 
 HUB = "HF_TOKEN"
 SCOPED = {"OPENAI_API_KEY": {"judge"}, HUB: {"stage", "sample", "harness"}}
@@ -14,6 +14,6 @@ def allowed(variable: str, job: StageJob) -> bool:
 
     The hub's token goes where data is fetched: to staging, and to stages only where nothing is staged for them.
     """
-    if job.outbox or (variable == HUB and job.offline):
+    if job.outbox or (variable == HUB and job.manifest):
         return False
     return job.stage in SCOPED.get(variable, {job.stage})

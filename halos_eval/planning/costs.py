@@ -9,7 +9,6 @@ import logging
 from collections import defaultdict
 from collections.abc import Iterable
 from concurrent.futures import Executor, ThreadPoolExecutor
-from itertools import takewhile
 from statistics import median
 from typing import NamedTuple, TypeVar
 
@@ -20,9 +19,10 @@ from halos_eval.config.policy import Limit
 from halos_eval.config.settings import FROZEN
 from halos_eval.config.suite import ALPACA_EVAL, Suite
 from halos_eval.errors import StoreError
-from halos_eval.planning.plan import Plan, PlannedJob, profile_of, read_plan
+from halos_eval.planning.jobs import PlannedJob
+from halos_eval.planning.plan import Plan, read_plan
+from halos_eval.planning.planner import profile_of
 from halos_eval.planning.progress import READERS
-from halos_eval.stages.judge.stage import JudgeConfig
 from halos_eval.storage import filesystem, layout
 from halos_eval.storage.records import Record, read_record
 
@@ -70,7 +70,7 @@ class History(NamedTuple):
     gpu_hours: dict[tuple[str, str], float]
     """By title of the job (sample, or the task) and GPU profile."""
     judge_dollars: dict[str, float | None]
-    """By annotator; None where it has judged, and no record of it has a price."""
+    """By judge; None where it has judged, and no record of it has a price."""
 
     def of_plan(self, plan: Plan) -> Cost:
         """What the jobs of ``plan`` will cost that are not done."""
@@ -83,21 +83,21 @@ class History(NamedTuple):
             profile = profile_of(suite, checkpoint, suite.settings_of(part).profile)
             cost += self._on_gpus("sample" if part == ALPACA_EVAL else part, profile)
             if part == ALPACA_EVAL and suite.alpaca_eval:
-                cost += self._judged(judge or suite.alpaca_eval.annotator)
+                cost += self._judged(judge or suite.alpaca_eval.judge)
         return cost
 
     def _of_job(self, job: PlannedJob) -> Cost:
-        return self._judged(_annotator(job)) if job.stage == JUDGE else self._on_gpus(job.title, job.profile)
+        return self._judged(str(job.judge)) if job.stage == JUDGE else self._on_gpus(job.title, job.profile)
 
     def _on_gpus(self, title: str, profile: str) -> Cost:
         hours = self.gpu_hours.get((title, profile))
         return Cost(pods=1, unknown=(title,)) if hours is None else Cost(pods=1, gpu_hours=hours)
 
-    def _judged(self, annotator: str) -> Cost:
-        dollars = self.judge_dollars.get(annotator)
+    def _judged(self, judge: str) -> Cost:
+        dollars = self.judge_dollars.get(judge)
         if dollars is not None:
             return Cost(pods=1, judge_dollars=dollars)
-        return Cost(pods=1, unknown=(f"{JUDGE} (no price)" if annotator in self.judge_dollars else JUDGE,))
+        return Cost(pods=1, unknown=(f"{JUDGE} (no price)" if judge in self.judge_dollars else JUDGE,))
 
 
 def read_history(suite: Suite, root: str) -> History:
@@ -153,12 +153,12 @@ def _history(finished: list[tuple[PlannedJob, Record]]) -> History:
     dollars: dict[str, list[float]] = defaultdict(list)
     for job, record in finished:
         if job.stage == JUDGE:
-            dollars[_annotator(job)] += _dollars(record)
+            dollars[str(job.judge)] += _dollars(record)
         else:
             hours[job.title, job.profile] += _gpu_hours(job, record)
     return History(
         gpu_hours={key: median(values) for key, values in hours.items() if values},
-        judge_dollars={annotator: median(values) if values else None for annotator, values in dollars.items()},
+        judge_dollars={judge: median(values) if values else None for judge, values in dollars.items()},
     )
 
 
@@ -166,7 +166,7 @@ def _gpu_hours(job: PlannedJob, record: Record) -> list[float]:
     """Hours times GPUs of an undisturbed run; none where the record does not tell."""
     resumed = record.usage.resumed or 0
     parts = str(record.provenance.config.get("tensor_parallel_size", 1))
-    if resumed > MOST_RESUMED or parts != _option(job, "tensor-parallel-size", "1"):
+    if resumed > MOST_RESUMED or parts != str(job.tensor_parallel_size):
         return []
     return [job.gpus * (record.usage.load_seconds + record.usage.work_seconds / (1 - resumed)) / 3600]
 
@@ -175,16 +175,6 @@ def _dollars(record: Record) -> list[float]:
     """The price of a whole judgement; none where there is no price list, or the endpoint did not count tokens."""
     price = record.usage.price_usd
     return [] if price is None or not record.usage.prompt_tokens else [price]
-
-
-def _annotator(job: PlannedJob) -> str:
-    return _option(job, "annotator", JudgeConfig.model_fields["annotator"].default)
-
-
-def _option(job: PlannedJob, name: str, default: str) -> str:
-    """An option in a job's command line, which does not repeat defaults."""
-    options = takewhile(lambda word: word != "--", job.argv)
-    return next((word.removeprefix(f"--{name}=") for word in options if word.startswith(f"--{name}=")), default)
 
 
 def excess(cost: Cost, limit: Limit) -> str | None:

@@ -15,7 +15,8 @@ from halos_eval.checkpoints.registry import Checkpoint
 from halos_eval.config.settings import FROZEN
 from halos_eval.config.suite import load_suite, suite_names
 from halos_eval.errors import BadInput, StoreError
-from halos_eval.planning.plan import Plan, PlannedJob, read_plan
+from halos_eval.planning.jobs import PlannedJob
+from halos_eval.planning.plan import Plan, read_plan
 from halos_eval.storage import filesystem, layout
 
 READERS = 16  # threads: they wait for the store

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 
 from halos_eval.config.suite import ALPACA_EVAL
 from halos_eval.errors import BadInput, StoreError
-from halos_eval.planning.plan import Plan, PlannedJob, read_plan
+from halos_eval.planning.jobs import PlannedJob
+from halos_eval.planning.plan import Plan, read_plan
 from halos_eval.storage import filesystem, layout
 from halos_eval.storage.records import Record, Score, read_failure, read_record
 

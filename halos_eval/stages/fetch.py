@@ -17,18 +17,18 @@ from pydantic_settings import CliPositionalArg
 
 from halos_eval import hub
 from halos_eval.checkpoints import weights
-from halos_eval.checkpoints.weights import Weights
 from halos_eval.config.settings import FROZEN
-from halos_eval.config.suite import ALPACA_EVAL, AlpacaEvalSettings, HarnessSettings, Suite, load_suite
+from halos_eval.config.suite import ALPACA_EVAL, AlpacaEvalSettings, Suite, load_suite
 from halos_eval.data import prompts
 from halos_eval.data.fetcher import Fetcher
 from halos_eval.data.intercept import answered_by
 from halos_eval.digests import digest_json
 from halos_eval.errors import BadInput, DataUnavailable, HalosEvalError, Incomplete
-from halos_eval.stages.harness.stage import HarnessConfig, harness_job, include_paths, load_tasks, rehearse
+from halos_eval.stages.harness.stage import HarnessConfig, harness_identity, include_paths, load_tasks, rehearse
 from halos_eval.stages.harness.task_index import task_manager
 from halos_eval.stages.run import disk_full, named
 from halos_eval.storage.manifest import Item, Manifest, Part, checkpoint_part, read_manifest, write_manifest
+from halos_eval.storage.records import CheckpointRef
 
 if TYPE_CHECKING:
     from lm_eval.tasks import TaskManager
@@ -136,15 +136,12 @@ def _parts(suite: Suite) -> Iterator[_Need]:
         files = _files(suite.alpaca_eval)
         yield _Need(ALPACA_EVAL, digest_json(files), partial(_fetch_files, files))
     tasks = _Tasks(suite)
+    anything = CheckpointRef(name="", location="", digest="")
     for task, settings in suite.tasks.items():
+        definition = harness_identity(task, settings.harness(), suite.include_path, None, anything).fingerprint
         config = HarnessConfig(
-            **settings.model_dump(include=set(HarnessSettings.model_fields)),
-            model="",
-            task=task,
-            output_dir="",
-            include_path=suite.include_path,
+            **settings.harness().model_dump(), model="", task=task, output_dir="", include_path=suite.include_path
         )
-        definition = harness_job(config, Weights(name="", model="", digest=""), "").fingerprint
         yield _Need(task, definition, partial(tasks.fetch, config))
 
 

@@ -16,8 +16,8 @@ LOGIC = 1
 """Version of what this project itself does to a score. Raise it when a mended defect has made records wrong."""
 
 
-class Job(BaseModel):
-    """One stage to be run: its identity and where its record goes."""
+class Identity(BaseModel):
+    """All that determines the scores of one stage. Other options say only where it runs, or how fast."""
 
     model_config = FROZEN
 
@@ -29,12 +29,10 @@ class Job(BaseModel):
     """Digest or revision of everything that determines the scores besides the settings."""
     packages: tuple[str, ...]
     """The pinned tools that determine the scores."""
-    record: str
-    """URL of the record."""
 
     @property
-    def identity(self) -> dict[str, Any]:
-        """All that determines the scores."""
+    def document(self) -> dict[str, Any]:
+        """As the record keeps it."""
         return {
             "logic": LOGIC,
             "stage": self.stage,
@@ -46,8 +44,19 @@ class Job(BaseModel):
 
     @property
     def fingerprint(self) -> str:
-        """Digest of the identity."""
-        return fingerprint(self.identity)
+        """Digest of the document."""
+        return fingerprint(self.document)
+
+    def at(self, record: str) -> Job:
+        """Return the job that leaves its record at the URL ``record``."""
+        return Job(**dict(self), record=record)
+
+
+class Job(Identity):
+    """One stage to be run: its identity, and where its record goes."""
+
+    record: str
+    """URL of the record."""
 
     def journal(self, parts: str, force: bool) -> str:
         """The folder below ``parts`` for what is finished. A forced run has its own, so that a retry can resume it."""

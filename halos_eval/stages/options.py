@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any
+from typing import Any
 
 from pydantic import BaseModel
 from pydantic_settings import CliPositionalArg, CliSuppress
@@ -16,27 +16,20 @@ from halos_eval.storage.manifest import Manifest, read_manifest
 (POSITIONAL,) = CliPositionalArg[str].__metadata__  # type: ignore[attr-defined]
 
 
-class Placement:
-    """Marks an option that says where or how fast, and so is no part of the fingerprint.
-
-    An option that names a file or a model carries this mark too: its content's digest stands in the fingerprint.
-    """
-
-
 class StageConfig(BaseModel):
     """Options that every stage has."""
 
     model_config = FROZEN
 
-    name: Annotated[str | None, Placement()] = None
+    name: str | None = None
     """Name of the checkpoint in records and tables (default: the last part of its path that is not FINAL)."""
-    suite: Annotated[str | None, Placement()] = None
+    suite: str | None = None
     """Name of the suite that asks for this, for the record."""
-    expect: Annotated[CliSuppress[str | None], Placement()] = None
+    expect: CliSuppress[str | None] = None
     """Fingerprint that was planned: the stage refuses to run if it finds another one."""
-    force: Annotated[bool, Placement()] = False
+    force: bool = False
     """Run although there is a finished record. If it is killed, the same command resumes it."""
-    manifest: Annotated[str | None, Placement()] = None
+    manifest: str | None = None
     """File or URL of the manifest that `halos-eval stage` wrote: data and models come from the cache, as it pins them,
     with the hub switched off (default: from the hub)."""
 
@@ -49,11 +42,6 @@ class StageConfig(BaseModel):
         if found is None:
             raise BadInput(f"--manifest {self.manifest}: there is none; `halos-eval stage` writes it")
         return found
-
-    def scored_settings(self) -> dict[str, Any]:
-        """The options that determine the scores, as JSON."""
-        placed = {name for name, field in type(self).model_fields.items() if is_placement(field.metadata)}
-        return self.model_dump(mode="json", exclude=placed)
 
     def argv(self) -> list[str]:
         """The options as command-line words: those that differ from their defaults, then the positional one.
@@ -77,11 +65,6 @@ class StageConfig(BaseModel):
             else:
                 words.append(f"--{option}={value}")
         return [*words, "--", *positional]
-
-
-def is_placement(metadata: list[Any]) -> bool:
-    """Whether a field is marked as Placement."""
-    return any(isinstance(mark, Placement) for mark in metadata)
 
 
 def is_positional(metadata: list[Any]) -> bool:

@@ -108,7 +108,7 @@ def _record(job: Job, config: StageConfig, outcome: Outcome, started: datetime) 
         stage=job.stage,
         task=job.task,
         fingerprint=job.fingerprint,
-        identity=job.identity,
+        identity=job.document,
         checkpoint=job.checkpoint,
         **outcome.model_dump(exclude={"inputs", "parts"}),
         provenance=Provenance(

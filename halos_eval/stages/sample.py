@@ -12,19 +12,19 @@ import logging
 import os
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 from pydantic_settings import CliPositionalArg
 
 from halos_eval.checkpoints.weights import Weights, check_staged, inspect
 from halos_eval.config.suite import ALPACA_EVAL, SamplingSettings
-from halos_eval.data import prompts as promptset
+from halos_eval.data import prompts
 from halos_eval.digests import digest_bytes
 from halos_eval.errors import BadInput, Incomplete
 from halos_eval.stages.chat_template import read_template
-from halos_eval.stages.identity import Job
-from halos_eval.stages.options import Placement, StageConfig
+from halos_eval.stages.identity import Identity, Job
+from halos_eval.stages.options import StageConfig
 from halos_eval.stages.run import Outcome, reason_kept, run
 from halos_eval.stages.vllm import VLLM_ENVIRONMENT, memory_arguments
 from halos_eval.storage import filesystem, layout
@@ -43,35 +43,41 @@ CHATML_END = "<|im_end|>"
 class SampleConfig(SamplingSettings, StageConfig):
     """Sample answers from MODEL for a set of prompts with vLLM."""
 
-    model: Annotated[CliPositionalArg[str], Placement()]
+    model: CliPositionalArg[str]
     """Folder of a checkpoint or of a LoRA adapter, or NAMESPACE/NAME on the hub."""
-    revision: Annotated[str | None, Placement()] = None
+    revision: str | None = None
     """Branch, tag or commit of a hub repository."""
-    prompts: Annotated[str, Placement()] = ALPACA_EVAL
+    prompts: str = ALPACA_EVAL
     """alpaca_eval (805 prompts from the hub), demo, or a JSON file: a list of objects with 'instruction'."""
-    output: Annotated[str, Placement()] = "outputs.json"
+    output: str = "outputs.json"
     """File or URL to write; the record goes beside it."""
-    chat_template: Annotated[str | None, Placement()] = None
+    chat_template: str | None = None
     """chatml (HALOs' own) or a Jinja file (default: the checkpoint's own template)."""
-    tensor_parallel_size: Annotated[int, Placement()] = Field(1, ge=1)
+    tensor_parallel_size: int = Field(1, ge=1)
     """GPUs to split the model over."""
-    gpu_memory_utilization: Annotated[float, Placement()] = Field(0.9, gt=0, le=1)
+    gpu_memory_utilization: float = Field(0.9, gt=0, le=1)
     """Share of each GPU's memory that vLLM may take; without a GPU the cache is sized by the model's length."""
-    enforce_eager: Annotated[bool, Placement()] = False
+    enforce_eager: bool = False
     """Skip compilation and CUDA graphs: starts sooner, samples slower."""
 
 
-def sample_job(config: SampleConfig, weights: Weights, record: str, manifest: Manifest | None = None) -> Job:
-    """The job's identity; without a manifest it reads the prompts, which may fetch them from the hub."""
-    template = read_template(config.chat_template)
-    return Job(
+def sample_identity(
+    settings: SamplingSettings,
+    prompt_set: str,
+    chat_template: str | None,
+    checkpoint: CheckpointRef,
+    manifest: Manifest | None = None,
+) -> Identity:
+    """Return the identity; without a manifest it reads the prompts, which may fetch them from the hub."""
+    inputs = {"model": checkpoint.digest, "prompts": prompts.digest(prompt_set, "prompts", manifest)}
+    if template := read_template(chat_template):
+        inputs["chat_template"] = digest_bytes(template.encode())
+    return Identity(
         stage="sample",
-        checkpoint=CheckpointRef(name=config.name or weights.name, location=config.model, digest=weights.digest),
-        settings=config.scored_settings(),
-        inputs={"model": weights.digest, "prompts": promptset.digest(config.prompts, "prompts", manifest)}
-        | ({"chat_template": digest_bytes(template.encode())} if template else {}),
+        checkpoint=checkpoint,
+        settings=settings.model_dump(mode="json", include=set(SamplingSettings.model_fields)),
+        inputs=inputs,
         packages=("vllm",),
-        record=record,
     )
 
 
@@ -81,14 +87,15 @@ def sample(config: SampleConfig) -> Record:
     with reason_kept(config, record):
         manifest = config.staged()
         weights = inspect(config.model, config.revision, manifest)
-        job = sample_job(config, weights, record, manifest)
+        checkpoint = weights.reference(config.name, config.model)
+        job = sample_identity(config, config.prompts, config.chat_template, checkpoint, manifest).at(record)
     return run(job, config, lambda: _work(config, weights, job, manifest))
 
 
 def _work(config: SampleConfig, weights: Weights, job: Job, manifest: Manifest | None) -> Outcome:
     began = time.monotonic()
     check_staged(config.model, config.revision, manifest)
-    prompt_set = promptset.load(config.prompts, "prompts", manifest)
+    prompt_set = prompts.load(config.prompts, "prompts", manifest)
     parts = f"{config.output.removesuffix('.json')}.parts"
     journal = Journal(job.journal(parts, config.force))
     done = journal.load()
@@ -226,7 +233,7 @@ def _params(config: SampleConfig, key: str, stop: list[str], stop_token_ids: lis
 def _write(
     config: SampleConfig,
     job: Job,
-    prompt_set: promptset.PromptSet,
+    prompt_set: prompts.PromptSet,
     done: dict[str, Any],
     clock: tuple[float, float],
     resumed: float,

@@ -57,7 +57,7 @@ class Usage(BaseModel):
     completion_tokens: int | None = None
     """Tokens made."""
     price_usd: float | None = None
-    """By the annotator's price list; None where it has none. A local model costs 0 only if its list says so."""
+    """By the judge's price list; None where it has none. A local model costs 0 only if its list says so."""
     load_seconds: float
     """From the start of the work to the first request: imports, weights, warm-up."""
     work_seconds: float

@@ -243,7 +243,7 @@ def test_plan_as_json(call, checkpoints):
     plan, cost = planned(call, location, *parts)
     assert [job.title for job in plan.jobs] == ["sample", "judge", "demo_cloze"]
     assert {job.why for job in plan.jobs} == {"forced"}
-    assert "--annotator=gpt-4.1-mini" in plan.jobs[1].argv
+    assert "--judge=gpt-4.1-mini" in plan.jobs[1].argv
     assert plan.checkpoint.name == "kto"
     assert plan.checkpoint.location == str(location)
     assert cost == Cost(pods=3, unknown=("sample", "judge", "demo_cloze"))

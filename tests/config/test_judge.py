@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import yaml
 
-from halos_eval.config.judge import CLASSIFICATION_PROMPT, load_annotator
+from halos_eval.config.judge import CLASSIFICATION_PROMPT, load_judge
 from halos_eval.errors import BadInput
 from halos_eval.shipped import shipped
 
@@ -26,7 +26,7 @@ def load(tmp_path):
     def load(document):
         path = tmp_path / "judge.yaml"
         path.write_text(document if isinstance(document, str) else yaml.safe_dump(document))
-        return load_annotator(str(path))
+        return load_judge(str(path))
 
     return load
 
@@ -37,26 +37,26 @@ def entry(**changes):
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_shipped_judges(name):
-    annotator = load_annotator(name)
-    assert annotator.name == name
-    assert annotator.price_per_million_tokens
-    assert annotator.prompt_template == CLASSIFICATION_PROMPT
+    judge = load_judge(name)
+    assert judge.name == name
+    assert judge.price_per_million_tokens
+    assert judge.prompt_template == CLASSIFICATION_PROMPT
     # The preference is a ratio of probabilities: without them every answer would be a plain vote.
-    assert annotator.completions_kwargs["logprobs"] is True
-    assert annotator.completion_key == "completions_all"
+    assert judge.completions_kwargs["logprobs"] is True
+    assert judge.completion_key == "completions_all"
 
 
 @pytest.mark.parametrize("name", ["gpt-4.1", "gpt-4.1-mini"])
 def test_vendors_models_are_asked_for_by_name(name):
-    assert load_annotator(name).model == name
+    assert load_judge(name).model == name
 
 
 def test_alpaca_evals_own_file(load):
-    annotator = load({"alpaca_eval_gpt4": ALPACA_EVAL_ENTRY})
-    assert annotator.name == "alpaca_eval_gpt4"
-    assert annotator.model == "gpt-4"
-    assert annotator.price_per_million_tokens is None
-    back = annotator.alpaca_config()["alpaca_eval_gpt4"]
+    judge = load({"alpaca_eval_gpt4": ALPACA_EVAL_ENTRY})
+    assert judge.name == "alpaca_eval_gpt4"
+    assert judge.model == "gpt-4"
+    assert judge.price_per_million_tokens is None
+    back = judge.alpaca_config()["alpaca_eval_gpt4"]
     assert "fn_completions" not in back  # alpaca_eval gets ours
     assert {key: back[key] for key in ALPACA_EVAL_ENTRY.keys() - {"fn_completions"}} == {
         key: value for key, value in ALPACA_EVAL_ENTRY.items() if key != "fn_completions"
@@ -88,16 +88,16 @@ def test_what_is_wrong_in_a_file(load, document, words):
     assert words in str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["gpt-5", "../annotators/demo", "/none.yaml", ""])
+@pytest.mark.parametrize("name", ["gpt-5", "../judges/demo", "/none.yaml", ""])
 def test_an_unknown_judge(name):
     with pytest.raises(BadInput, match=r"Shipped: demo, gpt-4\.1, gpt-4\.1-mini"):
-        load_annotator(name)
+        load_judge(name)
 
 
 def test_a_file_that_is_no_text(tmp_path):
     (tmp_path / "judge.yaml").write_bytes(b"\xff")
     with pytest.raises(BadInput, match="not YAML"):
-        load_annotator(str(tmp_path / "judge.yaml"))
+        load_judge(str(tmp_path / "judge.yaml"))
 
 
 def test_the_price_and_the_name_determine_no_preference(load):

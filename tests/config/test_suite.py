@@ -46,7 +46,7 @@ def test_shipped_suites(name):
 def test_halos_set_is_complete():
     suite = load_suite("halos")
     assert sorted(suite.tasks) == sorted(HALOS_TASKS)
-    assert suite.alpaca_eval.annotator == "gpt-4.1"
+    assert suite.alpaca_eval.judge == "gpt-4.1"
     assert suite.alpaca_eval.prompts == suite.alpaca_eval.reference == "alpaca_eval"
     # HALOs samples with these, and its tables are of whole tasks with each task's own number of examples.
     sampling = suite.alpaca_eval.sampling
@@ -83,7 +83,7 @@ def test_profiles_of_the_suite_and_of_its_parts(load):
         ("tensor_parallel_size: 2\ntasks: {a: {}}", "tensor_parallel_size"),  # the profile says it
         ("tasks: {a: {num_fewshots: 5}}", "tasks.a.num_fewshots"),
         ("harness: {limits: 5}\ntasks: {a: {}}", "tasks.a.limits"),
-        ("alpaca_eval: {judge: gpt-4.1}", "alpaca_eval.judge"),
+        ("alpaca_eval: {annotator: gpt-4.1}", "alpaca_eval.annotator"),
         ("alpaca_eval: {sampling: {temprature: 0}}", "alpaca_eval.sampling.temprature"),
     ],
 )
@@ -168,19 +168,19 @@ def test_files_are_those_beside_the_suite(load, tmp_path):
     for name in ("prompts.json", "judge.yaml"):
         (tmp_path / name).write_text("")
     (tmp_path / "tasks").mkdir()
-    suite = load("include_path: tasks\nalpaca_eval: {prompts: prompts.json, reference: demo, annotator: judge.yaml}")
+    suite = load("include_path: tasks\nalpaca_eval: {prompts: prompts.json, reference: demo, judge: judge.yaml}")
     names = suite.alpaca_eval
     folder = tmp_path.resolve()
     assert suite.include_path == f"{folder}/tasks"
-    assert (names.prompts, names.annotator) == (f"{folder}/prompts.json", f"{folder}/judge.yaml")
+    assert (names.prompts, names.judge) == (f"{folder}/prompts.json", f"{folder}/judge.yaml")
     assert names.reference == "demo"
 
 
 def test_names_stay_names_whatever_lies_beside_the_suite(load, tmp_path):
     for name in ("demo", "gpt-4", "alpaca_eval"):
         (tmp_path / name).mkdir()
-    names = load("alpaca_eval: {prompts: demo, annotator: gpt-4.1}").alpaca_eval
-    assert (names.prompts, names.reference, names.annotator) == ("demo", "alpaca_eval", "gpt-4.1")
+    names = load("alpaca_eval: {prompts: demo, judge: gpt-4.1}").alpaca_eval
+    assert (names.prompts, names.reference, names.judge) == ("demo", "alpaca_eval", "gpt-4.1")
 
 
 def test_keep_some_parts():

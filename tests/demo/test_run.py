@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 
 from halos_eval.checkpoints.folders import FolderRegistry
+from halos_eval.config.cluster import load_cluster
 from halos_eval.config.suite import load_suite
 from halos_eval.demo import installation, run
 from halos_eval.demo.checkpoints import INTACT, ROUNDED
@@ -86,8 +87,10 @@ def finish(checkout, *names):
         make_checkpoint(checkout / "var" / "checkpoints" / name / "FINAL")
     write_model(layout.manifest_url(root, "demo"), make_manifest(suite))
     registry = FolderRegistry(str(checkout / "var" / "checkpoints"))
+    cluster = load_cluster()
+    manifest = suite_manifest("demo", root, cluster)
     for name in names:
-        for job in make_plan(suite, registry.get(name), root, manifest=suite_manifest("demo", root)).jobs:
+        for job in make_plan(suite, registry.get(name), root, cluster, manifest=manifest).jobs:
             metric, _, filter_name = (job.metric or "acc").partition(",")
             own = {
                 "sample": {"files": {"outputs.json": "digest"}},

@@ -8,7 +8,7 @@ import shutil
 import struct
 from datetime import UTC, datetime
 
-from halos_eval.planning.plan import PlannedJob
+from halos_eval.planning.jobs import PlannedJob
 from halos_eval.stages import fetch
 from halos_eval.storage.manifest import Manifest, Part
 from halos_eval.storage.records import CheckpointRef, Coverage, Failure, Provenance, Record, Usage, write_model

@@ -9,7 +9,7 @@ import yaml
 from halos_eval.config.cluster import Volume, load_cluster
 from halos_eval.config.policy import EvaluationPolicy, load_policy
 from halos_eval.orchestration.pod_spec import manifest
-from halos_eval.planning.plan import StageJob
+from halos_eval.planning.jobs import StageJob
 from tests.helm.release import SCENARIOS, scenario
 
 MADE = {"namespace", "serviceAccountName", "volumes", "priorityClasses"}

@@ -66,7 +66,7 @@ def plan(staged, monkeypatch):
 def test_what_is_not_staged_yet_is_prepared_for(root):
     job = evaluate.prepare_evaluation(PARAMS)
     assert job["argv"] == ["stage", f"--manifest={root}/manifests/demo.json", "--", "demo"]
-    assert job.keys() == {"stage", "task", "image", "argv", "profile", "gpus", "outbox"}
+    assert job.keys() == {"stage", "task", "image", "argv", "profile", "gpus", "manifest", "outbox"}
     some = evaluate.prepare_evaluation(PARAMS | {"tasks": ["demo_cloze"]})
     assert '--tasks=["demo_cloze"]' in some["argv"]
 
@@ -110,7 +110,7 @@ def test_a_new_checkpoint(plan, root):
     assert [pushed[stage]["argv"][0] for stage in ("sample", "judge")] == ["sample", "judge"]
     assert list(pushed["jobs"]) == ["sample", "judge", "demo_choice", "demo_arithmetic", "demo_cloze"]
     for job in (*harness, pushed["sample"], pushed["judge"], pushed["summarize"]):
-        assert job.keys() == {"stage", "task", "image", "argv", "profile", "gpus", "outbox"}
+        assert job.keys() == {"stage", "task", "image", "argv", "profile", "gpus", "manifest", "outbox"}
     assert pushed["summarize"]["argv"] == [
         "summarize", root, "--suite=demo", f"--output={root}/reports/demo/summary.csv",
     ]  # fmt: skip
@@ -139,7 +139,7 @@ def test_some_parts(plan):
 
 
 def test_another_judge(plan):
-    assert "--annotator=gpt-4.1-mini" in plan(judge="gpt-4.1-mini")[1]["judge"]["argv"]
+    assert "--judge=gpt-4.1-mini" in plan(judge="gpt-4.1-mini")[1]["judge"]["argv"]
 
 
 @pytest.mark.parametrize(
@@ -148,7 +148,7 @@ def test_another_judge(plan):
         ({"checkpoint": "dpo"}, "NotRegistered: there is no checkpoint 'dpo'"),
         ({"suite": "nothing"}, "BadInput: there is no suite 'nothing'"),
         ({"tasks": ["mmlu"]}, "BadInput: suite demo has no mmlu"),
-        ({"judge": "gpt-5"}, "BadInput: annotator gpt-5"),
+        ({"judge": "gpt-5"}, "BadInput: judge gpt-5"),
     ],
 )
 @pytest.mark.parametrize("step", ["prepare", "plan"])

@@ -15,7 +15,7 @@ import pytest
 
 from halos_eval.orchestration.failures import StageFailed, StageFailure, StageInterrupted
 from halos_eval.orchestration.local import LocalStageOperator, stage_environment
-from halos_eval.planning.plan import StageJob
+from halos_eval.planning.jobs import StageJob
 
 PROGRAM = """#!/bin/sh
 printf '%s\\n' "$@" > "$HERE/argv"

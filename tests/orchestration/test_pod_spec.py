@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from halos_eval.config.cluster import Kubernetes, Profile
 from halos_eval.orchestration.pod_spec import manifest, pod_name
-from halos_eval.planning.plan import StageJob
+from halos_eval.planning.jobs import StageJob
 
 VERSION = "1.34"  # of the schemas; none of what is used is newer
 STAGES = ["stage", "sample", "judge", "harness", "summarize"]
@@ -158,8 +158,8 @@ def test_it_can_do_little(pod):
         (make_job("judge"), {"OPENAI_API_KEY", "AWS_SECRET_ACCESS_KEY"}),
         (make_job("summarize"), {"AWS_SECRET_ACCESS_KEY"}),
         (make_code_job(), set()),
-        (make_job("sample", argv=("sample", "--manifest=/cache/m.json")), {"AWS_SECRET_ACCESS_KEY"}),
-        (make_job("harness", argv=("harness", "--manifest=/cache/m.json")), {"AWS_SECRET_ACCESS_KEY"}),
+        (make_job("sample", manifest="/cache/m.json"), {"AWS_SECRET_ACCESS_KEY"}),
+        (make_job("harness", manifest="/cache/m.json"), {"AWS_SECRET_ACCESS_KEY"}),
     ],
     ids=[*STAGES, "code", "staged-sample", "staged-harness"],
 )

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from halos_eval.checkpoints.registry import Checkpoint, Metadata
+from halos_eval.config.cluster import load_cluster
 from halos_eval.config.policy import Limit
 from halos_eval.config.suite import load_suite
 from halos_eval.planning import costs
@@ -19,7 +20,7 @@ from halos_eval.storage.records import Usage, write_model
 from tests.doubles import make_checkpoint, make_provenance, make_record
 
 SUITE = """
-alpaca_eval: {prompts: demo, reference: demo, annotator: gpt-4.1}
+alpaca_eval: {prompts: demo, reference: demo, judge: gpt-4.1}
 tasks: {demo_choice: {num_fewshot: 0}, demo_cloze: {profile: large}}
 """
 CLUSTER = """
@@ -51,7 +52,7 @@ def plan_of(root, tmp_path, suite):
     def plan_of(name="new", profile=None, judge=None):
         folder = make_checkpoint(tmp_path / "checkpoints" / name)
         checkpoint = Checkpoint(name=name, location=str(folder), metadata=Metadata(profile=profile))
-        return make_plan(load_suite("own"), checkpoint, root, judge=judge)
+        return make_plan(load_suite("own"), checkpoint, root, load_cluster(), judge=judge)
 
     return plan_of
 

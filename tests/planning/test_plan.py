@@ -11,20 +11,12 @@ from pydantic import ValidationError
 from halos_eval.checkpoints.registry import Checkpoint, Metadata
 from halos_eval.checkpoints.weights import Weights, inspect
 from halos_eval.cli.main import HalosEval
+from halos_eval.config.cluster import load_cluster
 from halos_eval.config.suite import load_suite
 from halos_eval.errors import BadInput, DataUnavailable, StoreError
-from halos_eval.planning.plan import (
-    Plan,
-    PlannedJob,
-    StageJob,
-    make_plan,
-    read_plan,
-    save_plan,
-    staging_job,
-    suite_manifest,
-    summary_job,
-)
-from halos_eval.stages.harness.stage import harness_job
+from halos_eval.planning.jobs import PlannedJob, StageJob, staging_job, summary_job
+from halos_eval.planning.plan import Plan, make_plan, read_plan, save_plan, suite_manifest
+from halos_eval.stages.harness.stage import harness_identity
 from halos_eval.storage import filesystem, layout
 from halos_eval.storage.manifest import Item, cached_path, write_manifest
 from halos_eval.storage.records import write_model
@@ -54,7 +46,7 @@ def plan(checkpoint, root):
     """Plan, with what differs from the usual."""
 
     def plan(suite=SUITE, checkpoint=checkpoint, **options):
-        return make_plan(suite, checkpoint, root, **options)
+        return make_plan(suite, checkpoint, root, load_cluster(), **options)
 
     return plan
 
@@ -74,12 +66,18 @@ def finish(job, ended=NOW, **parts):
     write_model(job.record, make_record(job.stage, job.task, fingerprint=job.fingerprint, **parts))
 
 
+def identity_of(config, manifest=None):
+    """What the harness stage finds."""
+    checkpoint = inspect(config.model).reference(config.name, config.model)
+    return harness_identity(config.task, config, config.include_path, config.chat_template, checkpoint, manifest)
+
+
 def finish_for_real(job):
     """As ``finish``, with the identity that the harness stage finds."""
     config = parse(list(job.argv))
-    found = harness_job(config, inspect(config.model), job.record)
+    found = identity_of(config)
     assert found.fingerprint == config.expect
-    finish(job, identity=found.identity)
+    finish(job, identity=found.document)
 
 
 def changed_task(name, **changes):
@@ -206,7 +204,7 @@ def test_another_judge_judges_the_same_outputs(plan):
     usual, other = by_title(plan()), by_title(plan(judge="gpt-4.1-mini"))
     assert other["sample"] == usual["sample"]
     assert other["judge"].fingerprint != usual["judge"].fingerprint
-    assert parse(list(other["judge"].argv)).annotator == "gpt-4.1-mini"
+    assert parse(list(other["judge"].argv)).judge == "gpt-4.1-mini"
 
 
 def test_other_sampling_is_judged_anew(plan):
@@ -240,7 +238,7 @@ def test_some_parts(plan, part):
 
 
 def test_what_is_wrong_is_found_before_anything_runs(plan, checkpoint, tmp_path):
-    with pytest.raises(BadInput, match="annotator gpt-5"):
+    with pytest.raises(BadInput, match="judge gpt-5"):
         plan(judge="gpt-5")
     with pytest.raises(BadInput, match="chat template nothing"):
         plan(checkpoint=checkpoint.model_copy(update={"metadata": Metadata(chat_template="nothing")}))
@@ -439,7 +437,7 @@ def test_code_on_a_cluster_leaves_its_results_in_the_outbox(plan, root, cluster)
 @pytest.mark.parametrize("ending", ["", "/"])
 def test_the_outboxs_folder_does_not_depend_on_how_the_store_is_written(checkpoint, root, cluster, ending):
     cluster(kubernetes=WITH_OUTBOX)
-    [code] = make_plan(with_code().keep(["demo_choice"]), checkpoint, root + ending).jobs
+    [code] = make_plan(with_code().keep(["demo_choice"]), checkpoint, root + ending, load_cluster()).jobs
     assert code.outbox == f"runs/team__kto/harness.demo_choice/{code.fingerprint}"
 
 
@@ -459,15 +457,15 @@ def test_code_on_this_machine_writes_to_the_store(plan, root, cluster):
 
 def test_the_summary_empties_the_outbox(root, cluster):
     cluster(kubernetes=WITH_OUTBOX)
-    job = summary_job("demo", root)
+    job = summary_job("demo", root, load_cluster())
     config = parse(list(job.argv))
     assert (config.root, config.suite, config.outbox) == (root, "demo", "/outbox")
     assert config.output == layout.report_url(root, "demo")
     assert (job.stage, job.image, job.profile, job.gpus, job.outbox) == ("summarize", "judge", "cpu", 0, None)
     cluster(kubernetes=KUBERNETES)
-    assert parse(list(summary_job("demo", root).argv)).outbox is None
+    assert parse(list(summary_job("demo", root, load_cluster()).argv)).outbox is None
     cluster()
-    assert parse(list(summary_job("demo", root).argv)).outbox is None
+    assert parse(list(summary_job("demo", root, load_cluster()).argv)).outbox is None
 
 
 def test_what_a_pod_is_told_is_part_of_the_plan():
@@ -485,9 +483,9 @@ def test_a_model_of_the_hub_runs_at_the_commit_that_was_planned(monkeypatch, tmp
         asked.append((model, revision))
         return Weights(name="m", model=model, revision="c0ffee", digest="hub:c0ffee")
 
-    monkeypatch.setattr("halos_eval.planning.plan.inspect", inspect)
+    monkeypatch.setattr("halos_eval.planning.planner.inspect", inspect)
     checkpoint = Checkpoint(name="m", location="lab/m", revision="main")
-    found = make_plan(load_suite("demo"), checkpoint, f"file://{tmp_path}")
+    found = make_plan(load_suite("demo"), checkpoint, f"file://{tmp_path}", load_cluster())
     assert asked == [("lab/m", "main")]
     revisions = {job.title for job in found.jobs if "--revision=c0ffee" in job.argv}
     assert revisions == {"sample", "demo_choice", "demo_arithmetic", "demo_cloze"}
@@ -514,7 +512,7 @@ def stage_job(checkpoint, root):
     """The job of staging, with what differs from the usual."""
 
     def stage_job(suite=SUITE, checkpoint=checkpoint, tasks=(), **options):
-        return staging_job(suite, checkpoint, root, list(tasks), **options)
+        return staging_job(suite, checkpoint, root, load_cluster(), list(tasks), **options)
 
     return stage_job
 
@@ -530,7 +528,7 @@ def test_staging_of_what_is_new(stage_job, root, cluster, cache):
     assert (config.suite, config.checkpoints, config.tasks) == ("demo", (), ())
     assert config.manifest == f"{root}/manifests/demo.json"
     assert (job.stage, job.title, job.image, job.profile, job.gpus) == ("stage", "stage", "worker", "cpu", 0)
-    assert not job.offline
+    assert job.manifest is None
     assert parse(list(stage_job(tasks=["demo_cloze", "alpaca_eval"]).argv)).tasks == ("demo_cloze", "alpaca_eval")
 
 
@@ -565,11 +563,11 @@ def test_a_checkpoint_in_a_folder_needs_no_staging_and_one_on_the_hub_does(stage
 @pytest.mark.parametrize("volumes", [{}, {"cache": {"mountPath": "/cache", "emptyDir": "9Gi"}}])
 def test_without_a_lasting_cache_nothing_is_staged(stage_job, root, cluster, cache, volumes):
     keep_manifest(root, make_manifest(SUITE, reasons={"demo_choice": "it is gated"}))
-    assert suite_manifest("demo", root)
+    assert suite_manifest("demo", root, load_cluster())
     cluster(kubernetes=KUBERNETES | {"volumes": volumes})
     assert stage_job() is None
     assert stage_job(force=True) is None
-    assert suite_manifest("demo", root) is None
+    assert suite_manifest("demo", root, load_cluster()) is None
 
 
 def test_ones_own_suite_is_named_by_its_file(stage_job, cache, tmp_path, monkeypatch):
@@ -583,12 +581,12 @@ def test_a_plan_by_a_manifest_tells_every_stage_of_it(plan, root, cache):
     keep_manifest(root, manifest)
     found = plan(manifest=manifest)
     assert {parse(list(job.argv)).manifest for job in found.jobs} == {str(cache / cached_path(manifest))}
-    assert all(job.offline for job in found.jobs)
+    assert all(job.manifest for job in found.jobs)
     assert found.unavailable == {}
     (cache / cached_path(manifest)).unlink()  # another machine's cache
     jobs = plan(manifest=manifest).jobs
     assert {parse(list(job.argv)).manifest for job in jobs} == {layout.manifest_url(root, "demo")}
-    assert not any(job.offline for job in plan().jobs)
+    assert not any(job.manifest for job in plan().jobs)
 
 
 def test_a_pod_finds_the_manifest_in_its_cache(plan, root, cluster, cache):
@@ -619,7 +617,7 @@ def test_what_the_stage_finds_is_what_was_planned(plan, cache):
     manifest = make_manifest(SUITE, items=[item()])
     code = by_title(plan(manifest=manifest))["demo_choice"]
     config = parse(list(code.argv))
-    assert harness_job(config, inspect(config.model), "r", manifest).fingerprint == config.expect == code.fingerprint
+    assert identity_of(config, manifest).fingerprint == config.expect == code.fingerprint
 
 
 def test_parts_that_cannot_be_had_have_no_job_and_a_reason(plan, cache):

@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from halos_eval.checkpoints.registry import Checkpoint
+from halos_eval.config.cluster import load_cluster
 from halos_eval.config.suite import load_suite
 from halos_eval.errors import BadInput
 from halos_eval.planning.plan import make_plan, save_plan
@@ -18,7 +19,7 @@ from tests.doubles import make_checkpoint, make_record, write_failure
 
 SUITE = """
 enforce_eager: true
-alpaca_eval: {prompts: demo, reference: demo, annotator: demo}
+alpaca_eval: {prompts: demo, reference: demo, judge: demo}
 tasks: {demo_choice: {num_fewshot: 0}, demo_cloze: {}}
 """
 ALL = ("sample", "judge", "demo_choice", "demo_cloze")
@@ -42,7 +43,7 @@ def evaluate(root, checkpoint, suite):
 
     def evaluate(*titles, parts=(), failed=()):
         own = load_suite("own")
-        plan = make_plan(own.keep(list(parts)), checkpoint, root)
+        plan = make_plan(own.keep(list(parts)), checkpoint, root, load_cluster())
         save_plan(plan, own, root)
         for job in plan.jobs:
             if job.title in titles:
@@ -61,7 +62,7 @@ def progress(root, checkpoint, *suites):
 
 def test_what_cannot_be_had_is_not_complete(root, checkpoint, suite):
     own = load_suite("own")
-    plan = make_plan(own.keep(["demo_choice"]), checkpoint, root)
+    plan = make_plan(own.keep(["demo_choice"]), checkpoint, root, load_cluster())
     plan = plan.model_copy(update={"unavailable": {"demo_cloze": "it is gated", "gone": "the suite has it no more"}})
     save_plan(plan, own, root)
     write_model(plan.jobs[0].record, make_record(fingerprint=plan.jobs[0].fingerprint))
@@ -112,7 +113,7 @@ def test_a_task_that_the_suite_has_got_since_is_missing(root, checkpoint, evalua
     ("change", "missing"),
     [
         (("num_fewshot: 0", "num_fewshot: 2"), ("demo_choice",)),
-        (("annotator: demo", "annotator: gpt-4.1"), ("alpaca_eval",)),
+        (("judge: demo", "judge: gpt-4.1"), ("alpaca_eval",)),
     ],
 )
 def test_what_is_defined_otherwise_since_is_missing(root, checkpoint, evaluate, suite, change, missing):

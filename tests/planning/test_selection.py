@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from halos_eval.checkpoints.registry import Checkpoint, Listing, Metadata, NotRegistered, in_interval
+from halos_eval.config.cluster import load_cluster
 from halos_eval.config.policy import EvaluationPolicy, Limit, Limits, Rule
 from halos_eval.config.suite import load_suite
 from halos_eval.errors import BadInput, DataUnavailable
@@ -70,7 +71,7 @@ def checkpoint(tmp_path, suite):
 def evaluate(root, checkpoint, finish=True, titles=None, **record):
     """Plan ``own``, and finish it (or what is in ``titles``), or fail."""
     suite = load_suite("own")
-    plan = make_plan(suite, checkpoint, root)
+    plan = make_plan(suite, checkpoint, root, load_cluster())
     save_plan(plan, suite, root)
     for job in plan.jobs:
         if titles and job.title not in titles:

@@ -52,7 +52,7 @@ def few(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
     folder = tmp_path_factory.mktemp("few")
     outputs = write(folder / "outputs.json", output_rows()[1:13])
     reference = write(folder / "reference.json", reference_rows()[1:13])
-    return ("judge", str(outputs), f"--reference={reference}", "--annotator=gpt-4.1")
+    return ("judge", str(outputs), f"--reference={reference}", "--judge=gpt-4.1")
 
 
 class ForkedCommands(Commands):

@@ -77,13 +77,13 @@ def test_a_suite_that_is_no_yaml(run, model, tmp_path):
 
 
 @pytest.mark.parametrize("command", ["judge", "plan"])
-def test_no_annotator(command, run, model, few, tmp_path):
+def test_no_judge(command, run, model, few, tmp_path):
     if command == "plan":
         done = run("airflow", "plan", "demo", model, "--judge=gpt-5")
     else:
-        done = run("judge", *few[:-1], "--annotator=gpt-5", f"--output-dir={tmp_path}")
+        done = run("judge", *few[:-1], "--judge=gpt-5", f"--output-dir={tmp_path}")
     assert done.returncode == 2
-    assert failure(done).startswith("BadInput: annotator gpt-5: there is none. Shipped: demo, gpt-4.1, gpt-4.1-mini")
+    assert failure(done).startswith("BadInput: judge gpt-5: there is none. Shipped: demo, gpt-4.1, gpt-4.1-mini")
 
 
 @pytest.mark.parametrize(
@@ -211,7 +211,7 @@ def test_a_full_disk(small_disk, run, serve_judge, outputs):
     """The judge's answers take more than 64 KiB. Once there is space, the same command ends well."""
     folder, resize = small_disk
     endpoint = serve_judge()
-    words = ("judge", outputs, "--annotator=gpt-4.1", f"--output-dir={folder}")
+    words = ("judge", outputs, "--judge=gpt-4.1", f"--output-dir={folder}")
     full = run("judge", *words, env=endpoint.environment)
     assert full.returncode == 6
     assert "No space left on device. Check the free space" in failure(full)

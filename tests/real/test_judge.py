@@ -37,7 +37,7 @@ def judge(run, outputs, folder, *options, env, timeout=300):
         "judge",
         "judge",
         outputs,
-        "--annotator=gpt-4.1",
+        "--judge=gpt-4.1",
         f"--output-dir={folder}",
         *options,
         env=env,
@@ -150,15 +150,15 @@ def test_published_figures_are_reproduced(model, run, published_hub, published_j
 
 def test_a_faulty_endpoint_changes_nothing(run, serve_judge, outputs, tmp_path):
     """Nor is a price made up for a judge that has no price list."""
-    annotator = yaml.safe_load((shipped("judges") / "gpt-4.1.yaml").read_text(encoding="utf-8"))
-    del annotator["gpt-4.1"]["price_per_million_tokens"]
-    (tmp_path / "unpriced.yaml").write_text(yaml.safe_dump(annotator), encoding="utf-8")
+    judge = yaml.safe_load((shipped("judges") / "gpt-4.1.yaml").read_text(encoding="utf-8"))
+    del judge["gpt-4.1"]["price_per_million_tokens"]
+    (tmp_path / "unpriced.yaml").write_text(yaml.safe_dump(judge), encoding="utf-8")
     endpoint = serve_judge(latency=0.05, errors=0.1, drops=0.05, garbage=0.05, rate=120)
     done = run(
         "judge",
         "judge",
         outputs,
-        f"--annotator={tmp_path / 'unpriced.yaml'}",
+        f"--judge={tmp_path / 'unpriced.yaml'}",
         f"--output-dir={tmp_path}",
         env=endpoint.environment,
     )
@@ -177,7 +177,7 @@ def test_a_faulty_endpoint_changes_nothing(run, serve_judge, outputs, tmp_path):
 def test_what_was_answered_before_a_kill_is_not_asked_again(sent, run, serve_judge, outputs, tmp_path):
     latency, concurrency = 0.1, 4
     endpoint = serve_judge(latency=latency)
-    options = ("judge", outputs, "--annotator=gpt-4.1", f"--output-dir={tmp_path}", f"--concurrency={concurrency}")
+    options = ("judge", outputs, "--judge=gpt-4.1", f"--output-dir={tmp_path}", f"--concurrency={concurrency}")
     with run.started("judge", *options, env=endpoint.environment) as process:
         endpoint.wait(answered=140)
         process.send_signal(sent)
@@ -289,7 +289,7 @@ def unhelpful_endpoint(case):
     ("case", "exit_code", "remedy"),
     [
         ("wrong key", 4, "Check OPENAI_API_KEY"),
-        ("wrong model", 4, "the annotator's model_name"),
+        ("wrong model", 4, "the judge's model_name"),
         ("spent quota", 4, "quota is spent"),
         ("every prompt", 4, "every request was refused"),
         ("no log-probabilities", 7, "does the endpoint give log-probabilities?"),

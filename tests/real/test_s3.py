@@ -24,7 +24,7 @@ def test_judged_killed_resumed_and_summarized_in_a_bucket(run, serve_judge, s3):
     environment = s3.environment | endpoint.environment
     write(s3.folder / "outputs.json", OUTPUTS)
     folder = s3.folder / "runs" / GENERATOR
-    words = ("judge", f"{s3.bucket}/outputs.json", "--annotator=gpt-4.1", f"--output-dir={s3.bucket}/runs/{GENERATOR}")
+    words = ("judge", f"{s3.bucket}/outputs.json", "--judge=gpt-4.1", f"--output-dir={s3.bucket}/runs/{GENERATOR}")
     words += (f"--concurrency={concurrency}",)
     with run.started("judge", *words, env=environment) as process:
         endpoint.wait(answered=140)

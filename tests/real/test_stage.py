@@ -403,7 +403,7 @@ def test_the_judge_takes_the_pinned_calibration_with_the_hub_out_of_reach(staged
     values = {}
     for manifest in (old, new):
         folder = tmp_path / manifest.stem
-        words = ("judge", outputs, "--annotator=gpt-4.1", f"--output-dir={folder}", f"--manifest={manifest}")
+        words = ("judge", outputs, "--judge=gpt-4.1", f"--output-dir={folder}", f"--manifest={manifest}")
         done = run("judge", *words, env=serve_judge().environment | place.environment | {"HF_ENDPOINT": NO_HUB})
         assert done.returncode == 0, done.stderr[-2000:]
         record = json.loads((folder / "record.json").read_text())

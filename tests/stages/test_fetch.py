@@ -13,13 +13,14 @@ from hypothesis import strategies as st
 
 from halos_eval import hub
 from halos_eval.checkpoints.weights import Weights, inspect
-from halos_eval.config.suite import load_suite
+from halos_eval.config.suite import HarnessSettings, load_suite
 from halos_eval.data import prompts
 from halos_eval.errors import DataUnavailable, Incomplete, StoreError
 from halos_eval.stages import fetch as staging
 from halos_eval.stages.fetch import StagingConfig, stage, unstaged
-from halos_eval.stages.harness.stage import HarnessConfig, harness_job
+from halos_eval.stages.harness.stage import harness_identity
 from halos_eval.storage.manifest import Item, Manifest, Part, checkpoint_part, read_manifest
+from halos_eval.storage.records import CheckpointRef
 from tests.doubles import make_adapter, make_checkpoint
 
 SUITE = {"alpaca_eval": {}, "tasks": {"gsm8k_cot": {}, "mmlu": {}}}
@@ -296,15 +297,14 @@ def test_a_staged_model_is_read_from_its_folder_under_its_commit(world, config, 
 
 
 def job(staged=None, **options):
-    config = HarnessConfig(model="m", task="gsm8k_cot", output_dir="o", **options)
-    return harness_job(config, Weights(name="m", model="m", digest="w"), "r", staged)
+    checkpoint = CheckpointRef(name="m", location="m", digest="w")
+    return harness_identity("gsm8k_cot", HarnessSettings(**options), None, None, checkpoint, staged)
 
 
 def test_the_data_of_a_task_is_part_of_its_identity(world, config):
     manifest = stage(config())
     assert job().inputs == {"model": "w"}
     assert job(manifest).inputs == {"model": "w", "data": manifest.digest("gsm8k_cot")}
-    assert job(manifest, manifest="/elsewhere").fingerprint == job(manifest).fingerprint
     other = [item.model_copy(update={"digest": "e"}) for item in manifest.items]
     assert job(manifest.model_copy(update={"items": tuple(other)})).fingerprint != job(manifest).fingerprint
 

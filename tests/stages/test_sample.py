@@ -13,7 +13,7 @@ from halos_eval.data import prompts
 from halos_eval.digests import digest_bytes
 from halos_eval.errors import BadInput
 from halos_eval.stages import sample as stage
-from halos_eval.stages.sample import SampleConfig, sample, sample_job
+from halos_eval.stages.sample import SampleConfig, sample, sample_identity
 from halos_eval.storage.journal import Journal
 from halos_eval.storage.records import read_record
 from tests.doubles import make_checkpoint, write_safetensors
@@ -29,7 +29,9 @@ def options(tmp_path, monkeypatch):
 
 
 def identity(options):
-    return sample_job(SampleConfig(**options), inspect(options["model"]), "")
+    config = SampleConfig(**options)
+    checkpoint = inspect(config.model).reference(config.name, config.model)
+    return sample_identity(config, config.prompts, config.chat_template, checkpoint).at("")
 
 
 def answer(options, texts):

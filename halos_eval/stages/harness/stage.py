@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Callable
 from numbers import Real
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 from pydantic_settings import CliPositionalArg
@@ -32,8 +32,8 @@ from halos_eval.shipped import shipped
 from halos_eval.stages.chat_template import read_template
 from halos_eval.stages.harness import sandbox
 from halos_eval.stages.harness.task_index import task_manager
-from halos_eval.stages.identity import Job
-from halos_eval.stages.options import Placement, StageConfig
+from halos_eval.stages.identity import Identity, Job
+from halos_eval.stages.options import StageConfig
 from halos_eval.stages.run import Outcome, reason_kept, run
 from halos_eval.stages.vllm import VLLM_ENVIRONMENT, memory_arguments
 from halos_eval.storage import filesystem, layout
@@ -54,53 +54,58 @@ HF_BATCH_SIZE = 4  # HALOs' own; its README warns of auto with gsm8k_cot
 class HarnessConfig(HarnessSettings, StageConfig):
     """Evaluate MODEL on one lm-evaluation-harness task or group."""
 
-    model: Annotated[CliPositionalArg[str], Placement()]
+    model: CliPositionalArg[str]
     """Folder of a checkpoint or of a LoRA adapter, or NAMESPACE/NAME on the hub."""
-    revision: Annotated[str | None, Placement()] = None
+    revision: str | None = None
     """Branch, tag or commit of a hub repository."""
-    task: Annotated[str, Placement()] = Field(pattern=TASK_NAME)
+    task: str = Field(pattern=TASK_NAME)
     """Name of the task or group."""
-    output_dir: Annotated[str, Placement()]
+    output_dir: str
     """Folder or URL for record.json, results.json and samples/."""
-    include_path: Annotated[str | None, Placement()] = None
+    include_path: str | None = None
     """Folder with task files of your own."""
-    chat_template: Annotated[str | None, Placement()] = None
+    chat_template: str | None = None
     """chatml (HALOs' own) or a Jinja file (default: the checkpoint's own); used with apply_chat_template."""
-    tensor_parallel_size: Annotated[int, Placement()] = Field(1, ge=1)
+    tensor_parallel_size: int = Field(1, ge=1)
     """GPUs to split the model over (vllm)."""
-    gpu_memory_utilization: Annotated[float, Placement()] = Field(0.9, gt=0, le=1)
+    gpu_memory_utilization: float = Field(0.9, gt=0, le=1)
     """Share of each GPU's memory that vLLM may take; without a GPU the cache is sized by the model's length."""
-    enforce_eager: Annotated[bool, Placement()] = False
+    enforce_eager: bool = False
     """Skip compilation and CUDA graphs: starts sooner, runs slower."""
-    save_every: Annotated[int, Placement()] = Field(512, ge=1)
+    save_every: int = Field(512, ge=1)
     """Requests between two savings: what a kill can cost."""
 
 
-def harness_job(config: HarnessConfig, weights: Weights, record: str, manifest: Manifest | None = None) -> Job:
-    """The job's identity. lm_eval's own tasks are pinned by its version, others by the content of their folder.
+def harness_identity(
+    task: str,
+    settings: HarnessSettings,
+    include_path: str | None,
+    chat_template: str | None,
+    checkpoint: CheckpointRef,
+    manifest: Manifest | None = None,
+) -> Identity:
+    """Return the identity. lm_eval's own tasks are pinned by its version, others by the content of their folder.
 
     Their data is pinned by the manifest's digest of its content. Raises BadInput, and DataUnavailable with the
     manifest's reason where the task cannot be had.
     """
-    template = read_template(config.chat_template)
     own = shipped("tasks")
-    inputs = {"model": weights.digest}
-    if manifest and manifest.needs(config.task):
-        inputs["data"] = manifest.digest(config.task)
-    if template:
+    inputs = {"model": checkpoint.digest}
+    if manifest and manifest.needs(task):
+        inputs["data"] = manifest.digest(task)
+    if template := read_template(chat_template):
         inputs["chat_template"] = digest_bytes(template.encode())
-    if (own / f"{config.task}.yaml").is_file():
+    if (own / f"{task}.yaml").is_file():
         inputs["task"] = _digest_folder(own)
-    if config.include_path:
-        inputs["include_path"] = _digest_folder(Path(config.include_path))
-    return Job(
+    if include_path:
+        inputs["include_path"] = _digest_folder(Path(include_path))
+    return Identity(
         stage="harness",
-        task=config.task,
-        checkpoint=CheckpointRef(name=config.name or weights.name, location=config.model, digest=weights.digest),
-        settings=config.scored_settings(),
+        task=task,
+        checkpoint=checkpoint,
+        settings=settings.model_dump(mode="json", include=set(HarnessSettings.model_fields)),
         inputs=inputs,
-        packages=("lm-eval", "vllm") if config.backend == "vllm" else ("lm-eval",),
-        record=record,
+        packages=("lm-eval", "vllm") if settings.backend == "vllm" else ("lm-eval",),
     )
 
 
@@ -117,7 +122,11 @@ def harness(config: HarnessConfig) -> Record:
     with reason_kept(config, record):
         manifest = config.staged()
         weights = inspect(config.model, config.revision, manifest)
-        job = harness_job(config, weights, record, manifest)
+        checkpoint = weights.reference(config.name, config.model)
+        identity = harness_identity(
+            config.task, config, config.include_path, config.chat_template, checkpoint, manifest
+        )
+        job = identity.at(record)
 
     def work() -> Outcome:
         check_staged(config.model, config.revision, manifest)

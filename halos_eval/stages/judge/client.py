@@ -17,7 +17,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 from pydantic import BaseModel, SecretStr
 
-from halos_eval.config.judge import Annotator
+from halos_eval.config.judge import Judge
 from halos_eval.config.settings import FROZEN
 from halos_eval.digests import digest_json
 from halos_eval.errors import HalosEvalError, Incomplete, JudgeRefused
@@ -63,9 +63,9 @@ class Endpoint(BaseModel):
 class Completions:
     """A completion function for alpaca_eval: called with prompts, gives completions in their order."""
 
-    def __init__(self, endpoint: Endpoint, annotator: Annotator, journal: Journal, concurrency: int) -> None:
+    def __init__(self, endpoint: Endpoint, judge: Judge, journal: Journal, concurrency: int) -> None:
         self.endpoint = endpoint
-        self.annotator = annotator
+        self.judge = judge
         self.journal = journal
         self.concurrency = concurrency
         self.asked = 0
@@ -109,7 +109,7 @@ class Completions:
         return (None, None) if self.uncounted else (self.prompt_tokens, self.completion_tokens)
 
     def _price(self, prompt_tokens: int, completion_tokens: int) -> float | None:
-        price = self.annotator.price_per_million_tokens
+        price = self.judge.price_per_million_tokens
         return (prompt_tokens * price.input + completion_tokens * price.output) / 1e6 if price else None
 
     async def _complete(self, requests: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -169,7 +169,7 @@ class Completions:
             except (openai.AuthenticationError, openai.PermissionDeniedError, openai.NotFoundError) as error:
                 raise JudgeRefused(
                     f"{self.endpoint.place} refuses {request['model']}: {self._words(error)}. Check OPENAI_API_KEY, "
-                    "OPENAI_BASE_URL and the annotator's model_name"
+                    "OPENAI_BASE_URL and the judge's model_name"
                 ) from None
             except openai.RateLimitError as error:
                 if error.code == "insufficient_quota":

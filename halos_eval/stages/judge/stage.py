@@ -17,20 +17,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import yaml
 from pydantic import Field
 from pydantic_settings import CliPositionalArg
 
-from halos_eval.config.judge import Annotator, load_annotator
+from halos_eval.config.judge import Judge, load_judge
 from halos_eval.config.suite import ALPACA_EVAL
 from halos_eval.data import prompts
 from halos_eval.digests import digest_bytes
 from halos_eval.errors import BadInput, EvaluationFailed, JudgeRefused
-from halos_eval.stages.identity import Job
+from halos_eval.stages.identity import Identity, Job
 from halos_eval.stages.judge.client import Completions, Endpoint
-from halos_eval.stages.options import Placement, StageConfig
+from halos_eval.stages.options import StageConfig
 from halos_eval.stages.run import Outcome, run
 from halos_eval.storage import filesystem, layout
 from halos_eval.storage.journal import Journal
@@ -53,34 +53,26 @@ NO_LENGTH_CONTROL = "length control is defined for AlpacaEval's own 805 instruct
 class JudgeConfig(StageConfig):
     """Compare OUTPUTS with reference outputs by an LLM judge (key: OPENAI_API_KEY; endpoint: OPENAI_BASE_URL)."""
 
-    outputs: Annotated[CliPositionalArg[str], Placement()]
+    outputs: CliPositionalArg[str]
     """File or URL of sampled outputs: a JSON list with instruction, output, generator."""
-    reference: Annotated[str, Placement()] = ALPACA_EVAL
+    reference: str = ALPACA_EVAL
     """alpaca_eval (gpt4_1106_preview's outputs from the hub), demo, or a JSON file."""
-    annotator: Annotated[str, Placement()] = "gpt-4.1"
+    judge: str = "gpt-4.1"
     """gpt-4.1, gpt-4.1-mini, demo, or a YAML file in alpaca_eval's format."""
-    output_dir: Annotated[str, Placement()]
+    output_dir: str
     """Folder or URL for record.json and annotations.json."""
-    concurrency: Annotated[int, Placement()] = Field(32, ge=1)
+    concurrency: int = Field(32, ge=1)
     """Requests in flight at a time."""
 
 
-def judge_job(
-    config: JudgeConfig, outputs_identity: str, checkpoint: CheckpointRef, manifest: Manifest | None = None
-) -> Job:
-    """The job's identity. ``outputs_identity``: the sample stage's fingerprint, or the file's digest without one."""
-    reference = prompts.digest(config.reference, "reference", manifest)
-    inputs = {"outputs": outputs_identity, "reference": reference, **load_annotator(config.annotator).inputs()}
-    if config.reference == ALPACA_EVAL:
+def judge_identity(
+    judge: Judge, reference: str, outputs: str, checkpoint: CheckpointRef, manifest: Manifest | None = None
+) -> Identity:
+    """Return the identity. ``outputs``: the sample stage's fingerprint, or the file's digest without one."""
+    inputs = {"outputs": outputs, "reference": prompts.digest(reference, "reference", manifest), **judge.inputs()}
+    if reference == ALPACA_EVAL:
         inputs["calibration"] = prompts.digest(ALPACA_EVAL, "calibration", manifest)
-    return Job(
-        stage="judge",
-        checkpoint=checkpoint,
-        settings=config.scored_settings(),
-        inputs=inputs,
-        packages=("alpaca-eval",),
-        record=filesystem.join(config.output_dir, layout.RECORD),
-    )
+    return Identity(stage="judge", checkpoint=checkpoint, settings={}, inputs=inputs, packages=("alpaca-eval",))
 
 
 def judge(config: JudgeConfig) -> Record:
@@ -88,12 +80,13 @@ def judge(config: JudgeConfig) -> Record:
     rows, digest = _read_outputs(config.outputs)
     sampled = read_record(layout.record_beside(config.outputs))
     if sampled and sampled.files.get(Path(config.outputs).name) == digest:
-        checkpoint, identity = sampled.checkpoint, sampled.fingerprint
+        checkpoint, outputs = sampled.checkpoint, sampled.fingerprint
     else:
         name = str(config.name or rows[0].get("generator") or Path(config.outputs).stem)
-        checkpoint, identity = CheckpointRef(name=name, location=config.outputs, digest=digest), digest
+        checkpoint, outputs = CheckpointRef(name=name, location=config.outputs, digest=digest), digest
     manifest = config.staged()
-    job = judge_job(config, identity, checkpoint, manifest)
+    identity = judge_identity(load_judge(config.judge), config.reference, outputs, checkpoint, manifest)
+    job = identity.at(filesystem.join(config.output_dir, layout.RECORD))
     judged = read_record(job.record)
     if judged and judged.provenance.inputs.get("outputs_sha256") != digest:
         config = config.model_copy(update={"force": True})  # the same settings have given other outputs since
@@ -137,13 +130,13 @@ def _pair(rows: list[dict[str, Any]], reference: prompts.PromptSet, url: str) ->
 def _work(config: JudgeConfig, rows: list[dict[str, Any]], digest: str, job: Job, manifest: Manifest | None) -> Outcome:
     began = time.monotonic()
     endpoint = Endpoint.from_environment()
-    annotator = load_annotator(config.annotator)
+    judge = load_judge(config.judge)
     reference = prompts.load(config.reference, "reference", manifest)
     rows = _pair(rows, reference, config.outputs)
     controlled = config.reference == ALPACA_EVAL
     inputs = reference.inputs("reference") | {
         "outputs_sha256": digest,
-        "judge_model": annotator.model,
+        "judge_model": judge.model,
         "endpoint": endpoint.place,
     }
     calibration = None
@@ -153,14 +146,14 @@ def _work(config: JudgeConfig, rows: list[dict[str, Any]], digest: str, job: Job
     parts = filesystem.join(config.output_dir, "parts")
     loaded = time.monotonic()
     journal = Journal(job.journal(parts, config.force))
-    completions = Completions(endpoint, annotator, journal, config.concurrency)
+    completions = Completions(endpoint, judge, journal, config.concurrency)
     try:
         with journal:
-            figures, annotations = _evaluate(annotator, rows, reference, completions, calibration, job.checkpoint.name)
+            figures, annotations = _evaluate(judge, rows, reference, completions, calibration, job.checkpoint.name)
     except _TooFewReadError as error:
         if not error.read:
             filesystem.delete(parts)  # or the next run would find the same useless answers; nothing is lost with them
-        raise _no_judgement(completions, annotator, error.read) from None
+        raise _no_judgement(completions, judge, error.read) from None
     prompt_tokens, completion_tokens = completions.tokens()
     data = (json.dumps(annotations, indent=1, ensure_ascii=False) + "\n").encode()
     filesystem.delete(job.record)  # an older record must not vouch for the new file
@@ -191,7 +184,7 @@ class _TooFewReadError(Exception):
 
 
 def _evaluate(
-    annotator: Annotator,
+    judge: Judge,
     rows: list[dict[str, Any]],
     reference: prompts.PromptSet,
     completions: Completions,
@@ -221,9 +214,9 @@ def _evaluate(
         # It fetches its calibration itself, from wherever the branch stands by then.
         glm_winrate.hf_hub_download = partial(hf_hub_download, revision=calibration)
         # alpaca_eval takes a path only; its own cache and leaderboard would go into site-packages.
-        config = Path(folder) / annotator.name / "configs.yaml"
+        config = Path(folder) / judge.name / "configs.yaml"
         config.parent.mkdir()
-        config.write_text(yaml.safe_dump(_alpaca_config(annotator)), encoding="utf-8")
+        config.write_text(yaml.safe_dump(_alpaca_config(judge)), encoding="utf-8")
         leaderboard, annotations = evaluate(
             model_outputs=pd.DataFrame([{**row, "generator": name} for row in rows]),
             reference_outputs=pd.DataFrame(list(reference.rows)).assign(generator="reference"),
@@ -267,32 +260,32 @@ def _known_noise_silenced() -> Iterator[None]:
         root.removeFilter(no_traceback)
 
 
-def _alpaca_config(annotator: Annotator) -> dict[str, Any]:
+def _alpaca_config(judge: Judge) -> dict[str, Any]:
     from alpaca_eval.constants import EVALUATORS_CONFIG_DIR
 
-    config = annotator.alpaca_config()
-    if annotator.template_text is None:
-        template = EVALUATORS_CONFIG_DIR / annotator.prompt_template
+    config = judge.alpaca_config()
+    if judge.template_text is None:
+        template = EVALUATORS_CONFIG_DIR / judge.prompt_template
         if not template.is_file():
-            raise BadInput(f"annotator {annotator.name}: alpaca_eval ships no {annotator.prompt_template}")
-        config[annotator.name]["prompt_template"] = str(template)
+            raise BadInput(f"judge {judge.name}: alpaca_eval ships no {judge.prompt_template}")
+        config[judge.name]["prompt_template"] = str(template)
     return config
 
 
-def _no_judgement(completions: Completions, annotator: Annotator, read: int) -> JudgeRefused | EvaluationFailed:
+def _no_judgement(completions: Completions, judge: Judge, read: int) -> JudgeRefused | EvaluationFailed:
     if read:
         reason = f"; it refused {len(completions.refused)}: {completions.refused[0]}" if completions.refused else ""
         return EvaluationFailed(
-            f"only {read} of {completions.asked} answers of {annotator.model} could be read by "
-            f"{annotator.fn_completion_parser}{reason}. They are kept; mend the annotator, or ask again with --force"
+            f"only {read} of {completions.asked} answers of {judge.model} could be read by "
+            f"{judge.fn_completion_parser}{reason}. They are kept; mend the judge, or ask again with --force"
         )
     if len(completions.refused) == completions.asked:
         return JudgeRefused(
-            f"every request was refused: {completions.refused[0]}. Check the annotator's model_name and request options"
+            f"every request was refused: {completions.refused[0]}. Check the judge's model_name and request options"
         )
     return EvaluationFailed(
-        f"no answer of {annotator.model} could be read by {annotator.fn_completion_parser}: does the endpoint give "
-        "log-probabilities? A local judge needs structured outputs (see the annotator demo)"
+        f"no answer of {judge.model} could be read by {judge.fn_completion_parser}: does the endpoint give "
+        "log-probabilities? A local judge needs structured outputs (see the judge demo)"
     )
 
 

@@ -19,7 +19,7 @@ from halos_eval.stages.harness.stage import (
     _dataset_revisions,
     _journaled,
     _scores,
-    harness_job,
+    harness_identity,
 )
 from halos_eval.storage import filesystem
 from halos_eval.storage.journal import Journal
@@ -38,7 +38,10 @@ def config(**options):
 
 
 def job(**options):
-    return harness_job(config(**options), WEIGHTS, "/o/record.json")
+    found = config(**options)
+    checkpoint = WEIGHTS.reference(found.name, found.model)
+    identity = harness_identity(found.task, found, found.include_path, found.chat_template, checkpoint)
+    return identity.at("/o/record.json")
 
 
 @pytest.mark.parametrize(
@@ -64,8 +67,8 @@ def test_what_is_wrong_in_the_options(options, words):
 
 def test_lm_evals_own_task_is_pinned_by_its_version():
     assert job().inputs == {"model": "d"}
-    assert job().identity["tools"].keys() == {"lm-eval", "vllm"}
-    assert job(backend="hf").identity["tools"].keys() == {"lm-eval"}
+    assert job().document["tools"].keys() == {"lm-eval", "vllm"}
+    assert job(backend="hf").document["tools"].keys() == {"lm-eval"}
 
 
 def test_this_projects_tasks_are_pinned_by_their_content():

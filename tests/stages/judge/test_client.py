@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from halos_eval.config.judge import load_annotator
+from halos_eval.config.judge import load_judge
 from halos_eval.errors import JudgeRefused
 from halos_eval.stages.judge.client import Completions, Endpoint
 
@@ -39,24 +39,24 @@ def test_no_key(monkeypatch, key):
         Endpoint.from_environment()
 
 
-def completions(annotator):
-    made = Completions(None, annotator, None, 1)
+def completions(judge):
+    made = Completions(None, judge, None, 1)
     made.prompt_tokens, made.completion_tokens = 1_000_000, 500_000
     return made
 
 
 def test_the_price_is_that_of_the_list():
-    assert completions(load_annotator("gpt-4.1-mini")).price_usd() == pytest.approx(0.40 + 1.60 / 2)
-    assert completions(load_annotator("demo")).price_usd() == 0
+    assert completions(load_judge("gpt-4.1-mini")).price_usd() == pytest.approx(0.40 + 1.60 / 2)
+    assert completions(load_judge("demo")).price_usd() == 0
 
 
 def test_no_list_no_price():
-    annotator = load_annotator("gpt-4.1").model_copy(update={"price_per_million_tokens": None})
-    assert completions(annotator).price_usd() is None
+    judge = load_judge("gpt-4.1").model_copy(update={"price_per_million_tokens": None})
+    assert completions(judge).price_usd() is None
 
 
 def test_tokens_that_nobody_counted_are_neither_none_at_all_nor_free(monkeypatch):
-    made = completions(load_annotator("gpt-4.1-mini"))
+    made = completions(load_judge("gpt-4.1-mini"))
     assert made.tokens() == (1_000_000, 500_000)
     answers = [{"text": "m", "error": None, "usage": usage} for usage in ([10, 1], None)]
 

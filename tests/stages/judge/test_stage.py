@@ -8,11 +8,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from halos_eval.config.judge import load_annotator
+from halos_eval.config.judge import load_judge
 from halos_eval.data import prompts
 from halos_eval.errors import BadInput, EvaluationFailed, JudgeRefused
 from halos_eval.stages.judge import stage
-from halos_eval.stages.judge.stage import JudgeConfig, judge_job
+from halos_eval.stages.judge.stage import JudgeConfig, judge_identity
 from halos_eval.storage.records import CheckpointRef, write_model
 from tests.doubles import make_record
 
@@ -123,33 +123,27 @@ def test_answers_that_could_not_be_read_are_counted():
 
 
 def test_no_answer_that_can_be_read_has_its_reason():
-    annotator = load_annotator("demo")
-    unread = stage._no_judgement(SimpleNamespace(asked=2, refused=["too long"]), annotator, 0)
+    judge = load_judge("demo")
+    unread = stage._no_judgement(SimpleNamespace(asked=2, refused=["too long"]), judge, 0)
     assert isinstance(unread, EvaluationFailed)
     assert "no answer of demo-judge could be read by logprob_parser" in str(unread)
-    refused = stage._no_judgement(SimpleNamespace(asked=2, **vars(REFUSED)), annotator, 0)
+    refused = stage._no_judgement(SimpleNamespace(asked=2, **vars(REFUSED)), judge, 0)
     assert isinstance(refused, JudgeRefused)
     assert "every request was refused: content filter" in str(refused)
-    few = stage._no_judgement(SimpleNamespace(asked=2, **vars(REFUSED)), annotator, 1)
+    few = stage._no_judgement(SimpleNamespace(asked=2, **vars(REFUSED)), judge, 1)
     assert isinstance(few, EvaluationFailed)
     assert "only 1 of 2 answers" in str(few)
     assert "--force" in str(few)
 
 
 def test_the_identity_covers_outputs_reference_and_judge(tmp_path):
-    def job(identity="f", **options):
-        return judge_job(
-            JudgeConfig(**{"outputs": "/o", "output_dir": "/d", "reference": "demo", "annotator": "demo"} | options),
-            identity,
-            CHECKPOINT,
-        )
+    def identity(outputs="f", judge="demo", reference="demo"):
+        return judge_identity(load_judge(judge), reference, outputs, CHECKPOINT)
 
     (tmp_path / "reference.json").write_text(json.dumps(ROWS))
-    assert job().inputs.keys() == {"outputs", "reference", "annotator"}
-    assert job(outputs="/elsewhere", output_dir="/other", concurrency=1).fingerprint == job().fingerprint
-    others = [job("g"), job(annotator="gpt-4.1"), job(reference=str(tmp_path / "reference.json"))]
-    assert len({job().fingerprint, *(other.fingerprint for other in others)}) == 4
-    assert job().record == "/d/record.json"
+    assert identity().inputs.keys() == {"outputs", "reference", "annotator"}
+    others = [identity("g"), identity(judge="gpt-4.1"), identity(reference=str(tmp_path / "reference.json"))]
+    assert len({identity().fingerprint, *(other.fingerprint for other in others)}) == 4
 
 
 @pytest.fixture
@@ -159,7 +153,7 @@ def judged(monkeypatch):
     monkeypatch.setattr(stage, "run", lambda job, *_: jobs.append(job))
 
     def judged(outputs, **options):
-        stage.judge(JudgeConfig(outputs=outputs, output_dir="/d", reference="demo", annotator="demo", **options))
+        stage.judge(JudgeConfig(outputs=outputs, output_dir="/d", reference="demo", judge="demo", **options))
         return jobs[-1]
 
     return judged

@@ -1,0 +1,222 @@
+"""The jobs of one suite on one checkpoint, each with its whole command line and why it has to be run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from halos_eval.checkpoints.registry import Checkpoint
+from halos_eval.checkpoints.weights import inspect, to_stage
+from halos_eval.config.cluster import CPU_PROFILE, OUTBOX, Cluster, Volume
+from halos_eval.config.judge import load_judge
+from halos_eval.config.suite import ALPACA_EVAL, AlpacaEvalSettings, Suite, TaskSettings
+from halos_eval.errors import BadInput
+from halos_eval.hub import cache_root
+from halos_eval.planning.jobs import PlannedJob
+from halos_eval.stages.harness.stage import HarnessConfig, harness_identity
+from halos_eval.stages.identity import Identity
+from halos_eval.stages.judge.stage import JudgeConfig, judge_identity
+from halos_eval.stages.options import StageConfig
+from halos_eval.stages.sample import SampleConfig, sample_identity
+from halos_eval.storage import filesystem, layout
+from halos_eval.storage.manifest import Manifest, cached_path, checkpoint_part
+from halos_eval.storage.records import Record, StageName, read_failure, read_record
+
+IMAGES: dict[StageName, Literal["worker", "judge"]] = {"sample": "worker", "harness": "worker", "judge": "judge"}
+
+
+def profile_of(suite: Suite, checkpoint: Checkpoint, own: str | None) -> str:
+    """The GPU profile of a part of ``suite`` that has its ``own`` or none: the checkpoint's counts before both."""
+    return checkpoint.metadata.profile or own or suite.profile
+
+
+class Planner:
+    """Plans the parts of a suite for one checkpoint."""
+
+    def __init__(
+        self,
+        suite: Suite,
+        checkpoint: Checkpoint,
+        root: str,
+        cluster: Cluster,
+        force: bool,
+        manifest: Manifest | None,
+    ) -> None:
+        """Look at the checkpoint's weights. Raises BadInput, DataUnavailable."""
+        self.suite, self.checkpoint, self.root, self.cluster = suite, checkpoint, root, cluster
+        self.force, self.manifest = force, manifest
+        if manifest and (model := to_stage(checkpoint.location, checkpoint.revision)):
+            manifest.needs(checkpoint_part(model))
+        self.weights = inspect(checkpoint.location, checkpoint.revision, manifest)
+        self.reference = self.weights.reference(checkpoint.name, checkpoint.location)
+
+    def part(self, part: str, judge: str | None) -> Sequence[PlannedJob]:
+        """The jobs of alpaca_eval or of a task. Raises DataUnavailable with the manifest's reason."""
+        if self.manifest:
+            self.manifest.needs(part)
+        if part == ALPACA_EVAL and self.suite.alpaca_eval:
+            return self.alpaca_eval(self.suite.alpaca_eval, judge)
+        return [self.task(part, self.suite.tasks[part])]
+
+    def alpaca_eval(self, settings: AlpacaEvalSettings, judge: str | None) -> tuple[PlannedJob, PlannedJob]:
+        """Sampling, and the judgement of what is sampled."""
+        sample = self._sample(settings)
+        name = judge or settings.judge
+        identity = judge_identity(
+            load_judge(name), settings.reference, sample.fingerprint, self.reference, self.manifest
+        )
+        folder = self._folder(identity)
+        config = JudgeConfig(
+            **self._common(identity),
+            outputs=sample.record.removesuffix(".record.json") + ".json",
+            reference=settings.reference,
+            judge=name,
+            output_dir=folder,
+        )
+        judged = self._plan(identity, config, filesystem.join(folder, layout.RECORD), CPU_PROFILE, judge=name)
+        return sample, _judged_outputs_of(sample, judged)
+
+    def _sample(self, settings: AlpacaEvalSettings) -> PlannedJob:
+        profile = profile_of(self.suite, self.checkpoint, settings.profile)
+        metadata = self.checkpoint.metadata
+        sampling = settings.sampling.model_copy(update={"stop": (*settings.sampling.stop, *metadata.stop)})
+        identity = sample_identity(sampling, settings.prompts, metadata.chat_template, self.reference, self.manifest)
+        outputs = filesystem.join(self._folder(identity), "outputs.json")
+        config = SampleConfig(
+            **dict(sampling),
+            **self._common(identity),
+            **self._engine(profile),
+            prompts=settings.prompts,
+            chat_template=metadata.chat_template,
+            output=outputs,
+        )
+        return self._plan(identity, config, layout.record_beside(outputs), profile)
+
+    def task(self, task: str, settings: TaskSettings) -> PlannedJob:
+        """One lm_eval task. If it executes code on a cluster, it has no network: its results wait in the outbox."""
+        profile = profile_of(self.suite, self.checkpoint, settings.profile)
+        harness = settings.harness()
+        chat_template = self.checkpoint.metadata.chat_template if settings.apply_chat_template else None
+        identity = harness_identity(
+            task, harness, self.suite.include_path, chat_template, self.reference, self.manifest
+        )
+        folder = self._folder(identity)
+        away = settings.confirm_unsafe_code and self.cluster.kubernetes
+        config = HarnessConfig(
+            **dict(harness),
+            **self._common(identity),
+            **self._engine(profile),
+            task=task,
+            output_dir=f"file://{self._outbox(task).mount_path}" if away else folder,
+            include_path=self.suite.include_path,
+            chat_template=chat_template,
+        )
+        return self._plan(
+            identity,
+            config,
+            filesystem.join(folder, layout.RECORD),
+            profile,
+            metric=settings.metric,
+            outbox=folder.removeprefix(f"{self.root.rstrip('/')}/") if away else None,
+        )
+
+    def _outbox(self, task: str) -> Volume:
+        if self.cluster.outbox is None:
+            raise BadInput(
+                f"{task} executes code that the model writes, so its pod gets no network, and there is no volume for "
+                f"its results: add kubernetes.volumes.{OUTBOX} to the cluster's file, or leave {task} out"
+            )
+        return self.cluster.outbox
+
+    def _engine(self, profile: str) -> dict[str, Any]:
+        return {
+            "model": self.checkpoint.location,
+            "revision": self._revision(),
+            "tensor_parallel_size": self.cluster.gpu_profile(profile).parts,
+            "gpu_memory_utilization": self.suite.gpu_memory_utilization,
+            "enforce_eager": self.suite.enforce_eager,
+        }
+
+    def _revision(self) -> str | None:
+        """What is planned is what runs: the branch by which the manifest finds the commit, else the commit."""
+        if self.manifest:
+            return self.checkpoint.revision
+        return None if self.weights.adapter else self.weights.revision
+
+    def _common(self, identity: Identity) -> dict[str, Any]:
+        return {
+            "name": self.checkpoint.name,
+            "suite": self.suite.name,
+            "expect": identity.fingerprint,
+            "force": self.force,
+            "manifest": self.manifest and self._place_of(self.manifest),
+        }
+
+    def _place_of(self, manifest: Manifest) -> str:
+        """Where the stages find this very manifest, whatever is staged meanwhile: code's pods reach no store."""
+        if self.cluster.cache:
+            return filesystem.join(self.cluster.cache.mount_path, cached_path(manifest))
+        cached = cache_root() / cached_path(manifest)
+        return str(cached) if cached.is_file() else layout.manifest_url(self.root, self.suite.name)
+
+    def _folder(self, identity: Identity) -> str:
+        return layout.stage_folder(self.root, self.checkpoint.name, identity.stage, identity.task, identity.fingerprint)
+
+    def _plan(
+        self, identity: Identity, config: StageConfig, record: str, profile: str, **facts: str | None
+    ) -> PlannedJob:
+        done, why = self._state(identity, record)
+        gpu_profile = None if profile == CPU_PROFILE else self.cluster.gpu_profile(profile)
+        return PlannedJob(
+            stage=identity.stage,
+            task=identity.task,
+            image=IMAGES[identity.stage],
+            argv=(identity.stage, *config.argv()),
+            profile=profile,
+            gpus=gpu_profile.gpus if gpu_profile else 0,
+            tensor_parallel_size=gpu_profile.parts if gpu_profile else 1,
+            manifest=config.manifest,
+            fingerprint=identity.fingerprint,
+            record=record,
+            done=done,
+            why=why,
+            **facts,
+        )
+
+    def _state(self, identity: Identity, record: str) -> tuple[bool, str]:
+        if self.force:
+            return False, "forced"
+        if found := read_record(record):
+            return True, f"there since {found.provenance.ended:%Y-%m-%d %H:%M} UTC"
+        if failure := read_failure(layout.failure_beside(record)):
+            return False, f"failed before: {failure.error}: {failure.message}"
+        return False, self._difference(identity)
+
+    def _difference(self, identity: Identity) -> str:
+        """What has changed since the newest record of the same stage and task."""
+        parent = self._folder(identity).rsplit("/", 1)[0]
+        records = [record for url in filesystem.find(parent, layout.RECORD) if (record := read_record(url))]
+        if not records:
+            return "never run"
+        newest = max(records, key=lambda record: record.provenance.ended)
+        return f"changed since {newest.provenance.ended:%Y-%m-%d}: {', '.join(_changes(newest, identity))}"
+
+
+def _judged_outputs_of(sample: PlannedJob, judged: PlannedJob) -> PlannedJob:
+    """A judgement counts only for the outputs that are there: a sample that is drawn again is judged again."""
+    record = read_record(judged.record) if sample.done and judged.done else None
+    sampled = read_record(sample.record) if record else None
+    if not judged.done or (record and sampled and record.provenance.inputs["outputs_sha256"] in sampled.files.values()):
+        return judged
+    return judged.model_copy(update={"done": False, "why": "the outputs are sampled anew"})
+
+
+def _changes(old: Record, new: Identity) -> list[str]:
+    changes = []
+    for part in ("settings", "inputs", "tools"):
+        before, after = old.identity.get(part, {}), new.document[part]
+        for key in sorted(before.keys() | after.keys()):
+            if before.get(key) != after.get(key):
+                values = f" {before.get(key)} -> {after.get(key)}" if part != "inputs" else ""
+                changes.append(key + values)
+    return changes or ["nothing that is named"]
