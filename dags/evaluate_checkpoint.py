@@ -1,13 +1,13 @@
 """### evaluate_checkpoint: one suite on one checkpoint
 
-`prepare` checks what is asked for; `stage` fetches and pins the data that is not pinned yet; `plan` says what is there
+`prepare` checks what is asked for; `fetch` fetches and pins the data that is not pinned yet; `plan` says what is there
 already; then `sample` and `judge` (AlpacaEval) beside one `harness` task for each lm_eval task; `summarize` writes the
 suite's table whatever happened before it; `verdict` is red if anything is missing. Trigger it again after a failure:
 what is finished is not run again.
 
 #### Triage
 * **prepare or plan failed**: bad input (the message names the remedy). Nothing was spent. Mend it and trigger again.
-* **stage failed**: often the hub is out of reach. What was pinned before is evaluated all the same: trigger it again
+* **fetch failed**: often the hub is out of reach. What was pinned before is evaluated all the same: trigger it again
   for the rest.
 * **verdict says that a part cannot be had**: mend the reason (a gated set needs `HF_TOKEN`) and trigger it again.
 * **one harness task failed**: its cell is empty, the others stand. Its log ends with the reason; clear that task.
@@ -78,7 +78,7 @@ def evaluate_checkpoint() -> None:
     def prepare() -> dict[str, Any]:
         return prepare_evaluation(dict(get_current_context()["params"]))
 
-    @task(trigger_rule="all_done_min_one_success")  # what is staged already is evaluated where staging has failed
+    @task(trigger_rule="all_done_min_one_success")  # where fetch fails, what is pinned already is evaluated
     def plan() -> list[dict[str, Any]]:
         return plan_evaluation(dict(get_current_context()["params"]))
 
@@ -93,13 +93,13 @@ def evaluate_checkpoint() -> None:
 
     operator = stage_operator()
     prepared = prepare()
-    stage = operator(
-        task_id="stage",
+    fetch = operator(
+        task_id="fetch",
         job=prepared,
         max_active_tis_per_dag=1,  # the manifest is read, added to and rewritten whole
     )
     planned = plan()
-    [prepared, stage] >> planned
+    [prepared, fetch] >> planned
     # Mapped, although it is one job: what it takes from the pool is set when it is expanded, after the plan.
     sample = operator.partial(task_id="sample", pool=GPU_POOL).expand(job=sampling(planned["sample"]))
     harness = operator.partial(task_id="harness", pool=GPU_POOL, map_index_template="{{ task.job['task'] }}").expand(

@@ -83,7 +83,7 @@ def _check_loadable(model: str) -> None:
 
 def _inspect(folder: Path, model: str, revision: str | None, manifest: Manifest | None) -> Weights:
     if not folder.exists():
-        return _inspect_staged(model, revision, manifest) if manifest else _inspect_hub(model, revision)
+        return _inspect_fetched(model, revision, manifest) if manifest else _inspect_hub(model, revision)
     if not folder.is_dir():
         raise BadInput(f"{model} is a file: give the folder that holds config.json and *.safetensors")
     if (folder / ADAPTER_CONFIG).is_file():
@@ -150,20 +150,20 @@ def hub_name(repo: str, revision: str | None) -> str:
     return f"{repo}@{revision}" if revision else repo
 
 
-def to_stage(model: str, revision: str | None = None) -> str | None:
-    """What `halos-eval stage` is told of ``model``: None where all its weights are in folders. Raises BadInput."""
+def to_fetch(model: str, revision: str | None = None) -> str | None:
+    """What `halos-eval fetch` is told of ``model``: None where all its weights are in folders. Raises BadInput."""
     _check_loadable(model)
     with readable(model):
         return hub_name(model, revision) if hub_model(model, revision) else None
 
 
-def check_staged(model: str, revision: str | None, manifest: Manifest | None) -> None:
+def check_fetched(model: str, revision: str | None, manifest: Manifest | None) -> None:
     """Raise DataUnavailable unless this machine's cache has the model that ``manifest`` names for ``model``."""
     if manifest and (wanted := hub_model(model, revision)):
         manifest.find("model", hub_name(*wanted)).open()
 
 
-def _inspect_staged(repo: str, revision: str | None, manifest: Manifest) -> Weights:
+def _inspect_fetched(repo: str, revision: str | None, manifest: Manifest) -> Weights:
     staged = manifest.find("model", hub_name(_check_repository(repo), revision))
     # A folder: neither vLLM nor transformers then asks the hub for anything.
     return Weights(name=short_name(repo), model=str(staged.location), digest=f"hub:{staged.revision}")

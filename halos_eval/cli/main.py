@@ -30,7 +30,7 @@ from halos_eval.planning.progress import Progress, overview
 from halos_eval.reports.summarize import SummarizeConfig, summarize
 from halos_eval.reports.table import cannot_be_had, shown_error
 from halos_eval.reports.terminal import Summary, plain
-from halos_eval.stages.fetch import StagingConfig, stage
+from halos_eval.stages.fetch import FetchConfig, fetch
 from halos_eval.stages.harness.stage import HarnessConfig, harness
 from halos_eval.stages.judge.stage import JudgeConfig, judge
 from halos_eval.stages.sample import SampleConfig, sample
@@ -92,7 +92,7 @@ class HalosEval(BaseModel):
 
     model_config = FROZEN
 
-    stage: CliSubCommand[StagingConfig]
+    fetch: CliSubCommand[FetchConfig]
     """Fetch and pin the data that a suite needs, so that the other stages run without the hub."""
     sample: CliSubCommand[SampleConfig]
     """Sample answers to prompts with vLLM."""
@@ -154,8 +154,8 @@ def _words(one: Any) -> str:
 
 def _dispatch(command: object) -> None:
     match command:
-        case StagingConfig():
-            _show_manifest(stage(command))
+        case FetchConfig():
+            _show_manifest(fetch(command))
             print(f"manifest: {command.manifest}")
         case SampleConfig():
             _show(sample(command))
@@ -189,7 +189,7 @@ def _show(record: Record) -> None:
 
 
 def _show_manifest(manifest: Manifest) -> None:
-    table = Table("part", "needs", "revision", Column("MB", justify="right"), title=f"{manifest.suite}: staged")
+    table = Table("part", "needs", "revision", Column("MB", justify="right"), title=f"{manifest.suite}: fetched")
     for part, state in manifest.parts.items():
         if state.reason:
             table.add_row(part, cannot_be_had(state.reason), "", "")

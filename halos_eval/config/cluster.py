@@ -206,7 +206,7 @@ class Cluster(BaseModel):
         return found if found and shared and (found.persistent_volume_claim or found.host_path) else None
 
     @property
-    def can_stage(self) -> bool:
+    def can_fetch(self) -> bool:
         """Whether what one stage fetches is there for the next: on this machine always."""
         return self.kubernetes is None or self.cache is not None
 

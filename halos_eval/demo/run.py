@@ -29,7 +29,7 @@ from halos_eval.demo.installation import (
 )
 from halos_eval.demo.judge_server import JudgeServer
 from halos_eval.errors import HalosEvalError
-from halos_eval.planning.jobs import staging_job
+from halos_eval.planning.jobs import fetch_job
 from halos_eval.planning.plan import Plan, make_plan, read_plan, save_plan, suite_manifest
 from halos_eval.processes import failure, watched
 from halos_eval.reports.summarize import SummarizeConfig, summarize
@@ -83,7 +83,7 @@ def _open_plans() -> list[Plan]:
     for name in (INTACT, ROUNDED):
         checkpoint = registry.get(name)
         plan = make_plan(suite, checkpoint, STORE, cluster, manifest=manifest)
-        if staging_job(suite, checkpoint, STORE, cluster) or not all(job.done for job in plan.jobs):
+        if fetch_job(suite, checkpoint, STORE, cluster) or not all(job.done for job in plan.jobs):
             found.append(plan)
             continue
         console.print(f"{name}: all results are there already")

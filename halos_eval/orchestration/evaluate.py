@@ -19,7 +19,7 @@ from halos_eval.config.settings import Settings
 from halos_eval.config.suite import Suite, load_suite
 from halos_eval.errors import BadInput, DataUnavailable, HalosEvalError
 from halos_eval.planning.costs import excess, read_history
-from halos_eval.planning.jobs import StageJob, staging_job, summary_job
+from halos_eval.planning.jobs import StageJob, fetch_job, summary_job
 from halos_eval.planning.plan import Plan, make_plan, save_plan, suite_manifest
 from halos_eval.reports.table import cannot_be_had, why_missing
 from halos_eval.storage.records import read_record
@@ -32,7 +32,7 @@ def prepare_evaluation(params: dict[str, Any]) -> dict[str, Any]:
     with _failing_at_once():
         root = Settings().store
         checkpoint, suite, tasks = _asked(params)
-        job = staging_job(suite, checkpoint, root, load_cluster(), tasks, force=params["force"])
+        job = fetch_job(suite, checkpoint, root, load_cluster(), tasks, force=params["force"])
     return _job(job) if job else {}
 
 
@@ -48,8 +48,8 @@ def plan_evaluation(params: dict[str, Any]) -> list[dict[str, Any]]:
         checkpoint, suite, tasks = _asked(params)
         cluster = load_cluster()
         manifest = suite_manifest(suite.name, root, cluster)
-        if manifest is None and cluster.can_stage:
-            raise DataUnavailable("nothing is staged: the log of the task `stage` tells why. Mend it and clear `stage`")
+        if manifest is None and cluster.can_fetch:
+            raise DataUnavailable("nothing is staged: the log of the task `fetch` tells why. Mend it and clear `fetch`")
         plan = make_plan(
             suite.keep(tasks),
             checkpoint,

@@ -144,7 +144,7 @@ def _mount(name: str, volume: Volume, job: StageJob) -> dict[str, Any]:
     mount: dict[str, Any] = {"name": name, "mountPath": volume.mount_path}
     if job.outbox and name == OUTBOX:
         return mount | {"subPath": job.outbox}  # it sees no results but its own
-    if job.stage == "stage" and name == CACHE:
+    if job.stage == "fetch" and name == CACHE:
         return mount  # it is the one that fills it
     # What the model wrote must not change what other pods read.
     return mount | ({"readOnly": True} if volume.read_only or (job.outbox and not volume.empty_dir) else {})

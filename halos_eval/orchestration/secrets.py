@@ -5,7 +5,7 @@ from __future__ import annotations
 from halos_eval.planning.jobs import StageJob
 
 HUB = "HF_TOKEN"
-SCOPED = {"OPENAI_API_KEY": {"judge"}, HUB: {"stage", "sample", "harness"}}
+SCOPED = {"OPENAI_API_KEY": {"judge"}, HUB: {"fetch", "sample", "harness"}}
 """Variables that only these stages get. Others are the store's."""
 
 

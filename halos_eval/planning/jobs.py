@@ -9,11 +9,11 @@ from typing import Literal
 from pydantic import BaseModel
 
 from halos_eval.checkpoints.registry import Checkpoint
-from halos_eval.checkpoints.weights import to_stage
+from halos_eval.checkpoints.weights import to_fetch
 from halos_eval.config.cluster import CPU_PROFILE, Cluster
 from halos_eval.config.settings import FROZEN
 from halos_eval.config.suite import ALPACA_EVAL, Suite, place_of
-from halos_eval.stages.fetch import unstaged
+from halos_eval.stages.fetch import unfetched
 from halos_eval.storage import layout
 from halos_eval.storage.manifest import read_manifest
 from halos_eval.storage.records import StageName
@@ -24,7 +24,7 @@ class StageJob(BaseModel):
 
     model_config = FROZEN
 
-    stage: StageName | Literal["stage", "summarize"]
+    stage: StageName | Literal["fetch", "summarize"]
     """stage, sample, judge, harness or summarize."""
     task: str | None = None
     """lm_eval task of a harness stage."""
@@ -73,7 +73,7 @@ class PlannedJob(StageJob):
         return self.task or ALPACA_EVAL
 
 
-def staging_job(
+def fetch_job(
     suite: Suite,
     checkpoint: Checkpoint,
     root: str,
@@ -86,18 +86,18 @@ def staging_job(
     None where the manifest has all of it as it is defined now, or where the next stage would not find what it fetches.
     Raises BadInput, StoreError.
     """
-    if not cluster.can_stage:
+    if not cluster.can_fetch:
         return None
     url = layout.manifest_url(root, suite.name)
-    model = to_stage(checkpoint.location, checkpoint.revision)
+    model = to_fetch(checkpoint.location, checkpoint.revision)
     manifest = read_manifest(url)
-    if manifest and not force and not unstaged(suite.keep(list(tasks)), [model] if model else [], manifest):
+    if manifest and not force and not unfetched(suite.keep(list(tasks)), [model] if model else [], manifest):
         return None
     # Lists as JSON: commas in an item would split it otherwise.
     only = [f"--tasks={json.dumps(tasks)}"] if tasks else []
     models = [json.dumps([model], ensure_ascii=False)] if model else []
-    argv = ("stage", f"--manifest={url}", *only, "--", place_of(suite.name), *models)
-    return StageJob(stage="stage", image="worker", argv=argv, profile=CPU_PROFILE)
+    argv = ("fetch", f"--manifest={url}", *only, "--", place_of(suite.name), *models)
+    return StageJob(stage="fetch", image="worker", argv=argv, profile=CPU_PROFILE)
 
 
 def summary_job(suite: str, root: str, cluster: Cluster) -> StageJob:

@@ -39,7 +39,7 @@ class Plan(BaseModel):
 
 def suite_manifest(suite: str, root: str, cluster: Cluster) -> Manifest | None:
     """The manifest by which the stages of ``suite`` read; None: each takes from the hub what stands there now."""
-    return read_manifest(layout.manifest_url(root, suite)) if cluster.can_stage else None
+    return read_manifest(layout.manifest_url(root, suite)) if cluster.can_fetch else None
 
 
 def make_plan(

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from halos_eval.checkpoints.registry import Checkpoint
-from halos_eval.checkpoints.weights import inspect, to_stage
+from halos_eval.checkpoints.weights import inspect, to_fetch
 from halos_eval.config.cluster import CPU_PROFILE, OUTBOX, Cluster, Volume
 from halos_eval.config.judge import load_judge
 from halos_eval.config.suite import ALPACA_EVAL, AlpacaEvalSettings, Suite, TaskSettings
@@ -45,7 +45,7 @@ class Planner:
         """Look at the checkpoint's weights. Raises BadInput, DataUnavailable."""
         self.suite, self.checkpoint, self.root, self.cluster = suite, checkpoint, root, cluster
         self.force, self.manifest = force, manifest
-        if manifest and (model := to_stage(checkpoint.location, checkpoint.revision)):
+        if manifest and (model := to_fetch(checkpoint.location, checkpoint.revision)):
             manifest.needs(checkpoint_part(model))
         self.weights = inspect(checkpoint.location, checkpoint.revision, manifest)
         self.reference = self.weights.reference(checkpoint.name, checkpoint.location)

@@ -45,7 +45,7 @@ class _Need(NamedTuple):
     fetch: Callable[[Fetcher], None]
 
 
-class StagingConfig(BaseModel):
+class FetchConfig(BaseModel):
     """Fetch what SUITE needs into the cache (HF_HOME), and the models of CHECKPOINTS that are on the hub."""
 
     model_config = FROZEN
@@ -60,7 +60,7 @@ class StagingConfig(BaseModel):
     """Only these parts of the suite: alpaca_eval or names of tasks (default: all)."""
 
 
-def stage(config: StagingConfig) -> Manifest:
+def fetch(config: FetchConfig) -> Manifest:
     """Run the stage. What cannot be had stands in the manifest with its reason, and costs nothing else.
 
     Raises BadInput; StoreError; Incomplete where the hub could not be reached for some part (run it again);
@@ -74,7 +74,7 @@ def stage(config: StagingConfig) -> Manifest:
     for need in needs:
         if manifest.ready(need.title, need.definition):
             continue
-        log.info("staging %s", need.title)
+        log.info("fetching %s", need.title)
         items, error = _try(need, fetcher)
         reason = None if error is None else " ".join(str(error).split())
         if error is not None:
@@ -91,7 +91,7 @@ def stage(config: StagingConfig) -> Manifest:
     return manifest
 
 
-def unstaged(suite: Suite, checkpoints: Iterable[str], manifest: Manifest) -> list[str]:
+def unfetched(suite: Suite, checkpoints: Iterable[str], manifest: Manifest) -> list[str]:
     """The parts of the suite, and the checkpoints, that ``manifest`` does not have as they are defined now.
 
     Whether this machine's cache has what it names is not looked at. Raises BadInput.

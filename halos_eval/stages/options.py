@@ -30,17 +30,17 @@ class StageConfig(BaseModel):
     force: bool = False
     """Run although there is a finished record. If it is killed, the same command resumes it."""
     manifest: str | None = None
-    """File or URL of the manifest that `halos-eval stage` wrote: data and models come from the cache, as it pins them,
+    """File or URL of the manifest that `halos-eval fetch` wrote: data and models come from the cache, as it pins them,
     with the hub switched off (default: from the hub)."""
 
-    def staged(self) -> Manifest | None:
+    def load_manifest(self) -> Manifest | None:
         """The manifest that the stage is given, if any, with the hub switched off. Raises BadInput, StoreError."""
         if self.manifest is None:
             return None
         switch_off()
         found = read_manifest(self.manifest)
         if found is None:
-            raise BadInput(f"--manifest {self.manifest}: there is none; `halos-eval stage` writes it")
+            raise BadInput(f"--manifest {self.manifest}: there is none; `halos-eval fetch` writes it")
         return found
 
     def argv(self) -> list[str]:

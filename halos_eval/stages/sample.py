@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field
 from pydantic_settings import CliPositionalArg
 
-from halos_eval.checkpoints.weights import Weights, check_staged, inspect
+from halos_eval.checkpoints.weights import Weights, check_fetched, inspect
 from halos_eval.config.suite import ALPACA_EVAL, SamplingSettings
 from halos_eval.data import prompts
 from halos_eval.digests import digest_bytes
@@ -85,7 +85,7 @@ def sample(config: SampleConfig) -> Record:
     """Run the stage. Raises BadInput, DataUnavailable, Incomplete, StoreError, EvaluationFailed."""
     record = layout.record_beside(config.output)
     with reason_kept(config, record):
-        manifest = config.staged()
+        manifest = config.load_manifest()
         weights = inspect(config.model, config.revision, manifest)
         checkpoint = weights.reference(config.name, config.model)
         job = sample_identity(config, config.prompts, config.chat_template, checkpoint, manifest).at(record)
@@ -94,7 +94,7 @@ def sample(config: SampleConfig) -> Record:
 
 def _work(config: SampleConfig, weights: Weights, job: Job, manifest: Manifest | None) -> Outcome:
     began = time.monotonic()
-    check_staged(config.model, config.revision, manifest)
+    check_fetched(config.model, config.revision, manifest)
     prompt_set = prompts.load(config.prompts, "prompts", manifest)
     parts = f"{config.output.removesuffix('.json')}.parts"
     journal = Journal(job.journal(parts, config.force))

@@ -1,6 +1,6 @@
 """The manifest of a suite's data: what was staged into the cache, in which revision, and what cannot be had and why.
 
-``halos-eval stage`` writes it; ``plan`` and the other stages read it. What it has pinned stays pinned: staging into the
+``halos-eval fetch`` writes it; ``plan`` and the other stages read it. What it has pinned stays pinned: staging into the
 same manifest again adds what is missing. A stage that is given one reads the data that it names and nothing else.
 """
 
@@ -65,7 +65,7 @@ class Item(BaseModel):
         if not self.present:
             raise DataUnavailable(
                 f"{self.repo} is not in the cache ({self.location}): mount the cache that was staged, or run "
-                "`halos-eval stage` with the same manifest here"
+                "`halos-eval fetch` with the same manifest here"
             )
         return self.location
 
@@ -106,14 +106,14 @@ class Manifest(BaseModel):
         if item := self.look(kind, asked):
             return item
         raise DataUnavailable(
-            f"the manifest of suite {self.suite} has no {kind} {asked}: run `halos-eval stage` with it again, for "
+            f"the manifest of suite {self.suite} has no {kind} {asked}: run `halos-eval fetch` with it again, for "
             "the suite and the checkpoint that are evaluated"
         )
 
     def needs(self, part: str) -> list[Item]:
         """All that a part needs. Raises DataUnavailable with the reason where it cannot be had."""
         if part not in self.parts:
-            raise DataUnavailable(f"{part} is not staged: run `halos-eval stage {self.suite}` with this manifest again")
+            raise DataUnavailable(f"{part} is not staged: run `halos-eval fetch {self.suite}` with this manifest again")
         if reason := self.parts[part].reason:
             raise DataUnavailable(reason)
         return [item for item in self.items if part in item.needed_by]

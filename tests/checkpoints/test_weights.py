@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from halos_eval.checkpoints.weights import Weights, inspect, short_name, to_stage
+from halos_eval.checkpoints.weights import Weights, inspect, short_name, to_fetch
 from halos_eval.errors import BadInput, DataUnavailable, StoreError
 from halos_eval.storage.layout import check_name
 from halos_eval.storage.manifest import Manifest
@@ -281,15 +281,15 @@ def test_weights_in_object_storage_are_not_loaded_from_there():
 
 def test_weights_in_folders_need_no_staging(folder, tmp_path):
     adapter = make_adapter(tmp_path / "adapter", folder)
-    assert to_stage(str(folder)) is None
-    assert to_stage(str(adapter)) is None
+    assert to_fetch(str(folder)) is None
+    assert to_fetch(str(adapter)) is None
 
 
 def test_what_is_on_the_hub_is_staged_and_so_is_an_adapters_base(tmp_path):
     adapter = make_adapter(tmp_path / "adapter", "meta/base", revision="v2")
-    assert to_stage("lab/model") == "lab/model"
-    assert to_stage("lab/model", "main") == "lab/model@main"
-    assert to_stage(str(adapter)) == str(adapter)
+    assert to_fetch("lab/model") == "lab/model"
+    assert to_fetch("lab/model", "main") == "lab/model@main"
+    assert to_fetch(str(adapter)) == str(adapter)
 
 
 @pytest.mark.parametrize(
@@ -297,7 +297,7 @@ def test_what_is_on_the_hub_is_staged_and_so_is_an_adapters_base(tmp_path):
 )
 def test_what_cannot_be_loaded_is_told_before_anything_is_staged(model, words):
     with pytest.raises(BadInput, match=words):
-        to_stage(model)
+        to_fetch(model)
 
 
 def test_a_folder_that_is_gone_is_none_that_should_have_been_staged(tmp_path):

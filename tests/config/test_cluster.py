@@ -276,14 +276,14 @@ CLAIM = {"mountPath": "/cache", "persistentVolumeClaim": "cache"}
 
 def test_on_one_machine_what_is_fetched_stays(load):
     found = load(LOCAL)
-    assert found.can_stage
+    assert found.can_fetch
     assert found.cache is None
 
 
 @pytest.mark.parametrize("cache", [CLAIM, CLAIM | {"readOnly": True}, {"mountPath": "/c", "hostPath": "/srv/cache"}])
 def test_a_cache_that_outlives_the_pod_can_be_staged_into(load, cache):
     found = load(kubernetes(volumes={"cache": cache}))
-    assert found.can_stage
+    assert found.can_fetch
     assert found.cache.mount_path == cache["mountPath"]
 
 
@@ -298,7 +298,7 @@ def test_a_cache_that_outlives_the_pod_can_be_staged_into(load, cache):
 )
 def test_a_cache_that_ends_with_the_pod_cannot(load, volumes):
     found = load(kubernetes(volumes=volumes))
-    assert not found.can_stage
+    assert not found.can_fetch
     assert found.cache is None
 
 
@@ -306,4 +306,4 @@ def test_a_profile_with_a_cache_of_its_own_would_not_see_what_is_staged(load):
     document = kubernetes(volumes={"cache": CLAIM})
     for own, expected in ((CLAIM, True), (CLAIM | {"persistentVolumeClaim": "fast"}, False)):
         found = load(document | {"profiles": REMOTE["profiles"] | {"large": {"volumes": {"cache": own}}}})
-        assert found.can_stage is expected
+        assert found.can_fetch is expected

@@ -28,7 +28,7 @@ from tests.test_policies import DAGS, imports_of
 
 BAG = DagBag(str(DAGS[0].parent), collect_dags=True)
 EVALUATE = "evaluate_checkpoint"
-STAGES = ["stage", "sample", "judge", "harness", "summarize"]
+STAGES = ["fetch", "sample", "judge", "harness", "summarize"]
 CLUSTER = """
 pools: {gpu: 8, judge: 1}
 profiles: {default: {gpus: 1}, cpu: {}}
@@ -167,8 +167,8 @@ def test_every_checkpoint_that_is_listed_can_be_asked_for(dag, tmp_path):
 def test_the_shape(dag):
     below = {task.task_id: task.downstream_task_ids for task in dag.tasks}
     assert below == {
-        "prepare": {"stage", "plan"},
-        "stage": {"plan"},
+        "prepare": {"fetch", "plan"},
+        "fetch": {"plan"},
         "plan": {"sampling", "judge", "harness", "summarize", "verdict"},
         "sampling": {"sample"},
         "sample": {"judge"},
@@ -213,12 +213,12 @@ def test_every_stage_waits_for_success_but_the_summary(dag):
 
 def test_without_staging_there_is_a_plan_but_not_without_preparation(dag):
     """The rule asks for one success: of these two only `prepare` can have one where the other has none."""
-    assert dag.get_task("plan").upstream_task_ids == {"prepare", "stage"}
-    assert dag.get_task("stage").upstream_task_ids == {"prepare"}
+    assert dag.get_task("plan").upstream_task_ids == {"prepare", "fetch"}
+    assert dag.get_task("fetch").upstream_task_ids == {"prepare"}
 
 
 def test_a_manifest_is_written_by_one_run_at_a_time(dag):
-    assert dag.get_task("stage").max_active_tis_per_dag == 1
+    assert dag.get_task("fetch").max_active_tis_per_dag == 1
 
 
 def test_failures_are_told_apart_and_tried_again_with_back_off(any_dag):

@@ -18,7 +18,7 @@ MADE = {"namespace", "serviceAccountName", "volumes", "priorityClasses"}
 def jobs(profile):
     """One job of each kind, the last of which executes code of a model."""
     yield StageJob(stage="sample", image="worker", argv=("sample",), profile=profile)
-    yield StageJob(stage="stage", image="worker", argv=("stage",), profile=profile)
+    yield StageJob(stage="fetch", image="worker", argv=("fetch",), profile=profile)
     yield StageJob(stage="judge", image="judge", argv=("judge",), profile=profile)
     yield StageJob(stage="summarize", image="judge", argv=("summarize",), profile=profile)
     yield StageJob(stage="harness", task="gsm8k_cot", image="worker", argv=("harness",), profile=profile)
@@ -54,7 +54,7 @@ def test_values_go_through_as_they_are(render, chart, name):
 )
 def test_data_is_staged_where_pods_share_a_cache(render, cache, staged):
     release = render(scenario("minimal") | {"claims": {"cache": cache}})
-    assert release.cluster.can_stage is staged
+    assert release.cluster.can_fetch is staged
     _, job, *_ = jobs("cpu")
     pod = manifest(job, release.cluster.kubernetes, release.cluster.profiles["cpu"], "manual")
     mounted = {one["name"]: one for one in pod["spec"]["containers"][0]["volumeMounts"]}

@@ -110,13 +110,13 @@ def test_an_image_that_does_not_exist(lab):
 
     with lab.edited(change):
         run_id = lab.trigger(checkpoint=CHECKPOINT, suite=lab.suite("no_image", **tasks(limit=3)))
-        wait_for(lambda: lab.states(run_id)["stage", -1] == "failed", 120, lambda: lab.states(run_id))
-    log = lab.log(run_id, "stage")
+        wait_for(lambda: lab.states(run_id)["fetch", -1] == "failed", 120, lambda: lab.states(run_id))
+    log = lab.log(run_id, "fetch")
     assert "ImageUnavailable" in log
     assert "docker.io/halos-eval/worker:none" in log
     state, states = lab.finish(run_id)
     assert state == states["plan", -1] == "failed"
-    assert "nothing is staged: the log of the task `stage` tells why" in lab.log(run_id, "plan")
+    assert "nothing is staged: the log of the task `fetch` tells why" in lab.log(run_id, "plan")
 
 
 def test_more_gpus_than_the_pool_has(lab):

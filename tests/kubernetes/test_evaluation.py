@@ -62,7 +62,7 @@ def test_stages_hold_what_their_profile_says_and_no_more_than_the_pool(lab, eval
     held = {}
     for pod in pods:
         held.setdefault(pod.metadata.labels["app.kubernetes.io/component"], []).append(gpus_of(pod))
-    assert held == {"stage": [0], "sample": [2], "harness": [1, 1, 1], "judge": [0], "summarize": [0]}
+    assert held == {"fetch": [0], "sample": [2], "harness": [1, 1, 1], "judge": [0], "summarize": [0]}
     sums = [sum(holding.gpus.values()) for holding in lab.watcher.holdings if names & holding.gpus.keys()]
     assert max(sums) == 2  # the pool's size, which is reached
     pool = lab.call("GET", "/pools/halos_eval_gpu")
@@ -73,7 +73,7 @@ def test_each_stage_reads_only_its_own_secrets(lab, evaluated):
     store = {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"}
     found = {stage: KEYS.keys() & variables.keys() for stage, variables in lab.watcher.environments.items()}
     assert found["judge"] == store | {"OPENAI_API_KEY"}
-    assert found["stage"] == store | {"HF_TOKEN"}
+    assert found["fetch"] == store | {"HF_TOKEN"}
     assert found["sample"] == found["harness"] == found["summarize"] == store
     assert lab.watcher.environments["judge"]["OPENAI_API_KEY"] == KEYS["OPENAI_API_KEY"]
 

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-STAGES = ("stage", "sample", "judge", "harness", "summarize")
+STAGES = ("fetch", "sample", "judge", "harness", "summarize")
 
 
 class Holding(NamedTuple):

@@ -65,7 +65,7 @@ def plan(staged, monkeypatch):
 
 def test_what_is_not_staged_yet_is_prepared_for(root):
     job = evaluate.prepare_evaluation(PARAMS)
-    assert job["argv"] == ["stage", f"--manifest={root}/manifests/demo.json", "--", "demo"]
+    assert job["argv"] == ["fetch", f"--manifest={root}/manifests/demo.json", "--", "demo"]
     assert job.keys() == {"stage", "task", "image", "argv", "profile", "gpus", "manifest", "outbox"}
     some = evaluate.prepare_evaluation(PARAMS | {"tasks": ["demo_cloze"]})
     assert '--tasks=["demo_cloze"]' in some["argv"]
@@ -74,7 +74,7 @@ def test_what_is_not_staged_yet_is_prepared_for(root):
 def test_what_is_staged_leaves_nothing_to_do(staged):
     staged()
     assert evaluate.prepare_evaluation(PARAMS) == {}
-    assert evaluate.prepare_evaluation(PARAMS | {"force": True})["stage"] == "stage"
+    assert evaluate.prepare_evaluation(PARAMS | {"force": True})["stage"] == "fetch"
     staged(demo_cloze="it is gated")
     assert evaluate.prepare_evaluation(PARAMS)
     assert evaluate.prepare_evaluation(PARAMS | {"tasks": ["demo_choice"]}) == {}
@@ -99,7 +99,7 @@ def test_a_part_that_cannot_be_had_is_handed_to_the_verdict(plan, staged, root):
 
 def test_where_nothing_was_staged_there_is_no_plan(plan, root):
     filesystem.delete(f"{root}/manifests")
-    with pytest.raises(AirflowFailException, match="nothing is staged: the log of the task `stage` tells why"):
+    with pytest.raises(AirflowFailException, match="nothing is staged: the log of the task `fetch` tells why"):
         plan()
     assert not filesystem.exists(layout.plan_url(root, "demo", "kto"))
 

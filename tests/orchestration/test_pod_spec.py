@@ -15,7 +15,7 @@ from halos_eval.orchestration.pod_spec import manifest, pod_name
 from halos_eval.planning.jobs import StageJob
 
 VERSION = "1.34"  # of the schemas; none of what is used is newer
-STAGES = ["stage", "sample", "judge", "harness", "summarize"]
+STAGES = ["fetch", "sample", "judge", "harness", "summarize"]
 KUBERNETES = {
     "namespace": "halos",
     "images": {"worker": "docker.io/halos/worker:1", "judge": "docker.io/halos/judge:1"},
@@ -55,7 +55,7 @@ OUTBOX = "runs/kto/harness.humaneval/0123"
 
 
 def make_job(stage="sample", **parts):
-    image = "worker" if stage in {"stage", "sample", "harness"} else "judge"
+    image = "worker" if stage in {"fetch", "sample", "harness"} else "judge"
     task = "gsm8k_cot" if stage == "harness" else None
     return StageJob(**{"stage": stage, "task": task, "image": image, "argv": (stage,), "profile": "default"} | parts)
 
@@ -108,7 +108,7 @@ def volumes(pod):
 PODS = {
     "gpu": make,
     "cpu": lambda: make(make_job("judge"), profile={}),
-    "stage": lambda: make(make_job("stage"), profile={}),
+    "fetch": lambda: make(make_job("fetch"), profile={}),
     "summarize": lambda: make(make_job("summarize"), profile={}),
     "code": lambda: make(make_code_job()),
     "minimal": minimal,
@@ -152,7 +152,7 @@ def test_it_can_do_little(pod):
 @pytest.mark.parametrize(
     ("job", "secrets"),
     [
-        (make_job("stage"), {"HF_TOKEN", "AWS_SECRET_ACCESS_KEY"}),
+        (make_job("fetch"), {"HF_TOKEN", "AWS_SECRET_ACCESS_KEY"}),
         (make_job("sample"), {"HF_TOKEN", "AWS_SECRET_ACCESS_KEY"}),
         (make_job("harness"), {"HF_TOKEN", "AWS_SECRET_ACCESS_KEY"}),
         (make_job("judge"), {"OPENAI_API_KEY", "AWS_SECRET_ACCESS_KEY"}),
@@ -221,7 +221,7 @@ def test_the_outbox_is_for_code_and_the_summary(stage):
 def test_a_cache_for_reading_is_filled_by_staging_alone(job):
     cache = {"mountPath": "/cache", "persistentVolumeClaim": "cache", "readOnly": True}
     pod = make(job, KUBERNETES | {"volumes": KUBERNETES["volumes"] | {"cache": cache}})
-    assert mounts(pod)["cache"].get("readOnly", False) is (job.stage != "stage")
+    assert mounts(pod)["cache"].get("readOnly", False) is (job.stage != "fetch")
     assert mounts(pod)["checkpoints"]["readOnly"] is True
     assert environment(pod)["HF_HOME"] == "/cache"
 

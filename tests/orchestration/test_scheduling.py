@@ -34,7 +34,7 @@ from halos_eval.orchestration import scheduling
 from tests.test_policies import DAGS
 
 EVALUATE = "evaluate_checkpoint"
-UNMAPPED = {"prepare", "stage", "plan", "sampling", "judge", "summarize", "verdict"}
+UNMAPPED = {"prepare", "fetch", "plan", "sampling", "judge", "summarize", "verdict"}
 
 
 @pytest.fixture(scope="module")

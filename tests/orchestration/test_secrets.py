@@ -14,7 +14,7 @@ STORE = ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"]
     ("variable", "stages"),
     [
         ("OPENAI_API_KEY", {"judge"}),
-        ("HF_TOKEN", {"stage", "sample", "harness"}),
+        ("HF_TOKEN", {"fetch", "sample", "harness"}),
         *((variable, set(STAGES)) for variable in STORE),
     ],
 )
@@ -37,5 +37,5 @@ def test_a_stage_that_reads_by_a_manifest_asks_the_hub_for_nothing(stage):
 
 
 def test_staging_writes_a_manifest_and_needs_the_token():
-    assert allowed("HF_TOKEN", make_job("stage", argv=("stage", "--manifest=s3://b/m.json", "--", "halos")))
-    assert not allowed("OPENAI_API_KEY", make_job("stage"))
+    assert allowed("HF_TOKEN", make_job("fetch", argv=("fetch", "--manifest=s3://b/m.json", "--", "halos")))
+    assert not allowed("OPENAI_API_KEY", make_job("fetch"))

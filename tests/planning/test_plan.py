@@ -14,7 +14,7 @@ from halos_eval.cli.main import HalosEval
 from halos_eval.config.cluster import load_cluster
 from halos_eval.config.suite import load_suite
 from halos_eval.errors import BadInput, DataUnavailable, StoreError
-from halos_eval.planning.jobs import PlannedJob, StageJob, staging_job, summary_job
+from halos_eval.planning.jobs import PlannedJob, StageJob, fetch_job, summary_job
 from halos_eval.planning.plan import Plan, make_plan, read_plan, save_plan, suite_manifest
 from halos_eval.stages.harness.stage import harness_identity
 from halos_eval.storage import filesystem, layout
@@ -512,7 +512,7 @@ def stage_job(checkpoint, root):
     """The job of staging, with what differs from the usual."""
 
     def stage_job(suite=SUITE, checkpoint=checkpoint, tasks=(), **options):
-        return staging_job(suite, checkpoint, root, load_cluster(), list(tasks), **options)
+        return fetch_job(suite, checkpoint, root, load_cluster(), list(tasks), **options)
 
     return stage_job
 
@@ -527,7 +527,7 @@ def test_staging_of_what_is_new(stage_job, root, cluster, cache):
     config = parse(list(job.argv))
     assert (config.suite, config.checkpoints, config.tasks) == ("demo", (), ())
     assert config.manifest == f"{root}/manifests/demo.json"
-    assert (job.stage, job.title, job.image, job.profile, job.gpus) == ("stage", "stage", "worker", "cpu", 0)
+    assert (job.stage, job.title, job.image, job.profile, job.gpus) == ("fetch", "fetch", "worker", "cpu", 0)
     assert job.manifest is None
     assert parse(list(stage_job(tasks=["demo_cloze", "alpaca_eval"]).argv)).tasks == ("demo_cloze", "alpaca_eval")
 
@@ -626,7 +626,7 @@ def test_parts_that_cannot_be_had_have_no_job_and_a_reason(plan, cache):
     assert found.unavailable == {"demo_cloze": "it is gated", "alpaca_eval": "no such file"}
     missing = plan(manifest=make_manifest(SUITE.keep(["demo_choice"])))
     assert [job.title for job in missing.jobs] == ["demo_choice"]
-    assert "demo_cloze is not staged: run `halos-eval stage demo`" in missing.unavailable["demo_cloze"]
+    assert "demo_cloze is not staged: run `halos-eval fetch demo`" in missing.unavailable["demo_cloze"]
 
 
 def test_prompts_that_the_manifest_does_not_name_cannot_be_had(plan, cache):

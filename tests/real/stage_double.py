@@ -10,7 +10,7 @@ import sys
 import time
 from pathlib import Path
 
-REAL = {"stage": "worker", "summarize": "judge"}
+REAL = {"fetch": "worker", "summarize": "judge"}
 
 
 def install(folder, environments, python):

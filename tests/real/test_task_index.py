@@ -17,7 +17,7 @@ COMPARE = """
 import json, sys
 from pathlib import Path
 from lm_eval.tasks import TaskManager
-from halos_eval.stages.task_index import task_manager
+from halos_eval.stages.harness.task_index import task_manager
 
 folders, *lists = json.loads(sys.argv[1])
 whole = TaskManager(include_path=folders)

@@ -16,8 +16,8 @@ from halos_eval.checkpoints.weights import Weights, inspect
 from halos_eval.config.suite import HarnessSettings, load_suite
 from halos_eval.data import prompts
 from halos_eval.errors import DataUnavailable, Incomplete, StoreError
-from halos_eval.stages import fetch as staging
-from halos_eval.stages.fetch import StagingConfig, stage, unstaged
+from halos_eval.stages import fetch as module
+from halos_eval.stages.fetch import FetchConfig, fetch, unfetched
 from halos_eval.stages.harness.stage import harness_identity
 from halos_eval.storage.manifest import Item, Manifest, Part, checkpoint_part, read_manifest
 from halos_eval.storage.records import CheckpointRef
@@ -72,8 +72,8 @@ def world(monkeypatch, tmp_path):
 
     monkeypatch.setattr(hub, "commit", made.commit)
     monkeypatch.setattr(prompts, "hub_file", made.hub_file)
-    monkeypatch.setattr(staging._Tasks, "fetch", lambda _, *given: made.fetch_task(*given))
-    monkeypatch.setattr(staging.Fetcher, "model", model)
+    monkeypatch.setattr(module._Tasks, "fetch", lambda _, *given: made.fetch_task(*given))
+    monkeypatch.setattr(module.Fetcher, "model", model)
     return made
 
 
@@ -84,7 +84,7 @@ def config(tmp_path):
     def make(suite=None, *checkpoints, **more):
         path = tmp_path / "halos.yaml"
         path.write_text(yaml.safe_dump(SUITE if suite is None else suite))
-        return StagingConfig(
+        return FetchConfig(
             suite=str(path), checkpoints=checkpoints, manifest=str(tmp_path / "store" / "m.json"), **more
         )
 
@@ -96,7 +96,7 @@ def commits(manifest):
 
 
 def test_everything_is_noted_with_who_needs_it(world, config):
-    manifest = stage(config())
+    manifest = fetch(config())
     assert read_manifest(config().manifest) == manifest
     assert {(item.kind, item.asked): item.needed_by for item in manifest.items} == {
         ("dataset", "gsm8k"): ("gsm8k_cot", "mmlu"),
@@ -110,47 +110,47 @@ def test_everything_is_noted_with_who_needs_it(world, config):
 
 
 def test_what_is_staged_is_neither_asked_for_nor_loaded_again(world, config):
-    before = stage(config())
+    before = fetch(config())
     world.asked.clear()
     world.loaded.clear()
     world.generation = 2
-    assert stage(config()) == before
+    assert fetch(config()) == before
     assert world.asked == world.loaded == []
 
 
 def test_what_is_new_is_told_without_looking_into_the_cache(world, config, tmp_path):
     suite = load_suite(config().suite)
-    assert unstaged(suite, ["lab/model"], Manifest(suite="halos")) == [*suite.parts, "checkpoint:lab/model"]
-    manifest = stage(config(None, "lab/model"))
+    assert unfetched(suite, ["lab/model"], Manifest(suite="halos")) == [*suite.parts, "checkpoint:lab/model"]
+    manifest = fetch(config(None, "lab/model"))
     shutil.rmtree(world.cache)
     world.asked.clear()
-    assert unstaged(suite, ["lab/model"], manifest) == []
-    assert unstaged(suite, ["lab/model@v1"], manifest) == ["checkpoint:lab/model@v1"]
-    assert unstaged(suite.keep(["mmlu"]), [], manifest) == []
+    assert unfetched(suite, ["lab/model"], manifest) == []
+    assert unfetched(suite, ["lab/model@v1"], manifest) == ["checkpoint:lab/model@v1"]
+    assert unfetched(suite.keep(["mmlu"]), [], manifest) == []
     changed = {**SUITE, "tasks": {"gsm8k_cot": {"num_fewshot": 3}, "mmlu": {}, "arc_easy": {}}}
-    assert set(unstaged(load_suite(config(changed).suite), [], manifest)) == {"gsm8k_cot", "arc_easy"}
+    assert set(unfetched(load_suite(config(changed).suite), [], manifest)) == {"gsm8k_cot", "arc_easy"}
     assert world.asked == []
 
 
 def test_what_could_not_be_had_is_asked_for_again(world, config):
     world.refused["mmlu"] = DataUnavailable("it is gated")
-    assert unstaged(load_suite(config().suite), [], stage(config())) == ["mmlu"]
+    assert unfetched(load_suite(config().suite), [], fetch(config())) == ["mmlu"]
 
 
 def test_another_manifest_is_pinned_anew_and_leaves_the_first_as_it_is(world, config):
-    first = stage(config())
+    first = fetch(config())
     world.generation = 2
-    second = stage(config().model_copy(update={"manifest": f"{config().manifest}.2"}))
+    second = fetch(config().model_copy(update={"manifest": f"{config().manifest}.2"}))
     assert set(commits(second).values()) == {"tatsu-lab/alpaca_eval-2", "gsm8k-2", "mmlu-2"}
     assert read_manifest(config().manifest) == first
     assert all(item.present for item in first.items)
 
 
 def test_a_part_that_is_added_later_keeps_the_pins(world, config):
-    stage(config({"tasks": {"gsm8k_cot": {}}}))
+    fetch(config({"tasks": {"gsm8k_cot": {}}}))
     world.generation = 2
     world.loaded.clear()
-    manifest = stage(config())
+    manifest = fetch(config())
     assert world.loaded == ["mmlu"]
     assert commits(manifest)["dataset", "gsm8k"] == "gsm8k-1"
     assert commits(manifest)["dataset", "mmlu"] == "mmlu-2"
@@ -158,49 +158,49 @@ def test_a_part_that_is_added_later_keeps_the_pins(world, config):
 
 
 def test_only_some_parts(world, config):
-    stage(config(tasks=("mmlu",)))
-    manifest = stage(config(tasks=("gsm8k_cot",)))
+    fetch(config(tasks=("mmlu",)))
+    manifest = fetch(config(tasks=("gsm8k_cot",)))
     assert set(manifest.parts) == {"gsm8k_cot", "mmlu"}
     assert manifest.look("dataset", "gsm8k").needed_by == ("mmlu", "gsm8k_cot")
 
 
 def test_a_lost_cache_is_filled_again_at_the_pins(world, config):
-    before = stage(config())
+    before = fetch(config())
     (world.cache / "datasets" / "mmlu-1").rmdir()
     world.generation = 2
     world.loaded.clear()
-    assert stage(config()) == before
+    assert fetch(config()) == before
     assert world.loaded == ["mmlu"]
     assert (world.cache / "datasets" / "mmlu-1").is_dir()
 
 
 def test_a_task_that_is_defined_otherwise_now_is_loaded_again(world, config):
-    stage(config())
+    fetch(config())
     world.loaded.clear()
-    stage(config({**SUITE, "tasks": {"gsm8k_cot": {"num_fewshot": 3}, "mmlu": {}}}))
+    fetch(config({**SUITE, "tasks": {"gsm8k_cot": {"num_fewshot": 3}, "mmlu": {}}}))
     assert world.loaded == ["gsm8k_cot"]
 
 
 def test_what_cannot_be_had_is_told_and_costs_nothing_else(world, config):
     world.refused["mmlu"] = DataUnavailable("the dataset mmlu is gated:\n give HF_TOKEN")
-    manifest = stage(config())
+    manifest = fetch(config())
     assert manifest.parts["mmlu"].reason == "the dataset mmlu is gated: give HF_TOKEN"
     assert [title for title, part in manifest.parts.items() if part.reason is None] == ["alpaca_eval", "gsm8k_cot"]
     assert all("mmlu" not in item.needed_by for item in manifest.items)
     world.refused.clear()
     world.loaded.clear()
-    assert stage(config()).parts["mmlu"].reason is None
+    assert fetch(config()).parts["mmlu"].reason is None
     assert world.loaded == ["mmlu"]
 
 
 def test_whatever_a_task_raises_is_its_reason(world, config, monkeypatch):
-    def fetch(_, config, fetcher):
+    def fetch_task(_, config, fetcher):
         if config.task == "mmlu":
             raise ModuleNotFoundError("No module named 'rouge_score'")
         world.fetch_task(config, fetcher)
 
-    monkeypatch.setattr(staging._Tasks, "fetch", fetch)
-    manifest = stage(config())
+    monkeypatch.setattr(module._Tasks, "fetch", fetch_task)
+    manifest = fetch(config())
     assert manifest.parts["mmlu"].reason == "ModuleNotFoundError: No module named 'rouge_score'"
     assert manifest.parts["gsm8k_cot"].reason is None
 
@@ -208,7 +208,7 @@ def test_whatever_a_task_raises_is_its_reason(world, config, monkeypatch):
 def test_a_hub_out_of_reach_is_tried_again(world, config):
     world.refused["mmlu"] = Incomplete("the dataset mmlu cannot be had (ConnectError)")
     with pytest.raises(Incomplete, match=r"^mmlu: the dataset mmlu cannot be had .* Run it again"):
-        stage(config())
+        fetch(config())
     kept = read_manifest(config().manifest)
     assert kept.parts["gsm8k_cot"].reason is None
     assert "ConnectError" in kept.parts["mmlu"].reason
@@ -217,35 +217,35 @@ def test_a_hub_out_of_reach_is_tried_again(world, config):
 def test_nothing_at_all(world, config):
     world.refused["gsm8k"] = DataUnavailable("gone")
     with pytest.raises(DataUnavailable, match="gsm8k_cot: gone; mmlu: gone"):
-        stage(config({"tasks": SUITE["tasks"]}))
+        fetch(config({"tasks": SUITE["tasks"]}))
     assert read_manifest(config().manifest).parts["mmlu"].reason == "gone"
 
 
 def test_a_full_disk_is_no_tasks_fault(world, config, monkeypatch):
-    def fetch(*_):
+    def fetch_task(*_):
         try:
             raise OSError(errno.ENOSPC, "No space left on device")
         except OSError as error:
             raise DataUnavailable("the data of gsm8k_cot cannot be had") from error
 
-    monkeypatch.setattr(staging._Tasks, "fetch", fetch)
+    monkeypatch.setattr(module._Tasks, "fetch", fetch_task)
     with pytest.raises(StoreError, match="Free space there"):
-        stage(config())
+        fetch(config())
     assert read_manifest(config().manifest) is None
 
 
 def test_a_killed_stage_leaves_no_manifest(world, config, monkeypatch):
-    def fetch(*_):
+    def fetch_task(*_):
         raise SystemExit(143)
 
-    monkeypatch.setattr(staging._Tasks, "fetch", fetch)
+    monkeypatch.setattr(module._Tasks, "fetch", fetch_task)
     with pytest.raises(SystemExit):
-        stage(config())
+        fetch(config())
     assert read_manifest(config().manifest) is None
 
 
 def test_the_demo_needs_nothing(world):
-    manifest = stage(StagingConfig(suite="demo", tasks=("alpaca_eval",), manifest=str(world.cache / "m.json")))
+    manifest = fetch(FetchConfig(suite="demo", tasks=("alpaca_eval",), manifest=str(world.cache / "m.json")))
     assert manifest.items == ()
     assert manifest.parts["alpaca_eval"].reason is None
     assert world.asked == []
@@ -257,7 +257,7 @@ ONLY_ALPACA = {"alpaca_eval": {}}
 def test_models_on_the_hub_folders_and_bases_of_adapters(world, config, tmp_path):
     full = str(make_checkpoint(tmp_path / "full"))
     adapter = str(make_adapter(tmp_path / "adapter", "meta/base", revision="v2"))
-    manifest = stage(config(ONLY_ALPACA, full, adapter, "lab/model", "lab/model@v1"))
+    manifest = fetch(config(ONLY_ALPACA, full, adapter, "lab/model", "lab/model@v1"))
     models = {item.asked: (item.revision, item.needed_by) for item in manifest.items if item.kind == "model"}
     assert models == {
         "lab/model": ("lab/model-1", ("checkpoint:lab/model",)),
@@ -268,7 +268,7 @@ def test_models_on_the_hub_folders_and_bases_of_adapters(world, config, tmp_path
 
 
 def test_a_checkpoint_that_is_gone_leaves_the_rest(world, config, tmp_path):
-    manifest = stage(config(ONLY_ALPACA, str(tmp_path / "gone"), "lab/model"))
+    manifest = fetch(config(ONLY_ALPACA, str(tmp_path / "gone"), "lab/model"))
     assert "there is no such folder" in manifest.parts[checkpoint_part(str(tmp_path / "gone"))].reason
     assert manifest.parts[checkpoint_part("lab/model")].reason is None
 
@@ -277,15 +277,15 @@ def test_a_checkpoint_that_may_not_be_read_leaves_the_rest(world, config, monkey
     def refuse(*_):
         raise PermissionError(errno.EACCES, "Permission denied", "/closed")
 
-    monkeypatch.setattr(staging.weights, "hub_model", refuse)
-    manifest = stage(config(ONLY_ALPACA, "/closed"))
+    monkeypatch.setattr(module.weights, "hub_model", refuse)
+    manifest = fetch(config(ONLY_ALPACA, "/closed"))
     assert "Permission denied" in manifest.parts[checkpoint_part("/closed")].reason
     assert manifest.parts["alpaca_eval"].reason is None
 
 
 def test_a_staged_model_is_read_from_its_folder_under_its_commit(world, config, tmp_path):
     adapter = make_adapter(tmp_path / "adapter", "meta/base")
-    manifest = stage(config(ONLY_ALPACA, str(adapter), "lab/model"))
+    manifest = fetch(config(ONLY_ALPACA, str(adapter), "lab/model"))
     world.generation = 2
     found = inspect("lab/model", None, manifest)
     assert found == Weights(name="model", model=str(world.cache / "hub/lab--model-1"), digest="hub:lab/model-1")
@@ -302,7 +302,7 @@ def job(staged=None, **options):
 
 
 def test_the_data_of_a_task_is_part_of_its_identity(world, config):
-    manifest = stage(config())
+    manifest = fetch(config())
     assert job().inputs == {"model": "w"}
     assert job(manifest).inputs == {"model": "w", "data": manifest.digest("gsm8k_cot")}
     other = [item.model_copy(update={"digest": "e"}) for item in manifest.items]
@@ -321,7 +321,7 @@ def test_a_task_that_cannot_be_had_has_no_identity():
 
 
 def test_a_set_of_prompts_is_known_by_the_manifest_alone(world, config):
-    manifest = stage(config(ONLY_ALPACA))
+    manifest = fetch(config(ONLY_ALPACA))
     expected = {item.asked: item.digest for item in manifest.items}
     for path in world.cache.rglob("*.json"):
         path.unlink()
@@ -330,7 +330,7 @@ def test_a_set_of_prompts_is_known_by_the_manifest_alone(world, config):
 
 
 def test_prompts_are_read_at_their_pin(world, config, monkeypatch):
-    manifest = stage(config(ONLY_ALPACA))
+    manifest = fetch(config(ONLY_ALPACA))
     taken = []
     monkeypatch.setattr(prompts, "hub_file", lambda *args: taken.append(args) or (world.cache / "x", args[1]))
     (world.cache / "x").write_text(json.dumps([{"instruction": "a"}]))
@@ -348,7 +348,7 @@ def test_after_any_stagings_each_part_has_what_it_needed_last(stagings):
     for title, needs in stagings:
         common = {"repo": "r", "revision": "c", "bytes": 0, "digest": "d", "path": "p", "needed_by": (title,)}
         items = [Item(kind="dataset", asked=need, **common) for need in needs]
-        manifest = staging._with(manifest, title, Part(definition=""), items)
+        manifest = module._with(manifest, title, Part(definition=""), items)
         last[title] = set(needs)
     assert {title: {item.asked for item in manifest.needs(title)} for title in last} == last
     assert {item.asked for item in manifest.items} == set().union(*last.values())

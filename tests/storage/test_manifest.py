@@ -51,7 +51,7 @@ def test_an_item_is_found_by_kind_and_name(manifest):
     assert manifest.find("dataset", "a") == manifest.items[0]
     assert manifest.find("metric", "a") == manifest.items[2]
     assert manifest.look("file", "a") is None
-    with pytest.raises(DataUnavailable, match="has no file a: run `halos-eval stage`"):
+    with pytest.raises(DataUnavailable, match="has no file a: run `halos-eval fetch`"):
         manifest.find("file", "a")
 
 
@@ -59,7 +59,7 @@ def test_a_part_that_cannot_be_had_tells_why(manifest):
     assert manifest.needs("t") == list(manifest.items[:2])
     with pytest.raises(DataUnavailable, match=r"^it is gated$"):
         manifest.needs("gpqa")
-    with pytest.raises(DataUnavailable, match="mmlu is not staged: run `halos-eval stage halos`"):
+    with pytest.raises(DataUnavailable, match="mmlu is not staged: run `halos-eval fetch halos`"):
         manifest.digest("mmlu")
 
 

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field
 from pydantic_settings import CliPositionalArg
 
-from halos_eval.checkpoints.weights import Weights, check_staged, inspect
+from halos_eval.checkpoints.weights import Weights, check_fetched, inspect
 from halos_eval.config.suite import TASK_NAME, HarnessSettings
 from halos_eval.data.replay import replayed
 from halos_eval.digests import digest_bytes, digest_files, digest_json
@@ -120,7 +120,7 @@ def harness(config: HarnessConfig) -> Record:
     """Run the stage. Raises BadInput, DataUnavailable, StoreError, EvaluationFailed."""
     record = filesystem.join(config.output_dir, layout.RECORD)
     with reason_kept(config, record):
-        manifest = config.staged()
+        manifest = config.load_manifest()
         weights = inspect(config.model, config.revision, manifest)
         checkpoint = weights.reference(config.name, config.model)
         identity = harness_identity(
@@ -129,7 +129,7 @@ def harness(config: HarnessConfig) -> Record:
         job = identity.at(record)
 
     def work() -> Outcome:
-        check_staged(config.model, config.revision, manifest)
+        check_fetched(config.model, config.revision, manifest)
         with replayed(manifest):
             outcome = _work(config, weights, job)
         staged = manifest.needs(config.task) if manifest else []

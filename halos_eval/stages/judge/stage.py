@@ -84,7 +84,7 @@ def judge(config: JudgeConfig) -> Record:
     else:
         name = str(config.name or rows[0].get("generator") or Path(config.outputs).stem)
         checkpoint, outputs = CheckpointRef(name=name, location=config.outputs, digest=digest), digest
-    manifest = config.staged()
+    manifest = config.load_manifest()
     identity = judge_identity(load_judge(config.judge), config.reference, outputs, checkpoint, manifest)
     job = identity.at(filesystem.join(config.output_dir, layout.RECORD))
     judged = read_record(job.record)

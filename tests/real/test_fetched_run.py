@@ -93,7 +93,7 @@ def first(lab):
     """A run whose hub goes away once all is staged: its end, and its tasks'."""
     with lab.hub():
         run_id = lab.trigger(checkpoint=CHECKPOINT, suite="offline", tasks=["gsm8k_likelihood"])
-        wait_for(lambda: lab.states(run_id).get(("stage", -1)) == "success", 300, lambda: lab.states(run_id))
+        wait_for(lambda: lab.states(run_id).get(("fetch", -1)) == "success", 300, lambda: lab.states(run_id))
     return lab.finish(run_id)
 
 
@@ -117,7 +117,7 @@ def test_a_gated_set_without_a_token_costs_its_own_cell_only(lab, first):
     assert state == tasks["verdict", -1] == "failed"
     assert {name: one for name, one in tasks.items() if name[0] not in {"verdict", "harness"}} == {
         ("prepare", -1): "success",
-        ("stage", -1): "success",
+        ("fetch", -1): "success",
         ("plan", -1): "success",
         ("sampling", -1): "success",
         ("sample", "0"): "success",
@@ -136,9 +136,9 @@ def test_where_nothing_can_be_had_the_run_is_red_with_the_reason(lab):
     with lab.hub():
         run_id = lab.trigger(checkpoint="smollm2-135m-rounded", suite="offline", tasks=["bbh_likelihood"])
         state, tasks = lab.finish(run_id)
-    assert state == tasks["stage", -1] == tasks["verdict", -1] == "failed"
+    assert state == tasks["fetch", -1] == tasks["verdict", -1] == "failed"
     assert tasks["plan", -1] == tasks["summarize", -1] == "success"
-    assert f"DataUnavailable: bbh_likelihood: {REASON}" in lab.log(run_id, "stage")
+    assert f"DataUnavailable: bbh_likelihood: {REASON}" in lab.log(run_id, "fetch")
     assert f"bbh_likelihood: cannot be had: {REASON}" in lab.row("smollm2-135m-rounded")["status"]
 
 
@@ -146,4 +146,4 @@ def test_what_is_staged_needs_no_stage_and_no_hub(lab, first):
     run_id = lab.trigger(checkpoint=CHECKPOINT, suite="offline", tasks=["gsm8k_likelihood"])
     state, tasks = lab.finish(run_id)
     assert state == "success", tasks
-    assert "nothing to do" in lab.log(run_id, "stage")
+    assert "nothing to do" in lab.log(run_id, "fetch")

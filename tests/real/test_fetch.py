@@ -1,4 +1,4 @@
-"""``halos-eval stage`` against a hub, and what runs from it with the hub out of reach."""
+"""``halos-eval fetch`` against a hub, and what runs from it with the hub out of reach."""
 
 from __future__ import annotations
 
@@ -55,13 +55,14 @@ METRIC_VALUE = "spaces/evaluate-metric/code_eval/figures.py"
 LOAD = """
 import json
 import sys
-from halos_eval.stages.harness import HarnessConfig, _dataset_revisions, include_paths, load_tasks, task_manager
-from halos_eval.staged.replay import replayed
-from halos_eval.stages.staging import load_suite
+from halos_eval.config.suite import load_suite
+from halos_eval.data.replay import replayed
+from halos_eval.stages.harness.stage import HarnessConfig, _dataset_revisions, include_paths, load_tasks
+from halos_eval.stages.harness.task_index import task_manager
 
 suite, manifest, *tasks = sys.argv[1:]
 found = {}
-with replayed(HarnessConfig(model="", task=tasks[0], output_dir="", manifest=manifest).staged()):
+with replayed(HarnessConfig(model="", task=tasks[0], output_dir="", manifest=manifest).load_manifest()):
     manager = task_manager(tasks, include_paths(None))
     for task in tasks:
         settings = load_suite(suite).tasks[task].model_dump(exclude={"metric", "profile"})
@@ -104,7 +105,7 @@ def place(serve_hub, hub_data, tmp_path_factory):
     def make(hub=None):
         hub = hub or serve_hub(hub_data())
         write_metric(hub.root, 0.25)
-        folder = tmp_path_factory.mktemp("staged")
+        folder = tmp_path_factory.mktemp("fetched")
         suite, cache = folder / "mine.yaml", folder / "cache"
         suite.write_text(SUITE)
         return Place(hub.root, {"HF_ENDPOINT": hub.endpoint, "HF_HOME": str(cache)}, hub.log, suite, cache)
@@ -119,8 +120,8 @@ def write_metric(root, value):
     path.with_name("code_eval.py").write_text(METRIC)
 
 
-def stage(run, place, manifest, *words, **env):
-    return run("worker", "stage", f"--manifest={manifest}", *words, "--", place.suite, env=place.environment | env)
+def fetch(run, place, manifest, *words, **env):
+    return run("worker", "fetch", f"--manifest={manifest}", *words, "--", place.suite, env=place.environment | env)
 
 
 def manifest_at(path):
@@ -148,18 +149,18 @@ def contents(folder):
 
 
 @pytest.fixture(scope="module")
-def staged(run, place, tmp_path_factory):
-    """A Place with everything staged, and its manifest's path."""
+def fetched(run, place, tmp_path_factory):
+    """A Place with everything fetched, and its manifest's path."""
     made = place()
     path = tmp_path_factory.mktemp("store") / "manifest.json"
-    done = stage(run, made, path)
+    done = fetch(run, made, path)
     assert done.returncode == 0, done.stderr[-2000:]
     assert "cannot be had" not in done.stdout
     return made, path
 
 
-def test_the_manifest_has_the_hubs_commits(staged):
-    place, path = staged
+def test_the_manifest_has_the_hubs_commits(fetched):
+    place, path = fetched
     manifest = manifest_at(path)
     assert commits(manifest) == {
         ("dataset", "SaylorTwift/bbh"): place.sha("datasets", "SaylorTwift/bbh"),
@@ -176,10 +177,10 @@ def test_the_manifest_has_the_hubs_commits(staged):
     assert gsm8k["bytes"] == sum(path.stat().st_size for path in raw.iterdir())
 
 
-def test_a_second_run_asks_the_hub_for_nothing(staged, run):
-    place, path = staged
+def test_a_second_run_asks_the_hub_for_nothing(fetched, run):
+    place, path = fetched
     before, manifest, files = place.requests(), path.read_bytes(), contents(place.cache)
-    done = stage(run, place, path)
+    done = fetch(run, place, path)
     assert done.returncode == 0, done.stderr
     assert place.requests() == before
     assert path.read_bytes() == manifest
@@ -187,10 +188,10 @@ def test_a_second_run_asks_the_hub_for_nothing(staged, run):
     assert "lm_eval" not in done.stderr
 
 
-def test_the_next_night_downloads_nothing_that_is_there(staged, run, tmp_path):
-    place, path = staged
+def test_the_next_night_downloads_nothing_that_is_there(fetched, run, tmp_path):
+    place, path = fetched
     before = place.requests()
-    done = stage(run, place, tmp_path / "next.json")
+    done = fetch(run, place, tmp_path / "next.json")
     assert done.returncode == 0, done.stderr
     new = place.requests() - before
     assert new["files"] == 0, place.log.read_text()[-3000:]
@@ -212,16 +213,16 @@ def load(run, environments, place, manifest, *tasks):
 
 
 def test_what_is_loaded_is_what_the_manifest_says_wherever_the_branches_stand_by_now(
-    staged, run, environments, tmp_path
+    fetched, run, environments, tmp_path
 ):
     """The branches move, another run stages them into the same cache, and then there is no hub any more."""
-    place, old = staged
+    place, old = fetched
     new, tasks = tmp_path / "new.json", ("gsm8k_cot", "humaneval", "demo_choice")
     test_set = place.root / "datasets" / "openai" / "gsm8k" / "main" / "test.jsonl"
     with changed(test_set, place.root / METRIC_VALUE):
         test_set.write_text("".join(test_set.read_text().splitlines(keepends=True)[:5]))
         write_metric(place.root, 0.75)
-        assert stage(run, place, new, f"--tasks={json.dumps(tasks)}").returncode == 0
+        assert fetch(run, place, new, f"--tasks={json.dumps(tasks)}").returncode == 0
     before, after = manifest_at(old), manifest_at(new)
     for repo in (("dataset", "openai/gsm8k"), ("metric", "evaluate-metric/code_eval")):
         assert commits(before)[repo] != commits(after)[repo]
@@ -252,7 +253,7 @@ def test_what_is_loaded_is_what_the_manifest_says_wherever_the_branches_stand_by
 
 def test_the_published_sets_are_whole(run, place, published_hub, environments, tmp_path):
     made, path = place(published_hub), tmp_path / "manifest.json"
-    done = stage(run, made, path)
+    done = fetch(run, made, path)
     assert done.returncode == 0, done.stderr[-2000:]
     tasks = ("gsm8k_cot", "bbh_cot_fewshot", "humaneval")
     found = load(run, environments, made, path, *tasks)
@@ -260,12 +261,12 @@ def test_the_published_sets_are_whole(run, place, published_hub, environments, t
     assert found["bbh_cot_fewshot"]["commits"] == [commits(manifest_at(path))["dataset", "SaylorTwift/bbh"]]
 
 
-def test_a_changed_readme_is_another_commit_of_the_same_data(staged, run, tmp_path):
-    place, path = staged
+def test_a_changed_readme_is_another_commit_of_the_same_data(fetched, run, tmp_path):
+    place, path = fetched
     readme = place.root / "datasets" / "openai" / "gsm8k" / "README.md"
     with changed(readme):
         readme.write_text(readme.read_text() + "\nThanks to everybody.\n")
-        done = stage(run, place, tmp_path / "m.json", "--tasks=gsm8k_cot")
+        done = fetch(run, place, tmp_path / "m.json", "--tasks=gsm8k_cot")
     assert done.returncode == 0, done.stderr
     (before,) = [item for item in manifest_at(path)["items"] if item["repo"] == "openai/gsm8k"]
     (after,) = manifest_at(tmp_path / "m.json")["items"]
@@ -278,7 +279,7 @@ def test_a_gated_set_is_named_with_its_task_and_staged_once_there_is_a_token(run
     (made.root / "gated.txt").write_text(f"openai/openai_humaneval {TOKEN}\n")
     path = tmp_path / "manifest.json"
     chosen = '--tasks=["gsm8k_cot","humaneval"]'
-    refused = stage(run, made, path, chosen)
+    refused = fetch(run, made, path, chosen)
     assert refused.returncode == 0, refused.stderr
     reason = "the dataset openai/openai_humaneval is gated: accept its terms on the hub, and give HF_TOKEN"
     parts = manifest_at(path)["parts"]
@@ -287,7 +288,7 @@ def test_a_gated_set_is_named_with_its_task_and_staged_once_there_is_a_token(run
     assert "/openai_humaneval/resolve/" not in made.log.read_text()
 
     before, log = made.requests(), made.log.read_text()
-    given = stage(run, made, path, chosen, HF_TOKEN=TOKEN)
+    given = fetch(run, made, path, chosen, HF_TOKEN=TOKEN)
     assert given.returncode == 0, given.stderr
     assert {part["reason"] for part in manifest_at(path)["parts"].values()} == {None}
     assert "gsm8k" not in made.log.read_text().removeprefix(log)
@@ -300,7 +301,7 @@ def test_a_set_that_cannot_be_had_is_told_before_the_model_is_loaded(run, place,
     made = place()
     shutil.rmtree(made.root / "datasets" / "openai")
     path = tmp_path / "manifest.json"
-    done = stage(run, made, path, "--tasks=gsm8k_cot")
+    done = fetch(run, made, path, "--tasks=gsm8k_cot")
     assert done.returncode == 3
     assert "gsm8k_cot: the hub has no dataset openai/gsm8k, or it is private" in done.stderr.splitlines()[-1]
     model = tmp_path / "model"
@@ -314,20 +315,20 @@ def test_a_set_that_cannot_be_had_is_told_before_the_model_is_loaded(run, place,
     assert "vllm" not in refused.stderr
 
 
-def test_a_hub_out_of_reach_is_worth_another_try(run, staged, tmp_path):
-    place, path = staged
+def test_a_hub_out_of_reach_is_worth_another_try(run, fetched, tmp_path):
+    place, path = fetched
     other = place._replace(environment=place.environment | {"HF_ENDPOINT": NO_HUB})
-    done = stage(run, other, tmp_path / "m.json", "--tasks=alpaca_eval")
+    done = fetch(run, other, tmp_path / "m.json", "--tasks=alpaca_eval")
     assert done.returncode == 5
     assert "the dataset tatsu-lab/alpaca_eval cannot be had (ConnectError)" in done.stderr.splitlines()[-1]
-    assert stage(run, other, path).returncode == 0  # what is staged needs no hub
+    assert fetch(run, other, path).returncode == 0  # what is fetched needs no hub
 
 
-def test_killed_at_any_time_it_ends_the_same(staged, run, tmp_path):
-    place, path = staged
+def test_killed_at_any_time_it_ends_the_same(fetched, run, tmp_path):
+    place, path = fetched
     cache = tmp_path / "cache"
     fresh = place._replace(environment=place.environment | {"HF_HOME": str(cache)})
-    words = ("worker", "stage", f"--manifest={tmp_path / 'm.json'}", "--", place.suite)
+    words = ("worker", "fetch", f"--manifest={tmp_path / 'm.json'}", "--", place.suite)
     marks = ("hub/*/snapshots/*/alpaca_eval.json", "datasets/SaylorTwift___bbh/p*")  # between parts, within one
     for mark in marks:
         with run.started(*words, env=fresh.environment) as process:
@@ -339,17 +340,17 @@ def test_killed_at_any_time_it_ends_the_same(staged, run, tmp_path):
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
         assert not (tmp_path / "m.json").exists()
-    done = stage(run, fresh, tmp_path / "m.json")
+    done = fetch(run, fresh, tmp_path / "m.json")
     assert done.returncode == 0, done.stderr[-2000:]
     assert manifest_at(tmp_path / "m.json") == manifest_at(path)
 
 
-def test_two_at_once_fill_one_cache(staged, run, tmp_path):
-    place, path = staged
+def test_two_at_once_fill_one_cache(fetched, run, tmp_path):
+    place, path = fetched
     environment = place.environment | {"HF_HOME": str(tmp_path / "cache")}
     targets = [tmp_path / "one.json", tmp_path / "two.json"]
     with ExitStack() as stack:
-        commands = [("worker", "stage", f"--manifest={target}", "--", place.suite) for target in targets]
+        commands = [("worker", "fetch", f"--manifest={target}", "--", place.suite) for target in targets]
         processes = [stack.enter_context(run.started(*words, env=environment)) for words in commands]
         for process in processes:
             assert process.wait(timeout=600) == 0, process.log.read_text()[-2000:]
@@ -361,7 +362,7 @@ def test_a_model_and_data_of_the_hub_with_the_hub_out_of_reach(run, place, tiny,
     shutil.copytree(tiny, made.root / "models" / "lab" / "tiny")
     path = tmp_path / "manifest.json"
     chosen = '--tasks=["gsm8k_cot","humaneval"]'
-    words = ("stage", f"--manifest={path}", chosen, "--", made.suite, "lab/tiny")
+    words = ("fetch", f"--manifest={path}", chosen, "--", made.suite, "lab/tiny")
     done = run("worker", *words, env=made.environment)
     assert done.returncode == 0, done.stderr[-2000:]
     manifest = manifest_at(path)
@@ -392,14 +393,14 @@ def test_a_model_and_data_of_the_hub_with_the_hub_out_of_reach(run, place, tiny,
     assert inputs["metric:evaluate-metric/code_eval"] == commits(manifest)["metric", "evaluate-metric/code_eval"]
 
 
-def test_the_judge_takes_the_pinned_calibration_with_the_hub_out_of_reach(staged, run, serve_judge, outputs, tmp_path):
-    place, old = staged
+def test_the_judge_takes_the_pinned_calibration_with_the_hub_out_of_reach(fetched, run, serve_judge, outputs, tmp_path):
+    place, old = fetched
     new = tmp_path / "new.json"
     calibration = place.root / "datasets" / "tatsu-lab" / "alpaca_eval" / "df_gamed.csv"
     with changed(calibration):
         lines = calibration.read_text().splitlines(keepends=True)
         calibration.write_text("".join(lines[: 1 + len(lines) // 2]))  # of two models' rows, those of the first
-        assert stage(run, place, new, "--tasks=alpaca_eval").returncode == 0
+        assert fetch(run, place, new, "--tasks=alpaca_eval").returncode == 0
     values = {}
     for manifest in (old, new):
         folder = tmp_path / manifest.stem
