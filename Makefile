@@ -57,6 +57,7 @@ lint: $(VENV)/dev/.done ## style, types, import borders and words; changes nothi
 	$(VENV)/dev/bin/ruff check .
 	$(VENV)/dev/bin/ruff format --check .
 	$(VENV)/dev/bin/mypy
+	$(VENV)/dev/bin/lint-imports
 	$(VENV)/dev/bin/python tests/check_words.py
 
 docs: $(VENV)/dev/.done ## write docs/settings.md from the code
