@@ -27,8 +27,8 @@ from halos_eval.errors import BadInput, HalosEvalError
 from halos_eval.planning.costs import excess, read_history
 from halos_eval.planning.plan import make_plan, suite_manifest
 from halos_eval.planning.progress import Progress, overview
+from halos_eval.reports.results import Cell, why_unavailable
 from halos_eval.reports.summarize import SummarizeConfig, summarize
-from halos_eval.reports.table import cannot_be_had, shown_error
 from halos_eval.reports.terminal import Summary, plain
 from halos_eval.stages.fetch import FetchConfig, fetch
 from halos_eval.stages.harness.stage import HarnessConfig, harness
@@ -177,7 +177,7 @@ def _dispatch(command: object) -> None:
 def _show(record: Record) -> None:
     table = Table("task", "metric", "filter", "value", "stderr", title=f"{record.checkpoint.name}: {record.stage}")
     for score in record.scores:
-        error = shown_error(score.value, score.stderr)
+        error = Cell(score.value, score.stderr).shown_stderr
         stderr = "" if error is None else f"{error:.4f}"
         table.add_row(score.task, score.metric, score.filter, f"{score.value:.4f}", stderr)
     console = Console(markup=False)
@@ -192,7 +192,7 @@ def _show_manifest(manifest: Manifest) -> None:
     table = Table("part", "needs", "revision", Column("MB", justify="right"), title=f"{manifest.suite}: fetched")
     for part, state in manifest.parts.items():
         if state.reason:
-            table.add_row(part, cannot_be_had(state.reason), "", "")
+            table.add_row(part, why_unavailable(state.reason), "", "")
             continue
         sizes: dict[tuple[str, str], int] = {}
         for item in manifest.needs(part):
@@ -224,7 +224,7 @@ def _plan(config: PlanConfig) -> None:
     console = Console(markup=False)
     console.print(table)
     for part, reason in found.unavailable.items():
-        console.print(f"{part} {cannot_be_had(reason)}", soft_wrap=True)
+        console.print(f"{part} is {why_unavailable(reason)}", soft_wrap=True)
     console.print(f"cost: {cost}", soft_wrap=True)
     if over := excess(cost, load_policy().limits.run):
         console.print(f"Airflow would refuse it: {over}", soft_wrap=True)

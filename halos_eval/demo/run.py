@@ -9,7 +9,6 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, nullcontext
-from typing import TYPE_CHECKING
 
 from rich.console import Console
 
@@ -32,13 +31,11 @@ from halos_eval.errors import HalosEvalError
 from halos_eval.planning.jobs import fetch_job
 from halos_eval.planning.plan import Plan, make_plan, read_plan, save_plan, suite_manifest
 from halos_eval.processes import failure, watched
+from halos_eval.reports.results import Row
 from halos_eval.reports.summarize import SummarizeConfig, summarize
-from halos_eval.reports.table import summarize_store
+from halos_eval.reports.table import frame, read_rows
 from halos_eval.reports.terminal import Summary
 from halos_eval.storage import filesystem, layout
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 SUITE = "demo"
 # Lines of Airflow's log that tell a newcomer where things are; the rest goes to the log file.
@@ -58,12 +55,12 @@ def main() -> int:
     try:
         make_checkpoints()
         failed = _evaluate(_open_plans())
-        table = _table(report)
+        rows = _rows(report)
     except HalosEvalError as error:
         console.print(f"{type(error).__name__}: {error}", markup=False, style="red", soft_wrap=True)
         return error.exit_code
     place = report.removeprefix("file://")
-    console.print(Summary(table, place))
+    console.print(Summary(rows, place))
     console.print(
         "The judge is a model of 135 million parameters: its win rates mean nothing, the path is the real one."
     )
@@ -98,11 +95,11 @@ def _contents(plan: Plan) -> tuple[str, set[str]]:
     return plan.checkpoint.digest, {job.record for job in plan.jobs}
 
 
-def _table(report: str) -> pd.DataFrame:
-    """The summary table; ``report`` is written if it is not there or older than a result."""
-    table = summarize_store(STORE, SUITE)
-    up_to_date = filesystem.exists(report) and filesystem.read_bytes(report) == table.to_csv(index=False).encode()
-    return table if up_to_date else summarize(SummarizeConfig(root=STORE, suite=SUITE, output=report))
+def _rows(report: str) -> list[Row]:
+    """The rows of the summary table; ``report`` is written if it is not there or older than a result."""
+    rows = read_rows(STORE, SUITE)
+    up_to_date = filesystem.exists(report) and filesystem.read_bytes(report) == frame(rows).to_csv(index=False).encode()
+    return rows if up_to_date else summarize(SummarizeConfig(root=STORE, suite=SUITE, output=report))
 
 
 def _evaluate(plans: list[Plan]) -> list[str]:

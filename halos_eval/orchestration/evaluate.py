@@ -21,7 +21,7 @@ from halos_eval.errors import BadInput, DataUnavailable, HalosEvalError
 from halos_eval.planning.costs import excess, read_history
 from halos_eval.planning.jobs import StageJob, fetch_job, summary_job
 from halos_eval.planning.plan import Plan, make_plan, save_plan, suite_manifest
-from halos_eval.reports.table import cannot_be_had, why_missing
+from halos_eval.reports.results import why_missing, why_unavailable
 from halos_eval.storage.records import read_record
 
 log = logging.getLogger(__name__)
@@ -109,7 +109,7 @@ def _job(job: StageJob) -> dict[str, Any]:
 
 def check_complete(jobs: dict[str, str], unavailable: dict[str, str]) -> None:
     """Fail unless every part had a job and every job has its record, naming what is missing, each with its reason."""
-    missing = {part: cannot_be_had(reason) for part, reason in unavailable.items()}
+    missing = {part: why_unavailable(reason) for part, reason in unavailable.items()}
     for title, url in jobs.items():
         record = read_record(url)
         if record is None:

@@ -6,10 +6,9 @@ Slack's dialect), and it stays legible where nobody renders it.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
-from halos_eval.reports.table import shown_error
+from halos_eval.reports.results import Cell
 
 # What would end a code span, or a cell of a table. Dialects differ in how to escape it, so it is replaced.
 LOOKALIKES = str.maketrans({"`": "'", "|": "¦"})
@@ -22,12 +21,12 @@ def code(text: str, longest: int = 300) -> str:
     return f"`{cut.translate(LOOKALIKES)}`"
 
 
-def number(value: object, stderr: object, digits: int) -> str:
-    """A number with its standard error, if there is one; empty where nothing was measured."""
-    if not isinstance(value, float | int) or math.isnan(value):
+def number(cell: Cell | None, digits: int) -> str:
+    """Return a score with its standard error, if there is one; empty where nothing was measured."""
+    if cell is None:
         return ""
-    error = shown_error(value, stderr) if isinstance(stderr, float | int) else None
-    return f"{value:.{digits}f}" + ("" if error is None else f" ± {error:.{digits}f}")
+    error = cell.shown_stderr
+    return f"{cell.value:.{digits}f}" + ("" if error is None else f" ± {error:.{digits}f}")
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

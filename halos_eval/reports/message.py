@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from pydantic import BaseModel
 
@@ -12,7 +12,8 @@ from halos_eval.errors import BadInput, StoreError
 from halos_eval.planning.plan import read_plan
 from halos_eval.planning.selection import Evaluation, Selection
 from halos_eval.reports.markdown import code, first, number, table
-from halos_eval.reports.table import COMPLETE, Row, scores_of_plan
+from halos_eval.reports.results import Cell, Row, row_of_plan
+from halos_eval.reports.table import COMPLETE
 from halos_eval.storage import layout
 
 ROWS, REASONS, NAMES = 20, 10, 5
@@ -41,7 +42,8 @@ class _Outcome:
     evaluation: Evaluation
     state: str
     """success, pending, unknown, or failed, as has what cannot be read from the store."""
-    scores: Row = field(default_factory=dict)
+    row: Row | None = None
+    """Its row of the table; None where there is none."""
     troubles: tuple[str, ...] = ()
     """What is missing, each with its reason, as code spans or words of ours."""
 
@@ -54,18 +56,19 @@ class _Outcome:
     @property
     def status(self) -> str:
         """One word or two for the table."""
-        missing = [f"{len(self.troubles)} missing"] if self.troubles and self.scores else []
+        missing = [f"{len(self.troubles)} missing"] if self.troubles and self.row else []
         return ", ".join(([] if self.state == "success" else [self.state]) + missing) or COMPLETE
 
     def cells(self) -> list[str]:
         """The row of the table."""
+        cells = self.row.cells if self.row else {}
+        average = Cell(self.row.average) if self.row and self.row.average is not None else None
         return [
             code(self.evaluation.checkpoint),
             code(self.evaluation.suite),
-            *(
-                number(self.scores.get(column), self.scores.get(f"{column}_stderr"), digits)
-                for column, digits in (("alpacaeval_lcwr", 2), ("alpacaeval_wr", 2), ("avg", 4))
-            ),
+            number(cells.get("alpacaeval_lcwr"), 2),
+            number(cells.get("alpacaeval_wr"), 2),
+            number(average, 4),
             self.status,
         ]
 
@@ -108,9 +111,9 @@ def _outcome(evaluation: Evaluation, states: dict[str, str], root: str) -> _Outc
         plan = read_plan(layout.plan_url(root, evaluation.suite, evaluation.checkpoint))
     except (BadInput, StoreError) as error:
         return _Outcome(evaluation, "failed", troubles=(code(f"{type(error).__name__}: {error}"),))
-    scores, troubles = scores_of_plan(plan) if plan else ({}, [])
-    if plan and (troubles or state == "success"):
-        return _Outcome(evaluation, state, scores, tuple(code(trouble) for trouble in troubles))
+    row = row_of_plan(plan) if plan else None
+    if row and (row.missing or state == "success"):
+        return _Outcome(evaluation, state, row, tuple(code(str(one)) for one in row.missing or ()))
     if state == "success":
         return _Outcome(evaluation, "failed", troubles=("the run succeeded, but its plan is not in the store",))
     # A plan without gaps is not of this run: its numbers are not new.

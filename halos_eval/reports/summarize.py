@@ -6,14 +6,14 @@ import logging
 from pathlib import Path
 from typing import Annotated
 
-import pandas as pd
 from pydantic import AfterValidator, BaseModel, model_validator
 from pydantic_settings import CliPositionalArg
 
 from halos_eval.config.settings import FROZEN
 from halos_eval.errors import BadInput
 from halos_eval.reports.halos_logs.read import read_logs
-from halos_eval.reports.table import summarize_store, table
+from halos_eval.reports.results import Row
+from halos_eval.reports.table import frame, read_rows
 from halos_eval.storage import filesystem
 from halos_eval.storage.outbox import collect
 
@@ -53,15 +53,15 @@ class SummarizeConfig(BaseModel):
         return self
 
 
-def summarize(config: SummarizeConfig) -> pd.DataFrame:
-    """Make and write the table. Raises BadInput, StoreError."""
+def summarize(config: SummarizeConfig) -> list[Row]:
+    """Make and write the table; return its rows. Raises BadInput, StoreError."""
     if config.logs is not None:
-        frame = table(read_logs(Path(config.logs)))
+        rows = read_logs(Path(config.logs))
     elif config.root is not None:
         if config.outbox is not None:
             collect(Path(config.outbox), config.root)
-        frame = summarize_store(config.root, config.suite)
+        rows = read_rows(config.root, config.suite)
     else:
         raise BadInput("give either a store or --logs")
-    filesystem.write_bytes(config.output, frame.to_csv(index=False).encode())
-    return frame
+    filesystem.write_bytes(config.output, frame(rows).to_csv(index=False).encode())
+    return rows

@@ -6,7 +6,6 @@ The CSV has every checkpoint. A screen has about 80 columns, and a reason is lon
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
 
 from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, RenderResult
@@ -14,10 +13,8 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from halos_eval.reports.markdown import first
-from halos_eval.reports.table import COMPLETE, shown_error, troubles_of
-
-if TYPE_CHECKING:
-    import pandas as pd
+from halos_eval.reports.results import Cell, Row
+from halos_eval.reports.table import COMPLETE, JUDGE, columns, document
 
 FOLDED = 12
 """Names and words are folded after so many characters where space is short; numbers never are."""
@@ -33,10 +30,10 @@ class Summary:
     All cells are Text, because names and reasons come from other people's files: rich reads no markup in them.
     """
 
-    def __init__(self, frame: pd.DataFrame, csv: str) -> None:
-        """``csv`` is the place of the whole table, which is named where checkpoints are hidden."""
-        self.frame, self.csv = frame, csv
-        self.names = [plain(str(name)) for name in frame["model_name"]]
+    def __init__(self, rows: Sequence[Row], csv: str) -> None:
+        """``csv`` is where the whole table is, which is named where checkpoints are hidden."""
+        self.rows, self.csv = rows, csv
+        self.names = [plain(row.checkpoint) for row in rows]
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         """Give the table, how many checkpoints it does not show, and why anything is missing."""
@@ -55,23 +52,20 @@ class Summary:
         yield from self._reasons()
 
     def _rows(self) -> Iterator[tuple[str, list[str]]]:
-        for column in self.frame.columns.drop("model_name"):
-            if column == "status":
-                yield column, [_state(troubles) for troubles in self._troubles()]
+        for column in columns(map(document, self.rows)):
+            if column == "model_name":
+                continue
+            if column in SPECIAL:
+                yield column, [SPECIAL[column](row) for row in self.rows]
             elif not column.endswith("_stderr"):
-                errors = self.frame.get(f"{column}_stderr", [None] * len(self.frame))
-                yield column, [_cell(*pair) for pair in zip(self.frame[column], errors, strict=True)]
-
-    def _troubles(self) -> list[list[str]]:
-        """The missing parts of each checkpoint; none where the table comes from logs, which do not name them."""
-        return [troubles_of(status) if isinstance(status, str) else [] for status in self.frame.get("status", [])]
+                yield column, [_cell(row.cells.get(column)) for row in self.rows]
 
     def _reasons(self) -> Iterator[Table | Text]:
         """One item for each reason: a suite that cannot measure something cannot do so for all checkpoints alike."""
         affected: dict[str, list[str]] = {}
-        for name, troubles in zip(self.names, self._troubles(), strict=False):
-            for trouble in troubles:
-                affected.setdefault(plain(trouble), []).append(name)
+        for name, row in zip(self.names, self.rows, strict=True):
+            for one in row.missing or ():
+                affected.setdefault(plain(str(one)), []).append(name)
         if not affected:
             return
         items = Table.grid(Column(no_wrap=True), Column(overflow="fold"), padding=(0, 1))
@@ -107,16 +101,22 @@ def _least(cell: str) -> int:
     return cell_len(cell) if cell[:1].isdigit() or cell[:1] == "-" else min(cell_len(cell), FOLDED)
 
 
-def _state(troubles: list[str]) -> str:
-    return f"{len(troubles)} missing" if troubles else COMPLETE
-
-
-def _cell(value: Any, error: Any) -> str:
-    import pandas as pd  # there already: the table is one of its frames
-
-    if pd.isna(value):
+def _cell(cell: Cell | None) -> str:
+    if cell is None:
         return ""
-    if isinstance(value, str):
-        return plain(value)
-    error = None if pd.isna(error) else shown_error(value, error)
-    return f"{value:.4g}" + ("" if error is None else f" ±{error:.2g}")
+    error = cell.shown_stderr
+    return f"{cell.value:.4g}" + ("" if error is None else f" ±{error:.2g}")
+
+
+def _state(row: Row) -> str:
+    if row.missing is None:
+        return ""
+    return COMPLETE if row.complete else f"{len(row.missing)} missing"
+
+
+def _average(row: Row) -> str:
+    return "" if row.average is None else f"{row.average:.4g}"
+
+
+SPECIAL = {JUDGE: lambda row: plain(row.judge or ""), "avg": _average, "status": _state}
+"""Columns that hold no score."""

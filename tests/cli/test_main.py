@@ -264,7 +264,7 @@ def test_a_plan_goes_by_the_manifest_of_the_store(call, checkpoints):
     )
     code, out, _ = call("plan", "demo", "kto")
     assert code == 0
-    assert "demo_cloze cannot be had: it is [red]gated" in out.splitlines()
+    assert "demo_cloze is unavailable: it is [red]gated" in out.splitlines()
     assert out.count("never run") == 4
     assert planned(call, "kto")[0].unavailable.keys() == {"demo_cloze"}
 

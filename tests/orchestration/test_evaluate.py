@@ -244,7 +244,7 @@ def test_the_verdict_names_every_gap(plan):
         write_model(jobs[title], make_record(task=title))
         assert read_record(jobs[title])
     evaluate.check_complete(jobs, {})
-    with pytest.raises(AirflowFailException, match=r"^missing: gpqa \(cannot be had: it is gated\)$"):
+    with pytest.raises(AirflowFailException, match=r"^missing: gpqa \(unavailable: it is gated\)$"):
         evaluate.check_complete(jobs, {"gpqa": "it is gated"})
 
 

@@ -155,7 +155,7 @@ def fetched(run, place, tmp_path_factory):
     path = tmp_path_factory.mktemp("store") / "manifest.json"
     done = fetch(run, made, path)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert "cannot be had" not in done.stdout
+    assert "unavailable" not in done.stdout
     return made, path
 
 

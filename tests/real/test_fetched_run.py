@@ -125,9 +125,9 @@ def test_a_gated_set_without_a_token_costs_its_own_cell_only(lab, first):
         ("summarize", -1): "success",
     }
     assert ("harness", "bbh_likelihood") not in tasks
-    assert f"missing: bbh_likelihood (cannot be had: {REASON})" in lab.log(run_id, "verdict")
+    assert f"missing: bbh_likelihood (unavailable: {REASON})" in lab.log(run_id, "verdict")
     row = lab.row()
-    assert row["status"] == f"bbh_likelihood: cannot be had: {REASON}"
+    assert row["status"] == f"bbh_likelihood: unavailable: {REASON}"
     assert row["gsm8k_likelihood-acc"]
     assert "avg" not in row
 
@@ -139,7 +139,7 @@ def test_where_nothing_can_be_had_the_run_is_red_with_the_reason(lab):
     assert state == tasks["fetch", -1] == tasks["verdict", -1] == "failed"
     assert tasks["plan", -1] == tasks["summarize", -1] == "success"
     assert f"DataUnavailable: bbh_likelihood: {REASON}" in lab.log(run_id, "fetch")
-    assert f"bbh_likelihood: cannot be had: {REASON}" in lab.row("smollm2-135m-rounded")["status"]
+    assert f"bbh_likelihood: unavailable: {REASON}" in lab.row("smollm2-135m-rounded")["status"]
 
 
 def test_what_is_staged_needs_no_stage_and_no_hub(lab, first):

@@ -18,8 +18,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from halos_eval.errors import BadInput
+from halos_eval.reports.halos_logs import read
 from halos_eval.reports.halos_logs.lm_eval import model_in_arguments
-from halos_eval.reports.halos_logs.read import read_logs
+from halos_eval.reports.table import document
 
 LOGS = Path(__file__).parent / "logs"
 ALPACA_2 = {
@@ -33,6 +34,11 @@ HEADER = "hf (pretrained={},dtype=float), gen_kwargs: (None), limit: None, num_f
 ROW = ("t", "1", "none", "0", "acc", "↑", "0.5000", "±", "0.1000")
 MINE, THEIRS = "10.00  11.00  1.10  805  900", "50.00  50.00  0.00  805  999"
 COLUMNS = ("Tasks", "Version", "Filter", "n-shot", "Metric", "", "Value", "", "Stderr")
+
+
+def read_logs(path):
+    """The cells of the CSV."""
+    return [document(row) for row in read.read_logs(path)]
 
 
 def table(rows: Sequence[Sequence[str]], columns: Sequence[str] = COLUMNS) -> str:

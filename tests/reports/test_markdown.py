@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from html.parser import HTMLParser
 
 import pytest
@@ -11,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from halos_eval.reports.markdown import code, first, number, table
+from halos_eval.reports.results import Cell
 
 HOSTILE = st.text(st.sampled_from("`|<>!&*_[]()#-~\\\n\r\t \"'@/:ab;{}%?=\u202e\x00")) | st.text()
 
@@ -69,18 +69,16 @@ def test_a_code_span(text, span):
 
 
 @pytest.mark.parametrize(
-    ("value", "stderr", "text"),
+    ("cell", "text"),
     [
-        (0, None, "0.00"),
-        (0.0, 0.0, "0.00"),  # no answer was right: the error is not 0 but unknown
-        (26.504, 1.25, "26.50 ± 1.25"),
-        (math.nan, 1.0, ""),
-        (None, None, ""),
-        ("x", None, ""),
+        (Cell(0), "0.00"),
+        (Cell(0.0, 0.0), "0.00"),  # no answer was right: the error is not 0 but unknown
+        (Cell(26.504, 1.25), "26.50 ± 1.25"),
+        (None, ""),
     ],
 )
-def test_a_number(value, stderr, text):
-    assert number(value, stderr, 2) == text
+def test_a_number(cell, text):
+    assert number(cell, 2) == text
 
 
 def test_a_table_reads_as_text():

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from halos_eval.errors import BadInput
 from halos_eval.reports.summarize import SummarizeConfig, summarize
+from halos_eval.reports.table import frame
 from halos_eval.storage.records import Score, write_model
 from tests.doubles import make_record
 
@@ -32,15 +33,15 @@ def test_a_store(tmp_path):
     score = Score(task="mmlu", metric="acc", value=0.5)
     write_model(str(tmp_path / "runs" / "record.json"), make_record(task="mmlu", scores=(score,)))
     output = tmp_path / "deep" / "table.csv"
-    frame = summarize(SummarizeConfig(root=str(tmp_path), output=f"file://{output}"))
+    rows = summarize(SummarizeConfig(root=str(tmp_path), output=f"file://{output}"))
     assert output.read_text() == "model_name,mmlu-acc,avg,status\none,0.5,0.5,complete\n"
-    assert pd.read_csv(output).equals(frame)
+    assert pd.read_csv(output).equals(frame(rows))
 
 
 def test_logs(tmp_path):
-    frame = summarize(SummarizeConfig(logs=str(LOGS / "halos_old_header.log"), output=str(tmp_path / "table.csv")))
-    assert list(frame["model_name"]) == ["llama3-8b_sft_kto"]
-    assert list(frame.columns[:3]) == ["model_name", "alpacaeval_lcwr", "alpacaeval_wr"]
+    rows = summarize(SummarizeConfig(logs=str(LOGS / "halos_old_header.log"), output=str(tmp_path / "table.csv")))
+    assert [row.checkpoint for row in rows] == ["llama3-8b_sft_kto"]
+    assert list(frame(rows).columns[:3]) == ["model_name", "alpacaeval_lcwr", "alpacaeval_wr"]
     assert (tmp_path / "table.csv").is_file()
 
 

@@ -5,16 +5,18 @@ from __future__ import annotations
 import math
 from datetime import timedelta
 
-import pandas as pd
 import pytest
 
 from halos_eval.errors import BadInput, StoreError
 from halos_eval.planning.plan import Plan
-from halos_eval.reports.table import columns_of_scores, row_of_plan, rows_of_records, summarize_store, table
+from halos_eval.reports import results
+from halos_eval.reports.results import Cell, Row, cells_of
+from halos_eval.reports.table import document, frame, read_rows
 from halos_eval.storage import filesystem, layout
 from halos_eval.storage.records import CheckpointRef, Score, write_model
 from tests.doubles import NOW, make_job, make_record, write_failure
 
+NAN = pytest.approx(math.nan, nan_ok=True)
 ALPACA = {"alpacaeval_lcwr", "alpacaeval_wr", "alpacaeval_discrete_wr"}
 
 
@@ -48,19 +50,29 @@ def job(tmp_path):
     return job
 
 
+def row_of_plan(plan):
+    """The cells of the CSV."""
+    return document(results.row_of_plan(plan))
+
+
+def rows_of_records(records):
+    """The cells of the CSV."""
+    return [document(row) for row in results.rows_of_records(records)]
+
+
 def plan(*jobs, name="one", left_out=(), unavailable=None):
     reference = CheckpointRef(name=name, location="/one", digest="d")
     return Plan(suite="halos", checkpoint=reference, jobs=jobs, left_out=left_out, unavailable=unavailable or {})
 
 
-def test_a_task_that_cannot_be_had_is_told_and_leaves_no_average(job):
+def test_an_unavailable_task_is_named_and_leaves_no_average(job):
     row = row_of_plan(plan(job("arc", [score("arc", value=0.4)]), unavailable={"gpqa": "it is gated"}))
-    assert row == {"model_name": "one", "arc-acc": 0.4, "status": "gpqa: cannot be had: it is gated"}
+    assert row == {"model_name": "one", "arc-acc": 0.4, "status": "gpqa: unavailable: it is gated"}
 
 
-def test_prompts_that_cannot_be_had_leave_alpaca_evals_cells_empty_and_the_tasks_average(job):
+def test_unavailable_prompts_leave_alpaca_evals_cells_empty_and_the_tasks_average(job):
     row = row_of_plan(plan(job("arc", [score("arc", value=0.4)]), unavailable={"alpaca_eval": "no such file"}))
-    assert row["status"] == "alpaca_eval: cannot be had: no such file"
+    assert row["status"] == "alpaca_eval: unavailable: no such file"
     assert row["avg"] == 0.4
     assert all(math.isnan(row[column]) for column in ALPACA)
 
@@ -161,22 +173,30 @@ def test_a_score_of_zero_is_a_score(job):
 
 
 def test_columns_do_not_depend_on_the_order_of_scores():
-    assert columns_of_scores(reversed(GSM8K)) == columns_of_scores(GSM8K)
+    assert cells_of(reversed(GSM8K)) == cells_of(GSM8K)
 
 
 def test_an_alpaca_eval_metric_without_a_column_is_left_out():
-    assert columns_of_scores([score("alpaca_eval", "other")]) == {}
+    assert cells_of([score("alpaca_eval", "other")]) == {}
 
 
 def test_the_order_of_columns_and_rows():
     rows = [
-        {"model_name": "b", "z-acc": 1.0, "alpacaeval_wr": 2.0, "avg": 1.0, "status": "complete"},
-        {"model_name": "a", "a-acc": 3.0, "status": "z: no result"},
+        Row("a", {"a-acc": Cell(3.0, 0.5)}, missing=(results.Missing("z", "no result; none at all"),)),
+        Row("b", {"z-acc": Cell(1.0), "alpacaeval_wr": Cell(2.0), "alpacaeval_lcwr": None}, "gpt", average=1.0),
     ]
-    frame = table(rows)
-    assert list(frame.columns) == ["model_name", "alpacaeval_wr", "a-acc", "z-acc", "avg", "status"]
-    assert list(frame["model_name"]) == ["a", "b"]
-    assert pd.isna(frame.loc[0, "avg"])
+    table = frame(rows)
+    assert table.to_dict("list") == {
+        "model_name": ["a", "b"],
+        "alpacaeval_lcwr": [NAN, NAN],
+        "alpacaeval_wr": [NAN, 2.0],
+        "alpacaeval_judge": [NAN, "gpt"],
+        "a-acc": [3.0, NAN],
+        "a-acc_stderr": [0.5, NAN],
+        "z-acc": [NAN, 1.0],
+        "avg": [NAN, 1.0],
+        "status": ["z: no result, none at all", "complete"],
+    }
 
 
 def test_the_newest_record_of_a_task_counts():
@@ -226,25 +246,24 @@ def test_a_suites_table(job, tmp_path):
         url = layout.plan_url(str(tmp_path), "halos", name)
         write_model(url, plan(job("arc", [score("arc")]), name=name))
     write_model(layout.plan_url(str(tmp_path), "quick", "three"), plan(job("arc"), name="three"))
-    frame = summarize_store(str(tmp_path), "halos")
-    assert list(frame["model_name"]) == ["one", "two"]
-    assert list(frame["status"]) == ["complete", "complete"]
+    rows = read_rows(str(tmp_path), "halos")
+    assert [(row.checkpoint, row.complete) for row in rows] == [("one", True), ("two", True)]
 
 
 def test_all_records_of_a_store(job, tmp_path):
     job("arc", [score("arc")])
     job("sample", ())
-    frame = summarize_store(f"file://{tmp_path}")
-    assert frame.to_dict("records") == [{"model_name": "one", "arc-acc": 0.5, "avg": 0.5, "status": "complete"}]
+    rows = read_rows(f"file://{tmp_path}")
+    assert [document(row) for row in rows] == [{"model_name": "one", "arc-acc": 0.5, "avg": 0.5, "status": "complete"}]
 
 
 @pytest.mark.parametrize(("suite", "words"), [("halos", "no plan of halos"), (None, "no record")])
 def test_nothing_is_there(tmp_path, suite, words):
     with pytest.raises(BadInput, match=words):
-        summarize_store(str(tmp_path), suite)
+        read_rows(str(tmp_path), suite)
 
 
 def test_a_damaged_record_is_not_passed_over(job, tmp_path):
     filesystem.write_bytes(job("arc", [score("arc")]).record, b"{")
     with pytest.raises(StoreError, match="delete it"):
-        summarize_store(str(tmp_path))
+        read_rows(str(tmp_path))

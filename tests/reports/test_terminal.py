@@ -4,21 +4,20 @@ from __future__ import annotations
 
 from io import StringIO
 
-import pandas as pd
 import pytest
 from rich.console import Console
 
-from halos_eval.reports.table import status_of
+from halos_eval.reports.results import Cell, Missing, Row
 from halos_eval.reports.terminal import Summary
 
 LONG = "halos-llama3-8b-instruct-kto-lr5e-7-beta0.1-epoch2"
-LENGTH = "alpacaeval_lcwr: length control is defined for AlpacaEval's own 805 instructions only"
+LENGTH = Missing("alpacaeval_lcwr", "length control is defined for AlpacaEval's own 805 instructions only")
 
 
 def printed(rows, width=80):
     """The lines that a console of ``width`` shows of a table of ``rows``."""
     console = Console(width=width, record=True, file=StringIO())
-    console.print(Summary(pd.DataFrame(rows), "summary.csv"))
+    console.print(Summary(rows, "summary.csv"))
     return [line.rstrip() for line in console.export_text().splitlines()]
 
 
@@ -28,18 +27,15 @@ def cells(lines):
     return {row[0]: row[1:] for line, row in zip(lines, split, strict=True) if line[:1] in {"│", "┃"}}
 
 
-def rows_of(count, status="complete"):
-    """A table of many checkpoints, as a lab has them after a month."""
+def rows_of(count, *missing):
+    """Many checkpoints, as a lab has them after a month."""
     return [
-        {
-            "model_name": f"kto-{number:02}",
-            "alpacaeval_wr": 46.0 + number,
-            "alpacaeval_wr_stderr": 5.9,
-            "ifeval-prompt_level_strict_acc": 0.4,
-            "ifeval-prompt_level_strict_acc_stderr": 0.0211,
-            "avg": 0.5,
-            "status": status,
-        }
+        Row(
+            f"kto-{number:02}",
+            {"alpacaeval_wr": Cell(46.0 + number, 5.9), "ifeval-prompt_level_strict_acc": Cell(0.4, 0.0211)},
+            average=0.5,
+            missing=missing,
+        )
         for number in range(count)
     ]
 
@@ -76,7 +72,7 @@ def test_nothing_is_said_of_what_is_hidden_where_all_fit():
 def test_long_names_are_folded_and_numbers_are_not(width):
     """At any width the first checkpoint is shown, with all metrics."""
     task = "demo_arithmetic-exact_match,flexible-extract"
-    rows = [{"model_name": LONG, "alpacaeval_judge": LONG, task: 0.1, "status": "complete"}] * 5
+    rows = [Row(LONG, {task: Cell(0.1)}, LONG)] * 5
     lines = printed(rows, width)
     assert max(map(len, lines)) <= width
     shown = [line[1:-1].replace("┃", "│").split("│") for line in lines if line[:1] in {"│", "┃"}]
@@ -86,18 +82,18 @@ def test_long_names_are_folded_and_numbers_are_not(width):
 
 
 def test_names_are_whole_where_there_is_room():
-    assert cells(printed([{"model_name": LONG, "avg": 0.1}], 120))[""] == [LONG]
+    assert cells(printed([Row(LONG, average=0.1)], 120))[""] == [LONG]
 
 
 def test_the_status_is_short_and_the_reasons_stand_below():
-    both = {"model_name": "orpo", "status": status_of([LENGTH, "mmlu: no token"])}
-    lines = printed([*rows_of(2, status_of([LENGTH])), both], 120)
+    both = Row("orpo", missing=(LENGTH, Missing("mmlu", "no token")))
+    lines = printed([*rows_of(2, LENGTH), both], 120)
     assert cells(lines)["status"] == ["1 missing", "1 missing", "2 missing"]
     assert lines[-3:] == ["Missing, and why:", f"- {LENGTH} (kto-00, kto-01, orpo)", "- mmlu: no token (orpo)"]
 
 
 def test_a_reason_of_many_checkpoints_names_some_of_them():
-    lines = printed(rows_of(30, status_of([LENGTH])))
+    lines = printed(rows_of(30, LENGTH))
     assert lines[-3:] == [
         "Missing, and why:",
         "- alpacaeval_lcwr: length control is defined for AlpacaEval's own 805",
@@ -105,15 +101,8 @@ def test_a_reason_of_many_checkpoints_names_some_of_them():
     ]
 
 
-def test_a_reason_with_semicolons_is_one_reason():
-    status = status_of(["mmlu: tasks: unknown; limit: too small", LENGTH])
-    lines = printed([{"model_name": "kto", "avg": None, "status": status}], 120)
-    assert cells(lines)["status"] == ["2 missing"]
-    assert "- mmlu: tasks: unknown, limit: too small (kto)" in lines
-
-
 def test_a_table_without_a_status_says_nothing_of_it():
-    lines = printed([{"model_name": "kto", "avg": 0.1}])
+    lines = printed([Row("kto", average=0.1, missing=None)])
     assert set(cells(lines)) == {"", "avg"}
     assert lines[-1].startswith("└")
 
@@ -134,12 +123,13 @@ def test_a_table_without_a_status_says_nothing_of_it():
     ],
 )
 def test_a_number_with_its_error(value, error, cell):
-    rows = [{"model_name": name, "x-acc": value, "x-acc_stderr": error} for name in ("a", "b")]
-    assert cells(printed([*rows, {"model_name": "c", "x-acc": 0.25}]))["x-acc"] == [cell, cell, "0.25"]
+    score = None if value is None else Cell(value, error)
+    rows = [Row(name, {"x-acc": score}) for name in ("a", "b")]
+    assert cells(printed([*rows, Row("c", {"x-acc": Cell(0.25)})]))["x-acc"] == [cell, cell, "0.25"]
     assert "x-acc_stderr" not in cells(printed(rows))
 
 
 def test_nothing_of_a_name_or_reason_is_obeyed_by_the_terminal():
-    lines = printed([{"model_name": "[red]a", "avg": 0.1, "status": "mmlu: [/no] \x1b[31m\u202e"}])
+    lines = printed([Row("[red]a", average=0.1, missing=(Missing("mmlu", "[/no] \x1b[31m\u202e"),))])
     assert cells(lines)[""] == ["[red]a"]
     assert lines[-1] == "- mmlu: [/no] ?[31m? ([red]a)"

@@ -14,14 +14,13 @@ from halos_eval.errors import BadInput
 from halos_eval.reports.halos_logs import alpaca
 from halos_eval.reports.halos_logs.lm_eval import LmEvalLog
 from halos_eval.reports.halos_logs.text import Reading, clean_lines
+from halos_eval.reports.results import Cell, Row
 
 logger = logging.getLogger(__name__)
 
-Row = dict[str, str | float]
-
 
 def read_logs(path: Path) -> list[Row]:
-    """One row a model, sorted by ``model_name``, from a log file or the ``*.log`` files of a directory.
+    """Return one row a model, sorted by name, from a log file or the ``*.log`` files of a directory.
 
     Columns, each only where there is a number: ``alpacaeval_lcwr``, ``alpacaeval_wr``, ``alpacaeval_wr_stderr``
     (percent), ``alpacaeval_n_total`` (comparisons), ``alpacaeval_avg_length`` (characters); per top-level task or
@@ -48,7 +47,7 @@ def read_logs(path: Path) -> list[Row]:
             f"no score found in {path}: logs must hold the tables that lm_eval or alpaca_eval print at their end, with "
             "lm_eval's line above its tables; did the evaluations finish?"
         )
-    return sorted(_rows(readings), key=lambda row: str(row["model_name"]))
+    return sorted(_rows(readings), key=lambda row: row.checkpoint)
 
 
 def _log_files(path: Path) -> list[Path]:
@@ -86,10 +85,13 @@ def _rows(readings: Iterable[Reading]) -> list[Row]:
 
 
 def _row(model: str, readings: list[Reading]) -> Row:
-    row: Row = {"model_name": model}
-    for reading in readings:
-        row.update(reading.columns)
+    columns = {column: value for reading in readings for column, value in reading.columns.items()}
+    errors = {f"{column}_stderr" for column in columns} & columns.keys()
+    cells = {
+        column: Cell(value, columns.get(f"{column}_stderr"))
+        for column, value in columns.items()
+        if column not in errors
+    }
     averaged = [reading.columns[reading.key] for reading in readings if reading.averaged]
-    if averaged:
-        row["avg"] = round(sum(averaged) / len(averaged), 4)
-    return row
+    mean = round(sum(averaged) / len(averaged), 4) if averaged else None
+    return Row(model, cells, average=mean, missing=None)
