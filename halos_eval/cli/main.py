@@ -31,8 +31,10 @@ from halos_eval.reports.results import Cell, why_unavailable
 from halos_eval.reports.summarize import SummarizeConfig, summarize
 from halos_eval.reports.terminal import Summary, plain
 from halos_eval.stages.fetch import FetchConfig, fetch
-from halos_eval.stages.harness.stage import HarnessConfig, harness
-from halos_eval.stages.judge.stage import JudgeConfig, judge
+from halos_eval.stages.harness.options import HarnessConfig
+from halos_eval.stages.harness.stage import harness
+from halos_eval.stages.judge.options import JudgeConfig
+from halos_eval.stages.judge.stage import judge
 from halos_eval.stages.sample import SampleConfig, sample
 from halos_eval.storage.layout import NAME
 from halos_eval.storage.manifest import Manifest

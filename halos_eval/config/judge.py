@@ -67,9 +67,8 @@ class Judge(BaseModel):
         return {"annotator": digest_bytes(config.encode())}
 
     def alpaca_config(self) -> dict[str, Any]:
-        """The entry as alpaca_eval reads it, without the function that makes requests: that is ours."""
-        kept = self.model_dump(exclude={"name", "fn_completions", "price_per_million_tokens", "template_text"})
-        return {self.name: kept | {"prompt_template": self.template_text or self.prompt_template}}
+        """Return the entry as alpaca_eval reads it, without the function that makes requests: that is ours."""
+        return self.model_dump(exclude={"name", "fn_completions", "price_per_million_tokens", "template_text"})
 
 
 def shipped_names() -> list[str]:

@@ -13,9 +13,9 @@ from halos_eval.config.suite import ALPACA_EVAL, AlpacaEvalSettings, Suite, Task
 from halos_eval.errors import BadInput
 from halos_eval.hub import cache_root
 from halos_eval.planning.jobs import PlannedJob
-from halos_eval.stages.harness.stage import HarnessConfig, harness_identity
+from halos_eval.stages.harness.options import HarnessConfig, harness_identity
 from halos_eval.stages.identity import Identity
-from halos_eval.stages.judge.stage import JudgeConfig, judge_identity
+from halos_eval.stages.judge.options import JudgeConfig, judge_identity
 from halos_eval.stages.options import StageConfig
 from halos_eval.stages.sample import SampleConfig, sample_identity
 from halos_eval.storage import filesystem, layout

@@ -24,8 +24,9 @@ from halos_eval.data.fetcher import Fetcher
 from halos_eval.data.intercept import answered_by
 from halos_eval.digests import digest_json
 from halos_eval.errors import BadInput, DataUnavailable, HalosEvalError, Incomplete
-from halos_eval.stages.harness.stage import HarnessConfig, harness_identity, include_paths, load_tasks, rehearse
+from halos_eval.stages.harness.options import HarnessConfig, harness_identity
 from halos_eval.stages.harness.task_index import task_manager
+from halos_eval.stages.harness.tasks import include_paths, load_tasks, rehearse
 from halos_eval.stages.run import disk_full, named
 from halos_eval.storage.manifest import Item, Manifest, Part, checkpoint_part, read_manifest, write_manifest
 from halos_eval.storage.records import CheckpointRef

@@ -16,7 +16,7 @@ from halos_eval.config.suite import load_suite
 from halos_eval.errors import BadInput, DataUnavailable, StoreError
 from halos_eval.planning.jobs import PlannedJob, StageJob, fetch_job, summary_job
 from halos_eval.planning.plan import Plan, make_plan, read_plan, save_plan, suite_manifest
-from halos_eval.stages.harness.stage import harness_identity
+from halos_eval.stages.harness.options import harness_identity
 from halos_eval.storage import filesystem, layout
 from halos_eval.storage.manifest import Item, cached_path, write_manifest
 from halos_eval.storage.records import write_model

@@ -33,7 +33,7 @@ def main(environments, calls, command, *words):
         _real(environments, command, words)
     from pydantic_settings import CliApp
 
-    from halos_eval.stages.harness.stage import HarnessConfig
+    from halos_eval.stages.harness.options import HarnessConfig
     from halos_eval.storage import filesystem
     from halos_eval.storage.records import write_model
     from tests.doubles import make_record

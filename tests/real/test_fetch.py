@@ -57,7 +57,8 @@ import json
 import sys
 from halos_eval.config.suite import load_suite
 from halos_eval.data.replay import replayed
-from halos_eval.stages.harness.stage import HarnessConfig, _dataset_revisions, include_paths, load_tasks
+from halos_eval.stages.harness.options import HarnessConfig
+from halos_eval.stages.harness.tasks import dataset_revisions, include_paths, load_tasks
 from halos_eval.stages.harness.task_index import task_manager
 
 suite, manifest, *tasks = sys.argv[1:]
@@ -70,7 +71,7 @@ with replayed(HarnessConfig(model="", task=tasks[0], output_dir="", manifest=man
         leaves = [leaf for one in loaded for leaf in (one.get_all_tasks() if hasattr(one, "get_all_tasks") else [one])]
         found[task] = {
             "documents": sum(len(leaf.eval_docs) for leaf in leaves),
-            "commits": sorted(set(_dataset_revisions(loaded).values())),
+            "commits": sorted(set(dataset_revisions(loaded).values())),
         }
         if task == "humaneval":
             found[task]["metric"] = leaves[0]._metric_fn_list["pass_at_k"](["x"], [["y"]], [1])

@@ -18,7 +18,7 @@ from halos_eval.data import prompts
 from halos_eval.errors import DataUnavailable, Incomplete, StoreError
 from halos_eval.stages import fetch as module
 from halos_eval.stages.fetch import FetchConfig, fetch, unfetched
-from halos_eval.stages.harness.stage import harness_identity
+from halos_eval.stages.harness.options import harness_identity
 from halos_eval.storage.manifest import Item, Manifest, Part, checkpoint_part, read_manifest
 from halos_eval.storage.records import CheckpointRef
 from tests.doubles import make_adapter, make_checkpoint

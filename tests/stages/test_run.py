@@ -11,9 +11,10 @@ from halos_eval.cli.main import HalosEval
 from halos_eval.config.suite import TASK_NAME, HarnessSettings, SamplingSettings
 from halos_eval.errors import BadInput, EvaluationFailed, Incomplete, StoreError
 from halos_eval.stages import run
-from halos_eval.stages.harness.stage import HarnessConfig, harness
+from halos_eval.stages.harness.options import HarnessConfig
+from halos_eval.stages.harness.stage import harness
 from halos_eval.stages.identity import LOGIC, Job
-from halos_eval.stages.judge.stage import JudgeConfig
+from halos_eval.stages.judge.options import JudgeConfig
 from halos_eval.stages.options import StageConfig
 from halos_eval.stages.run import Outcome
 from halos_eval.stages.sample import SampleConfig, sample

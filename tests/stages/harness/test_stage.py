@@ -13,14 +13,10 @@ from pydantic import ValidationError
 
 from halos_eval.checkpoints.weights import Weights
 from halos_eval.errors import BadInput, EvaluationFailed
-from halos_eval.stages.harness.stage import (
-    HarnessConfig,
-    _coverage,
-    _dataset_revisions,
-    _journaled,
-    _scores,
-    harness_identity,
-)
+from halos_eval.stages.harness.model import journaled
+from halos_eval.stages.harness.options import HarnessConfig, harness_identity
+from halos_eval.stages.harness.results import coverage_of, scores_of
+from halos_eval.stages.harness.tasks import dataset_revisions
 from halos_eval.storage import filesystem
 from halos_eval.storage.journal import Journal
 
@@ -123,7 +119,7 @@ def ask(model, url, save_every, texts):
     """Every method's answers, as simple_evaluate would ask for them."""
     requests = [SimpleNamespace(args=(text,)) for text in texts]
     with Journal(url, seconds=0) as journal:
-        _journaled(model, journal, save_every)
+        journaled(model, journal, save_every)
         return {name: getattr(model, name)(requests, disable_tqdm=True) for name in METHODS}
 
 
@@ -156,10 +152,10 @@ def test_what_was_there_from_a_killed_run_is_counted(tmp_path):
     requests = [SimpleNamespace(args=(text,)) for text in "abcde"]
     journal = Journal(str(tmp_path), seconds=0)
     first = Model()
-    assert _journaled(first, journal, 2).total() == 0
+    assert journaled(first, journal, 2).total() == 0
     first.loglikelihood(requests[:4])
     second = Model()
-    counted = _journaled(second, journal, 2)
+    counted = journaled(second, journal, 2)
     second.loglikelihood(requests)
     assert counted == {"resumed": 4, "computed": 1}
 
@@ -187,7 +183,7 @@ def test_every_metric_has_its_filter_and_its_error():
         "sample_len": 5,
     }
     document = results(gsm8k_cot=row) | {"higher_is_better": {"gsm8k_cot": {"exact_match": True, "perplexity": False}}}
-    found = _scores(document)
+    found = scores_of(document)
     assert found["missing"] == {}
     assert {
         (score.task, score.metric, score.filter): (score.value, score.stderr, score.higher_is_better)
@@ -202,7 +198,7 @@ def test_every_metric_has_its_filter_and_its_error():
 def test_a_groups_parts_name_it():
     rows = {name: {"acc,none": 0.5} for name in ("mmlu", "mmlu_stem", "mmlu_algebra")}
     document = results(**rows) | {"group_subtasks": {"mmlu": ["mmlu_stem"], "mmlu_stem": ["mmlu_algebra"]}}
-    assert [(score.task, score.group) for score in _scores(document)["scores"]] == [
+    assert [(score.task, score.group) for score in scores_of(document)["scores"]] == [
         ("mmlu", None),
         ("mmlu_stem", "mmlu"),
         ("mmlu_algebra", "mmlu_stem"),
@@ -211,27 +207,27 @@ def test_a_groups_parts_name_it():
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, "N/A", None, True, []])
 def test_what_is_no_number_is_missing_with_its_reason(value):
-    found = _scores(results(ifeval={"acc,none": value, "f1,none": 0}))
+    found = scores_of(results(ifeval={"acc,none": value, "f1,none": 0}))
     assert [(score.metric, score.value) for score in found["scores"]] == [("f1", 0)]
     assert found["missing"] == {"ifeval-acc,none": f"lm_eval gave {value!r}"}
 
 
 @pytest.mark.parametrize("stderr", [math.nan, "N/A", None])
 def test_an_error_that_is_no_number_is_none(stderr):
-    (score,) = _scores(results(a={"acc,none": 1.0, "acc_stderr,none": stderr}))["scores"]
+    (score,) = scores_of(results(a={"acc,none": 1.0, "acc_stderr,none": stderr}))["scores"]
     assert score.stderr is None
 
 
 @pytest.mark.parametrize("row", [{}, {"alias": "a"}, {"acc,none": math.nan}])
 def test_no_number_at_all_is_a_failure(row):
     with pytest.raises(EvaluationFailed, match="gave no number"):
-        _scores(results(a=row))
+        scores_of(results(a=row))
 
 
 def test_coverage_counts_documents_once():
     samples = {"a": [{"doc_id": 0}, {"doc_id": 0}, {"doc_id": 1}], "b": [{"doc_id": 0}]}
     counts = {"a": {"original": 9, "effective": 3}, "b": {"original": 1, "effective": 1}}
-    found = _coverage({"samples": samples, "n-samples": counts})
+    found = coverage_of({"samples": samples, "n-samples": counts})
     assert (found.attempted, found.scored) == (4, 3)
 
 
@@ -248,5 +244,5 @@ def test_revisions_of_datasets():
     own = leaf(None, "/cache/json/0.0.0", fingerprint="abc")
     group = SimpleNamespace(get_all_tasks=lambda: [hub, own])
     expected = {"dataset:cais/mmlu/algebra": COMMIT, "dataset:mine": "fingerprint:abc"}
-    assert _dataset_revisions([group]) == _dataset_revisions([hub, own]) == expected
-    assert _dataset_revisions([SimpleNamespace(config=hub.config, dataset=None)]) == {}
+    assert dataset_revisions([group]) == dataset_revisions([hub, own]) == expected
+    assert dataset_revisions([SimpleNamespace(config=hub.config, dataset=None)]) == {}

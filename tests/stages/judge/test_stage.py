@@ -12,7 +12,7 @@ from halos_eval.config.judge import load_judge
 from halos_eval.data import prompts
 from halos_eval.errors import BadInput, EvaluationFailed, JudgeRefused
 from halos_eval.stages.judge import stage
-from halos_eval.stages.judge.stage import JudgeConfig, judge_identity
+from halos_eval.stages.judge.options import JudgeConfig, judge_identity
 from halos_eval.storage.records import CheckpointRef, write_model
 from tests.doubles import make_record
 

@@ -1,0 +1,83 @@
+"""The options of the harness stage, and which of them determine its scores."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import Field
+from pydantic_settings import CliPositionalArg
+
+from halos_eval.config.suite import TASK_NAME, HarnessSettings
+from halos_eval.digests import digest_bytes, digest_files
+from halos_eval.errors import BadInput
+from halos_eval.shipped import shipped
+from halos_eval.stages.chat_template import read_template
+from halos_eval.stages.identity import Identity
+from halos_eval.stages.options import StageConfig
+from halos_eval.storage.manifest import Manifest
+from halos_eval.storage.records import CheckpointRef
+
+
+class HarnessConfig(HarnessSettings, StageConfig):
+    """Evaluate MODEL on one lm-evaluation-harness task or group."""
+
+    model: CliPositionalArg[str]
+    """Folder of a checkpoint or of a LoRA adapter, or NAMESPACE/NAME on the hub."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub repository."""
+    task: str = Field(pattern=TASK_NAME)
+    """Name of the task or group."""
+    output_dir: str
+    """Folder or URL for record.json, results.json and samples/."""
+    include_path: str | None = None
+    """Folder with task files of your own."""
+    chat_template: str | None = None
+    """chatml (HALOs' own) or a Jinja file (default: the checkpoint's own); used with apply_chat_template."""
+    tensor_parallel_size: int = Field(1, ge=1)
+    """GPUs to split the model over (vllm)."""
+    gpu_memory_utilization: float = Field(0.9, gt=0, le=1)
+    """Share of each GPU's memory that vLLM may take; without a GPU the cache is sized by the model's length."""
+    enforce_eager: bool = False
+    """Skip compilation and CUDA graphs: starts sooner, runs slower."""
+    save_every: int = Field(512, ge=1)
+    """Requests between two savings: what a kill can cost."""
+
+
+def harness_identity(
+    task: str,
+    settings: HarnessSettings,
+    include_path: str | None,
+    chat_template: str | None,
+    checkpoint: CheckpointRef,
+    manifest: Manifest | None = None,
+) -> Identity:
+    """Return the identity. lm_eval's own tasks are pinned by its version, others by the content of their folder.
+
+    Their data is pinned by the manifest's digest of its content. Raises BadInput, and DataUnavailable with the
+    manifest's reason where the task cannot be had.
+    """
+    own = shipped("tasks")
+    inputs = {"model": checkpoint.digest}
+    if manifest and manifest.needs(task):
+        inputs["data"] = manifest.digest(task)
+    if template := read_template(chat_template):
+        inputs["chat_template"] = digest_bytes(template.encode())
+    if (own / f"{task}.yaml").is_file():
+        inputs["task"] = _digest_folder(own)
+    if include_path:
+        inputs["include_path"] = _digest_folder(Path(include_path))
+    return Identity(
+        stage="harness",
+        task=task,
+        checkpoint=checkpoint,
+        settings=settings.model_dump(mode="json", include=set(HarnessSettings.model_fields)),
+        inputs=inputs,
+        packages=("lm-eval", "vllm") if settings.backend == "vllm" else ("lm-eval",),
+    )
+
+
+def _digest_folder(folder: Path) -> str:
+    if not folder.is_dir():
+        raise BadInput(f"--include-path {folder}: there is no such folder")
+    files = [path.relative_to(folder) for path in folder.rglob("*") if path.is_file()]
+    return digest_files(folder, [str(path) for path in files if path.suffix != ".pyc"])

@@ -1,0 +1,75 @@
+"""What lm_eval gives, as files and as scores of the record."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import math
+from numbers import Real
+from typing import Any
+
+from halos_eval.digests import digest_bytes
+from halos_eval.errors import EvaluationFailed
+from halos_eval.storage import filesystem
+from halos_eval.storage.records import Coverage, Score
+
+
+def save(output_dir: str, results: dict[str, Any]) -> dict[str, str]:
+    """Write results.json and samples/TASK.jsonl.gz; their digests by name."""
+    from lm_eval.utils import handle_non_serializable
+
+    def encode(document: Any) -> bytes:
+        return json.dumps(document, default=handle_non_serializable, ensure_ascii=False).encode()
+
+    samples = results.pop("samples", {})
+    contents = {"results.json": encode(results)}
+    for task, rows in samples.items():
+        # mtime=0: the same samples give the same bytes
+        contents[f"samples/{task}.jsonl.gz"] = gzip.compress(b"\n".join(encode(row) for row in rows) + b"\n", mtime=0)
+    for name, data in contents.items():
+        filesystem.write_bytes(filesystem.join(output_dir, name), data)
+    results["samples"] = samples
+    return {name: digest_bytes(data) for name, data in contents.items()}
+
+
+def scores_of(results: dict[str, Any]) -> dict[str, Any]:
+    """Every metric with its filter and stderr, and what is missing, as keywords of Outcome."""
+    scores, missing = [], {}
+    # A group without a score of its own has no breakdown: then its tasks stand for themselves.
+    scored = {task for task, row in results["results"].items() if any("," in key for key in row)}
+    groups = results.get("group_subtasks", {}).items()
+    parent = {child: group for group, children in groups if group in scored for child in children}
+    for task, row in results["results"].items():
+        for key in sorted(row):
+            metric, _, filter_name = key.partition(",")
+            if not filter_name or metric.endswith("_stderr"):
+                continue
+            value, stderr = row[key], row.get(f"{metric}_stderr,{filter_name}")
+            if not _is_number(value):
+                missing[f"{task}-{metric},{filter_name}"] = f"lm_eval gave {value!r}"
+                continue
+            better = results.get("higher_is_better", {}).get(task, {}).get(metric)
+            scores.append(
+                Score(
+                    task=task,
+                    group=parent.get(task),
+                    metric=metric,
+                    filter=filter_name,
+                    value=float(value),
+                    stderr=float(stderr) if _is_number(stderr) else None,
+                    higher_is_better=better,
+                )
+            )
+    if not scores:
+        raise EvaluationFailed(f"lm_eval gave no number: {missing or 'no metric at all'}")
+    return {"scores": tuple(scores), "missing": missing}
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def coverage_of(results: dict[str, Any]) -> Coverage:
+    counts = results.get("n-samples", {})
+    scored = sum(len({row["doc_id"] for row in rows}) for rows in results["samples"].values())
+    return Coverage(attempted=sum(count["effective"] for count in counts.values()), scored=scored)

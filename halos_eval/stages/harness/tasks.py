@@ -1,0 +1,117 @@
+"""lm_eval's tasks: loaded with their data before a model is, and scored once without one."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from halos_eval.errors import BadInput, DataUnavailable, EvaluationFailed, Incomplete
+from halos_eval.hub import hub_errors
+from halos_eval.shipped import shipped
+from halos_eval.stages.harness.options import HarnessConfig
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from lm_eval.api.model import LM
+    from lm_eval.tasks import TaskManager
+
+log = logging.getLogger(__name__)
+
+
+def include_paths(own: str | None) -> list[Path]:
+    """Folders with tasks besides lm_eval's own: this project's, and the user's."""
+    return [shipped("tasks"), *([Path(own)] if own else [])]
+
+
+def load_tasks(config: HarnessConfig, manager: TaskManager) -> list[Any]:
+    """The task or group with its data, before a model is loaded. Raises BadInput, DataUnavailable."""
+    from datasets.exceptions import DatasetsError
+
+    if config.task not in manager.task_index:
+        raise BadInput(f"there is no lm_eval task {config.task!r}: see `lm_eval ls tasks`, or give --include-path")
+    if config.confirm_unsafe_code:
+        os.environ["HF_ALLOW_CODE_EVAL"] = "1"  # humaneval asks for it when it is imported
+    elif _executes_code(manager, config.task):
+        raise BadInput(f"{config.task} executes code that the model writes: give --confirm-unsafe-code, in a sandbox")
+    try:
+        found = manager.load([config.task])
+    except (DatasetsError, *hub_errors(), ConnectionError, FileNotFoundError) as error:
+        raise DataUnavailable(
+            f"the data of {config.task} cannot be had: {error}. Check HF_ENDPOINT and the network; a gated dataset "
+            "needs HF_TOKEN and its terms accepted"
+        ) from error
+    if not config.confirm_unsafe_code and any(getattr(task, "UNSAFE_CODE", False) for task in found["tasks"].values()):
+        raise BadInput(f"{config.task} executes code that the model writes: give --confirm-unsafe-code, in a sandbox")
+    group = found["groups"].get(config.task)
+    return [group] if group else list(found["tasks"].values())
+
+
+def _executes_code(manager: TaskManager, task: str) -> bool:
+    """Whether a task's own file says so; asked before its Python is imported."""
+    from lm_eval.tasks._yaml_loader import load_yaml
+
+    path = manager.task_index[task].yaml_path
+    return bool(path and load_yaml(path, resolve_func=False, recursive=True).get("unsafe_code"))
+
+
+def evaluate(config: HarnessConfig, model: LM, manager: TaskManager, tasks: list[Any]) -> dict[str, Any]:
+    from lm_eval import simple_evaluate
+
+    python_seed, numpy_seed, torch_seed, fewshot_seed = config.seed
+    results = simple_evaluate(
+        model=model,
+        tasks=tasks,
+        task_manager=manager,
+        num_fewshot=config.num_fewshot,
+        limit=config.limit,
+        apply_chat_template=config.apply_chat_template,
+        fewshot_as_multiturn=config.fewshot_as_multiturn,
+        random_seed=python_seed,
+        numpy_random_seed=numpy_seed,
+        torch_random_seed=torch_seed,
+        fewshot_random_seed=fewshot_seed,
+        confirm_run_unsafe_code=config.confirm_unsafe_code,
+    )
+    if not results or not results.get("results"):
+        raise EvaluationFailed(f"lm_eval gave no results for {config.task}: read its log above")
+    return dict(results)
+
+
+def rehearse(config: HarnessConfig, manager: TaskManager, tasks: list[Any]) -> None:
+    """Score nonsense answers to one document of each task: what is needed only for scoring is fetched, or found absent.
+
+    Raises what says that something cannot be had; whatever else a task thinks of nonsense is no harm.
+    """
+    from lm_eval.models.dummy import DummyLM
+
+    model = DummyLM()
+    model.tokenizer = None  # its own would be fetched from the hub
+    plain = {"limit": 1, "apply_chat_template": False, "fewshot_as_multiturn": False}
+    try:
+        evaluate(config.model_copy(update=plain), model, manager, tasks)
+    except (DataUnavailable, Incomplete, ImportError):
+        raise
+    except Exception as error:  # noqa: BLE001 (a task may raise anything)
+        log.warning("%s: its scoring could not be tried (%s: %s)", config.task, type(error).__name__, error)
+
+
+def dataset_revisions(tasks: list[Any]) -> dict[str, str]:
+    """Hub commit (or the data's own fingerprint, off the hub) of every dataset that was read."""
+    leaves = [leaf for task in tasks for leaf in (task.get_all_tasks() if hasattr(task, "get_all_tasks") else [task])]
+    revisions = {}
+    for leaf in leaves:
+        name = "/".join(str(part) for part in (leaf.config.dataset_path, leaf.config.dataset_name) if part)
+        split = next(iter((leaf.dataset or {}).values()), None)
+        if split is not None:
+            revisions[f"dataset:{name or leaf.task_name}"] = _revision(split)
+    return revisions
+
+
+def _revision(split: Dataset) -> str:
+    # datasets caches a hub repository's tables in a folder that is called by the commit
+    folders = {Path(file["filename"]).parent.name for file in split.cache_files}
+    commits = sorted(folder for folder in folders if re.fullmatch("[0-9a-f]{40}", folder))
+    return ",".join(commits) or f"fingerprint:{split._fingerprint}"

@@ -1,0 +1,39 @@
+"""The options of the judge stage, and what determines its scores."""
+
+from __future__ import annotations
+
+from pydantic import Field
+from pydantic_settings import CliPositionalArg
+
+from halos_eval.config.judge import Judge
+from halos_eval.config.suite import ALPACA_EVAL
+from halos_eval.data import prompts
+from halos_eval.stages.identity import Identity
+from halos_eval.stages.options import StageConfig
+from halos_eval.storage.manifest import Manifest
+from halos_eval.storage.records import CheckpointRef
+
+
+class JudgeConfig(StageConfig):
+    """Compare OUTPUTS with reference outputs by an LLM judge (key: OPENAI_API_KEY; endpoint: OPENAI_BASE_URL)."""
+
+    outputs: CliPositionalArg[str]
+    """File or URL of sampled outputs: a JSON list with instruction, output, generator."""
+    reference: str = ALPACA_EVAL
+    """alpaca_eval (gpt4_1106_preview's outputs from the hub), demo, or a JSON file."""
+    judge: str = "gpt-4.1"
+    """gpt-4.1, gpt-4.1-mini, demo, or a YAML file in alpaca_eval's format."""
+    output_dir: str
+    """Folder or URL for record.json and annotations.json."""
+    concurrency: int = Field(32, ge=1)
+    """Requests in flight at a time."""
+
+
+def judge_identity(
+    judge: Judge, reference: str, outputs: str, checkpoint: CheckpointRef, manifest: Manifest | None = None
+) -> Identity:
+    """Return the identity. ``outputs``: the sample stage's fingerprint, or the file's digest without one."""
+    inputs = {"outputs": outputs, "reference": prompts.digest(reference, "reference", manifest), **judge.inputs()}
+    if reference == ALPACA_EVAL:
+        inputs["calibration"] = prompts.digest(ALPACA_EVAL, "calibration", manifest)
+    return Identity(stage="judge", checkpoint=checkpoint, settings={}, inputs=inputs, packages=("alpaca-eval",))
