@@ -71,10 +71,11 @@ class Judge(NamedTuple):
         with urlopen(self.base_url.removesuffix("/v1") + "/stats", timeout=10) as reply:
             return json.load(reply)
 
-    def wait(self, answered: int, seconds: float = 300) -> None:
-        """Return once it has given so many answers."""
+    def wait(self, answered: int, process: subprocess.Popen, seconds: float = 300) -> None:
+        """Return once it has given so many answers to ``process``."""
         deadline = time.monotonic() + seconds
         while self.stats().get("answered", 0) < answered:
+            assert process.poll() is None, process.log.read_text()[-2000:]
             assert time.monotonic() < deadline, f"{self.stats()} after {seconds} s"
             time.sleep(0.05)
 

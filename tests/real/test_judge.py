@@ -179,7 +179,7 @@ def test_what_was_answered_before_a_kill_is_not_asked_again(sent, run, serve_jud
     endpoint = serve_judge(latency=latency)
     options = ("judge", outputs, "--judge=gpt-4.1", f"--output-dir={tmp_path}", f"--concurrency={concurrency}")
     with run.started("judge", *options, env=endpoint.environment) as process:
-        endpoint.wait(answered=140)
+        endpoint.wait(140, process)
         process.send_signal(sent)
         process.wait(timeout=60)
     assert process.returncode == (143 if sent == signal.SIGTERM else -sent)

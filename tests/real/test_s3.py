@@ -27,7 +27,7 @@ def test_judged_killed_resumed_and_summarized_in_a_bucket(run, serve_judge, s3):
     words = ("judge", f"{s3.bucket}/outputs.json", "--judge=gpt-4.1", f"--output-dir={s3.bucket}/runs/{GENERATOR}")
     words += (f"--concurrency={concurrency}",)
     with run.started("judge", *words, env=environment) as process:
-        endpoint.wait(answered=140)
+        endpoint.wait(140, process)
         process.kill()
         process.wait()
     assert not (folder / "record.json").exists()
