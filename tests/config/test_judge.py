@@ -56,7 +56,7 @@ def test_alpaca_evals_own_file(load):
     assert judge.name == "alpaca_eval_gpt4"
     assert judge.model == "gpt-4"
     assert judge.price_per_million_tokens is None
-    back = judge.alpaca_config()["alpaca_eval_gpt4"]
+    back = judge.alpaca_config()
     assert "fn_completions" not in back  # alpaca_eval gets ours
     assert {key: back[key] for key in ALPACA_EVAL_ENTRY.keys() - {"fn_completions"}} == {
         key: value for key, value in ALPACA_EVAL_ENTRY.items() if key != "fn_completions"
@@ -125,7 +125,6 @@ def test_a_template_of_ones_own_counts_by_its_text(load, tmp_path):
     (tmp_path / "prompt.txt").write_text("one")
     one = load(entry(prompt_template="prompt.txt"))
     assert one.template_text == "one"
-    assert one.alpaca_config()["mine"]["prompt_template"] == "one"
     absolute = load(entry(prompt_template=str(tmp_path / "prompt.txt")))
     assert absolute.template_text == "one"
     (tmp_path / "prompt.txt").write_text("two")
@@ -133,4 +132,4 @@ def test_a_template_of_ones_own_counts_by_its_text(load, tmp_path):
 
 
 def test_a_template_of_alpaca_evals_stays_a_name(load):
-    assert load(entry()).alpaca_config()["mine"]["prompt_template"] == CLASSIFICATION_PROMPT
+    assert load(entry()).alpaca_config()["prompt_template"] == CLASSIFICATION_PROMPT

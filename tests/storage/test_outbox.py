@@ -187,8 +187,8 @@ def test_a_store_that_is_full_loses_nothing(outbox, root, finish, monkeypatch):
 
 def test_the_summary_has_what_was_carried(outbox, root, finish, tmp_path):
     finish()
-    frame = summarize(SummarizeConfig(root=root, outbox=str(outbox), output=str(tmp_path / "summary.csv")))
-    assert list(frame["model_name"]) == ["kto"]
+    rows = summarize(SummarizeConfig(root=root, outbox=str(outbox), output=str(tmp_path / "summary.csv")))
+    assert [row.checkpoint for row in rows] == ["kto"]
     assert list(outbox.glob("runs/*/*/*")) == []
 
 

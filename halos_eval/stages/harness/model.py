@@ -25,6 +25,7 @@ HF_BATCH_SIZE = 4  # HALOs' own; its README warns of auto with gsm8k_cot
 
 
 def load_model(config: HarnessConfig, weights: Weights) -> LM:
+    """Return the model as lm_eval knows it. Raises BadInput where it needs a chat template and has none."""
     os.environ.update(VLLM_ENVIRONMENT)
     from lm_eval.api.registry import get_model
 

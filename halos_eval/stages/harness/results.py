@@ -15,26 +15,28 @@ from halos_eval.storage.records import Coverage, Score
 
 
 def save(output_dir: str, results: dict[str, Any]) -> dict[str, str]:
-    """Write results.json and samples/TASK.jsonl.gz; their digests by name."""
+    """Write results.json and samples/TASK.jsonl.gz; return their digests by name."""
     from lm_eval.utils import handle_non_serializable
 
     def encode(document: Any) -> bytes:
         return json.dumps(document, default=handle_non_serializable, ensure_ascii=False).encode()
 
-    samples = results.pop("samples", {})
-    contents = {"results.json": encode(results)}
-    for task, rows in samples.items():
+    contents = {"results.json": encode({key: value for key, value in results.items() if key != "samples"})}
+    for task, rows in results.get("samples", {}).items():
         # mtime=0: the same samples give the same bytes
         contents[f"samples/{task}.jsonl.gz"] = gzip.compress(b"\n".join(encode(row) for row in rows) + b"\n", mtime=0)
     for name, data in contents.items():
         filesystem.write_bytes(filesystem.join(output_dir, name), data)
-    results["samples"] = samples
     return {name: digest_bytes(data) for name, data in contents.items()}
 
 
-def scores_of(results: dict[str, Any]) -> dict[str, Any]:
-    """Every metric with its filter and stderr, and what is missing, as keywords of Outcome."""
-    scores, missing = [], {}
+def scores_of(results: dict[str, Any]) -> tuple[list[Score], dict[str, str]]:
+    """Return every metric with its filter and standard error, and the reasons of those that are missing.
+
+    Raises EvaluationFailed where there is no number at all.
+    """
+    scores: list[Score] = []
+    missing: dict[str, str] = {}
     # A group without a score of its own has no breakdown: then its tasks stand for themselves.
     scored = {task for task, row in results["results"].items() if any("," in key for key in row)}
     groups = results.get("group_subtasks", {}).items()
@@ -62,7 +64,7 @@ def scores_of(results: dict[str, Any]) -> dict[str, Any]:
             )
     if not scores:
         raise EvaluationFailed(f"lm_eval gave no number: {missing or 'no metric at all'}")
-    return {"scores": tuple(scores), "missing": missing}
+    return scores, missing
 
 
 def _is_number(value: Any) -> bool:
@@ -70,6 +72,7 @@ def _is_number(value: Any) -> bool:
 
 
 def coverage_of(results: dict[str, Any]) -> Coverage:
+    """Return how many documents should have a score, and how many have one."""
     counts = results.get("n-samples", {})
     scored = sum(len({row["doc_id"] for row in rows}) for rows in results["samples"].values())
     return Coverage(attempted=sum(count["effective"] for count in counts.values()), scored=scored)

@@ -60,8 +60,10 @@ def _work(config: HarnessConfig, weights: Weights, job: Job) -> Outcome:
         results = evaluate(config, model, manager, tasks)
     filesystem.delete(job.record)  # an older record must not vouch for the new files
     files = save(config.output_dir, results)
+    scores, missing = scores_of(results)
     return Outcome(
-        **scores_of(results),
+        scores=tuple(scores),
+        missing=missing,
         coverage=coverage_of(results),
         usage=Usage(
             load_seconds=loaded - began,

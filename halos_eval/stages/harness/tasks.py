@@ -58,6 +58,7 @@ def _executes_code(manager: TaskManager, task: str) -> bool:
 
 
 def evaluate(config: HarnessConfig, model: LM, manager: TaskManager, tasks: list[Any]) -> dict[str, Any]:
+    """Return what lm_eval gives for ``tasks``. Raises EvaluationFailed where that is nothing."""
     from lm_eval import simple_evaluate
 
     python_seed, numpy_seed, torch_seed, fewshot_seed = config.seed

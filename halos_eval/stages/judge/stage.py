@@ -122,8 +122,10 @@ def _work(config: JudgeConfig, rows: list[dict[str, Any]], digest: str, job: Job
     data = (json.dumps(annotations, indent=1, ensure_ascii=False) + "\n").encode()
     filesystem.delete(job.record)  # an older record must not vouch for the new file
     filesystem.write_bytes(filesystem.join(config.output_dir, "annotations.json"), data)
+    scores, missing = _scores(figures, len(reference.rows), completions)
     return Outcome(
-        **_scores(figures, len(reference.rows), completions),
+        scores=tuple(scores),
+        missing=missing,
         coverage=Coverage(attempted=len(reference.rows), scored=int(figures["n_total"])),
         details={"avg_length": float(figures["avg_length"])},
         usage=Usage(
@@ -156,8 +158,9 @@ def _no_judgement(completions: Completions, judge: Judge, read: int) -> JudgeRef
     )
 
 
-def _scores(figures: dict[str, Any], expected: int, completions: Completions) -> dict[str, Any]:
-    scores, missing = [], {}
+def _scores(figures: dict[str, Any], expected: int, completions: Completions) -> tuple[list[Score], dict[str, str]]:
+    scores: list[Score] = []
+    missing: dict[str, str] = {}
     for metric, error in METRICS.items():
         value = figures.get(metric)
         if value is None or not math.isfinite(value):
@@ -177,4 +180,4 @@ def _scores(figures: dict[str, Any], expected: int, completions: Completions) ->
     if unread:
         reason = f" (refused: {completions.refused[0]})" if completions.refused else ""
         missing[f"{ALPACA_EVAL}-n_total"] = f"{unread} of {expected} answers could not be read{reason}"
-    return {"scores": tuple(scores), "missing": missing}
+    return scores, missing

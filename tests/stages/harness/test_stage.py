@@ -183,11 +183,11 @@ def test_every_metric_has_its_filter_and_its_error():
         "sample_len": 5,
     }
     document = results(gsm8k_cot=row) | {"higher_is_better": {"gsm8k_cot": {"exact_match": True, "perplexity": False}}}
-    found = scores_of(document)
-    assert found["missing"] == {}
+    scores, missing = scores_of(document)
+    assert missing == {}
     assert {
         (score.task, score.metric, score.filter): (score.value, score.stderr, score.higher_is_better)
-        for score in found["scores"]
+        for score in scores
     } == {
         ("gsm8k_cot", "exact_match", "strict-match"): (0.25, 0.01, True),
         ("gsm8k_cot", "exact_match", "flexible-extract"): (0.5, None, True),
@@ -198,7 +198,7 @@ def test_every_metric_has_its_filter_and_its_error():
 def test_a_groups_parts_name_it():
     rows = {name: {"acc,none": 0.5} for name in ("mmlu", "mmlu_stem", "mmlu_algebra")}
     document = results(**rows) | {"group_subtasks": {"mmlu": ["mmlu_stem"], "mmlu_stem": ["mmlu_algebra"]}}
-    assert [(score.task, score.group) for score in scores_of(document)["scores"]] == [
+    assert [(score.task, score.group) for score in scores_of(document)[0]] == [
         ("mmlu", None),
         ("mmlu_stem", "mmlu"),
         ("mmlu_algebra", "mmlu_stem"),
@@ -207,14 +207,14 @@ def test_a_groups_parts_name_it():
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, "N/A", None, True, []])
 def test_what_is_no_number_is_missing_with_its_reason(value):
-    found = scores_of(results(ifeval={"acc,none": value, "f1,none": 0}))
-    assert [(score.metric, score.value) for score in found["scores"]] == [("f1", 0)]
-    assert found["missing"] == {"ifeval-acc,none": f"lm_eval gave {value!r}"}
+    scores, missing = scores_of(results(ifeval={"acc,none": value, "f1,none": 0}))
+    assert [(score.metric, score.value) for score in scores] == [("f1", 0)]
+    assert missing == {"ifeval-acc,none": f"lm_eval gave {value!r}"}
 
 
 @pytest.mark.parametrize("stderr", [math.nan, "N/A", None])
 def test_an_error_that_is_no_number_is_none(stderr):
-    (score,) = scores_of(results(a={"acc,none": 1.0, "acc_stderr,none": stderr}))["scores"]
+    (score,), _ = scores_of(results(a={"acc,none": 1.0, "acc_stderr,none": stderr}))
     assert score.stderr is None
 
 

@@ -92,34 +92,34 @@ def test_several_outputs_for_one_instruction():
 
 
 def test_win_rates_have_their_errors():
-    found = stage._scores(FIGURES, 805, CLEAN)
-    assert found["missing"] == {}
-    assert [(score.task, score.metric, score.value, score.stderr) for score in found["scores"]] == [
+    scores, missing = stage._scores(FIGURES, 805, CLEAN)
+    assert missing == {}
+    assert [(score.task, score.metric, score.value, score.stderr) for score in scores] == [
         ("alpaca_eval", "win_rate", 26.5, 1.25),
         ("alpaca_eval", "length_controlled_winrate", 24.5, None),
         ("alpaca_eval", "discrete_win_rate", 26.0, None),
     ]
-    assert all(score.higher_is_better for score in found["scores"])
+    assert all(score.higher_is_better for score in scores)
 
 
 def test_length_control_is_not_there_for_other_prompts():
     figures = {key: value for key, value in FIGURES.items() if key != "length_controlled_winrate"}
-    found = stage._scores(figures, 805, CLEAN)
-    assert found["missing"] == {"alpaca_eval-length_controlled_winrate": stage.NO_LENGTH_CONTROL}
-    assert len(found["scores"]) == 2
+    scores, missing = stage._scores(figures, 805, CLEAN)
+    assert missing == {"alpaca_eval-length_controlled_winrate": stage.NO_LENGTH_CONTROL}
+    assert len(scores) == 2
 
 
 def test_a_win_rate_that_is_no_number_is_missing():
-    found = stage._scores(FIGURES | {"win_rate": math.nan}, 805, CLEAN)
-    assert found["missing"] == {"alpaca_eval-win_rate": "alpaca_eval gave nan"}
-    assert "win_rate" not in {score.metric for score in found["scores"]}
+    scores, missing = stage._scores(FIGURES | {"win_rate": math.nan}, 805, CLEAN)
+    assert missing == {"alpaca_eval-win_rate": "alpaca_eval gave nan"}
+    assert "win_rate" not in {score.metric for score in scores}
 
 
 def test_answers_that_could_not_be_read_are_counted():
-    assert stage._scores(FIGURES, 807, CLEAN)["missing"] == {
-        "alpaca_eval-n_total": "2 of 807 answers could not be read"
-    }
-    assert "(refused: content filter)" in stage._scores(FIGURES, 807, REFUSED)["missing"]["alpaca_eval-n_total"]
+    _, missing = stage._scores(FIGURES, 807, CLEAN)
+    assert missing == {"alpaca_eval-n_total": "2 of 807 answers could not be read"}
+    _, missing = stage._scores(FIGURES, 807, REFUSED)
+    assert "(refused: content filter)" in missing["alpaca_eval-n_total"]
 
 
 def test_no_answer_that_can_be_read_has_its_reason():
