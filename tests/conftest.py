@@ -242,8 +242,9 @@ def hub(serve_hub, hub_data) -> Hub:
 def published_hub(shared: Path, serve_hub, tmp_path_factory: pytest.TempPathFactory) -> Hub:
     """A hub with a copy of the published data of ../shared."""
     root = tmp_path_factory.mktemp("published") / "root"
-    for file in (shared / "hub" / "data").rglob("*.*"):
-        copy = root / file.relative_to(shared / "hub" / "data")
+    data = shared / "hub" / "data"
+    for file in filter(Path.is_file, data.rglob("*")):
+        copy = root / file.relative_to(data)
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(file, copy)  # without the modes: ../shared may be read-only
     return serve_hub(root)
