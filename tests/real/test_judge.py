@@ -215,6 +215,40 @@ def judged(run, few, tmp_path_factory):
         )
 
 
+OWN_TEMPLATE = '''<|im_start|>user
+Of two answers, name the one that you would rather have got.
+{
+    "instruction": """{instruction}""",
+}
+    {
+        "model_identifier": "m",
+        "output": """{output_1}"""
+    },
+    {
+        "model_identifier": "M",
+        "output": """{output_2}"""
+    }
+}
+Say m or M.
+<|im_end|>
+'''
+
+
+@pytest.mark.parametrize("padding", ["", "Take your time. " * 50], ids=["short", "longer than a file's name"])
+def test_a_judge_file_with_a_template_of_its_own_beside_it(padding, run, serve_judge, judged, few, tmp_path):
+    """As HALOs' users have them: NAME.yaml and the template that it names."""
+    judge_file = yaml.safe_load((shipped("judges") / "gpt-4.1.yaml").read_text(encoding="utf-8"))
+    judge_file["gpt-4.1"]["prompt_template"] = "own.txt"
+    (tmp_path / "judge.yaml").write_text(yaml.safe_dump(judge_file), encoding="utf-8")
+    (tmp_path / "own.txt").write_text(OWN_TEMPLATE.replace("Of two", f"{padding}Of two"), encoding="utf-8")
+    endpoint = serve_judge()
+    words = (*few[:-1], f"--judge={tmp_path / 'judge.yaml'}", f"--output-dir={tmp_path}")
+    done = run("judge", *words, env=endpoint.environment)
+    assert done.returncode == 0, done.stderr
+    assert endpoint.stats()["answered"] == 12
+    assert record_in(tmp_path)["scores"] == record_in(judged.folder)["scores"]
+
+
 def test_a_second_run_pays_only_when_forced(run, judged):
     made, environment = (judged.folder / "record.json").read_bytes(), judged.endpoint.environment
     assert judged.stats["answered"] == 12
