@@ -268,7 +268,7 @@ def test_a_password_is_taken_from_the_environment_and_never_shown(lab, run):
 def expect_no_answer(call):
     with pytest.raises(DataUnavailable) as caught:
         call()
-    assert "Check that it runs and can be reached from here, and MLFLOW_TRACKING_TOKEN" in str(caught.value)
+    assert "If it requires authentication, check MLFLOW_TRACKING_TOKEN" in str(caught.value)
     return str(caught.value)
 
 
