@@ -1,12 +1,12 @@
-"""Everything that can go wrong, and what happens next.
+"""The errors of this project, with their exit codes and whether they are retried.
 
-    HalosEvalError            1   a defect of ours or something unforeseen
-    ├── BadInput              2   a parameter or a file is wrong         not retried: mend the input
-    ├── DataUnavailable       3   a model, dataset or file is not there  not retried: provide it or its token
-    ├── JudgeRefused          4   the endpoint refuses the key or model  not retried: mend key, quota or model name
+    HalosEvalError            1   a bug of this project, or an unexpected error
+    ├── BadInput              2   a parameter or a file is wrong         not retried: fix the input
+    ├── DataUnavailable       3   a model, dataset or file is missing    not retried: provide it or its token
+    ├── JudgeRefused          4   the endpoint rejects the key or model  not retried: fix key, quota or model name
     ├── Incomplete            5   some items have no result yet          retried: the next run resumes
-    ├── StoreError            6   the store cannot be read or written    retried: free space, mend credentials
-    └── EvaluationFailed      7   the tool ran and gave no result        not retried: read the log above
+    ├── StoreError            6   the store cannot be read or written    retried: free space, fix credentials
+    └── EvaluationFailed      7   the tool ran but produced no result    not retried: read the log above
 
 The number is the exit code of the command line. Only ``halos_eval.cli.main`` exits.
 """
@@ -17,8 +17,8 @@ from pydantic import ValidationError
 
 
 def describe(error: ValidationError) -> str:
-    """Everything that is wrong in a document, on one line."""
-    return "; ".join(f"{'.'.join(map(str, one['loc'])) or 'it'}: {one['msg']}" for one in error.errors())
+    """Return all validation errors of a document on one line."""
+    return "; ".join(f"{'.'.join(map(str, one['loc'])) or 'document'}: {one['msg']}" for one in error.errors())
 
 
 class HalosEvalError(Exception):
@@ -29,25 +29,25 @@ class HalosEvalError(Exception):
 
 
 class BadInput(HalosEvalError):
-    """A parameter or a file is wrong. Found before a GPU or a dollar is spent."""
+    """A parameter or a file is wrong. Raised before any GPU time or money is spent."""
 
     exit_code = 2
 
 
 class DataUnavailable(HalosEvalError):
-    """A model, dataset or file that is needed cannot be had (absent, gated, hub out of reach)."""
+    """A model, dataset or file is unavailable: missing, gated, or the hub is unreachable."""
 
     exit_code = 3
 
 
 class JudgeRefused(HalosEvalError):
-    """The judge endpoint refuses the key, the quota is spent, or it does not know the model."""
+    """The judge endpoint rejects the key, has no quota left, or does not know the model."""
 
     exit_code = 4
 
 
 class Incomplete(HalosEvalError):
-    """Some items have no result. What was finished is kept; the next run does the rest."""
+    """Some items have no result. Finished items are kept; the next run resumes."""
 
     exit_code = 5
     retryable = True
@@ -61,6 +61,6 @@ class StoreError(HalosEvalError):
 
 
 class EvaluationFailed(HalosEvalError):
-    """The evaluation tool ended without the results that it owes."""
+    """The evaluation tool ended without the expected results."""
 
     exit_code = 7

@@ -1,6 +1,6 @@
-"""The hub and its cache: what its client raises, which commit a branch stands at, where things are kept.
+"""The hub and its cache: the errors of its client, the commits of branches, and paths in the cache.
 
-The client has changed its HTTP library before, so its errors are named here only.
+Only this module names the client's errors, because the client has changed its HTTP library before.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ RepoType = Literal["dataset", "model", "space"]
 
 
 def hub_errors() -> tuple[type[Exception], ...]:
-    """Exceptions that mean "the hub does not give it": unknown, gated, offline, out of reach."""
+    """Return the exceptions for data that the hub does not deliver: unknown, gated, offline or unreachable."""
     from httpx2 import HTTPError
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
@@ -23,7 +23,7 @@ def hub_errors() -> tuple[type[Exception], ...]:
 
 
 def out_of_reach(error: BaseException | None) -> bool:
-    """Whether ``error`` comes from a hub that cannot be reached or is not well, so that a later try may succeed."""
+    """Return whether ``error`` means that the hub is unreachable or failing, so that a retry may succeed."""
     from httpx2 import TransportError
     from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
@@ -39,9 +39,9 @@ def out_of_reach(error: BaseException | None) -> bool:
 
 
 def commit(kind: RepoType, repo: str, branch: str | None = None) -> str:
-    """The commit at which ``branch`` (default: main) of a repository stands now, if its files may be had.
+    """Return the current commit of ``branch`` (default: main) of a repository whose files can be downloaded.
 
-    Raises DataUnavailable, Incomplete.
+    Raises DataUnavailable, or Incomplete if a retry may succeed.
     """
     from huggingface_hub import HfApi
     from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
@@ -49,39 +49,41 @@ def commit(kind: RepoType, repo: str, branch: str | None = None) -> str:
     what = f"the {kind} {repo}"
     try:
         found = HfApi().repo_info(repo, repo_type=kind, revision=branch).sha
-        HfApi().auth_check(repo, repo_type=kind)  # a gated repository tells everybody its commit
+        HfApi().auth_check(repo, repo_type=kind)  # the commit of a gated repository is public
     except GatedRepoError as error:
-        raise DataUnavailable(f"{what} is gated: accept its terms on the hub, and give HF_TOKEN") from error
+        raise DataUnavailable(f"{what} is gated. Accept its terms on the hub and set HF_TOKEN") from error
     except RevisionNotFoundError as error:
-        raise DataUnavailable(f"{what} has no revision {branch}") from error
+        raise DataUnavailable(f"{what} has no revision {branch}. Check its spelling") from error
     except (RepositoryNotFoundError, HFValidationError) as error:
-        raise DataUnavailable(f"the hub has no {kind} {repo}, or it is private and needs HF_TOKEN") from error
+        raise DataUnavailable(
+            f"the hub has no {kind} {repo}, or it is private. Check its spelling, and set HF_TOKEN if it is private"
+        ) from error
     except hub_errors() as error:
         kind_of_error = Incomplete if out_of_reach(error) else DataUnavailable
         raise kind_of_error(
-            f"{what} cannot be had ({type(error).__name__}): check HF_ENDPOINT, HF_HUB_OFFLINE and the network"
+            f"{what} is unavailable ({type(error).__name__}). Check HF_ENDPOINT, HF_HUB_OFFLINE and the network"
         ) from error
     return str(found)
 
 
 def cache_root() -> Path:
-    """The folder of all caches (HF_HOME): staging fills it, and what the manifest names is below it."""
+    """Return the folder of all caches (HF_HOME). The paths of a manifest are relative to it."""
     from huggingface_hub import constants
 
     return Path(constants.HF_HOME)
 
 
 def below_cache(path: Path) -> str:
-    """``path`` as seen from the cache's root. Raises BadInput where it is outside."""
+    """Return ``path`` relative to the cache's root. Raises BadInput if it is outside."""
     try:
         return path.absolute().relative_to(cache_root().absolute()).as_posix()
     except ValueError as error:
         raise BadInput(
-            f"{path} is outside HF_HOME ({cache_root()}), which holds all that is staged: unset HF_DATASETS_CACHE, "
-            "HF_HUB_CACHE and HF_MODULES_CACHE"
+            f"{path} is outside HF_HOME ({cache_root()}), which must contain all fetched data. "
+            "Unset HF_DATASETS_CACHE, HF_HUB_CACHE and HF_MODULES_CACHE"
         ) from error
 
 
 def switch_off() -> None:
-    """Make the hub's client, datasets and transformers read their caches only; before they are imported."""
+    """Make the hub's client, datasets and transformers read only their caches. Call it before they are imported."""
     os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_EVALUATE_OFFLINE": "1"}

@@ -1,6 +1,6 @@
-"""Processes that this project starts: when one dies, its own error line is part of our message.
+"""Processes that this project starts, and the line of their log that explains a failure.
 
-"Read the log" is not a message: the cause may stand 50 lines above the end, and in another process's traceback.
+"Read the log" is not enough as a message. The cause may be 50 lines above the end, in another process's traceback.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from typing import NamedTuple
 from halos_eval.errors import EvaluationFailed
 
 LONGEST = 500
-"""Characters of a line in a message: pydantic repeats its whole input."""
+"""Maximum characters of a line in a message, because pydantic repeats its whole input."""
 END = 1_000_000
 """Bytes at the end of a log that are searched."""
 WATCH_SECONDS = 0.5
 
 # Colours and links of a terminal
 ESCAPE = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|.)?")
-# vLLM writes it before every line, also of a traceback: (EngineCore pid=7) ERROR 11-27 18:00:00 [core.py:9]
+# vLLM writes this before every line, also in a traceback: (EngineCore pid=7) ERROR 11-27 18:00:00 [core.py:9]
 PREFIX = re.compile(r"(\(\S+ pid=\d+\) ?)?(?:[A-Z]+ \d\d-\d\d \d\d:\d\d:\d\d \[\S+:\d+\] ?)?")
 TRACEBACK = "Traceback (most recent call last)"
 # Airflow's command line draws boxes around tracebacks.
@@ -44,9 +44,9 @@ class _Line(NamedTuple):
 
     whole: str
     process: str | None
-    """vLLM's mark of the process that wrote it."""
+    """vLLM's name for the process that wrote the line."""
     text: str
-    """What follows vLLM's prefix."""
+    """The text after vLLM's prefix."""
 
 
 class _Raised(NamedTuple):
@@ -55,15 +55,15 @@ class _Raised(NamedTuple):
     text: str
     process: str | None
     group: int
-    """Tracebacks with no sign of progress between them are of one failure."""
+    """Tracebacks belong to one failure if no progress is logged between them."""
 
 
 def last_error(log: str) -> str:
-    """Return the line of ``log`` that says best why the program ended; empty if it says nothing.
+    """Return the line of ``log`` that best explains why the program ended; empty if there is none.
 
-    That is, if the last line is not an error of ours: of the last tracebacks the first one, because the process that
-    failed writes before the one that waits for it (vLLM: "Engine core initialization failed. See root cause above").
-    Without a traceback it is the last line like ``SomeError: text``, else the last line.
+    The last line is taken if it is an error of this project. Otherwise the first traceback of the last group is taken:
+    the failed process writes before the one that waits for it (vLLM: "Engine core initialization failed. See root cause
+    above"). Without a traceback it is the last line like ``SomeError: text``, else the last line.
     """
     lines = [line for line in map(_line, log.splitlines()) if line.text.strip()]
     last = lines[-1].text if lines else ""
@@ -86,7 +86,10 @@ def _cut(text: str) -> str:
 
 
 def _raised(lines: Sequence[_Line]) -> list[_Raised]:
-    """The last line of every traceback. Processes may write at the same time, so each has a state of its own."""
+    """Return the last line of every traceback.
+
+    Processes may write at the same time, so the state is kept for each process.
+    """
     found: list[_Raised] = []
     inside: set[str | None] = set()
     group = 0
@@ -98,7 +101,7 @@ def _raised(lines: Sequence[_Line]) -> list[_Raised]:
                 inside.remove(process)
                 found.append(_Raised(_with_details(text, lines[number + 1 : number + 3]), process, group))
         elif text.startswith(CHAINED) and found and found[-1].process == process:
-            # The last exception of a chain was written for people; the first may be a KeyError.
+            # The last exception of a chain has the readable message; the first may be a KeyError.
             found.pop()
         elif PROGRESS.match(whole):
             group += 1
@@ -106,18 +109,21 @@ def _raised(lines: Sequence[_Line]) -> list[_Raised]:
 
 
 def _with_details(text: str, following: Sequence[_Line]) -> str:
-    """An exception's line. pydantic says on the lines after it which value is wrong, and how."""
+    """Return an exception's line, with the lines in which pydantic names the wrong value and the reason."""
     details = [line.text.strip() for line in following] if INVALID.search(text) else []
     return " ".join([text, *(line for line in details if not line.startswith("For further information"))])
 
 
 def last_line(log: str) -> str:
-    """Return the last line of ``log`` that is not blank. No earlier error explains why a process was killed."""
+    """Return the last line of ``log`` that is not blank.
+
+    It is used for killed processes: no earlier error explains why they were killed.
+    """
     return next((_cut(line.whole.strip()) for line in map(_line, reversed(log.splitlines())) if line.whole), "")
 
 
 def failure(what: str, code: int, log: Path) -> EvaluationFailed:
-    """Return the error for a process that ended by itself: ``what`` it was, how it ended, its own reason, its log."""
+    """Return the error for the ended process ``what``: its exit code or signal, the reason it logged, and its log."""
     how, reason = f"ended with code {code}", last_error
     if code < 0:
         memory = " (out of memory?)" if code == -signal.SIGKILL else ""
@@ -126,14 +132,14 @@ def failure(what: str, code: int, log: Path) -> EvaluationFailed:
 
 
 def end_of(log: Path) -> str:
-    """Return the end of the file ``log``, as text."""
+    """Return the end of the file ``log`` as text."""
     with log.open("rb") as file:
         file.seek(max(0, log.stat().st_size - END))
         return file.read().decode(errors="replace")
 
 
 def run(what: str, command: Sequence[str], log: Path, env: dict[str, str] | None = None) -> None:
-    """Run ``command`` to its end with its output in ``log``. Raises EvaluationFailed with its own reason."""
+    """Run ``command`` with its output in ``log`` until it ends. Raises EvaluationFailed with the reason it logged."""
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("w") as file:
         try:
@@ -146,9 +152,9 @@ def run(what: str, command: Sequence[str], log: Path, env: dict[str, str] | None
 
 @contextmanager
 def watched(process: subprocess.Popen[bytes], ended: Callable[[], object]) -> Iterator[None]:
-    """Call ``ended`` once if ``process`` ends before the context does, in a thread.
+    """Call ``ended`` once, in a thread, if ``process`` ends before the context does.
 
-    For servers: who asks one that is gone would wait and retry for minutes.
+    It is for servers: the clients of a dead server would wait and retry for minutes.
     """
     over = threading.Event()
 

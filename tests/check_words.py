@@ -42,7 +42,8 @@ WORDS = {
     r"\bpushe?s? out\b": "preempts",
     r"\bpeople are told\b": "the message says",
     r"(?-i:(?:^|[.:;]\s)What (?:is|was|has|cannot)\b)(?![^.]*\?)": "name the thing instead of 'What is ...'",
-    r"\bannotators?\b(?![^\n]*alpaca_?eval)": "judge",
+    # The string "annotator" alone is allowed: it is a key of records and fingerprints.
+    r"(?!\Aannotator[\"']\Z)\bannotators?\b(?![^\n]*alpaca_?eval)": "judge",
 }
 PATTERNS = {re.compile(words.replace(" ", r"\s+(?:#\s*)?"), re.I | re.M): better for words, better in WORDS.items()}
 

@@ -45,26 +45,26 @@ def test_the_commit_of_a_branch(monkeypatch):
 @pytest.mark.parametrize(
     ("error", "kind", "words"),
     [
-        (answer(GatedRepoError, 401), DataUnavailable, "the dataset a/b is gated: accept its terms .* HF_TOKEN"),
+        (answer(GatedRepoError, 401), DataUnavailable, "the dataset a/b is gated. Accept its terms .* HF_TOKEN"),
         (answer(RepositoryNotFoundError, 404), DataUnavailable, "the hub has no dataset a/b, or it is private"),
         (answer(RevisionNotFoundError, 404), DataUnavailable, "the dataset a/b has no revision v1"),
-        (answer(HfHubHTTPError, 403), DataUnavailable, "the dataset a/b cannot be had .HfHubHTTPError."),
-        (answer(HfHubHTTPError, 503), Incomplete, "the dataset a/b cannot be had .HfHubHTTPError."),
-        (answer(HfHubHTTPError, 429), Incomplete, "the dataset a/b cannot be had"),
-        (httpx2.ConnectError("refused"), Incomplete, "cannot be had .ConnectError.: check HF_ENDPOINT"),
-        (httpx2.ReadTimeout("slow"), Incomplete, "cannot be had .ReadTimeout."),
-        (OfflineModeIsEnabled("off"), DataUnavailable, "cannot be had .OfflineModeIsEnabled.: .* HF_HUB_OFFLINE"),
+        (answer(HfHubHTTPError, 403), DataUnavailable, "the dataset a/b is unavailable .HfHubHTTPError."),
+        (answer(HfHubHTTPError, 503), Incomplete, "the dataset a/b is unavailable .HfHubHTTPError."),
+        (answer(HfHubHTTPError, 429), Incomplete, "the dataset a/b is unavailable"),
+        (httpx2.ConnectError("refused"), Incomplete, "is unavailable .ConnectError.. Check HF_ENDPOINT"),
+        (httpx2.ReadTimeout("slow"), Incomplete, "is unavailable .ReadTimeout."),
+        (OfflineModeIsEnabled("off"), DataUnavailable, "is unavailable .OfflineModeIsEnabled.. .* HF_HUB_OFFLINE"),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, Exception) else None,
 )
-def test_what_the_hub_does_not_give(monkeypatch, error, kind, words):
+def test_unavailable_data_of_the_hub(monkeypatch, error, kind, words):
     monkeypatch.setattr(HfApi, "repo_info", raising(error))
     with pytest.raises(kind, match=words) as caught:
         hub.commit("dataset", "a/b", "v1")
     assert hub.out_of_reach(caught.value) == (kind is Incomplete)
 
 
-def test_a_gate_is_found_though_the_commit_is_told(monkeypatch):
+def test_a_gated_repository_is_detected_although_its_commit_is_public(monkeypatch):
     monkeypatch.setattr(HfApi, "repo_info", lambda *_, **__: SimpleNamespace(sha="c"))
     monkeypatch.setattr(HfApi, "auth_check", raising(answer(GatedRepoError, 403)))
     with pytest.raises(DataUnavailable, match="is gated"):
@@ -77,7 +77,7 @@ def test_a_name_that_is_none():
 
 
 def test_out_of_reach_looks_through_what_a_library_makes_of_it():
-    wrapped = DataUnavailable("the data of t cannot be had")
+    wrapped = DataUnavailable("the data of t is unavailable")
     wrapped.__cause__ = ValueError()
     assert not hub.out_of_reach(wrapped)
     wrapped.__cause__.__context__ = httpx2.ConnectError("refused")
@@ -89,5 +89,5 @@ def test_out_of_reach_looks_through_what_a_library_makes_of_it():
 def test_paths_below_the_cache(monkeypatch, tmp_path):
     monkeypatch.setattr("huggingface_hub.constants.HF_HOME", str(tmp_path))
     assert hub.below_cache(tmp_path / "datasets" / "x") == "datasets/x"
-    with pytest.raises(BadInput, match=r"/elsewhere/x is outside HF_HOME .*: unset HF_DATASETS_CACHE"):
+    with pytest.raises(BadInput, match=r"/elsewhere/x is outside HF_HOME .* Unset HF_DATASETS_CACHE"):
         hub.below_cache(Path("/elsewhere/x"))

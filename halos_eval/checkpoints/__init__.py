@@ -1,1 +1,1 @@
-"""Where checkpoints come from, and whether they are whole."""
+"""Checkpoints: registries, weights and metadata, and checks that they are complete."""

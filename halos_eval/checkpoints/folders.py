@@ -1,6 +1,6 @@
 """The registry of HALOs' own convention: ROOT/EXPERIMENT/FINAL, on a disk or in object storage.
 
-A checkpoint is registered when the newest of its files was written, or a link on the way to it was made.
+The registration time is that of the newest file of a checkpoint, or of a newer link in its path.
 """
 
 from __future__ import annotations
@@ -33,26 +33,24 @@ class FolderRegistry:
     """Checkpoints below one folder, which is a path or a URL such as s3://BUCKET/PREFIX."""
 
     def __init__(self, root: str, steps: bool = False) -> None:
-        """``steps``: list the other folders of an experiment that hold weights as well, as EXPERIMENT/STEP."""
+        """With ``steps``, the other folders of an experiment with weights are checkpoints too, as EXPERIMENT/STEP."""
         self.root = root.removeprefix("file://").rstrip("/") or "/"
         self.steps = steps
 
     def registered(self, start: datetime | None = None, end: datetime | None = None) -> Listing:
-        """As in ``Registry``; of the files of weights only the headers are read."""
+        """Return the checkpoints as in ``Registry``. Only the headers of weight files are read."""
         experiments = self._experiments()
         if not experiments:
             self._check_root()
         folders, skipped = look_at_all(experiments, self._folders, one_storage=True)
-        places = {name: url for found in folders.values() for name, url in found.items()}
-        checkpoints, more = look_at_all(
-            places, lambda name: self._look(name, places[name], start, end), one_storage=True
-        )
+        urls = {name: url for found in folders.values() for name, url in found.items()}
+        checkpoints, more = look_at_all(urls, lambda name: self._look(name, urls[name], start, end), one_storage=True)
         return listing(checkpoints.values(), skipped | more)
 
     def get(self, name: str) -> Checkpoint:
-        """As in ``Registry``: EXPERIMENT, meaning EXPERIMENT/FINAL, or a path below the root.
+        """Return the checkpoint EXPERIMENT, which is EXPERIMENT/FINAL, or a path below the root. As in ``Registry``.
 
-        A link that the lab has put below the root may lead to another disk.
+        Links below the root may lead to another disk.
         """
         name = check_name(name).removesuffix(f"/{FINAL}")
         url = filesystem.join(self.root, name)
@@ -68,13 +66,13 @@ class FolderRegistry:
         return sorted(name for name, entry in found.items() if entry.is_folder and not name.startswith("."))
 
     def _check_root(self) -> None:
-        # An empty prefix of a bucket is no different from one that is not there.
-        place = "/".join(self.root.split("/")[:3]) if "://" in self.root else self.root
-        if not filesystem.exists(place):
-            raise RegistryUnavailable(f"{place} does not exist: mount it, or name another in HALOS_EVAL_CHECKPOINTS")
+        # In object storage an empty prefix does not exist, so only the bucket is checked.
+        root = "/".join(self.root.split("/")[:3]) if "://" in self.root else self.root
+        if not filesystem.exists(root):
+            raise RegistryUnavailable(f"{root} does not exist. Mount it or change HALOS_EVAL_CHECKPOINTS")
 
     def _folders(self, experiment: str) -> dict[str, str]:
-        """The names and folders of the checkpoints of an experiment."""
+        """Return the folders of an experiment's checkpoints, by name."""
         url = filesystem.join(self.root, experiment)
         inside = files_of(url)
         found = {}
@@ -90,7 +88,7 @@ class FolderRegistry:
     def _look(
         self, name: str, url: str, start: datetime | None = None, end: datetime | None = None
     ) -> Checkpoint | None:
-        """The checkpoint in ``url``; None if it was not registered in the interval, or is a step without weights."""
+        """Return the checkpoint in ``url``; None outside the interval, or for a step without weights."""
         folder = look_into(url)
         if not (url.endswith(f"/{FINAL}") or _holds_weights(folder.files)):
             return None
@@ -101,8 +99,8 @@ class FolderRegistry:
 
     def _registered(self, folder: WeightsFolder) -> datetime | None:
         below = folder.url.removeprefix(f"{self.root}/").split("/")
-        ways = list(accumulate(below, filesystem.join, initial=self.root))[1:]
-        times = [folder.finished, *map(filesystem.linked, ways)]
+        paths = list(accumulate(below, filesystem.join, initial=self.root))[1:]
+        times = [folder.finished, *map(filesystem.linked, paths)]
         return max((one for one in times if one), default=None)
 
 

@@ -1,4 +1,4 @@
-"""The registry of a list in YAML: models on a hub, old checkpoints, whatever lies elsewhere.
+"""The registry of a list in YAML, for models on a hub, old checkpoints and other folders.
 
 checkpoints:
   - name: llama3-8b-kto
@@ -35,31 +35,31 @@ HUB = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 
 
 class Reading(NamedTuple):
-    """What an entry has to know of its file."""
+    """What the validation of an entry needs to know about its file."""
 
     home: str
     """The file's folder."""
     names: set[str]
-    """Names that came before."""
+    """Names of the entries before it."""
 
 
 class Entry(Metadata):
-    """One checkpoint. What it says counts before the halos_eval.yaml beside the weights; tags are put together."""
+    """One checkpoint. Its values override those in the halos_eval.yaml beside the weights; tags are merged."""
 
     name: str
-    """Name in tables."""
+    """Name of the checkpoint in tables."""
     location: str
-    """Folder (/..., or ./... from the list's own folder), s3:// URL of one, or NAMESPACE/NAME on the hub."""
+    """Folder (/PATH, or ./PATH relative to the list), s3:// URL of a folder, or NAMESPACE/NAME on the hub."""
     revision: str | None = None
     """Commit, tag or branch of a hub repository."""
     registered: Moment | None = Field(None, validate_default=True)
-    """Day or time, in UTC if it names no zone (default: when the folder's newest file was written)."""
+    """Day or time, in UTC unless it has a time zone (default: time of the folder's newest file)."""
 
     @field_validator("name")
     @classmethod
     def _safe_and_once(cls, name: str, info: ValidationInfo[Reading]) -> str:
         if name in info.context.names:
-            raise ValueError(f"{name} is there twice")
+            raise ValueError(f"{name} is listed twice")
         info.context.names.add(name)
         try:
             return check_name(name)
@@ -78,63 +78,63 @@ class Entry(Metadata):
     @classmethod
     def _of_a_hub(cls, revision: str | None, info: ValidationInfo[Reading]) -> str | None:
         if revision and not HUB.fullmatch(info.data.get("location", "a/b")):
-            raise ValueError("only a hub repository has revisions")
+            raise ValueError("revision is only valid for a hub repository. Remove it")
         return revision
 
     @field_validator("registered")
     @classmethod
     def _known(cls, registered: datetime | None, info: ValidationInfo[Reading]) -> datetime | None:
         if registered is None and HUB.fullmatch(info.data.get("location", "")):
-            raise ValueError("say when a hub repository was registered, such as 2026-11-01")
+            raise ValueError("a hub repository needs the time of its registration, such as 2026-11-01")
         return registered
 
     @property
     def own(self) -> Metadata:
-        """What the list itself says of the checkpoint."""
+        """The metadata that the list itself sets."""
         return Metadata(**{key: getattr(self, key) for key in self.model_fields_set & set(Metadata.model_fields)})
 
 
 class CheckpointList(BaseModel):
-    """The file."""
+    """The list."""
 
     model_config = FROZEN
 
     checkpoints: tuple[Entry, ...]
-    """In any order."""
+    """Entries in any order."""
 
 
 class ListRegistry:
     """Checkpoints in a YAML file, on a disk or in object storage."""
 
-    def __init__(self, place: str) -> None:
-        self.place = place.removeprefix("file://")
-        self.home = self.place.rpartition("/")[0] or "."
+    def __init__(self, url: str) -> None:
+        self.url = url.removeprefix("file://")
+        self.home = self.url.rpartition("/")[0] or "."
 
     def registered(self, start: datetime | None = None, end: datetime | None = None) -> Listing:
-        """As in ``Registry``. Raises BadInput with everything that is wrong in the list at once."""
+        """Return the checkpoints as in ``Registry``. Raises BadInput with all errors of the list."""
         entries = self._read()
         found, skipped = look_at_all(entries, lambda name: self._look(entries[name], start, end), one_storage=False)
         return listing(found.values(), skipped)
 
     def get(self, name: str) -> Checkpoint:
-        """As in ``Registry``."""
+        """Return the checkpoint ``name`` as in ``Registry``."""
         entries = self._read()
         found = self._look(entries[name]) if name in entries else None
         if found is None:
-            raise not_registered(name, self.place, entries)
+            raise not_registered(name, self.url, entries)
         return found
 
     def _read(self) -> dict[str, Entry]:
         try:
-            data = filesystem.read_bytes(self.place)
+            data = filesystem.read_bytes(self.url)
         except FileNotFoundError as error:
-            raise RegistryUnavailable(f"{self.place} does not exist: HALOS_EVAL_CHECKPOINTS names it") from error
-        found = parse(data, CheckpointList, self.place, context=Reading(self.home, set()))
+            raise RegistryUnavailable(f"{self.url} does not exist. Check HALOS_EVAL_CHECKPOINTS") from error
+        found = parse(data, CheckpointList, self.url, context=Reading(self.home, set()))
         return {entry.name: entry for entry in found.checkpoints}
 
     def _look(self, entry: Entry, start: datetime | None = None, end: datetime | None = None) -> Checkpoint | None:
-        """The checkpoint of an entry; None if it was not registered in the interval."""
-        own = with_template(entry.own, self.home, self.place)
+        """Return the checkpoint of an entry; None if it was not registered in the interval."""
+        own = with_template(entry.own, self.home, self.url)
         folder = None if HUB.fullmatch(entry.location) else look_into(entry.location)
         registered = entry.registered or (folder.finished if folder else None)
         if registered and not in_interval(registered, start, end):

@@ -1,4 +1,4 @@
-"""One folder with weights, on a disk or in object storage: when it was finished, and what halos_eval.yaml says."""
+"""One folder with weights, on a disk or in object storage: its completion time and its metadata."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from halos_eval.checkpoints.registry import Checkpoint, Metadata
-from halos_eval.checkpoints.safetensors import check_complete, files_of, read
+from halos_eval.checkpoints.safetensors import check_weights, files_of, read
 from halos_eval.checkpoints.weights import SCORED, short_name
 from halos_eval.errors import BadInput, describe
 from halos_eval.storage import filesystem
@@ -22,81 +22,87 @@ from halos_eval.storage.layout import check_name
 
 METADATA = "halos_eval.yaml"
 LARGEST_METADATA = 100_000  # bytes
-# What makes a checkpoint another one when it changes. Logs and optimizer states may be written on.
+# Files whose change makes it another checkpoint. Logs and optimizer states may change without that.
 COUNTED = re.compile(rf"{SCORED.pattern}|{re.escape(METADATA)}|.*\.jinja")
 Model = TypeVar("Model", bound=BaseModel)
 
 
 class WeightsFolder(NamedTuple):
-    """A folder and what is in it."""
+    """A folder with its entries."""
 
     url: str
     """Path on a disk, or URL."""
     files: Mapping[str, Entry]
-    """What ``files_of`` found."""
+    """Entries of the folder, from ``files_of``."""
 
     @property
     def finished(self) -> datetime | None:
-        """UTC time of the newest file that counts: completing a half-written checkpoint moves it. None without any."""
+        """UTC time of the newest counted file, or None. Completing an incomplete checkpoint changes it."""
         times = [one.modified for name, one in self.files.items() if one.modified and COUNTED.fullmatch(name)]
         return max(times, default=None)
 
     def checkpoint(self, name: str, registered: datetime | None, own: Metadata) -> Checkpoint:
-        """This folder as ``name``, with what its registry says of it. Raises BadInput, StoreError."""
-        check_complete(self.url, self.files)
+        """Return this folder as the checkpoint ``name``, with its registry's metadata. Raises BadInput, StoreError."""
+        check_weights(self.url, self.files)
         metadata = own.over(self.metadata())
         return Checkpoint(name=check_name(name), location=self.url, registered=registered, metadata=metadata)
 
     def metadata(self) -> Metadata:
-        """The metadata beside the weights, or an empty one. Raises BadInput, StoreError."""
+        """Return the metadata beside the weights; empty if there is none. Raises BadInput, StoreError."""
         if METADATA not in self.files or self.files[METADATA].is_folder:
             return Metadata()
         path = filesystem.join(self.url, METADATA)
         if self.files[METADATA].size > LARGEST_METADATA:
-            raise BadInput(f"{path} has more than {LARGEST_METADATA} bytes: it holds a few settings only")
+            raise BadInput(
+                f"{path} is too large ({self.files[METADATA].size} bytes); expected at most {LARGEST_METADATA} bytes"
+            )
         return with_template(parse(read(path), Metadata, path), self.url, path)
 
 
 def look_into(url: str) -> WeightsFolder:
-    """The folder at ``url``, which may be empty or not there. Raises BadInput, StoreError."""
+    """Return the folder ``url`` with its entries; none if it does not exist. Raises BadInput, StoreError."""
     return WeightsFolder(url=url, files=files_of(url))
 
 
 def from_location(location: str) -> Checkpoint:
-    """A checkpoint given by its folder or hub repository, as the command line takes it. Raises BadInput, StoreError."""
+    """Return the checkpoint of a folder or hub repository on the command line. Raises BadInput, StoreError."""
     metadata = look_into(location).metadata() if Path(location).is_dir() else Metadata()
     return Checkpoint(name=check_name(short_name(location)), location=location, metadata=metadata)
 
 
 def folder_url(location: str, home: str | None = None) -> str:
-    """A folder as a plain path or an s3:// URL; ./PATH is below ``home``. Raises BadInput for anything else."""
+    """Return a folder as a plain path or s3:// URL; ./PATH is relative to ``home``. Raises BadInput for other URLs."""
     if location.startswith(("./", "../")) and home:
         scheme, separator, path = home.rpartition("://")
         return scheme + separator + posixpath.normpath(filesystem.join(path, location))
     if location.startswith(("/", "file:///", "s3://")):
         return location.removeprefix("file://").rstrip("/") or "/"
-    raise BadInput(f"{location} is no folder that can be read: give /PATH, file:///PATH or s3://BUCKET/PREFIX")
+    raise BadInput(f"{location} is not a folder; expected /PATH, file:///PATH or s3://BUCKET/PREFIX")
 
 
 def parse(data: bytes, model: type[Model], where: str, context: object = None) -> Model:
-    """A YAML document as a ``model``. Raises BadInput with everything that is wrong in it."""
+    """Return a YAML document as a ``model``. Raises BadInput with all its errors."""
     try:
         document = yaml.safe_load(data)
         return model.model_validate({} if document is None else document, context=context)
     except ValidationError as error:
         raise BadInput(f"{where}: {describe(error)}") from error
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a day such as 2026-02-30, or no UTF-8
-        raise BadInput(f"{where} is not YAML: {error}") from error
+    except (
+        yaml.YAMLError,
+        ValueError,
+        RecursionError,
+    ) as error:  # ValueError: a day such as 2026-02-30, or invalid UTF-8
+        raise BadInput(f"{where} is not valid YAML: {error}") from error
 
 
 def with_template(metadata: Metadata, folder: str, where: str) -> Metadata:
-    """``metadata`` with the full path of a chat template in ``folder``. Raises BadInput for one outside."""
+    """Return ``metadata`` with the full path of a chat template in ``folder``. Raises BadInput if it is outside."""
     name = metadata.chat_template
     if not name or not ("/" in name or name.endswith(".jinja")):
         return metadata
     full = _inside(folder, name)
     if full is None:
-        raise BadInput(f"{where}: chat_template {name} is outside {folder}")
+        raise BadInput(f"{where}: chat_template {name} is outside {folder}. Move the template into that folder")
     return metadata.model_copy(update={"chat_template": full})
 
 

@@ -1,7 +1,7 @@
-"""MLflow's model registry: a model version is a checkpoint called MODEL/vVERSION, such as llama3-kto/v3.
+"""MLflow's model registry: a model version is the checkpoint MODEL/vVERSION, such as llama3-kto/v3.
 
-Its tags, over those of its model, are the checkpoint's. The tags halos_eval.chat_template, halos_eval.stop (a JSON
-list) and halos_eval.profile say what halos_eval.yaml says. https://mlflow.org/docs/latest/ml/model-registry/
+The checkpoint's tags are the version's, merged over the model's. The tags halos_eval.chat_template, halos_eval.stop (a
+JSON list) and halos_eval.profile override halos_eval.yaml. https://mlflow.org/docs/latest/ml/model-registry/
 """
 
 from __future__ import annotations
@@ -41,15 +41,15 @@ if TYPE_CHECKING:
 SCHEMES = ("mlflow+http://", "mlflow+https://")
 OWN_TAG = "halos_eval."
 OWN = ("chat_template", "stop", "profile")
-# MLflow's client would try for minutes. So it gives up after 3 seconds where nothing listens, and after half a minute
-# where nothing answers. And nothing about its use is sent to its makers.
+# By default MLflow's client retries for minutes. With these settings it gives up after 3 seconds if nothing listens,
+# and after half a minute if the server does not answer. Telemetry is switched off.
 CLIENT = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
     "MLFLOW_DISABLE_TELEMETRY": "true",
 }
-PAGE = 1000  # the most models that MLflow gives at once
+PAGE = 1000  # the maximum that MLflow allows
 NEWEST_FIRST = "creation_timestamp DESC"
 RUN_SOURCE = re.compile(r"runs:/(?P<run>[^/]+)/(?P<path>.+)")
 Thing = TypeVar("Thing")
@@ -58,20 +58,20 @@ Thing = TypeVar("Thing")
 class MlflowRegistry:
     """The model versions of an MLflow server whose weights are in folders or in object storage."""
 
-    def __init__(self, place: str) -> None:
-        """``place``: mlflow+http://HOST:PORT. Raises BadInput."""
-        self.server = place.removeprefix("mlflow+")
+    def __init__(self, url: str) -> None:
+        """Take ``url``, mlflow+http://HOST:PORT. Raises BadInput."""
+        self.server = url.removeprefix("mlflow+")
         address = urlsplit(self.server)
         if address.username or address.password:
             raise BadInput(
-                "MLflow's address holds a user or password: put them into MLFLOW_TRACKING_USERNAME and "
-                "MLFLOW_TRACKING_PASSWORD, or a token into MLFLOW_TRACKING_TOKEN"
+                "MLflow's address contains a user or password. Use MLFLOW_TRACKING_USERNAME and "
+                "MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN, instead"
             )
         if not address.hostname:
-            raise BadInput(f"{place} names no server: write mlflow+http://HOST:PORT")
+            raise BadInput(f"{url} names no server; expected mlflow+http://HOST:PORT")
 
     def registered(self, start: datetime | None = None, end: datetime | None = None) -> Listing:
-        """As in ``Registry``; a version is registered when it was created in MLflow."""
+        """Return the checkpoints as in ``Registry``. A version is registered when it is created in MLflow."""
         with self._client() as client:
             versions = {_name(one): one for one in _since(client, start) if in_interval(_created(one), start, end)}
             pages = _pages(client.search_registered_models, max_results=PAGE) if versions else ()
@@ -82,7 +82,7 @@ class MlflowRegistry:
         return listing(found.values(), skipped)
 
     def get(self, name: str) -> Checkpoint:
-        """As in ``Registry``: MODEL/vVERSION, or MODEL/ALIAS, which stands for the version that has it now."""
+        """Return MODEL/vVERSION, or the version that has the alias of MODEL/ALIAS now. As in ``Registry``."""
         model_name, _, wanted = check_name(name).partition("/")
         with self._client() as client:
             model = _known(client.get_registered_model, model_name)
@@ -95,7 +95,7 @@ class MlflowRegistry:
 
     @contextmanager
     def _client(self) -> Iterator[MlflowClient]:
-        """MLflow's client. What it raises becomes RegistryUnavailable."""
+        """Yield MLflow's client; turn its errors into RegistryUnavailable."""
         for key, value in CLIENT.items():
             os.environ.setdefault(key, value)
         try:
@@ -103,43 +103,45 @@ class MlflowRegistry:
             from mlflow.exceptions import MlflowException
         except ImportError as error:
             raise BadInput(
-                "MLflow's client is not installed here: run this in the environment (or image) airflow, or install "
+                "MLflow's client is not installed. Run the command in the environment or image `airflow`, or install "
                 "halos-eval[airflow]"
             ) from error
         try:
             yield MlflowClient(tracking_uri=self.server, registry_uri=self.server)
         except (MlflowException, json.JSONDecodeError) as error:
             raise RegistryUnavailable(
-                f"MLflow at {self.server} gives no answer that can be used: {str(error).splitlines()[0]}. Check that "
-                "it runs and can be reached from here, and MLFLOW_TRACKING_TOKEN, or MLFLOW_TRACKING_USERNAME and "
-                "MLFLOW_TRACKING_PASSWORD, if it wants to know who asks"
+                f"MLflow at {self.server} is unavailable ({str(error).splitlines()[0]}). Check that it runs and is "
+                "reachable from here. If it requires authentication, check MLFLOW_TRACKING_TOKEN, or "
+                "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
             ) from error
 
     def _look(self, version: ModelVersion, model: RegisteredModel | None) -> Checkpoint:
-        """The checkpoint of a version. Raises BadInput where there is none that can be evaluated."""
+        """Return the checkpoint of a version. Raises BadInput if it cannot be evaluated."""
         if model is None:
-            raise BadInput("it was deleted while it was looked at")
+            raise BadInput(f"{_name(version)} was deleted from MLflow while it was read")
         if version.status != "READY":
-            raise BadInput(f"MLflow says that it is {version.status}: register it again if it stays so")
+            raise BadInput(
+                f"{_name(version)} is {version.status} in MLflow; expected READY. If it stays so, register it again"
+            )
         location = self._location(version.source or "")
         own = with_template(_metadata(version, model), location, f"{_name(version)} in MLflow")
         return look_into(location).checkpoint(_name(version), _created(version), own)
 
     def _location(self, source: str) -> str:
-        """The folder of a version's source, which may be a path in a run's artifacts."""
-        place = source
+        """Return the folder of a version's source, which may be a path in a run's artifacts."""
+        location = source
         if found := RUN_SOURCE.fullmatch(source):
             with self._client() as client:
                 run = _known(client.get_run, found["run"])
             if run is None:
-                raise BadInput(f"its source {source} is in a run that is not there any more: register it again")
-            place = filesystem.join(run.info.artifact_uri, found["path"])
+                raise BadInput(f"source {source} belongs to a run that was deleted. Register the model again")
+            location = filesystem.join(run.info.artifact_uri, found["path"])
         try:
-            return folder_url(unquote(place) if place.startswith("file:") else place)
+            return folder_url(unquote(location) if location.startswith("file:") else location)
         except BadInput as error:
             raise BadInput(
-                f"its source {source} is no folder of weights. Register a folder or s3:// URL, or the artifacts of a "
-                "run that are in one: `mlflow server --no-serve-artifacts --default-artifact-root`"
+                f"source {source} is not a folder of weights; expected a folder or an s3:// URL. For the artifacts of "
+                "runs, use `mlflow server --no-serve-artifacts --default-artifact-root`"
             ) from error
 
 
@@ -161,11 +163,13 @@ def _metadata(version: ModelVersion, model: RegisteredModel) -> Metadata:
             own["stop"] = json.loads(own["stop"])
         return Metadata(**own, tags=tags)
     except (ValidationError, json.JSONDecodeError) as error:
-        raise BadInput(f'its tag {OWN_TAG}stop is no JSON list of strings, such as ["###"]: {error}') from error
+        raise BadInput(
+            f'tag {OWN_TAG}stop is not valid ({error}); expected a JSON list of strings, such as ["###"]'
+        ) from error
 
 
 def _since(client: MlflowClient, start: datetime | None) -> Iterator[ModelVersion]:
-    """The versions created since ``start``, the newest first: older pages are not asked for."""
+    """Yield the versions created since ``start``, newest first, so that older pages are not requested."""
     for version in _pages(client.search_model_versions, order_by=[NEWEST_FIRST], max_results=PAGE):
         if start and _created(version) < start:
             return
@@ -183,7 +187,7 @@ def _pages(search: Callable[..., PagedList[Thing]], **options: Any) -> Iterator[
 
 
 def _known(call: Callable[..., Thing], *arguments: object) -> Thing | None:
-    """What ``call`` gives, or None where MLflow does not know it."""
+    """Return the result of ``call``, or None if MLflow says that it does not exist."""
     from mlflow.exceptions import MlflowException
 
     try:

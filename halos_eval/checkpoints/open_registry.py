@@ -1,4 +1,4 @@
-"""Which registry HALOS_EVAL_CHECKPOINTS means."""
+"""The choice of the registry from HALOS_EVAL_CHECKPOINTS."""
 
 from __future__ import annotations
 
@@ -10,19 +10,20 @@ from halos_eval.checkpoints.registry import Registry
 from halos_eval.errors import BadInput
 
 
-def open_registry(place: str, steps: bool = False) -> Registry:
-    """The registry at ``place``: mlflow+http://HOST:PORT (or mlflow+https), a list NAME.yaml, or a folder.
+def open_registry(location: str, steps: bool = False) -> Registry:
+    """Return the registry at ``location``: mlflow+http://HOST:PORT (or mlflow+https), a list NAME.yaml, or a folder.
 
-    A list or a folder is a path or an s3:// URL; ``steps`` lists an experiment's other folders as well. Nothing is
-    read yet. Raises BadInput.
+    A list or a folder is a path or an s3:// URL. With ``steps``, an experiment's other folders are listed too. Nothing
+    is read yet. Raises BadInput.
     """
-    if place.startswith(SCHEMES):
-        return MlflowRegistry(place)
+    if location.startswith(SCHEMES):
+        return MlflowRegistry(location)
     try:
-        url = folder_url(place)
+        url = folder_url(location)
     except BadInput as error:
+        # The value is not in the message, because it may contain a password.
         raise BadInput(
-            "HALOS_EVAL_CHECKPOINTS names no place of checkpoints: give a folder (/PATH or s3://BUCKET/PREFIX), a list "
-            "(NAME.yaml), or MLflow as mlflow+http://HOST:PORT"
+            "HALOS_EVAL_CHECKPOINTS is not a registry; expected a folder (/PATH or s3://BUCKET/PREFIX), a list "
+            "(NAME.yaml) or MLflow (mlflow+http://HOST:PORT)"
         ) from error
     return ListRegistry(url) if url.endswith((".yaml", ".yml")) else FolderRegistry(url, steps)

@@ -1,4 +1,4 @@
-"""What a registry is: it lists the checkpoints that were registered in an interval, and gives one by its name."""
+"""The protocol of registries: list the checkpoints registered in an interval, and return one by name."""
 
 from __future__ import annotations
 
@@ -12,45 +12,45 @@ from pydantic import BaseModel, BeforeValidator
 from halos_eval.config.settings import FROZEN
 from halos_eval.errors import BadInput, DataUnavailable, StoreError
 
-LOOKERS = 16  # threads: they wait for disks and servers
-SHOWN = 10  # names in the message about an unknown one
+THREADS = 16  # they wait for disks and servers
+SHOWN = 10  # names in the message about an unknown name
 Found = TypeVar("Found")
 
 
 def _utc(value: Any) -> datetime:
-    """Read here and not by pydantic, which would take 20261101 for seconds since 1970."""
+    """Return a day or time in UTC. pydantic alone would read 20261101 as seconds since 1970."""
     if isinstance(value, str):
         value = datetime.fromisoformat(value)
     if isinstance(value, date) and not isinstance(value, datetime):
         value = datetime.combine(value, time())
     if not isinstance(value, datetime):
-        raise ValueError("give a day or a time, such as 2026-11-01 or 2026-11-01T12:00:00Z")
+        raise ValueError("expected a day or a time, such as 2026-11-01 or 2026-11-01T12:00:00Z")
     try:
         return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
     except OverflowError as error:
-        raise ValueError(f"{value} is no time in UTC") from error
+        raise ValueError(f"{value} is out of range in UTC") from error
 
 
 Moment = Annotated[datetime, BeforeValidator(_utc)]
-"""A time in UTC. Without a time zone it is meant in UTC; a day is its first moment."""
+"""A time in UTC. Values without a time zone are in UTC; a day is its first moment."""
 
 
 class Metadata(BaseModel):
-    """What is known of a checkpoint besides its weights: halos_eval.yaml beside them, and what the registry says."""
+    """Metadata of a checkpoint, from halos_eval.yaml beside the weights and from the registry."""
 
     model_config = FROZEN
 
     chat_template: str | None = None
     """chatml, or a Jinja file beside the weights (default: the checkpoint's own template)."""
     stop: tuple[str, ...] = ()
-    """Further stop strings for sampling."""
+    """Additional stop strings for sampling."""
     profile: str | None = None
-    """GPU profile, from the cluster's file (default: the suite's)."""
+    """GPU profile from the cluster file (default: the suite's)."""
     tags: dict[str, str] = {}
-    """What people want to select and compare by: base model, method, ..."""
+    """Keys and values for selecting and comparing checkpoints: base model, method, ..."""
 
     def over(self, below: Metadata) -> Metadata:
-        """What is set here, else what ``below`` has; the tags of both."""
+        """Return ``below``, overridden by the values that are set here; tags are merged."""
         own = {key: getattr(self, key) for key in self.model_fields_set}
         return below.model_copy(update=own | {"tags": below.tags | self.tags})
 
@@ -65,67 +65,68 @@ class Checkpoint(BaseModel):
     location: str
     """Folder, s3:// URL of a folder, or hub repository."""
     revision: str | None = None
-    """Commit, tag or branch of a hub repository; None for a folder, whose weights are digested when it is planned."""
+    """Commit, tag or branch of a hub repository; None for a folder, whose weights are digested during planning."""
     registered: Moment | None = None
-    """When it was registered; None where it is given by its place and not by a registry."""
+    """Time of the registration; None for a checkpoint that was given by its location."""
     metadata: Metadata = Metadata()
     """Chat template, stop strings, GPU profile, tags."""
 
 
 class Listing(NamedTuple):
-    """What a registry holds."""
+    """The checkpoints of a registry."""
 
     checkpoints: list[Checkpoint]
-    """By the time of their registration, then by name."""
+    """Checkpoints in the order of registration, then of names."""
     skipped: dict[str, str]
-    """Name of what cannot be evaluated (half-written, damaged), with the reason and the remedy."""
+    """Incomplete or damaged checkpoints by name, with the reason and the remedy."""
 
 
 class Registry(Protocol):
-    """A place that checkpoints come from."""
+    """A source of checkpoints."""
 
     def registered(self, start: datetime | None = None, end: datetime | None = None) -> Listing:
-        """The checkpoints registered from ``start`` up to, not including, ``end``. Both are aware; None is no limit.
+        """Return the checkpoints registered in [``start``, ``end``), which are times with a zone; None is no limit.
 
-        What is wrong with one checkpoint costs that one only. Raises BadInput, RegistryUnavailable or StoreError where
-        the registry itself cannot be read.
+        A checkpoint with an error is in ``skipped``; others are unaffected. Raises BadInput, RegistryUnavailable or
+        StoreError if the registry itself cannot be read.
         """
 
     def get(self, name: str) -> Checkpoint:
-        """The checkpoint called ``name``.
+        """Return the checkpoint ``name``.
 
-        Raises NotRegistered, BadInput where it is not complete or damaged, RegistryUnavailable, StoreError.
+        Raises NotRegistered, BadInput if it is incomplete or damaged, RegistryUnavailable, StoreError.
         """
 
 
 class NotRegistered(BadInput):
-    """The registry holds no checkpoint of that name."""
+    """The registry has no checkpoint of that name."""
 
 
 class RegistryUnavailable(DataUnavailable):
-    """The registry itself cannot be read. It is asked again: servers and mounts come back."""
+    """The registry itself cannot be read. Retried, because servers and mounts may recover."""
 
     retryable = True
 
 
-def not_registered(name: str, place: str, names: Iterable[str]) -> NotRegistered:
-    """The error about an unknown name, with some that are known."""
+def not_registered(name: str, registry: str, names: Iterable[str]) -> NotRegistered:
+    """Return the error for an unknown name, with some known names."""
     known = ", ".join(sorted(names)[:SHOWN]) or "none"
-    return NotRegistered(f"there is no checkpoint {name!r} in {place}: there are {known}")
+    return NotRegistered(f"unknown checkpoint {name!r} in {registry}; available: {known}")
 
 
 def in_interval(moment: datetime, start: datetime | None, end: datetime | None) -> bool:
-    """Whether ``moment`` is in [start, end)."""
+    """Return whether ``moment`` is in [start, end)."""
     return (start is None or start <= moment) and (end is None or moment < end)
 
 
 def look_at_all(
     names: Iterable[str], look: Callable[[str], Found | None], one_storage: bool
 ) -> tuple[dict[str, Found], dict[str, str]]:
-    """Look at many at once: what was found under each name, and why there is nothing to be had under others.
+    """Call ``look`` for all names in parallel; return the results, and the reasons for the names that failed.
 
-    ``look`` gives None for what is not in question. What is wrong with one costs that one only; but if all are in the
-    registry's ``one_storage`` and that fails, so does the registry. Raises StoreError, RegistryUnavailable.
+    Names for which ``look`` returns None are left out. A StoreError is a reason like others, except with
+    ``one_storage``: then all names share the registry's storage, and it is raised. Raises StoreError,
+    RegistryUnavailable.
     """
 
     def one(name: str) -> tuple[Found | None, str]:
@@ -139,13 +140,13 @@ def look_at_all(
             return None, str(error)
 
     names = list(names)
-    with ThreadPoolExecutor(LOOKERS) as pool:
+    with ThreadPoolExecutor(THREADS) as pool:
         looked = dict(zip(names, pool.map(one, names), strict=True))
     found = {name: thing for name, (thing, _) in looked.items() if thing is not None}
     return found, {name: why for name, (_, why) in looked.items() if why}
 
 
 def listing(checkpoints: Iterable[Checkpoint], skipped: dict[str, str]) -> Listing:
-    """A listing in order."""
+    """Return a listing in order."""
     first = datetime.min.replace(tzinfo=UTC)
     return Listing(sorted(checkpoints, key=lambda one: (one.registered or first, one.name)), skipped)

@@ -1,1 +1,1 @@
-"""What people write: settings, suites, judges, policies, the cluster's file. Reads no network and no store."""
+"""Configuration that users write: settings, suites, judges, policy and cluster files. Reads no network and no store."""

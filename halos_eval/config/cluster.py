@@ -1,7 +1,7 @@
-"""Where stages run: one YAML file, named by HALOS_EVAL_CLUSTER, with the pools, the GPU profiles and the cluster.
+"""The cluster file, which HALOS_EVAL_CLUSTER names: pools, profiles and the Kubernetes cluster.
 
-Without ``kubernetes`` in it stages are local processes. Keys are spelled as Kubernetes spells them (camelCase): the
-Helm chart writes this file, and its values are the same.
+Without the key ``kubernetes``, stages run as local processes. Keys are in camelCase, as in Kubernetes, because the Helm
+chart writes this file from values with the same keys.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ CAMEL = ConfigDict(**FROZEN, alias_generator=to_camel, populate_by_name=True)
 DNS_LABEL = r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$"
 Priority = Literal["manual", "nightly", "backfill"]
 DEFAULT_PROFILE = "default"
-"""The profile of GPU stages for which nobody names another."""
+"""The default profile of GPU stages."""
 CPU_PROFILE = "cpu"
-"""The profile of staging, of the judge and of the summary: they use no GPU."""
+"""The profile of the fetch, judge and summarize stages, which use no GPU."""
 GPU_POOL = "halos_eval_gpu"
 JUDGE_POOL = "halos_eval_judge"
 BACKFILL_POOL = "halos_eval_backfill"
 BACKFILL_SLOTS = 60
-"""A backfill that runs at most N checkpoints at a time takes an Nth of these for each."""
+"""Slots of the backfill pool. With at most N checkpoints at a time, each takes an Nth of them."""
 CACHE = "cache"
-"""The volume for models and datasets from the hub; HF_HOME is on it."""
+"""Name of the volume for models and datasets from the hub; HF_HOME is on it."""
 OUTBOX = "outbox"
-"""The volume on which tasks without a network leave their results; the summary carries them into the store."""
+"""Name of the volume for results of tasks without a network. The summarize stage moves them into the store."""
 
 
 class Volume(BaseModel):
@@ -39,15 +39,15 @@ class Volume(BaseModel):
     model_config = CAMEL
 
     mount_path: str = Field(pattern="^/")
-    """Where the pod sees it. Checkpoints and suites are seen at the same path by Airflow, which plans with them."""
+    """Path in the pod. Checkpoints and suites need the same path in Airflow, which reads them for planning."""
     read_only: bool = False
-    """Mount it for reading."""
+    """Mount the volume read-only."""
     persistent_volume_claim: str | None = Field(None, min_length=1)
-    """Name of a claim."""
+    """Name of a persistent volume claim."""
     host_path: str | None = Field(None, pattern="^/")
-    """Folder of the node."""
+    """Folder on the node."""
     empty_dir: str | None = Field(None, min_length=1)
-    """Size limit, such as 20Gi, of a folder that ends with the pod."""
+    """Size limit, such as 20Gi, of a folder that is deleted with the pod."""
     config_map: str | None = Field(None, min_length=1)
     """Name of a ConfigMap."""
 
@@ -60,46 +60,46 @@ class Volume(BaseModel):
 
 
 class Profile(BaseModel):
-    """What a pod gets, and how long it may wait and run."""
+    """The resources and timeouts of a pod."""
 
     model_config = CAMEL
 
     gpus: int = Field(0, ge=0)
-    """GPUs; a model is split over all of them."""
+    """Number of GPUs; a model is split over all of them."""
     tensor_parallel_size: int | None = Field(None, ge=1)
-    """Parts to split a model into, where that is not the number of GPUs."""
+    """Number of GPUs that a model is split over (default: gpus)."""
     gpu_resource: str = "nvidia.com/gpu"
-    """Name of the GPU resource, as the device plugin calls it."""
+    """Name of the device plugin's GPU resource."""
     cpu: str = "4"
-    """Processors that are reserved; more may be used if they are free."""
+    """CPU request; there is no limit."""
     memory: str = "32Gi"
-    """Memory, reserved and at most; /dev/shm counts."""
+    """Memory request and limit; /dev/shm counts towards it."""
     shared_memory: str = "8Gi"
-    """Size of /dev/shm, in memory: vLLM's and PyTorch's processes talk through it."""
+    """Size of /dev/shm, which vLLM's and PyTorch's processes use to communicate."""
     node_selector: dict[str, str] = {}
-    """Labels of the nodes that will do."""
+    """Labels that the node must have."""
     tolerations: tuple[dict[str, Any], ...] = ()
-    """Taints that are accepted, in Kubernetes' own form."""
+    """Tolerations of the pod, as in Kubernetes."""
     priority_class_name: str | None = None
-    """Priority class, instead of that of the run's priority."""
+    """Priority class; overrides the one of the run's priority."""
     runtime_class_name: str | None = None
     """Runtime class, such as nvidia."""
     image_pull_secrets: tuple[str, ...] = ()
-    """Further secrets for pulling images."""
+    """Additional secrets for pulling images."""
     queue: str | None = Field(None, pattern=DNS_LABEL)
-    """Kueue's LocalQueue."""
+    """Name of Kueue's LocalQueue."""
     volumes: dict[str, Volume] = {}
-    """Volumes that differ from the cluster's, by name."""
+    """Volumes by name; they override the cluster's volumes of the same name."""
     schedule_timeout_seconds: int = Field(6 * 3600, ge=1)
-    """Longest wait for a node."""
+    """Maximum wait for a node."""
     start_timeout_seconds: int = Field(1800, ge=1)
-    """Longest wait, once there is a node, for the image and the container."""
+    """Maximum time from scheduling to the start of the container, including the image pull."""
     run_timeout_seconds: int = Field(24 * 3600, ge=1)
-    """Longest life of the pod on its node."""
+    """Maximum run time of the pod."""
 
     @property
     def parts(self) -> int:
-        """vLLM's tensor_parallel_size."""
+        """Value of vLLM's tensor_parallel_size."""
         return self.tensor_parallel_size or max(1, self.gpus)
 
 
@@ -109,23 +109,23 @@ class SecretKey(BaseModel):
     model_config = CAMEL
 
     name: str
-    """The Secret."""
+    """Name of the Secret."""
     key: str
-    """The key in it."""
+    """Key in the Secret."""
 
 
 class Pools(BaseModel):
-    """How much runs at a time; Airflow's pools are made from this."""
+    """How much runs at a time. Airflow's pools are created from these numbers."""
 
     model_config = CAMEL
 
     gpu: int = Field(ge=1)
-    """GPUs, over all pods, waiting ones included."""
+    """GPUs of all pods together, including pending pods."""
     judge: int = Field(ge=1)
-    """Judge stages: each sends its own requests to the judge's endpoint."""
+    """Number of judge stages. Each sends its own requests to the judge's endpoint."""
 
     def document(self) -> dict[str, dict[str, Any]]:
-        """What ``airflow pools import`` reads. Deferred tasks count: a pod runs while its task is deferred."""
+        """Return the input of ``airflow pools import``. Deferred tasks count, because their pods are running."""
         return {
             GPU_POOL: {"slots": self.gpu, "description": "GPUs", "include_deferred": True},
             JUDGE_POOL: {"slots": self.judge, "description": "judge stages", "include_deferred": True},
@@ -134,72 +134,72 @@ class Pools(BaseModel):
 
 
 class Images(BaseModel):
-    """Full names, with tag or digest, of the images that stages run in."""
+    """Images of the stages, with tag or digest."""
 
     model_config = CAMEL
 
     worker: str
-    """vLLM and lm-eval."""
+    """Image with vLLM and lm-eval."""
     judge: str
-    """alpaca_eval and the summary."""
+    """Image with alpaca_eval and the summarize stage."""
 
 
 class Kubernetes(BaseModel):
-    """The cluster."""
+    """The Kubernetes cluster."""
 
     model_config = CAMEL
 
     namespace: str = Field(pattern=DNS_LABEL)
-    """Where pods run."""
+    """Namespace of the pods."""
     images: Images
-    """What they run."""
+    """Images of the pods."""
     image_pull_policy: Literal["IfNotPresent", "Always", "Never"] = "IfNotPresent"
-    """Whether an image that the node has is pulled again."""
+    """Kubernetes' imagePullPolicy."""
     image_pull_secrets: tuple[str, ...] = ()
     """Secrets for pulling images."""
     service_account_name: str
-    """The pods' account; its token is not given to them."""
+    """Service account of the pods; its token is not mounted."""
     environment: dict[str, str] = {}
-    """Plain variables of all stages: AWS_ENDPOINT_URL, HF_ENDPOINT, OPENAI_BASE_URL, ..."""
+    """Environment variables of all stages: AWS_ENDPOINT_URL, HF_ENDPOINT, OPENAI_BASE_URL, ..."""
     secrets: dict[str, SecretKey] = {}
-    """Variables from Secrets; each stage gets only those that are for it (orchestration/secrets.py)."""
+    """Environment variables from Secrets. Each stage gets only those it needs (orchestration/secrets.py)."""
     volumes: dict[str, Volume] = {}
-    """Volumes of all pods, by name: cache and outbox have a meaning, others are mounted as they are."""
+    """Volumes of all pods, by name. The names cache and outbox have a meaning; others are only mounted."""
     priority_classes: dict[Priority, str] = {}
-    """Priority classes by the run's priority."""
+    """Priority class for each priority of a run."""
 
 
 class Cluster(BaseModel):
-    """Where stages run."""
+    """The cluster file."""
 
     model_config = CAMEL
 
     pools: Pools
-    """How much runs at a time."""
+    """Sizes of the Airflow pools."""
     profiles: dict[str, Profile]
-    """What pods get, by name."""
+    """Profiles by name."""
     kubernetes: Kubernetes | None = None
-    """The cluster; None: local processes."""
+    """The Kubernetes cluster; None runs stages as local processes."""
 
     @model_validator(mode="after")
     def _reserved(self) -> Cluster:
         needed = [DEFAULT_PROFILE, *([CPU_PROFILE] if self.kubernetes else [])]
         if missing := [name for name in needed if name not in self.profiles]:
-            raise ValueError(f"profiles needs {' and '.join(missing)}")
+            raise ValueError(f"profiles must contain {' and '.join(missing)}")
         if CPU_PROFILE in self.profiles and self.profiles[CPU_PROFILE].gpus:
             raise ValueError(f"profile {CPU_PROFILE} is for stages without a GPU: gpus must be 0")
         return self
 
     @property
     def outbox(self) -> Volume | None:
-        """The volume of that name; None without a cluster or without one."""
+        """The outbox volume; None if the cluster file has none."""
         return self.kubernetes.volumes.get(OUTBOX) if self.kubernetes else None
 
     @property
     def cache(self) -> Volume | None:
-        """The cache that all pods share; None without a cluster, too.
+        """The cache that all pods share; None if there is no such cache.
 
-        There is none where what a pod fetches ends with it, or where a profile has a cache of its own.
+        A cache that is deleted with the pod is not shared, nor is one that a profile overrides.
         """
         found = self.kubernetes.volumes.get(CACHE) if self.kubernetes else None
         shared = all(profile.volumes.get(CACHE, found) == found for profile in self.profiles.values())
@@ -207,23 +207,23 @@ class Cluster(BaseModel):
 
     @property
     def can_fetch(self) -> bool:
-        """Whether what one stage fetches is there for the next: on this machine always."""
+        """Whether later stages can read fetched data; always true for local processes."""
         return self.kubernetes is None or self.cache is not None
 
     def gpu_profile(self, name: str) -> Profile:
-        """The profile called ``name``, for a stage that loads a model. Raises BadInput if it cannot ever run."""
+        """Return the profile ``name`` for a stage that loads a model. Raises BadInput if it can never be scheduled."""
         profile = self.profiles.get(name)
         if profile is None:
-            raise BadInput(f"there is no profile {name!r} in the cluster's file: there are {', '.join(self.profiles)}")
+            raise BadInput(f"unknown profile {name!r} in the cluster file; available: {', '.join(self.profiles)}")
         if profile.gpus > self.pools.gpu:
             raise BadInput(
-                f"profile {name} takes {profile.gpus} GPUs and the pool has {self.pools.gpu}: it would wait for ever. "
+                f"profile {name} requests {profile.gpus} GPUs, but the pool has only {self.pools.gpu}. "
                 "Raise pools.gpu or choose a smaller profile"
             )
         return profile
 
 
 def load_cluster() -> Cluster:
-    """The cluster of HALOS_EVAL_CLUSTER. Raises BadInput with everything that is wrong in the file at once."""
-    # One spelling: the chart's.
+    """Return the cluster file of HALOS_EVAL_CLUSTER. Raises BadInput with all errors of the file."""
+    # Only camelCase keys, as in the chart's values.
     return read_settings_file("cluster", Settings().cluster, Cluster, by_alias=True, by_name=False)

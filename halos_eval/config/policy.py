@@ -1,6 +1,6 @@
-"""What is evaluated without anybody asking: which suites a newly registered checkpoint gets, and what it may cost.
+"""The policy file, which HALOS_EVAL_POLICY names: the suites of newly registered checkpoints, and the cost limits.
 
-One YAML file, named by HALOS_EVAL_POLICY, so that a change of it is reviewed as code is.
+It is a file so that a change can be reviewed like code.
 """
 
 from __future__ import annotations
@@ -15,55 +15,55 @@ from halos_eval.config.yaml_file import read_settings_file
 
 
 class Limit(BaseModel):
-    """The most that something may cost, by what earlier runs have cost."""
+    """Highest cost, estimated from earlier runs."""
 
     model_config = FROZEN
 
     gpu_hours: float | None = Field(None, ge=0)
-    """Hours times GPUs; None: no limit."""
+    """Hours times GPUs; None is no limit."""
     judge_dollars: float | None = Field(None, ge=0)
-    """US dollars for the judge; None: no limit."""
+    """US dollars for the judge; None is no limit."""
 
 
 class Limits(BaseModel):
-    """Limits of what has not started yet."""
+    """Limits on evaluations that have not started yet."""
 
     model_config = FROZEN
 
     run: Limit = Limit()
-    """For one checkpoint and one suite, whoever asks for it."""
+    """Limit of one checkpoint and one suite, however the run was started."""
     night: Limit = Limit()
-    """For all that one night starts."""
+    """Limit of all runs that one night starts."""
 
 
 class Rule(BaseModel):
-    """Checkpoints, and what they get."""
+    """Patterns for checkpoints, and the suites of matching checkpoints."""
 
     model_config = FROZEN
 
     match: str = "*"
-    """Pattern of names: * stands for anything."""
+    """Pattern of names; * matches any characters."""
     tags: dict[str, str] = {}
-    """Patterns of tags, all of which the checkpoint has to have."""
+    """Patterns of tags; the checkpoint must match all of them."""
     suites: tuple[str, ...]
-    """Names of suites; none: it is not evaluated by itself."""
+    """Names of suites; an empty list starts no evaluation."""
 
     def matches(self, name: str, tags: Mapping[str, str]) -> bool:
-        """Whether the rule applies to a checkpoint."""
+        """Return whether the rule applies to a checkpoint."""
         return matches(name, tags, (self.match,), self.tags)
 
 
 class EvaluationPolicy(BaseModel):
-    """The file."""
+    """The policy file."""
 
     model_config = FROZEN
 
     look_back_days: float = Field(7, ge=0)
-    """A night also takes what was registered so long before it and has not been evaluated: what came late."""
+    """A night also evaluates checkpoints of this many days before it that were not evaluated yet."""
     message_after_hours: float = Field(10, gt=0)
-    """A night's message is sent when all that it has started has ended, or after so many hours."""
+    """A night's message is sent when all its runs have ended, or after this many hours."""
     limits: Limits = Limits()
-    """What may be spent."""
+    """Cost limits."""
     rules: tuple[Rule, ...]
     """The first matching rule applies."""
 
@@ -73,17 +73,17 @@ class EvaluationPolicy(BaseModel):
 
 
 def matches_name(name: str, patterns: Iterable[str]) -> bool:
-    """Whether ``name`` matches one of ``patterns``."""
+    """Return whether ``name`` matches one of ``patterns``."""
     return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
 def matches(name: str, tags: Mapping[str, str], patterns: Iterable[str], tag_patterns: Mapping[str, str]) -> bool:
-    """Whether the name matches one of ``patterns``, and the tags match all ``tag_patterns``."""
+    """Return whether the name matches one of ``patterns`` and the tags match all ``tag_patterns``."""
     return matches_name(name, patterns) and all(
         key in tags and fnmatchcase(tags[key], pattern) for key, pattern in tag_patterns.items()
     )
 
 
 def load_policy() -> EvaluationPolicy:
-    """The policy of HALOS_EVAL_POLICY. Raises BadInput with everything that is wrong in the file at once."""
+    """Return the policy file of HALOS_EVAL_POLICY. Raises BadInput with all errors of the file."""
     return read_settings_file("policy", Settings().policy, EvaluationPolicy)

@@ -11,41 +11,41 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from halos_eval.shipped import shipped
 
 
-def _absolute(place: str) -> str:
-    """A path without its relation to this folder: a stage's process has another one. URLs stay as they are."""
-    scheme, separator, path = place.rpartition("://")
-    return place if scheme not in {"", "file"} else f"{scheme}{separator}{Path(path).absolute()}"
+def _absolute(location: str) -> str:
+    """Return a path as an absolute path, because stages run in another folder. Other URLs stay unchanged."""
+    scheme, separator, path = location.rpartition("://")
+    return location if scheme not in {"", "file"} else f"{scheme}{separator}{Path(path).absolute()}"
 
 
-Place = Annotated[str, AfterValidator(_absolute)]
+Location = Annotated[str, AfterValidator(_absolute)]
 
 
 class Settings(BaseSettings):
-    """Settings of one installation, from variables ``HALOS_EVAL_*``."""
+    """Settings of one installation, from the environment variables ``HALOS_EVAL_*``."""
 
     model_config = SettingsConfigDict(env_prefix="HALOS_EVAL_", frozen=True, use_attribute_docstrings=True)
 
-    store: Place = f"file://{Path.cwd() / 'var' / 'store'}"
+    store: Location = f"file://{Path.cwd() / 'var' / 'store'}"
     """fsspec URL of the folder that holds runs and reports (file://, s3://)."""
-    checkpoints: Place = str(Path.cwd() / "var" / "checkpoints")
+    checkpoints: Location = str(Path.cwd() / "var" / "checkpoints")
     """Registry of checkpoints: a folder or s3:// URL with EXPERIMENT/FINAL, a list NAME.yaml, or mlflow+http://HOST:PORT."""
     steps: bool = False
     """Whether an experiment's other folders with weights are checkpoints too, named EXPERIMENT/STEP."""
-    suites: Place | None = None
+    suites: Location | None = None
     """Folder with your own suites (NAME.yaml). They override shipped suites of the same name."""
-    cluster: Place = str(shipped("clusters") / "local.yaml")
+    cluster: Location = str(shipped("clusters") / "local.yaml")
     """Cluster file: whether stages run on Kubernetes or on this machine, with pools and GPU profiles."""
-    policy: Place = str(shipped("policies") / "default.yaml")
+    policy: Location = str(shipped("policies") / "default.yaml")
     """Policy file: which suites a newly registered checkpoint gets, and the cost limits."""
     night: str = "0 20 * * *"
     """When `nightly_evaluation` starts, as a cron expression."""
     timezone: str = "UTC"
     """Time zone of HALOS_EVAL_NIGHT, such as Europe/Berlin."""
-    environments: Place = str(Path.cwd() / ".venv")
+    environments: Location = str(Path.cwd() / ".venv")
     """Folder with the virtual environments `worker` and `judge`. Only used without a cluster."""
     commit: str | None = None
     """Commit of this package, for records. The images set it; in a checkout it is read from git."""
 
 
-# pydantic's own ConfigDict, so that every model of the project refuses unknown keys and cannot be changed.
+# For every model of the project: unknown keys are rejected and fields cannot be changed.
 FROZEN = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)

@@ -1,6 +1,6 @@
 """Write docs/settings.md: a table of all settings, from the fields of ``Settings`` and their docstrings.
 
-`make docs` runs it; tests/test_settings_page.py fails where the page and the code differ.
+`make docs` runs it; tests/config/test_settings_page.py fails if the page and the code differ.
 """
 
 from __future__ import annotations

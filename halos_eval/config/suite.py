@@ -1,4 +1,4 @@
-"""Suites: which evaluations a checkpoint gets. YAML that ships with the package, or the user's own."""
+"""Suites: which parts to evaluate, and with which settings. YAML files of the package or of the user."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from halos_eval.shipped import shipped
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 ALPACA_EVAL = "alpaca_eval"
-"""How the sample and judge stages are called among a suite's tasks."""
+"""Name of the part that consists of the sample and judge stages."""
 TASK_NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
 
 Dtype = Literal["auto", "bfloat16", "float16", "float32"]
@@ -29,11 +29,11 @@ def _json_list(value: Any) -> Any:
     try:
         return json.loads(value) if isinstance(value, str) else value
     except ValueError:
-        raise ValueError('give a JSON list, such as ["###"]') from None
+        raise ValueError('expected a JSON list, such as ["###"]') from None
 
 
 class SamplingSettings(BaseModel):
-    """How answers are sampled; the defaults are HALOs'."""
+    """Settings for sampling answers; the defaults are those of HALOs."""
 
     model_config = FROZEN
 
@@ -42,57 +42,57 @@ class SamplingSettings(BaseModel):
     temperature: float = Field(0.7, ge=0)
     """Sampling temperature; 0 is greedy."""
     top_p: float = Field(0.95, gt=0, le=1)
-    """Nucleus sampling: the share of probability to sample from."""
+    """Nucleus sampling: the probability mass to sample from."""
     max_tokens: int = Field(2048, ge=1)
-    """Most tokens of one answer."""
+    """Maximum tokens of one answer."""
     samples_per_prompt: int = Field(1, ge=1)
-    """Answers for each prompt."""
+    """Number of answers to each prompt."""
     seed: int = 0
-    """Seed; each prompt gets one of its own from it, so the order of work does not matter."""
-    # Decoded here: pydantic-settings doubles the backslashes of a JSON list, so that no newline could be given.
+    """Seed. Each prompt derives its own seed from it, so the order of prompts does not matter."""
+    # Decoded here, because pydantic-settings doubles the backslashes of a JSON list: "\n" would not be a newline.
     stop: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_json_list)] = ()
-    """Further stop strings, besides the model's own end token, as a JSON list."""
+    """Additional stop strings, as a JSON list. The model's end token always stops."""
     max_model_len: int | None = None
     """Longest prompt and answer in tokens (default: the model's own limit)."""
 
 
 class HarnessSettings(BaseModel):
-    """How a task is run. Without options it is run on the plain text, with the task's own number of examples."""
+    """Settings for running a task. By default it gets plain text, with the task's own number of examples."""
 
     model_config = FROZEN
 
     backend: Literal["vllm", "hf"] = "vllm"
-    """What runs the model: vllm, or hf (transformers, split over the GPUs there are)."""
+    """Library that runs the model: vllm, or hf (transformers, split over all GPUs)."""
     dtype: Dtype = "auto"
     """Data type of the weights; auto takes the checkpoint's own."""
     num_fewshot: int | None = Field(None, ge=0)
     """Examples in the prompt (default: the task's own number)."""
     batch_size: int | Literal["auto"] | None = None
-    """Requests at a time (default: auto for vllm, 4 for hf, where auto is known to break gsm8k_cot)."""
+    """Requests at a time (default: auto for vllm; 4 for hf, where auto makes gsm8k_cot fail)."""
     limit: int | None = Field(None, ge=1)
-    """Only so many documents of each task: for trials, never for a table."""
+    """Evaluate only the first documents of each task. Use it for trials, not for reported scores."""
     apply_chat_template: bool = False
-    """Put the prompts into the chat template."""
+    """Apply the chat template to the prompts."""
     fewshot_as_multiturn: bool = False
-    """Show the few-shot examples as turns of the conversation; needs apply_chat_template."""
+    """Format the few-shot examples as turns of a conversation; requires apply_chat_template."""
     seed: tuple[int, int, int, int] = (0, 1234, 1234, 1234)
-    """Seeds of Python, NumPy, PyTorch and of the few-shot choice, as lm_eval's."""
+    """lm_eval's seeds of Python, NumPy, PyTorch and of the choice of few-shot examples."""
     max_model_len: int | None = None
     """Longest prompt and answer in tokens (default: the model's own limit)."""
     confirm_unsafe_code: bool = False
-    """Allow tasks that execute the model's code (humaneval, mbpp); its processes get no network."""
+    """Allow tasks that execute model-written code (humaneval, mbpp). Its processes get no network."""
 
     @model_validator(mode="after")
     def _consistent(self) -> HarnessSettings:
         if self.fewshot_as_multiturn and not self.apply_chat_template:
-            raise ValueError("fewshot_as_multiturn needs apply_chat_template")
+            raise ValueError("fewshot_as_multiturn requires apply_chat_template")
         if self.backend == "hf" and self.batch_size == "auto":
-            raise ValueError("batch_size auto is broken with the hf backend (gsm8k_cot): give a number")
+            raise ValueError("batch_size auto fails with the hf backend (in gsm8k_cot). Set a number")
         return self
 
 
 class AlpacaEvalSettings(BaseModel):
-    """The AlpacaEval part of a suite."""
+    """Settings of the AlpacaEval part of a suite."""
 
     model_config = FROZEN
 
@@ -101,24 +101,24 @@ class AlpacaEvalSettings(BaseModel):
     reference: str = ALPACA_EVAL
     """Outputs to compare with: alpaca_eval, demo, or a JSON file."""
     judge: str = "gpt-4.1"
-    """The judge: a shipped name or a YAML file."""
+    """Judge: a shipped name or a YAML file."""
     sampling: SamplingSettings = SamplingSettings()
-    """How answers are sampled."""
+    """Settings for sampling answers."""
     profile: str | None = None
     """GPU profile for sampling (default: the suite's)."""
 
     @model_validator(mode="after")
     def _one_sample(self) -> AlpacaEvalSettings:
         if self.sampling.samples_per_prompt != 1:
-            raise ValueError("alpaca_eval compares one sample a prompt: samples_per_prompt must be 1")
+            raise ValueError("alpaca_eval compares one sample per prompt: samples_per_prompt must be 1")
         return self
 
 
 class TaskSettings(HarnessSettings):
-    """One lm_eval task of a suite: the settings of ``harness``, with its own on top."""
+    """One lm_eval task of a suite. Its own settings override those of ``harness``."""
 
     metric: str | None = None
-    """The metric that counts for ``avg``, as METRIC or METRIC,FILTER (default: the first that lm_eval prints)."""
+    """Metric for the column ``avg``, as METRIC or METRIC,FILTER (default: the first that lm_eval prints)."""
     profile: str | None = None
     """GPU profile for this task (default: the suite's)."""
 
@@ -133,23 +133,23 @@ class Suite(BaseModel):
     model_config = FROZEN
 
     name: str
-    """The file's name without .yaml."""
+    """Name of the file without .yaml."""
     description: str = ""
-    """One line for people."""
+    """One line that describes the suite."""
     alpaca_eval: AlpacaEvalSettings | None = None
-    """AlpacaEval; None leaves it out."""
+    """Settings of AlpacaEval; None skips it."""
     enforce_eager: bool = False
-    """Start vLLM without compiling: for small models and trials."""
+    """Start vLLM without compiling, for small models and trials."""
     profile: str = DEFAULT_PROFILE
-    """GPU profile, from the cluster's file; a checkpoint that names one has its own."""
+    """GPU profile from the cluster file; a checkpoint's own profile overrides it."""
     gpu_memory_utilization: float = Field(0.9, gt=0, le=1)
-    """Share of each GPU's memory that vLLM may take; without a GPU the cache is sized by the model's length."""
+    """Share of each GPU's memory that vLLM may use. Without a GPU, the model's length sets the size of the KV cache."""
     include_path: str | None = None
-    """Folder with lm_eval task files of your own."""
+    """Folder with your own lm_eval task files."""
     harness: dict[str, Any] = {}
-    """Settings that every task starts from."""
+    """Settings of all tasks; a task's own settings override them."""
     tasks: dict[str, TaskSettings] = {}
-    """lm_eval tasks by name, each with the settings that differ."""
+    """lm_eval tasks by name, each with the settings that override ``harness``."""
 
     @model_validator(mode="before")
     @classmethod
@@ -168,7 +168,7 @@ class Suite(BaseModel):
     def _names(cls, tasks: dict[str, TaskSettings]) -> dict[str, TaskSettings]:
         for task in tasks:
             if not re.fullmatch(TASK_NAME, task) or task in {ALPACA_EVAL, "sample", "judge"}:
-                raise ValueError(f"{task!r} cannot be the name of an lm_eval task")
+                raise ValueError(f"task name {task!r} is invalid or reserved; expected the name of an lm_eval task")
         return tasks
 
     @model_validator(mode="after")
@@ -179,27 +179,27 @@ class Suite(BaseModel):
 
     @property
     def parts(self) -> list[str]:
-        """What can be chosen from this suite: alpaca_eval and its tasks."""
+        """Names of the parts that can be selected: alpaca_eval and the tasks."""
         return ([ALPACA_EVAL] if self.alpaca_eval else []) + list(self.tasks)
 
     @property
     def definitions(self) -> dict[str, str]:
-        """Digest of each part's settings: what a plan keeps, to tell a part that has changed since."""
+        """Digest of each part's settings. A plan stores them to detect parts that changed since."""
         settings = {part: self.settings_of(part).model_dump(mode="json", exclude={"profile"}) for part in self.parts}
         return {part: digest_json(one) for part, one in settings.items()}
 
     def settings_of(self, part: str) -> AlpacaEvalSettings | TaskSettings:
-        """The settings of alpaca_eval or of a task."""
+        """Return the settings of alpaca_eval or of a task."""
         if part == ALPACA_EVAL and self.alpaca_eval:
             return self.alpaca_eval
         return self.tasks[part]
 
     def keep(self, wanted: list[str]) -> Suite:
-        """This suite with only the parts in ``wanted`` (all of them if it is empty). Raises BadInput."""
+        """Return this suite with only the parts in ``wanted``; an empty list keeps all. Raises BadInput."""
         if not wanted:
             return self
         if unknown := [part for part in wanted if part not in self.parts]:
-            raise BadInput(f"suite {self.name} has no {', '.join(unknown)}: it has {', '.join(self.parts)}")
+            raise BadInput(f"suite {self.name} has no {', '.join(unknown)}; available: {', '.join(self.parts)}")
         return self.model_copy(
             update={
                 "tasks": {task: settings for task, settings in self.tasks.items() if task in wanted},
@@ -209,27 +209,27 @@ class Suite(BaseModel):
 
 
 def folders() -> list[Path]:
-    """Where suites are looked for: the user's own first."""
+    """Return the folders to search for suites. The user's own folder is the first, so its suites override others."""
     own = Settings().suites
     return ([Path(own)] if own else []) + [shipped("suites")]
 
 
 def suite_names() -> list[str]:
-    """The names of all suites."""
+    """Return the names of all suites."""
     return sorted({path.stem for folder in folders() for path in folder.glob("*.yaml")})
 
 
 def load_suite(name: str) -> Suite:
-    """A suite by name, or by the path of its file. Raises BadInput with everything that is wrong in it at once."""
+    """Return a suite by its name or by the path of its file. Raises BadInput with all errors of the file."""
     path = _locate(name)
     try:
         document = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise BadInput(f"suite {path} cannot be read: {error}") from error
     if not isinstance(document, dict):
-        raise BadInput(f"suite {path}: a suite is a YAML mapping with alpaca_eval and tasks")
+        raise BadInput(f"suite {path}: expected a YAML mapping with alpaca_eval or tasks")
     if not NAME.fullmatch(path.stem):
-        raise BadInput(f"suite {path}: call the file by letters, digits, '-' and '_' only")
+        raise BadInput(f"suite {path}: file name is invalid; expected letters, digits, '-' and '_'. Rename the file")
     try:
         return _resolve(Suite.model_validate({**document, "name": path.stem}), path.parent)
     except ValidationError as error:
@@ -237,7 +237,7 @@ def load_suite(name: str) -> Suite:
 
 
 def _resolve(suite: Suite, folder: Path) -> Suite:
-    """The suite with the files that it names beside itself as full paths: a pod runs elsewhere."""
+    """Return the suite with absolute paths of the files in its folder, because a pod runs in another one."""
 
     def full(name: str) -> str:
         return str((folder / name).absolute()) if Path(name).suffix and (folder / name).is_file() else name
@@ -250,9 +250,9 @@ def _resolve(suite: Suite, folder: Path) -> Suite:
 
 
 def place_of(name: str) -> str:
-    """What another environment finds a suite by: the file of the user's own, the name of one that ships.
+    """Return how another environment finds a suite: by its path, or by its name if it ships with the package.
 
-    Raises BadInput where there is none.
+    Raises BadInput if the suite does not exist.
     """
     path = _locate(name)
     return name if path.parent == shipped("suites") else str(path.absolute())
@@ -264,4 +264,4 @@ def _locate(name: str) -> Path:
     for folder in folders():
         if NAME.fullmatch(name) and (folder / f"{name}.yaml").is_file():
             return folder / f"{name}.yaml"
-    raise BadInput(f"there is no suite {name!r}: there are {', '.join(suite_names())}; or give a YAML file")
+    raise BadInput(f"unknown suite {name!r}; available: {', '.join(suite_names())}. Name one of these or a YAML file")

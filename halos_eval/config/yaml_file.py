@@ -1,4 +1,4 @@
-"""The YAML files that settings name: read in one way, so that what is wrong is told in one way."""
+"""Reading of the YAML files that settings name, with the same error messages for each."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ Model = TypeVar("Model", bound=BaseModel)
 
 
 def read_settings_file(kind: str, path: str, model: type[Model], **options: Any) -> Model:
-    """The file at ``path``, which HALOS_EVAL_KIND names, as ``model``; ``options`` are pydantic's for validating.
+    """Return the file ``path``, which HALOS_EVAL_KIND names, as a ``model``. pydantic gets ``options``.
 
-    Raises BadInput with everything that is wrong in the file at once.
+    Raises BadInput with all errors of the file.
     """
     try:
         return model.model_validate(yaml.safe_load(Path(path).read_text(encoding="utf-8")), **options)
     except ValidationError as error:
-        raise BadInput(f"{kind} {path}: {describe(error)}") from error
+        raise BadInput(f"{kind} file {path}: {describe(error)}") from error
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise BadInput(f"{kind} {path} cannot be read: {error}. HALOS_EVAL_{kind.upper()} names it") from error
+        raise BadInput(f"{kind} file {path} cannot be read ({error}). Check HALOS_EVAL_{kind.upper()}") from error

@@ -1,1 +1,1 @@
-"""What evaluations read from the hub."""
+"""The data of evaluations: fetched into the cache, and read from it."""

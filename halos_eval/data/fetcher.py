@@ -1,4 +1,4 @@
-"""Fetch what lm_eval and AlpacaEval ask for into the cache, at pinned commits, and note it for the manifest."""
+"""Fetch the data that lm_eval and AlpacaEval request into the cache, at pinned commits, as items of a manifest."""
 
 from __future__ import annotations
 
@@ -23,37 +23,37 @@ if TYPE_CHECKING:
 
 
 class Fetcher:
-    """Fetches for one part at a time. A Source for lm_eval's tasks."""
+    """The fetcher of data for one part at a time, and a Source for lm_eval's tasks."""
 
     def __init__(self, pins: dict[str, str]) -> None:
         self.pins = pins
-        """Commit of each branch, as TYPE/REPO@BRANCH: what is in it stays, what is found out is added."""
+        """Commit of each branch, as TYPE/REPO@BRANCH. Existing pins stay; new ones are added."""
         self._items: dict[tuple[str, str], Item] = {}
         self._builders: dict[str, DatasetBuilder] = {}
         self._failed: list[Exception] = []
         self._imported: set[str] = set()
 
     def begin(self, part: str) -> None:
-        """Begin with another part of the suite: what is asked for from now on, it needs."""
+        """Begin with another part of the suite, which needs everything that is requested from now on."""
         self.part = part
         self._items, self._builders, self._failed = {}, {}, []
-        # A module that has loaded something when it was imported must do so again for this part.
+        # Modules that load data when they are imported must do so again for this part.
         for module in self._imported:
             _forget(module)
         self._imported = set()
         if loaded := sys.modules.get("nltk.data"):
-            loaded.path[:] = [place for place in loaded.path if place != str(nltk_data.folder())]
+            loaded.path[:] = [path for path in loaded.path if path != str(nltk_data.folder())]
 
     def items(self) -> list[Item]:
-        """All that the part has asked for, now in the cache. Raises what kept something from being fetched."""
+        """Return the items that the part has requested, now in the cache. Raises the first error of fetching."""
         if self._failed:
-            raise self._failed[0]  # lm_eval only logs that there is no such metric, and fails when it scores
+            raise self._failed[0]  # lm_eval only logs that a metric is missing, and fails when it scores
         for asked, builder in self._builders.items():
             self._add_dataset(asked, builder)
         return list(self._items.values())
 
     def commit(self, kind: hub.RepoType, repo: str, branch: str | None = None) -> str:
-        """The pinned commit of a branch. Raises DataUnavailable, Incomplete."""
+        """Return the pinned commit of a branch. Raises DataUnavailable, Incomplete."""
         key = f"{kind}/{repo}@{branch or 'main'}"
         if key not in self.pins:
             self.pins[key] = hub.commit(kind, repo, branch)
@@ -65,14 +65,14 @@ class Fetcher:
         )
 
     def file(self, filename: str) -> None:
-        """A file of AlpacaEval's dataset."""
+        """Fetch a file of AlpacaEval's dataset."""
         commit = self.commit("dataset", prompts.HUB_REPO)
         path, _ = prompts.hub_file(filename, commit)
         size, digest = path.stat().st_size, digest_file(path)
         self._add("file", filename, path, repo=prompts.HUB_REPO, revision=commit, bytes=size, digest=digest)
 
     def model(self, repo: str, revision: str | None) -> None:
-        """The weights, configuration and tokenizer of a model on the hub."""
+        """Fetch the weights, configuration and tokenizer of a model on the hub."""
         from huggingface_hub import HfApi, snapshot_download
 
         commit = self.commit("model", repo, revision)
@@ -86,13 +86,13 @@ class Fetcher:
     def dataset(
         self, build: Callable[..., DatasetBuilder], path: str, name: str | None, options: dict[str, Any]
     ) -> DatasetBuilder:
-        """A dataset at its pinned commit."""
+        """Return the builder of a dataset at its pinned commit."""
         asked = request(path, name, options)
         if on_hub(path):
             commit = self.commit("dataset", path, options.get("revision"))
             builder = build(path, name, **options | {"revision": commit})
-            if builder.hash != commit:  # datasets falls back on what it has cached last
-                raise Incomplete(f"the hub did not give the dataset {path} at {commit}: run it again")
+            if builder.hash != commit:  # datasets falls back to its latest cached version
+                raise Incomplete(f"the dataset {path} was not downloaded at commit {commit}. Run the command again")
         else:
             builder = build(path, name, **options)
         if any("://" in url for urls in (builder.config.data_files or {}).values() for url in urls):
@@ -120,7 +120,7 @@ class Fetcher:
         )
 
     def metric(self, find: Callable[..., ImportableModule], name: str, options: dict[str, Any]) -> ImportableModule:
-        """A metric script at its pinned commit."""
+        """Return a metric script at its pinned commit."""
         import evaluate.config
         from evaluate.loading import HubEvaluationModuleFactory
 
@@ -139,7 +139,7 @@ class Fetcher:
         return module
 
     def _metric_repository(self, name: str) -> tuple[str, str]:
-        """The space of a metric, and its commit. A name alone may be in one of three, tried in this order."""
+        """Return the space of a metric and its commit. A name without a namespace may be in one of three namespaces."""
         kinds = ("metric", "comparison", "measurement")
         absent = []
         for repo in [name] if "/" in name else [f"evaluate-{kind}/{name}" for kind in kinds]:
@@ -150,7 +150,7 @@ class Fetcher:
         raise absent[0]
 
     def nltk(self, download: Callable[..., bool], package: str) -> bool:
-        """A package of NLTK's data, which has no revisions."""
+        """Fetch a package of NLTK's data, which has no revisions."""
         import nltk.data
 
         self._remember_imports()
@@ -165,7 +165,7 @@ class Fetcher:
         return True
 
     def _remember_imports(self) -> None:
-        """Note the modules of tasks that are being imported just now."""
+        """Remember the modules of tasks that are being imported."""
         frame = inspect.currentframe()
         while frame:
             module = str(frame.f_globals.get("__name__"))
@@ -175,7 +175,7 @@ class Fetcher:
 
 
 def _forget(module: str) -> None:
-    """Let the next import of a module execute it again, also where it is imported from its package."""
+    """Make the next import of a module execute it again, also ``from PACKAGE import MODULE``."""
     sys.modules.pop(module, None)
     package, _, name = module.rpartition(".")
     if package in sys.modules:
@@ -183,10 +183,10 @@ def _forget(module: str) -> None:
 
 
 def _raw_file(url: str, builder: DatasetBuilder) -> Path | None:
-    """The file as it is on the hub, in the cache; None for one from elsewhere."""
+    """Return the cached path of a file on the hub; None for files of other sources."""
     from huggingface_hub import hf_hub_download
 
-    place = f"hf://datasets/{builder.repo_id}@{builder.hash}/"
-    if not url.startswith(place):
+    prefix = f"hf://datasets/{builder.repo_id}@{builder.hash}/"
+    if not url.startswith(prefix):
         return None
-    return Path(hf_hub_download(builder.repo_id, url.removeprefix(place), repo_type="dataset", revision=builder.hash))
+    return Path(hf_hub_download(builder.repo_id, url.removeprefix(prefix), repo_type="dataset", revision=builder.hash))

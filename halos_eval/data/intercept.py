@@ -1,8 +1,8 @@
-"""What lm_eval's tasks fetch while they are loaded and scored, seen at the three doors that it goes through.
+"""Interception of the three functions with which lm_eval's tasks fetch data while they are loaded and scored.
 
-Tasks name their data in YAML, in groups and tags with many leaves, or in Python; metric scripts are loaded when a
-task's module is imported, or only at scoring. All of it passes ``datasets.load_dataset``, ``evaluate.load`` or
-``nltk.download``, so these are watched, and no task file is read.
+Tasks name their data in YAML, in groups and tags with many subtasks, or in Python. Metric scripts are loaded when a
+task's module is imported, or only at scoring. All requests pass ``datasets.load_dataset``, ``evaluate.load`` or
+``nltk.download``, so these are intercepted, and no task file is parsed.
 """
 
 from __future__ import annotations
@@ -17,33 +17,33 @@ if TYPE_CHECKING:
     from datasets import DatasetBuilder
     from evaluate.loading import ImportableModule
 
-# Options that say where and how it is fetched, not what.
+# Options that say how a dataset is fetched, not which one.
 MEANS = {"cache_dir", "download_config", "download_mode", "storage_options", "token"}
 
 
 class Source(Protocol):
-    """Gives what lm_eval asks for. The first argument of each method is the library's own function."""
+    """A source of lm_eval's data. The first argument of each method is the library's own function."""
 
     def dataset(
         self, build: Callable[..., DatasetBuilder], path: str, name: str | None, options: dict[str, Any]
     ) -> DatasetBuilder:
-        """A dataset as ``load_dataset(path, name, **options)`` asks for it."""
+        """Return the builder of the dataset of ``load_dataset(path, name, **options)``."""
 
     def metric(self, find: Callable[..., ImportableModule], name: str, options: dict[str, Any]) -> ImportableModule:
-        """A metric script as ``evaluate.load(name)`` asks for it."""
+        """Return the metric script of ``evaluate.load(name)``."""
 
     def nltk(self, download: Callable[..., bool], package: str) -> bool:
-        """A package of NLTK's data; whether it is there now."""
+        """Provide a package of NLTK's data; return whether it is available."""
 
 
 @contextmanager
 def answered_by(source: Source) -> Iterator[None]:
-    """Until the context ends, ``source`` gives what lm_eval asks for."""
+    """Let ``source`` answer lm_eval's requests until the context ends."""
     import datasets.load
     import evaluate.loading
     import nltk
 
-    # These names are looked up at each call, so tasks that have imported load_dataset itself come here as well.
+    # These names are looked up at each call, so requests of tasks that have imported load_dataset are intercepted too.
     build = datasets.load.load_dataset_builder
     find = evaluate.loading.evaluation_module_factory
     download = nltk.download
@@ -59,13 +59,13 @@ def answered_by(source: Source) -> Iterator[None]:
 
 
 def request(path: str, name: str | None, options: dict[str, Any]) -> str:
-    """A dataset that is asked for, as canonical JSON."""
+    """Return the request of a dataset as canonical JSON."""
     asked = {key: value for key, value in options.items() if key not in MEANS and value is not None}
     return json.dumps({"path": path, "name": name, **asked}, sort_keys=True, default=str)
 
 
 def on_hub(path: str) -> bool:
-    """Whether ``load_dataset(path)`` means a repository: neither a format, such as json, nor a folder."""
+    """Return whether ``load_dataset(path)`` means a repository, not a format, such as json, or a folder."""
     from datasets.packaged_modules import _PACKAGED_DATASETS_MODULES
 
     return path not in _PACKAGED_DATASETS_MODULES and not Path(path).exists()

@@ -1,4 +1,4 @@
-"""NLTK's data in the cache: ifeval needs its sentence tokenizer, and downloads it while it is imported."""
+"""NLTK's data in the cache. ifeval needs the sentence tokenizer, which it downloads when it is imported."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ from halos_eval.hub import cache_root
 
 
 def folder() -> Path:
-    """Where NLTK's data is in the cache."""
+    """Return the folder of NLTK's data in the cache."""
     return cache_root() / "nltk_data"
 
 
 def fetch(download: Callable[..., bool], package: str) -> Path:
-    """The archive of ``package``, with its content unpacked beside it. Raises DataUnavailable.
+    """Return the archive of ``package``, with its content unpacked beside it. Raises DataUnavailable.
 
-    NLTK writes both in place: they are made elsewhere and moved, the archive last, so that one that is there is whole.
+    NLTK does not write atomically. So both are written elsewhere and moved, the archive last: if it exists, the package
+    is complete.
     """
     from filelock import FileLock
 
@@ -31,17 +32,17 @@ def fetch(download: Callable[..., bool], package: str) -> Path:
                 made = _archive(Path(scratch), package)
             except (OSError, ValueError) as error:
                 raise DataUnavailable(
-                    f"NLTK's package {package} cannot be had ({error}): check the network, or put {package}.zip and "
-                    f"its content where NLTK puts them below {folder()}"
+                    f"NLTK's package {package} is unavailable ({error}). Check the network, or copy {package}.zip and "
+                    f"its unpacked content to NLTK's path below {folder()}"
                 ) from error
             if made is None:
-                raise DataUnavailable(f"NLTK has no package {package}")
+                raise DataUnavailable(f"NLTK has no package {package}. Check its name in the task")
             found = _keep(made)
     return found
 
 
-def _archive(place: Path, package: str) -> Path | None:
-    return next(place.glob(f"*/{package}.zip"), None)
+def _archive(root: Path, package: str) -> Path | None:
+    return next(root.glob(f"*/{package}.zip"), None)
 
 
 def _keep(archive: Path) -> Path:

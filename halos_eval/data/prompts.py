@@ -1,7 +1,7 @@
 """Prompts and reference outputs: a JSON list of objects with ``instruction`` (and ``output`` in a reference).
 
-``alpaca_eval`` names AlpacaEval's own set on the hub (tatsu-lab/alpaca_eval, 805 instructions), ``demo`` the few that
-ship with this package; anything else is a file.
+``alpaca_eval`` is AlpacaEval's own set on the hub (tatsu-lab/alpaca_eval, 805 instructions). ``demo`` is a small set
+that ships with this package. Other names are paths of files.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from halos_eval.shipped import shipped
 from halos_eval.storage.manifest import Manifest
 
 HUB_REPO = "tatsu-lab/alpaca_eval"
-# AlpacaEval 2's prompts, and the outputs of gpt4_1106_preview that models are compared with.
+# AlpacaEval 2's prompts, and the outputs of gpt4_1106_preview as its reference.
 HubFile = Literal["prompts", "reference", "calibration"]
 HUB_FILES: dict[HubFile, str] = {
     "prompts": "alpaca_eval.json",
@@ -31,21 +31,21 @@ HUB_FILES: dict[HubFile, str] = {
 
 
 class PromptSet(BaseModel):
-    """Prompts or reference outputs, read and checked."""
+    """Validated prompts or reference outputs."""
 
     model_config = FROZEN
 
     name: str
-    """alpaca_eval, demo, or the file's path."""
+    """alpaca_eval, demo, or the path of the file."""
     rows: tuple[dict[str, Any], ...]
-    """One object a prompt, in the file's order."""
+    """One object for each prompt, in the file's order."""
     digest: str
     """SHA-256 of the file."""
     revision: str | None = None
-    """Hub commit; None for a file."""
+    """Commit on the hub; None for a file."""
 
     def inputs(self, key: str) -> dict[str, str]:
-        """For a record's provenance: digest, and revision if there is one."""
+        """Return the digest, and the revision if there is one, for a record's provenance."""
         return {key: self.digest} | ({f"{key}_revision": self.revision} if self.revision else {})
 
 
@@ -62,7 +62,7 @@ def load(name: str, kind: Literal["prompts", "reference"], manifest: Manifest | 
 
 
 def digest(name: str, kind: HubFile, manifest: Manifest | None = None) -> str:
-    """SHA-256 of a set's file: by the manifest, where it names it, so that the file need not be here."""
+    """Return the SHA-256 of a set's file, from the manifest if it names the file, so that the file is not needed."""
     if manifest and name == ALPACA_EVAL:
         return manifest.find("file", HUB_FILES[kind]).digest
     if kind == "calibration":
@@ -71,7 +71,7 @@ def digest(name: str, kind: HubFile, manifest: Manifest | None = None) -> str:
 
 
 def locate(name: str, kind: HubFile, manifest: Manifest | None = None) -> tuple[Path, str | None]:
-    """The file of a set, fetched from the hub if needed, and its hub revision. Raises DataUnavailable."""
+    """Return the file of a set, downloaded if needed, and its revision on the hub. Raises DataUnavailable."""
     if name == ALPACA_EVAL:
         return hub_file(HUB_FILES[kind], manifest.find("file", HUB_FILES[kind]).revision if manifest else None)
     if name == "demo":
@@ -80,7 +80,7 @@ def locate(name: str, kind: HubFile, manifest: Manifest | None = None) -> tuple[
 
 
 def hub_file(filename: str, revision: str | None = None) -> tuple[Path, str]:
-    """A file of AlpacaEval's dataset from the hub or its cache, with the commit. Raises DataUnavailable."""
+    """Return a file of AlpacaEval's dataset, from the hub or its cache, and the commit. Raises DataUnavailable."""
     from huggingface_hub import hf_hub_download
 
     unavailable: tuple[type[Exception], ...] = (*hub_errors(), OSError)
@@ -88,8 +88,8 @@ def hub_file(filename: str, revision: str | None = None) -> tuple[Path, str]:
         path = Path(hf_hub_download(HUB_REPO, filename, repo_type="dataset", revision=revision))
     except unavailable as error:
         raise DataUnavailable(
-            f"{HUB_REPO}/{filename} cannot be had ({type(error).__name__}): check HF_ENDPOINT, HF_TOKEN and the "
-            "network, or give a file instead of alpaca_eval"
+            f"{HUB_REPO}/{filename} is unavailable ({type(error).__name__}). Check HF_ENDPOINT, HF_TOKEN and the "
+            "network, or use a file instead of alpaca_eval"
         ) from error
     return path, path.parent.name  # the cache's layout is .../snapshots/COMMIT/FILE
 
@@ -98,11 +98,11 @@ def _parse(data: bytes, name: str) -> list[dict[str, Any]]:
     try:
         rows = json.loads(data)
     except ValueError as error:
-        raise BadInput(f"{name} is not JSON ({error}): give a JSON list of objects with 'instruction'") from error
+        raise BadInput(f"{name} is not valid JSON ({error}); expected a list of objects with 'instruction'") from error
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise BadInput(f'{name} is not a JSON list of objects: [{{"instruction": ...}}, ...]')
+        raise BadInput(f'{name} is not a JSON list of objects; expected [{{"instruction": ...}}, ...]')
     if not rows:
-        raise BadInput(f"{name} is empty: there is nothing to do")
+        raise BadInput(f"{name} is empty; expected at least one object with 'instruction'")
     return rows
 
 
@@ -110,14 +110,14 @@ def _check(rows: list[dict[str, Any]], name: str, fields: tuple[str, ...]) -> No
     for number, row in enumerate(rows):
         for field in fields:
             if not _is_text(row.get(field)) or (field == "instruction" and not row[field].strip()):
-                raise BadInput(f"{name}: item {number} has no {field!r} (a text is needed)")
+                raise BadInput(f"{name}: item {number} has no {field!r}; expected a text")
     seen: dict[str, int] = {}
     for number, row in enumerate(rows):
         first = seen.setdefault(row["instruction"], number)
         if first != number:
-            raise BadInput(f"{name}: items {first} and {number} have the same instruction; each may be there only once")
+            raise BadInput(f"{name}: items {first} and {number} have the same instruction. Remove one of them")
 
 
 def _is_text(value: object) -> bool:
-    """Whether a JSON value is a text that can be encoded: JSON may hold half a surrogate pair."""
+    """Return whether a JSON value is a text that UTF-8 can encode; JSON may contain half a surrogate pair."""
     return isinstance(value, str) and value == value.encode("utf-8", "ignore").decode("utf-8")

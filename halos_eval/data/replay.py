@@ -1,8 +1,8 @@
-"""Give lm_eval the data that a manifest names, and nothing else.
+"""Give lm_eval only the data that a manifest pins.
 
-Offline, ``datasets`` and ``evaluate`` take whatever was cached last, whichever revision is asked for; so the very
-folders that were staged are opened here. Nothing is written to them: what a process adds (locks, mapped tables) goes to
-a folder of its own, so the cache may be mounted read-only and shared by all pods.
+Offline, ``datasets`` and ``evaluate`` use the latest cached version, whichever revision is requested. So this module
+opens the folders that the manifest names. Nothing is written to them: locks and mapped tables go to a temporary folder.
+So the cache may be mounted read-only and shared by all pods.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def replayed(manifest: Manifest | None) -> Iterator[None]:
-    """Until the context ends, lm_eval gets its data from ``manifest``; without one, from the hub as usual."""
+    """Give lm_eval its data from ``manifest`` until the context ends; without a manifest, from the hub as usual."""
     if manifest is None:
         yield
         return
@@ -52,7 +52,7 @@ class _Replay:
     def dataset(
         self, build: Callable[..., DatasetBuilder], path: str, name: str | None, options: dict[str, Any]
     ) -> DatasetBuilder:
-        """The staged tables. Files of the suite's own are read where they are."""
+        """Return a builder that reads the fetched tables. The suite's own files are read from their folder."""
         from datasets.packaged_modules.cache.cache import Cache
 
         asked = request(path, name, options)
@@ -70,17 +70,17 @@ class _Replay:
         )
 
     def _linked(self, item: Item) -> Path:
-        """A folder in this process's own cache whose files are links to the staged ones: NAME/CONFIG/VERSION/COMMIT."""
-        staged = item.open()
-        folder = self.scratch.joinpath(*staged.parts[-4:])
+        """Return NAME/CONFIG/VERSION/COMMIT in this process's temporary cache, with links to the fetched files."""
+        fetched = item.open()
+        folder = self.scratch.joinpath(*fetched.parts[-4:])
         folder.mkdir(parents=True, exist_ok=True)
-        for file in staged.iterdir():
+        for file in fetched.iterdir():
             if file.is_file() and not (folder / file.name).exists():
                 (folder / file.name).symlink_to(file)
         return folder
 
     def metric(self, find: Callable[..., ImportableModule], name: str, options: dict[str, Any]) -> ImportableModule:
-        """The staged script, imported from where it is."""
+        """Return the fetched script, to be imported from its folder in the cache."""
         from evaluate.loading import ImportableModule
 
         if Path(name).exists():
@@ -90,6 +90,6 @@ class _Replay:
         return ImportableModule(f"{folder.name}.{name.rsplit('/', 1)[-1]}", folder.name)
 
     def nltk(self, download: Callable[..., bool], package: str) -> bool:
-        """Asked for only where NLTK has not found the package in the staged folder."""
+        """Return whether the cache has the package. NLTK calls this only if it has not found the package there."""
         self.manifest.find("nltk", package).open()
         return True

@@ -1,1 +1,1 @@
-"""What is kept in the store, where, and in which form."""
+"""The files of the store: layout, formats, reading and writing."""

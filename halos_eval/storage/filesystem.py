@@ -1,7 +1,7 @@
-"""Object storage: a few functions over fsspec, the same for a plain path, file:// and s3://.
+"""Files on a disk or in object storage: functions over fsspec for a plain path, file:// and s3://.
 
-Pods find their credentials in the standard AWS environment variables. Every write is atomic: a reader sees the old
-content or the new, never a part.
+Credentials come from the standard AWS environment variables. Every write is atomic: a reader sees the old content or
+the new content, never a part.
 """
 
 from __future__ import annotations
@@ -22,29 +22,29 @@ from halos_eval.errors import StoreError
 
 
 class Entry(NamedTuple):
-    """A file in a folder, or a folder in it."""
+    """A file or a folder in a folder."""
 
     size: int
     """Bytes; meaningless for a folder."""
     modified: datetime | None
-    """UTC; of a link to a file, the later of both times. None for a folder: object storage has no time for it."""
+    """UTC; for a link to a file, the later of both times. None for a folder: object storage has no times of folders."""
 
     @property
     def is_folder(self) -> bool:
-        """Whether it is a folder."""
+        """Whether the entry is a folder."""
         return self.modified is None
 
 
 def join(url: str, *parts: str) -> str:
-    """``url`` with path parts appended."""
+    """Return ``url`` with ``parts`` of a path appended."""
     return "/".join([url.rstrip("/"), *parts])
 
 
 @contextmanager
-def _named(url: str, reads_file: bool = False) -> Iterator[None]:
-    """Turn what storage raises into a StoreError that names the place and the remedy.
+def _store_errors(url: str, reads_file: bool = False) -> Iterator[None]:
+    """Turn errors of the storage into a StoreError that names the URL and the remedy.
 
-    A file that is not there is the caller's to judge when it is read; elsewhere it is a bucket that does not exist.
+    With ``reads_file``, FileNotFoundError is raised unchanged. Elsewhere it means that the bucket does not exist.
     """
     from aiohttp import ClientError as ConnectionLost
     from botocore.exceptions import BotoCoreError, ClientError
@@ -56,35 +56,35 @@ def _named(url: str, reads_file: bool = False) -> Iterator[None]:
             raise
         raise StoreError(
             f"{url}: {error}. Check the free space, the permissions and, for s3://, AWS_ACCESS_KEY_ID, "
-            "AWS_SECRET_ACCESS_KEY and AWS_ENDPOINT_URL; then run it again: what is finished is kept"
+            "AWS_SECRET_ACCESS_KEY and AWS_ENDPOINT_URL. Then run the command again; finished work is kept"
         ) from error
 
 
 def _open(url: str) -> tuple[Any, str]:
-    # One file system, never a chain of them as fsspec reads "::". A cached listing would hide what another pod has
-    # just written.
+    # Not fsspec.open, which reads "::" in a URL as a chain of file systems. A cached listing would hide new files of
+    # other pods.
     protocol = url.partition("://")[0] if "://" in url else "file"
     fs = fsspec.filesystem(protocol, use_listings_cache=False)
     return fs, fs._strip_protocol(url)
 
 
 def read_bytes(url: str, start: int | None = None, end: int | None = None) -> bytes:
-    """The content of ``url``, or its bytes from ``start`` up to ``end``. Raises FileNotFoundError, StoreError."""
-    with _named(url, reads_file=True):
+    """Return the content of ``url``, or its bytes [``start``, ``end``). Raises FileNotFoundError, StoreError."""
+    with _store_errors(url, reads_file=True):
         fs, path = _open(url)
         return bytes(fs.cat_file(path, start=start, end=end))
 
 
 def exists(url: str) -> bool:
-    """Whether there is a file or folder at ``url``."""
-    with _named(url):
+    """Return whether ``url`` is an existing file or folder."""
+    with _store_errors(url):
         fs, path = _open(url)
         return bool(fs.exists(path))
 
 
 def write_bytes(url: str, data: bytes) -> None:
-    """Write ``data`` to ``url`` atomically and durably, making its folders. Raises StoreError."""
-    with _named(url):
+    """Write ``data`` to ``url`` atomically and durably; create its folders. Raises StoreError."""
+    with _store_errors(url):
         fs, path = _open(url)
         if isinstance(fs, LocalFileSystem):
             _replace(Path(path), data)
@@ -100,7 +100,7 @@ def _replace(path: Path, data: bytes) -> None:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        Path(temporary).chmod(0o644)  # mkstemp makes 0600, and other pods' users read the store
+        Path(temporary).chmod(0o644)  # mkstemp sets 0600, but pods with other users read the store
         Path(temporary).replace(path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
@@ -108,18 +108,18 @@ def _replace(path: Path, data: bytes) -> None:
 
 
 def find(url: str, ending: str) -> list[str]:
-    """The URLs of all files below ``url`` whose name ends with ``ending``, sorted. Empty where there is no folder."""
-    with _named(url):
+    """Return the sorted URLs of all files below ``url`` that end with ``ending``; none if the folder does not exist."""
+    with _store_errors(url):
         fs, path = _open(url)
         return [fs.unstrip_protocol(found) for found in sorted(fs.find(path)) if found.endswith(ending)]
 
 
 def entries(url: str) -> dict[str, Entry]:
-    """What is directly in the folder ``url``, by name. Empty where there is no such folder. Raises StoreError.
+    """Return the entries of the folder ``url`` by name; none if it does not exist. Raises StoreError.
 
-    Links are followed; one that leads nowhere is left out.
+    Links are followed, and broken ones are skipped.
     """
-    with _named(url):
+    with _store_errors(url):
         fs, path = _open(url)
         if isinstance(fs, LocalFileSystem):
             return _scan(path)
@@ -128,7 +128,7 @@ def entries(url: str) -> dict[str, Entry]:
         except FileNotFoundError:
             return {}
         children = {one["name"].removeprefix(f"{path.rstrip('/')}/"): one for one in listed}
-        # Some tools keep an empty object for the folder itself, and a file is listed as itself.
+        # Skip the empty object that some tools write for the folder itself. The listing of a file is the file.
         return {name: _entry(fs, one) for name, one in children.items() if name and "/" not in name}
 
 
@@ -158,16 +158,16 @@ def _local_entry(child: os.DirEntry[str]) -> Entry | None:
 
 
 def linked(url: str) -> datetime | None:
-    """When the link at ``url`` was made, in UTC. None where there is no link, as in object storage."""
-    with _named(url):
+    """Return the UTC time at which the link ``url`` was created. None if it is no link, as in object storage."""
+    with _store_errors(url):
         fs, path = _open(url)
         link = isinstance(fs, LocalFileSystem) and Path(path).is_symlink()
         return datetime.fromtimestamp(Path(path).lstat().st_mtime, UTC) if link else None
 
 
 def delete(url: str) -> None:
-    """Remove the file or folder at ``url``, if it is there."""
-    with _named(url):
+    """Remove the file or folder ``url`` if it exists."""
+    with _store_errors(url):
         fs, path = _open(url)
         if fs.exists(path):
             fs.rm(path, recursive=True)

@@ -1,7 +1,7 @@
-"""Results written as they come, so that a stage can be killed at any moment and run again.
+"""The journal: finished items, saved while a stage runs, from which a killed stage resumes.
 
-A journal is a folder of small JSON-lines files, each written whole (an object store cannot append). Reading it gives
-every item that was ever finished; a file is either there or not, so a kill loses at most the last few seconds.
+It is a folder of small JSON-lines files, because an object store cannot append. Each file is written atomically, so a
+kill loses at most the items of the last few seconds.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from halos_eval.storage import filesystem
 
 
 class Journal:
-    """Finished items by key, in the folder ``url``. A context manager: what is pending is saved on the way out."""
+    """Finished items by key, in the folder ``url``. A context manager that saves pending items at its end."""
 
     def __init__(self, url: str, seconds: float = 2.0) -> None:
         self.url = url
         self.seconds = seconds
-        """At most this long lies between an item's end and its being saved."""
+        """A call of ``add`` saves the pending items if the last save is this old."""
         self._pending: list[tuple[str, Any]] = []
         self._saved_at = time.monotonic()
 
     def load(self) -> dict[str, Any]:
-        """All saved items. A key that was saved twice keeps the first value: what was finished stays as it was."""
+        """Return all saved items. For a key that was saved twice, the first value is kept."""
         items: dict[str, Any] = {}
         for part in filesystem.find(self.url, ".jsonl"):
             for line in filesystem.read_bytes(part).decode().splitlines():
@@ -35,17 +35,17 @@ class Journal:
         return items
 
     def add(self, key: str, value: Any) -> None:
-        """Keep one finished item; it is saved now or within ``seconds`` of later calls."""
+        """Add one finished item. It is saved now, or by the first later call after ``seconds``."""
         self._pending.append((key, value))
         if time.monotonic() - self._saved_at >= self.seconds:
             self.save()
 
     def save(self) -> None:
-        """Write what is pending as one new file."""
+        """Write the pending items as one new file."""
         if self._pending:
-            # ASCII only: a text may hold characters that split lines (U+2028) or that UTF-8 does not have.
+            # ASCII only: texts may contain line separators (U+2028) or characters that UTF-8 cannot encode.
             text = "".join(json.dumps(item) + "\n" for item in self._pending)
-            # Sorted by time, so that "the first value" is the earliest.
+            # Names sort by time, so that ``load`` finds the earliest value first.
             filesystem.write_bytes(
                 filesystem.join(self.url, f"{time.time_ns():020d}-{uuid4().hex[:8]}.jsonl"), text.encode()
             )

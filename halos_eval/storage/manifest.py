@@ -1,7 +1,7 @@
-"""The manifest of a suite's data: what was staged into the cache, in which revision, and what cannot be had and why.
+"""The manifest of a suite's data: the items in the cache with their revisions, and the reasons for unavailable data.
 
-``halos-eval fetch`` writes it; ``plan`` and the other stages read it. What it has pinned stays pinned: staging into the
-same manifest again adds what is missing. A stage that is given one reads the data that it names and nothing else.
+``halos-eval fetch`` writes it; ``plan`` and the other stages read it. Its pins do not change: fetching into the same
+manifest again adds missing items only. A stage with a manifest reads only the data that the manifest names.
 """
 
 from __future__ import annotations
@@ -24,48 +24,48 @@ Kind = Literal["dataset", "file", "metric", "model", "nltk"]
 def _relative(path: str) -> str:
     parts = PurePosixPath(path).parts
     if not parts or PurePosixPath(path).is_absolute() or ".." in parts:
-        raise ValueError(f"{path!r} leads out of the cache")
+        raise ValueError(f"path {path!r} is outside the cache; expected a relative path without '..'")
     return path
 
 
 class Item(BaseModel):
-    """One thing in the cache."""
+    """One dataset, file, metric script, model or NLTK package in the cache."""
 
     model_config = FROZEN
 
     kind: Kind
-    """dataset (made by ``load_dataset``), file (of AlpacaEval's data), metric (a script), model, nltk (a package)."""
+    """dataset (from ``load_dataset``), file (of AlpacaEval's data), metric (a script), model, nltk (a package)."""
     asked: str
-    """What it is asked for by: the options of ``load_dataset``, or a name."""
+    """The key of the item: the options of ``load_dataset``, or a name."""
     repo: str
-    """Repository on the hub, or where else it is from."""
+    """Repository on the hub, or the name of another source."""
     revision: str | None
-    """Commit of the repository; None where there is none."""
+    """Commit of the repository; None for sources without commits."""
     bytes: int
-    """Size of the files that were fetched."""
+    """Size of the fetched files."""
     digest: str
-    """Digest of what is read, whatever else the commit has changed; the commit for a model."""
+    """Digest of the content that a task reads, independent of other changes in the commit; for a model, the commit."""
     path: Annotated[str, AfterValidator(_relative)]
-    """Where it is below HF_HOME."""
+    """Path relative to HF_HOME."""
     needed_by: tuple[str, ...]
-    """Parts that need it."""
+    """Parts that need this item."""
 
     @property
     def location(self) -> Path:
-        """Where it should be on this machine."""
+        """Path of the item on this machine, whether it exists or not."""
         return cache_root() / self.path
 
     @property
     def present(self) -> bool:
-        """Whether this machine's cache has it."""
+        """Whether this machine's cache has the item."""
         return self.location.exists()
 
     def open(self) -> Path:
-        """Where it is on this machine. Raises DataUnavailable where its cache lacks it."""
+        """Return the item's path on this machine. Raises DataUnavailable if the cache does not have it."""
         if not self.present:
             raise DataUnavailable(
-                f"{self.repo} is not in the cache ({self.location}): mount the cache that was staged, or run "
-                "`halos-eval fetch` with the same manifest here"
+                f"{self.repo} is not in the cache ({self.location}). Mount the cache that `halos-eval fetch` filled, "
+                "or run it here with the same manifest"
             )
         return self.location
 
@@ -76,13 +76,13 @@ class Part(BaseModel):
     model_config = FROZEN
 
     definition: str
-    """Digest of all that determines what it needs."""
+    """Digest of everything that determines the data it needs."""
     reason: str | None = None
-    """Why it cannot be had; None if all of it is there."""
+    """Why its data is unavailable; None if all of it is in the cache."""
 
 
 class Manifest(BaseModel):
-    """What a suite needs from outside, pinned."""
+    """The pinned data of a suite."""
 
     model_config = FROZEN
 
@@ -91,54 +91,56 @@ class Manifest(BaseModel):
     suite: str
     """Name of the suite."""
     parts: dict[str, Part] = {}
-    """Parts of the suite, and checkpoints as ``checkpoint_part`` calls them."""
+    """Parts of the suite by name, and checkpoints by the keys of ``checkpoint_part``."""
     items: tuple[Item, ...] = ()
-    """All that they need, by kind and name."""
+    """All data of the parts, sorted by kind and key."""
     pins: dict[str, str] = {}
-    """Commit of each branch that was asked for, as TYPE/REPO@BRANCH."""
+    """Commit of each requested branch, as TYPE/REPO@BRANCH."""
 
     def look(self, kind: Kind, asked: str) -> Item | None:
-        """The item that is asked for by ``asked``, if there is one."""
+        """Return the item with the key ``asked``, or None."""
         return next((item for item in self.items if (item.kind, item.asked) == (kind, asked)), None)
 
     def find(self, kind: Kind, asked: str) -> Item:
-        """The same. Raises DataUnavailable where there is none."""
+        """Return the item with the key ``asked``. Raises DataUnavailable if there is none."""
         if item := self.look(kind, asked):
             return item
         raise DataUnavailable(
-            f"the manifest of suite {self.suite} has no {kind} {asked}: run `halos-eval fetch` with it again, for "
-            "the suite and the checkpoint that are evaluated"
+            f"the manifest of suite {self.suite} has no {kind} {asked}. Run `halos-eval fetch` again with this "
+            "manifest, for the same suite and checkpoint"
         )
 
     def needs(self, part: str) -> list[Item]:
-        """All that a part needs. Raises DataUnavailable with the reason where it cannot be had."""
+        """Return all items that a part needs. Raises DataUnavailable with the reason if they are unavailable."""
         if part not in self.parts:
-            raise DataUnavailable(f"{part} is not staged: run `halos-eval fetch {self.suite}` with this manifest again")
+            raise DataUnavailable(
+                f"{part} is not in the manifest. Run `halos-eval fetch {self.suite}` again with this manifest"
+            )
         if reason := self.parts[part].reason:
             raise DataUnavailable(reason)
         return [item for item in self.items if part in item.needed_by]
 
     def digest(self, part: str) -> str:
-        """Digest of the content of all that a part needs: commits that change nothing in it give the same."""
+        """Return the digest of the content that a part needs. Commits that do not affect the content keep it."""
         return digest_json({f"{item.kind} {item.asked}": item.digest for item in self.needs(part)})
 
     def ready(self, part: str, definition: str) -> bool:
-        """Whether a part is staged as it is defined now, and this machine's cache has it."""
+        """Return whether a part was fetched by its current definition and is in this machine's cache."""
         return self.parts.get(part) == Part(definition=definition) and all(item.present for item in self.needs(part))
 
 
 def checkpoint_part(location: str) -> str:
-    """How ``parts`` calls a checkpoint: by its folder, or NAMESPACE/NAME[@REVISION] on the hub."""
+    """Return the key of a checkpoint in ``parts``, from its folder or NAMESPACE/NAME[@REVISION] on the hub."""
     return f"checkpoint:{location}"
 
 
 def read_manifest(url: str) -> Manifest | None:
-    """The manifest at ``url``, or None where there is none. Raises StoreError where it is damaged."""
+    """Return the manifest at ``url``, or None if it does not exist. Raises StoreError if it is damaged."""
     return read_model(url, Manifest)
 
 
 def write_manifest(url: str, manifest: Manifest) -> None:
-    """Keep the manifest in the cache, for stages that cannot reach the store, then at ``url``. Raises StoreError."""
+    """Write the manifest into the cache, for stages without access to the store, then to ``url``. Raises StoreError."""
     data = _encode(manifest)
     cached = str(cache_root() / cached_path(manifest))
     if not filesystem.exists(cached):
@@ -148,7 +150,7 @@ def write_manifest(url: str, manifest: Manifest) -> None:
 
 
 def cached_path(manifest: Manifest) -> str:
-    """Where below HF_HOME staging keeps this very manifest: a later one has another name."""
+    """Return the manifest's path relative to HF_HOME. The name has its digest, so a later manifest has another."""
     return f"halos-eval/{digest_bytes(_encode(manifest))[:16]}.json"
 
 

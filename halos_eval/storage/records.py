@@ -1,4 +1,4 @@
-"""The record that every stage writes last: what was scored, on what, with what, and how long it took."""
+"""The record, which every stage writes last: scores, coverage, usage and provenance. Also the failure note."""
 
 from __future__ import annotations
 
@@ -16,58 +16,58 @@ Model = TypeVar("Model", bound=BaseModel)
 
 
 class Score(BaseModel):
-    """One number. A metric that could not be computed is not here: it stands in ``Record.missing`` with its reason."""
+    """The value of one metric. A metric that could not be computed is in ``Record.missing`` with its reason."""
 
     model_config = FROZEN
 
     task: str
     """lm_eval task or group, or ``alpaca_eval``."""
     group: str | None = None
-    """The group whose breakdown this is; None for what the suite asked for itself."""
+    """lm_eval group that this task is a subtask of; None for a task of the suite itself."""
     metric: str
-    """Name as the tool gives it: acc, exact_match, win_rate (percent), ..."""
+    """The tool's name of the metric: acc, exact_match, win_rate (percent), ..."""
     filter: str = "none"
-    """lm_eval's filter that made the answer comparable."""
+    """lm_eval's filter that extracted the answer."""
     value: float
     """The value, in the tool's own unit (fraction for lm_eval, percent for alpaca_eval)."""
     stderr: float | None = None
-    """Standard error in the same unit; None where the tool gives none."""
+    """Standard error in the same unit; None if the tool gives none."""
     higher_is_better: bool | None = None
-    """None where the tool does not say."""
+    """Whether a higher value is better; None if the tool does not say."""
 
 
 class Coverage(BaseModel):
-    """How much of the work has a result."""
+    """Number of items that have a result, of the items that should have one."""
 
     model_config = FROZEN
 
     attempted: int
     """Items that should have a result: prompts x samples, pairs, or documents."""
     scored: int
-    """Items that have one."""
+    """Items that have a result."""
 
 
 class Usage(BaseModel):
-    """What was used up."""
+    """Tokens, price and time of a stage."""
 
     model_config = FROZEN
 
     prompt_tokens: int | None = None
-    """Tokens read; None where the tool does not count them."""
+    """Input tokens; None if the tool does not count them."""
     completion_tokens: int | None = None
-    """Tokens made."""
+    """Output tokens; None if the tool does not count them."""
     price_usd: float | None = None
-    """By the judge's price list; None where it has none. A local model costs 0 only if its list says so."""
+    """Price by the judge's price list; None if it has none. A local model costs 0 only if its list says so."""
     load_seconds: float
-    """From the start of the work to the first request: imports, weights, warm-up."""
+    """Seconds from the start of the work to the first request: imports, weights, warm-up."""
     work_seconds: float
-    """From the first request to the last result, of this run: a resumed run counts only its own."""
+    """Seconds from the first request to the last result of this run. A resumed run does not include earlier ones."""
     resumed: float | None = Field(None, ge=0, le=1)
-    """Share of the work that was there from a run that was killed, and is in no seconds; None where nobody counted."""
+    """Share of the work that an interrupted run had finished; its time is not included. None if it was not counted."""
 
 
 class CheckpointRef(BaseModel):
-    """Which checkpoint it was."""
+    """Reference to the evaluated checkpoint."""
 
     model_config = FROZEN
 
@@ -80,20 +80,20 @@ class CheckpointRef(BaseModel):
 
 
 class Provenance(BaseModel):
-    """How to get the same numbers again."""
+    """Everything needed to reproduce the scores."""
 
     model_config = FROZEN
 
     suite: str | None = None
-    """Name of the suite that asked for it."""
+    """Name of the suite that the stage belongs to."""
     config: dict[str, Any]
-    """Every option of the command, defaults included."""
+    """All options of the command, including defaults."""
     inputs: dict[str, str]
-    """Revision or content digest of everything that was read."""
+    """Revision or content digest of every input."""
     packages: dict[str, str]
-    """Version of every installed package that matters."""
+    """Version of every installed package that can affect scores."""
     commit: str | None
-    """Commit of halos_eval, with ``+dirty`` if there were changes; None where it cannot be told."""
+    """Commit of halos_eval, with ``+dirty`` if there were uncommitted changes; None if it is unknown."""
     command: list[str]
     """The command line."""
     hardware: dict[str, str]
@@ -105,47 +105,47 @@ class Provenance(BaseModel):
 
 
 class Record(BaseModel):
-    """One finished stage. Its existence means that everything it names is in the store."""
+    """One finished stage. It is written last, so all files that it names are in the store."""
 
     model_config = FROZEN
 
     version: Literal[1] = 1
     """Version of this format."""
     stage: StageName
-    """Which stage."""
+    """Name of the stage."""
     task: str | None = None
     """lm_eval task of a harness stage."""
     fingerprint: str
     """Digest of ``identity``."""
     identity: dict[str, Any]
-    """All that determines the scores: settings, inputs, tool versions."""
+    """Everything that determines the scores: settings, inputs, tool versions."""
     checkpoint: CheckpointRef
-    """What was evaluated."""
+    """The evaluated checkpoint."""
     scores: tuple[Score, ...] = ()
-    """Every metric with its filter; empty for a sample stage."""
+    """Value of every metric and filter; empty for a sample stage."""
     missing: dict[str, str] = {}
-    """Metrics that should be there and are not, each with its reason."""
+    """Missing metrics, each with its reason."""
     coverage: Coverage
-    """Attempted and scored."""
+    """Attempted and scored items."""
     details: dict[str, float] = {}
-    """Further figures of the stage: average length, truncated outputs, ..."""
+    """Additional numbers of the stage: average length, truncated outputs, ..."""
     usage: Usage
-    """Tokens, price, seconds."""
+    """Tokens, price and seconds."""
     files: dict[str, str] = {}
     """Files beside this record, each with its SHA-256."""
     provenance: Provenance
-    """How to get the same numbers again."""
+    """Everything needed to reproduce the scores."""
 
 
 class Failure(BaseModel):
-    """Why a stage has no record. A later success removes it."""
+    """The reason why a stage has no record. A later success removes the note."""
 
     model_config = FROZEN
 
     error: str
     """Class name of the error."""
     message: str
-    """What it said; it names the remedy."""
+    """Message of the error; it names the remedy."""
     exit_code: int
     """Exit code of the command."""
     at: datetime
@@ -153,23 +153,25 @@ class Failure(BaseModel):
 
 
 def read_model(url: str, kind: type[Model]) -> Model | None:
-    """The record, failure or plan at ``url``, or None where there is none. Raises StoreError where it is damaged."""
+    """Return the document at ``url`` as ``kind``, or None if there is none. Raises StoreError if it is damaged."""
     try:
         return kind.model_validate_json(filesystem.read_bytes(url))
     except FileNotFoundError:
         return None
     except ValidationError as error:
         name = kind.__name__.lower()
-        raise StoreError(f"{url} is no {name} of this version: delete it and run again ({describe(error)})") from error
+        raise StoreError(
+            f"{url} is not a valid {name} of this version ({describe(error)}). Delete it and run again"
+        ) from error
 
 
 def read_record(url: str) -> Record | None:
-    """The record at ``url``, or None. Raises StoreError."""
+    """Return the record at ``url``, or None. Raises StoreError."""
     return read_model(url, Record)
 
 
 def read_failure(url: str) -> Failure | None:
-    """The failure at ``url``, or None. Raises StoreError."""
+    """Return the failure note at ``url``, or None. Raises StoreError."""
     return read_model(url, Failure)
 
 

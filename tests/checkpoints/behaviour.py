@@ -1,4 +1,4 @@
-"""What every registry does. A registry's tests inherit ``Behaviour`` and give it a ``lab``: a place to register in."""
+"""Tests of every registry. A registry's tests inherit ``Behaviour`` and provide a ``lab`` for registering."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import yaml
 from halos_eval.checkpoints.folders import FolderRegistry
 from halos_eval.checkpoints.listed import ListRegistry
 from halos_eval.checkpoints.registry import Listing, Metadata, NotRegistered
-from halos_eval.checkpoints.safetensors import check_complete, files_of
+from halos_eval.checkpoints.safetensors import check_weights, files_of
 from halos_eval.errors import BadInput
 from halos_eval.storage import filesystem
 from tests.doubles import make_checkpoint
@@ -103,7 +103,7 @@ class Behaviour:
 
     def test_nothing_is_registered(self, lab):
         assert lab.registry.registered() == Listing([], {})
-        with pytest.raises(NotRegistered, match="there are none"):
+        with pytest.raises(NotRegistered, match="available: none"):
             lab.registry.get("kto")
 
     def test_what_is_listed_is_what_is_given_by_name(self, lab):
@@ -114,7 +114,7 @@ class Behaviour:
         for one in listed.checkpoints:
             assert lab.registry.get(one.name) == one
             assert one.registered.utcoffset() == timedelta(0)
-            check_complete(one.location, files_of(one.location))
+            check_weights(one.location, files_of(one.location))
 
     def test_an_interval_has_its_start_and_not_its_end(self, lab):
         names = [lab.add(name) for name in ("a", "b", "c")]
@@ -147,23 +147,23 @@ class Behaviour:
         assert [one.name for one in lab.registry.registered(start, start + timedelta(hours=1)).checkpoints] == [name]
         assert lab.registry.registered(start - timedelta(hours=1), start).checkpoints == []
 
-    def test_a_half_written_checkpoint_does_not_count_until_it_is_complete(self, lab):
+    def test_an_incomplete_checkpoint_is_skipped_until_it_is_complete(self, lab):
         half, whole = lab.begin("half"), lab.add("whole")
         listed = lab.registry.registered()
         assert [one.name for one in listed.checkpoints] == [whole]
         assert list(listed.skipped) == [half]
-        assert f"is not complete: {SHARDS[1]} is missing" in listed.skipped[half]
-        with pytest.raises(BadInput, match="is not complete"):
+        assert f"is incomplete: {SHARDS[1]} is missing" in listed.skipped[half]
+        with pytest.raises(BadInput, match="is incomplete"):
             lab.registry.get(half)
         lab.finish("half")
         listed = lab.registry.registered()
         assert {one.name for one in listed.checkpoints} == {half, whole}
         assert listed.skipped == {}
 
-    def test_a_shard_that_is_cut_short_is_half_written(self, lab):
+    def test_a_truncated_shard_makes_a_checkpoint_incomplete(self, lab):
         name = lab.add("cut")
         lab.put("cut", {"model.safetensors": lab.contents()["model.safetensors"][:-1]})
-        assert "is cut short" in lab.registry.registered().skipped[name]
+        assert "is truncated" in lab.registry.registered().skipped[name]
 
     def test_metadata_beside_the_weights(self, lab):
         content = "chat_template: chatml\nstop: ['###']\nprofile: large\ntags: {method: kto, base_model: llama3-8b}"
@@ -183,7 +183,7 @@ class Behaviour:
         with pytest.raises(BadInput, match=r"halos_eval\.yaml"):
             lab.registry.get(damaged)
 
-    def test_what_is_skipped_is_told_when_it_was_registered(self, lab):
+    def test_a_skipped_checkpoint_is_reported_in_its_interval(self, lab):
         lab.add("before")
         damaged = lab.add("damaged", "a: [")
         lab.add("after")
@@ -201,9 +201,7 @@ class Behaviour:
 
     def test_an_unknown_name_shows_some_that_are_known(self, lab):
         names = sorted([lab.add("kto"), lab.add("dpo")])
-        with pytest.raises(
-            NotRegistered, match=f"there is no checkpoint 'orpo/v1' in .*: there are {', '.join(names)}"
-        ):
+        with pytest.raises(NotRegistered, match=f"unknown checkpoint 'orpo/v1' in .*; available: {', '.join(names)}"):
             lab.registry.get("orpo/v1")
 
     @pytest.mark.parametrize("name", ["../outside", "/etc", "kto/../../outside", "a__b", ".cache", "", "a b", "a::b"])

@@ -1,4 +1,4 @@
-"""The registries that need no server keep the contract. MLflow's and S3's are in tests/real."""
+"""The tests of ``Behaviour`` for registries without a server. Those of MLflow and S3 are in tests/real."""
 
 from __future__ import annotations
 

@@ -71,7 +71,7 @@ def test_steps_are_listed_if_asked_for(registry, root):
 
 @pytest.mark.parametrize("name", ["notes.txt", "logs", "kto/none", "none/FINAL", "kto/FINAL/config.json"])
 def test_what_holds_no_weights_is_no_checkpoint(registry, name):
-    with pytest.raises(NotRegistered, match=r"there are kto, link, lora, plain"):
+    with pytest.raises(NotRegistered, match=r"available: kto, link, lora, plain"):
         registry.get(name)
 
 
@@ -80,20 +80,20 @@ def test_a_name_that_is_unsafe_is_reported(registry, root):
         make_checkpoint(root / name / "FINAL")
     listed = registry.registered()
     assert sorted(listed.skipped) == ["a\nb", "a b", "a::b", "a__b"]
-    assert all("use up to four parts of letters" in why for why in listed.skipped.values())
+    assert all("expected up to four parts joined by" in why for why in listed.skipped.values())
     assert len(listed.checkpoints) == 4
 
 
 def test_an_empty_final_folder_is_reported(registry, root):
     (root / "orpo" / "FINAL").mkdir(parents=True)
-    assert "is not there, or is empty" in registry.registered().skipped["orpo"]
+    assert "does not exist or is empty" in registry.registered().skipped["orpo"]
 
 
 def test_a_root_that_is_not_there(tmp_path):
     registry = FolderRegistry(str(tmp_path / "none"))
-    with pytest.raises(DataUnavailable, match="does not exist: mount it, or name another in HALOS_EVAL_CHECKPOINTS"):
+    with pytest.raises(DataUnavailable, match=r"does not exist\. Mount it or change HALOS_EVAL_CHECKPOINTS"):
         registry.registered()
-    with pytest.raises(NotRegistered, match="there are none"):
+    with pytest.raises(NotRegistered, match="available: none"):
         registry.get("kto")
 
 
@@ -112,7 +112,7 @@ def test_a_checkpoint_is_registered_when_its_newest_file_was_written(registry, r
     assert registry.get("kto").registered == FIRST + DAY
 
 
-def test_completing_a_half_written_checkpoint_registers_it_later(tmp_path):
+def test_completing_an_incomplete_checkpoint_registers_it_later(tmp_path):
     lab = FolderLab(str(tmp_path / "root"), tmp_path)
     lab.begin("half")
     lab.add("between")
@@ -175,7 +175,7 @@ def test_a_folder_that_may_not_be_read_costs_itself_only(registry, root, monkeyp
     monkeypatch.setattr(os, "scandir", scandir)
     listed = registry.registered()
     assert sorted(one.name for one in listed.checkpoints) == ["link", "lora", "plain"]
-    assert f"{root}/kto/FINAL may not be read by user" in listed.skipped["kto"]
+    assert f"{root}/kto/FINAL is not readable by user" in listed.skipped["kto"]
 
 
 def test_a_disk_that_fails_is_no_empty_night(registry, root, monkeypatch):
@@ -189,7 +189,7 @@ def test_a_disk_that_fails_is_no_empty_night(registry, root, monkeypatch):
         registry.registered()
 
 
-def test_a_checkpoint_that_disappears_while_it_is_looked_at(registry, monkeypatch):
+def test_a_checkpoint_that_is_removed_while_it_is_read(registry, monkeypatch):
     def read_bytes(url, *part, real=filesystem.read_bytes):
         if "/kto/FINAL/" in url:
             raise FileNotFoundError(url)
@@ -197,13 +197,13 @@ def test_a_checkpoint_that_disappears_while_it_is_looked_at(registry, monkeypatc
 
     monkeypatch.setattr(filesystem, "read_bytes", read_bytes)
     listed = registry.registered()
-    assert "was removed while it was looked at" in listed.skipped["kto"]
+    assert "was removed while it was read" in listed.skipped["kto"]
     assert len(listed.checkpoints) == 3
 
 
 def test_too_much_metadata(registry, root):
     (root / "kto" / "FINAL" / "halos_eval.yaml").write_text("#" * 100_001)
-    with pytest.raises(BadInput, match="has more than 100000 bytes"):
+    with pytest.raises(BadInput, match="expected at most 100000 bytes"):
         registry.get("kto")
 
 

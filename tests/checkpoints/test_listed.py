@@ -1,4 +1,4 @@
-"""The registry of a list: what may stand in it, and every mistake of it at once."""
+"""The registry of a list: valid entries, and all errors at once."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def test_storage_that_fails_costs_its_own_entry_only(registry, monkeypatch):
     assert "AWS_ACCESS_KEY_ID" in listed.skipped["kto"]
 
 
-def test_every_mistake_is_told_at_once(registry, tmp_path):
+def test_all_errors_are_reported_at_once(registry, tmp_path):
     words = mistakes(
         registry(
             HUB,
@@ -122,16 +122,16 @@ def test_every_mistake_is_told_at_once(registry, tmp_path):
     )
     for words_of_one in (
         f"{tmp_path}/list.yaml: ",
-        "checkpoints.1.name: Value error, zephyr is there twice",
+        "checkpoints.1.name: Value error, zephyr is listed twice",
         "checkpoints.2.name: Value error, checkpoint name 'a b'",
-        "checkpoints.2.location: Value error, kto is no folder that can be read",
-        "checkpoints.3.revision: Value error, only a hub repository has revisions",
-        "checkpoints.4.registered: Value error, say when a hub repository was registered",
-        "checkpoints.5.location: Value error, https://example.org/e is no folder that can be read",
+        "checkpoints.2.location: Value error, kto is not a folder; expected",
+        "checkpoints.3.revision: Value error, revision is only valid for a hub repository",
+        "checkpoints.4.registered: Value error, a hub repository needs the time of its registration",
+        "checkpoints.5.location: Value error, https://example.org/e is not a folder; expected",
         "checkpoints.5.method: Extra inputs",
         "checkpoints.6.name: Field required",
         "checkpoints.6.tags.step: ",
-        "checkpoints.7.location: Value error, gs://bucket/g is no folder that can be read",
+        "checkpoints.7.location: Value error, gs://bucket/g is not a folder; expected",
         "checkpoints.7.registered: ",
     ):
         assert words_of_one in words
@@ -141,10 +141,10 @@ def test_every_mistake_is_told_at_once(registry, tmp_path):
     ("content", "words"),
     [
         (b"", "checkpoints: Field required"),
-        (b"- name: a", "list.yaml: it: "),
+        (b"- name: a", "list.yaml: document: "),
         (b"checkpoints: {a: b}", "checkpoints: "),
-        (b"checkpoints: [", "is not YAML"),
-        (b"\xff", "is not YAML"),
+        (b"checkpoints: [", "is not valid YAML"),
+        (b"\xff", "is not valid YAML"),
         (b"models: []\ncheckpoints: []", "models: Extra inputs"),
     ],
 )
@@ -156,5 +156,5 @@ def test_what_is_no_list(tmp_path, content, words):
 def test_a_list_that_is_not_there(tmp_path):
     registry = ListRegistry(str(tmp_path / "none.yaml"))
     for read in (registry.registered, lambda: registry.get("kto")):
-        with pytest.raises(DataUnavailable, match=r"none\.yaml does not exist: HALOS_EVAL_CHECKPOINTS names it"):
+        with pytest.raises(DataUnavailable, match=r"none\.yaml does not exist. Check HALOS_EVAL_CHECKPOINTS"):
             read()

@@ -1,4 +1,4 @@
-"""One folder with weights: the metadata beside them, and a checkpoint that is given by its place."""
+"""One folder with weights: the metadata beside them, and a checkpoint that is given by its location."""
 
 from __future__ import annotations
 
@@ -108,5 +108,5 @@ def test_a_folder_is_a_path_or_an_s3_url(location, home, url):
     "location", ["kto", "", "./kto", "file://host/kto", "http://host/kto", "memory://a", "dbfs:/a", "simplecache::/a"]
 )
 def test_what_is_no_folder(location):
-    with pytest.raises(BadInput, match="is no folder that can be read: give /PATH"):
+    with pytest.raises(BadInput, match="is not a folder; expected /PATH"):
         folder_url(location)

@@ -1,4 +1,4 @@
-"""Which registry a setting means."""
+"""The choice of the registry from a setting."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from halos_eval.errors import BadInput
         ("mlflow+https://mlflow.example.org/prefix", MlflowRegistry),
     ],
 )
-def test_the_place_tells_the_kind(place, kind, monkeypatch):
+def test_the_location_selects_the_registry(place, kind, monkeypatch):
     monkeypatch.setenv("HALOS_EVAL_CHECKPOINTS", place)
     assert type(open_registry(Settings().checkpoints)) is kind
 
@@ -38,14 +38,16 @@ def test_steps_are_a_setting(monkeypatch):
 
 
 @pytest.mark.parametrize("place", ["http://127.0.0.1:5000", "gs://bucket/x", "mlflow://host", "http://a:secret@b/"])
-def test_what_is_no_place(place):
-    with pytest.raises(BadInput, match=r"give a folder .*, a list \(NAME\.yaml\), or MLflow as mlflow\+http") as caught:
+def test_an_invalid_location(place):
+    with pytest.raises(
+        BadInput, match=r"expected a folder .*, a list \(NAME\.yaml\) or MLflow \(mlflow\+http"
+    ) as caught:
         open_registry(place)
     assert "secret" not in str(caught.value)
 
 
 def test_mlflow_without_a_host():
-    with pytest.raises(BadInput, match=r"write mlflow\+http://HOST:PORT"):
+    with pytest.raises(BadInput, match=r"expected mlflow\+http://HOST:PORT"):
         open_registry("mlflow+http://")
 
 

@@ -83,7 +83,7 @@ def test_a_file_is_no_checkpoint(folder):
 
 def test_a_folder_without_a_configuration(folder):
     (folder / "config.json").unlink()
-    assert "no config.json" in inspect_error(folder)
+    assert "expected config.json" in inspect_error(folder)
 
 
 def test_a_shard_that_is_not_there_yet(folder):
@@ -92,7 +92,7 @@ def test_a_shard_that_is_not_there_yet(folder):
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": shards}))
     message = inspect_error(folder)
     assert "model-00002-of-00002.safetensors is missing" in message
-    assert "still being written" in message
+    assert "Wait until it is saved" in message
     write_safetensors(folder / "model-00002-of-00002.safetensors")
     assert inspect(str(folder)).name == "kto"
 
@@ -116,7 +116,7 @@ def test_weights_cut_anywhere_are_noticed(data, tmp_path_factory):
     whole = (folder / "model.safetensors").read_bytes()
     kept = data.draw(st.integers(0, len(whole) - 1))
     (folder / "model.safetensors").write_bytes(whole[:kept])
-    assert "is cut short" in inspect_error(folder)
+    assert "is truncated" in inspect_error(folder)
 
 
 @pytest.mark.parametrize(
@@ -131,14 +131,14 @@ def test_weights_cut_anywhere_are_noticed(data, tmp_path_factory):
 )
 def test_what_is_no_safetensors_file(folder, content):
     (folder / "model.safetensors").write_bytes(content)
-    assert "is no safetensors file" in inspect_error(folder)
+    assert "not a safetensors file" in inspect_error(folder)
 
 
 def test_weights_of_another_format(folder):
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
     message = inspect_error(folder)
-    assert "pytorch_model.bin is not loaded" in message
-    assert "convert it to safetensors" in message
+    assert "Convert pytorch_model.bin to safetensors" in message
+    assert "to safetensors" in message
 
 
 @pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "model.safetensors"])
@@ -193,11 +193,11 @@ def test_an_adapters_digest_covers_both(tmp_path, folder, part):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"peft_type": "IA3"}, "only LoRA"),
+        ({"peft_type": "IA3"}, "expected peft_type LORA"),
         ({"base_model_name_or_path": None}, "base_model_name_or_path"),
-        ({"r": 0}, "not 0"),
-        ({"r": 513}, "from 1 to 512, not 513"),
-        ({"r": None}, "not None"),
+        ({"r": 0}, "LoRA rank 0 is not supported"),
+        ({"r": 513}, "LoRA rank 513 is not supported by vLLM; expected 1 to 512"),
+        ({"r": None}, "LoRA rank None is not supported"),
         ({"base_model_name_or_path": "/nowhere"}, "/nowhere"),
     ],
 )
@@ -221,12 +221,12 @@ def test_an_adapter_of_an_adapter(tmp_path, folder):
 def test_an_adapters_configuration_that_is_no_json(tmp_path, folder):
     adapter = make_adapter(tmp_path / "lora", folder)
     (adapter / "adapter_config.json").write_text("{")
-    assert "is not JSON" in inspect_error(adapter)
+    assert "is not valid JSON" in inspect_error(adapter)
 
 
 @pytest.mark.parametrize("model", ["/nowhere/kto", "./nowhere", "../kto", "kto", "a/b/c", "a b/c", "-x/y"])
 def test_what_is_neither_folder_nor_repository(model):
-    assert "there is no such folder" in inspect_error(model)
+    assert "is neither a folder nor a hub repository" in inspect_error(model)
 
 
 def test_a_repository_that_the_hub_does_not_give(monkeypatch):
@@ -250,7 +250,7 @@ def test_a_folder_that_may_not_be_read_is_named(tmp_path, monkeypatch):
         raise PermissionError(13, "Permission denied", str(path))
 
     monkeypatch.setattr("halos_eval.checkpoints.weights._digest_scored", refuse)
-    with pytest.raises(BadInput, match=f"{folder} may not be read by user"):
+    with pytest.raises(BadInput, match=f"{folder} is not readable by user"):
         inspect(str(folder))
 
 
@@ -261,7 +261,7 @@ def test_a_file_that_is_refused_by_the_disk_is_named(tmp_path, monkeypatch):
         raise StoreError(f"{url}: refused") from PermissionError(13, "Permission denied", url)
 
     monkeypatch.setattr("halos_eval.storage.filesystem.read_bytes", refuse)
-    assert f"{folder}/model.safetensors may not be read by user" in inspect_error(folder)
+    assert f"{folder}/model.safetensors is not readable by user" in inspect_error(folder)
 
 
 def test_a_header_that_is_long_is_read_whole_and_an_endless_one_not_at_all(folder, monkeypatch):
@@ -272,11 +272,13 @@ def test_a_header_that_is_long_is_read_whole_and_an_endless_one_not_at_all(folde
     path.write_bytes(struct.pack("<Q", len(text)) + text + b"\0" * 8)
     assert inspect(str(folder)).name == "kto"
     monkeypatch.setattr("halos_eval.checkpoints.safetensors.LONGEST_HEADER", len(text) - 1)
-    assert "is cut short or is no safetensors file" in inspect_error(folder)
+    assert "is truncated or not a safetensors file" in inspect_error(folder)
 
 
 def test_weights_in_object_storage_are_not_loaded_from_there():
-    assert "vLLM loads weights from a folder, not from object storage" in inspect_error("s3://bucket/kto/FINAL")
+    assert "is in object storage; expected a folder, because vLLM loads weights from folders" in inspect_error(
+        "s3://bucket/kto/FINAL"
+    )
 
 
 def test_weights_in_folders_need_no_staging(folder, tmp_path):
@@ -293,13 +295,14 @@ def test_what_is_on_the_hub_is_staged_and_so_is_an_adapters_base(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("model", "words"), [("s3://bucket/kto", "not from object storage"), ("/none", "there is no such folder")]
+    ("model", "words"),
+    [("s3://bucket/kto", "is in object storage; expected a folder"), ("/none", "is neither a folder nor")],
 )
-def test_what_cannot_be_loaded_is_told_before_anything_is_staged(model, words):
+def test_weights_that_cannot_be_loaded_are_reported_before_fetching(model, words):
     with pytest.raises(BadInput, match=words):
         to_fetch(model)
 
 
-def test_a_folder_that_is_gone_is_none_that_should_have_been_staged(tmp_path):
-    with pytest.raises(BadInput, match="there is no such folder"):
+def test_a_removed_folder_is_not_fetched(tmp_path):
+    with pytest.raises(BadInput, match="is neither a folder nor a hub repository"):
         inspect(str(tmp_path / "kto" / "FINAL"), manifest=Manifest(suite="demo"))

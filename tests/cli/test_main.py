@@ -157,17 +157,17 @@ def test_a_command_that_cannot_be_read(call, argv):
 @pytest.mark.parametrize(
     ("argv", "words"),
     [
-        (["plan", "nothing", "/nowhere"], "there is no suite 'nothing'"),
-        (["plan", "demo", "/nowhere/kto"], "/nowhere/kto: there is no such folder"),
+        (["plan", "nothing", "/nowhere"], "unknown suite 'nothing'"),
+        (["plan", "demo", "/nowhere/kto"], "/nowhere/kto is neither a folder nor a hub repository"),
         (["summarize"], "give either a store or --logs"),
         (["summarize", "/nowhere"], "nothing has been evaluated there yet"),
         (["summarize", "/nowhere", "--suite=../x"], "--suite: "),
         (["summarize", "--logs=/nowhere"], "/nowhere does not exist"),
-        (["sample", "/nowhere/kto"], "/nowhere/kto: there is no such folder"),
+        (["sample", "/nowhere/kto"], "/nowhere/kto is neither a folder nor a hub repository"),
         (["sample", "/kto", "--top-p=2"], "--top-p: "),
-        (["sample", "/kto", "--stop=###"], '--stop: Value error, give a JSON list, such as ["###"]'),
+        (["sample", "/kto", "--stop=###"], '--stop: Value error, expected a JSON list, such as ["###"]'),
         (["harness", "/kto", "--task=../x", "--output-dir=/o"], "--task: "),
-        (["harness", "/kto", "--task=x", "--output-dir=/o", "--fewshot-as-multiturn"], "needs apply_chat_template"),
+        (["harness", "/kto", "--task=x", "--output-dir=/o", "--fewshot-as-multiturn"], "requires apply_chat_template"),
         (["judge", "/nowhere.json", "--output-dir=/o"], "/nowhere.json: there is no such file"),
     ],
 )
@@ -298,7 +298,7 @@ def test_checkpoints_with_what_has_been_evaluated(call, checkpoints):
     assert rows["kto"][1:] == ["", "complete"]
     assert rows["dpo"][1:] == ["base_model: llama3-8b, method: dpo", "2 of 5"]
     assert "half: " in out
-    assert "is not complete: model.safetensors is missing" in out
+    assert "is incomplete: model.safetensors is missing" in out
 
 
 def test_checkpoints_that_fit(call, checkpoints):
@@ -338,7 +338,7 @@ def test_a_plan_that_cannot_be_read_is_told(call, checkpoints):
     code, out, _ = call("checkpoints")
     assert code == 0
     assert "demo on kto: " in out
-    assert "is no plan of this version: delete it and run again" in out
+    assert "is not a valid plan of this version" in out
 
 
 def test_nothing_of_a_tag_is_obeyed_by_the_terminal(call, checkpoints):
@@ -367,7 +367,7 @@ def test_a_registry_that_is_not_there(call, checkpoints, monkeypatch):
     monkeypatch.setenv("HALOS_EVAL_CHECKPOINTS", "/nowhere")
     code, out, err = call("checkpoints")
     assert (code, out) == (3, "")
-    assert "RegistryUnavailable: /nowhere does not exist: mount it, or name another in HALOS_EVAL_CHECKPOINTS" in err
+    assert "RegistryUnavailable: /nowhere does not exist. Mount it or change HALOS_EVAL_CHECKPOINTS" in err
 
 
 def test_a_plan_of_what_a_list_names(call, checkpoints, monkeypatch):
@@ -380,7 +380,7 @@ def test_a_plan_of_what_a_list_names(call, checkpoints, monkeypatch):
 def test_a_name_that_is_mistyped_shows_some_that_are_known(call, checkpoints):
     code, _, err = call("plan", "demo", "ktoo")
     assert code == 2
-    assert f"NotRegistered: there is no checkpoint 'ktoo' in {checkpoints}: there are kto" in err
+    assert f"NotRegistered: unknown checkpoint 'ktoo' in {checkpoints}; available: kto" in err
 
 
 def test_a_plan_of_a_folder_or_repository_that_is_not_registered(call, checkpoints, monkeypatch):
@@ -390,14 +390,14 @@ def test_a_plan_of_a_folder_or_repository_that_is_not_registered(call, checkpoin
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     for place in ("team/dpo", "orpo"):
         assert planned(call, place)[0].checkpoint.location == place
-    assert "team/none: there is no such folder, and the hub does not give it" in call("plan", "demo", "team/none")[2]
+    assert "team/none is not a folder, and is unavailable on the hub" in call("plan", "demo", "team/none")[2]
 
 
 def test_a_registered_checkpoint_that_is_damaged_is_not_looked_for_elsewhere(call, checkpoints):
     (checkpoints / "kto" / "FINAL" / "halos_eval.yaml").write_text("a: [")
     code, _, err = call("plan", "demo", "kto")
     assert code == 2
-    assert "halos_eval.yaml is not YAML" in err
+    assert "halos_eval.yaml is not valid YAML" in err
 
 
 def test_pools_are_what_airflow_imports(call, tmp_path, monkeypatch):
@@ -416,7 +416,7 @@ def test_pools_of_a_broken_file(call, tmp_path, monkeypatch):
     monkeypatch.setenv("HALOS_EVAL_CLUSTER", str(tmp_path / "cluster.yaml"))
     code, out, err = call("pools")
     assert (code, out) == (2, "")
-    assert f"BadInput: cluster {tmp_path}/cluster.yaml: pools.judge: " in err
+    assert f"BadInput: cluster file {tmp_path}/cluster.yaml: pools.judge: " in err
 
 
 def test_a_record_is_shown(capsys, monkeypatch):

@@ -78,8 +78,8 @@ def test_alpaca_evals_own_file(load):
         ({"mine": {}}, "completions_kwargs"),
         ({"mine": None}, "completions_kwargs"),
         ({"mine": [1]}, "completions_kwargs"),
-        ("a: [", "not YAML"),
-        (entry(prompt_template="/none.txt"), "no such file"),
+        ("a: [", "not valid YAML"),
+        (entry(prompt_template="/none.txt"), "does not exist"),
     ],
 )
 def test_what_is_wrong_in_a_file(load, document, words):
@@ -90,13 +90,13 @@ def test_what_is_wrong_in_a_file(load, document, words):
 
 @pytest.mark.parametrize("name", ["gpt-5", "../judges/demo", "/none.yaml", ""])
 def test_an_unknown_judge(name):
-    with pytest.raises(BadInput, match=r"Shipped: demo, gpt-4\.1, gpt-4\.1-mini"):
+    with pytest.raises(BadInput, match=r"available: demo, gpt-4\.1, gpt-4\.1-mini"):
         load_judge(name)
 
 
 def test_a_file_that_is_no_text(tmp_path):
     (tmp_path / "judge.yaml").write_bytes(b"\xff")
-    with pytest.raises(BadInput, match="not YAML"):
+    with pytest.raises(BadInput, match="not valid YAML"):
         load_judge(str(tmp_path / "judge.yaml"))
 
 

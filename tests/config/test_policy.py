@@ -53,7 +53,7 @@ def test_the_one_that_ships_gives_everything_the_whole_suite(monkeypatch):
     assert load_policy().suites_for("any/step-1", {}) == ("halos",)
 
 
-def test_everything_wrong_is_told_at_once(policy):
+def test_all_errors_are_reported_at_once(policy):
     policy("look_back_days: -1\nrules: [{suite: halos}]\nlimit: {}")
     with pytest.raises(BadInput) as wrong:
         load_policy()
@@ -70,5 +70,5 @@ def test_what_is_no_policy(text, policy):
 
 def test_a_file_that_is_not_there(monkeypatch):
     monkeypatch.setenv("HALOS_EVAL_POLICY", "/nowhere.yaml")
-    with pytest.raises(BadInput, match="HALOS_EVAL_POLICY names it"):
+    with pytest.raises(BadInput, match="Check HALOS_EVAL_POLICY"):
         load_policy()

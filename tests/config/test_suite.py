@@ -1,4 +1,4 @@
-"""Suites: the shipped ones are what they say; a mistake in one of your own is named, all of them at once."""
+"""Suites: the shipped ones match their descriptions, and all errors of a file are reported at once."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_profiles_of_the_suite_and_of_its_parts(load):
         ("tensor_parallel_size: 2\ntasks: {a: {}}", "tensor_parallel_size"),  # the profile says it
         ("tasks: {a: {num_fewshots: 5}}", "tasks.a.num_fewshots"),
         ("harness: {limits: 5}\ntasks: {a: {}}", "tasks.a.limits"),
-        ("alpaca_eval: {annotator: gpt-4.1}", "alpaca_eval.annotator"),
+        ("alpaca_eval: {jugde: gpt-4.1}", "alpaca_eval.jugde"),
         ("alpaca_eval: {sampling: {temprature: 0}}", "alpaca_eval.sampling.temprature"),
     ],
 )
@@ -97,20 +97,20 @@ def test_a_misspelt_key_is_named(error, text, key):
     ("text", "words"),
     [
         ("tasks: {a: {limit: 0}}", "tasks.a.limit"),
-        ("tasks: {a: {fewshot_as_multiturn: true}}", "fewshot_as_multiturn needs apply_chat_template"),
-        ("tasks: {a: {backend: hf, batch_size: auto}}", "give a number"),
+        ("tasks: {a: {fewshot_as_multiturn: true}}", "fewshot_as_multiturn requires apply_chat_template"),
+        ("tasks: {a: {backend: hf, batch_size: auto}}", "Set a number"),
         ("tasks: {a: 5}", "tasks.a"),
         ("tasks: [a]", "tasks"),
         ("harness: [a]\ntasks: {a: {}}", "harness"),
         ("harness: 5\ntasks: {a: {}}", "harness"),
-        ("tasks: {../a: {}}", "'../a' cannot be the name"),
-        ("tasks: {alpaca_eval: {}}", "cannot be the name"),
+        ("tasks: {../a: {}}", "'../a' is invalid or reserved"),
+        ("tasks: {alpaca_eval: {}}", "is invalid or reserved"),
         ("tasks: {1: {}}", "tasks"),
         ("1: 2", "1"),
         ("description: nothing to do", "alpaca_eval or at least one task"),
         ("tasks: {}", "alpaca_eval or at least one task"),
         ("alpaca_eval: {sampling: {samples_per_prompt: 2}}", "samples_per_prompt must be 1"),
-        ("alpaca_eval: {sampling: {stop: '###'}}", "give a JSON list"),
+        ("alpaca_eval: {sampling: {stop: '###'}}", "expected a JSON list"),
         ("gpu_memory_utilization: 1.5\nalpaca_eval: {}", "gpu_memory_utilization"),
         ("a: [", "cannot be read"),
         ("[a]", "YAML mapping"),
@@ -129,7 +129,7 @@ def test_all_mistakes_at_once(error):
 
 @pytest.mark.parametrize("name", ["a b.yaml", "a.b.yaml", ".yaml", "é.yaml"])
 def test_a_files_name_is_a_suites_name(error, name):
-    assert "call the file by" in error("tasks: {a: {}}", name)
+    assert "file name is invalid" in error("tasks: {a: {}}", name)
 
 
 def test_a_suite_that_is_no_text(tmp_path):
@@ -160,7 +160,7 @@ def test_ones_own_suite_is_found_by_its_file_in_another_environment_too(tmp_path
     monkeypatch.setenv("HALOS_EVAL_SUITES", str(tmp_path))
     assert place_of("quick") == str(tmp_path / "quick.yaml")
     assert place_of("halos") == "halos"  # another environment has it elsewhere
-    with pytest.raises(BadInput, match="there is no suite"):
+    with pytest.raises(BadInput, match="unknown suite"):
         place_of("nothing")
 
 
@@ -192,5 +192,5 @@ def test_keep_some_parts():
 
 
 def test_keep_names_what_is_unknown():
-    with pytest.raises(BadInput, match=r"suite demo has no mmlu, Demo_cloze: it has alpaca_eval, demo_choice"):
+    with pytest.raises(BadInput, match=r"suite demo has no mmlu, Demo_cloze; available: alpaca_eval, demo_choice"):
         load_suite("demo").keep(["demo_cloze", "mmlu", "Demo_cloze"])

@@ -272,7 +272,7 @@ def test_a_clusters_file_that_is_wrong_is_told_beside_the_dags(load, tmp_path, t
     assert bag.dags.keys().isdisjoint({EVALUATE})
     words = bag.import_errors[str(DAGS[0].parent / f"{EVALUATE}.py")]
     assert "BadInput" in words
-    assert f"cluster {tmp_path}/cluster.yaml" in words
+    assert f"cluster file {tmp_path}/cluster.yaml" in words
 
 
 @pytest.mark.parametrize("name", STAGES)

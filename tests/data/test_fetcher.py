@@ -1,4 +1,4 @@
-"""Fetching: what is pinned stays, what is noted is what was read, and each part notes its own needs."""
+"""Fetching: pins do not change, digests are those of the content, and each part has its own items."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ def test_what_was_cached_before_is_not_taken_for_the_pinned_commit(cache):
     """Without a hub, datasets gives whatever it has cached last."""
     fetcher = Fetcher(dict(COMMITS))
     fetcher.begin("gsm8k_cot")
-    with pytest.raises(Incomplete, match="did not give the dataset openai/gsm8k at c1"):
+    with pytest.raises(Incomplete, match="dataset openai/gsm8k was not downloaded at commit c1"):
         fetcher.dataset(lambda path, *_, **__: Builder(path, "older", cache), "openai/gsm8k", "main", {})
 
 
@@ -160,7 +160,7 @@ def test_alpaca_evals_files(monkeypatch, cache, asked):
     assert (item.digest, item.bytes, item.path) == (digest_file(file), 2, "hub/alpaca_eval.json")
 
 
-def test_a_metric_may_be_in_one_of_three_places(asked):
+def test_a_metric_may_be_in_one_of_three_namespaces(asked):
     fetcher = Fetcher({})
     assert fetcher._metric_repository("code_eval") == ("evaluate-metric/code_eval", "commit-1")
     assert fetcher._metric_repository("rare") == ("evaluate-comparison/rare", "commit-3")
@@ -168,7 +168,7 @@ def test_a_metric_may_be_in_one_of_three_places(asked):
     assert len(asked) == 4
 
 
-def test_a_metric_that_is_nowhere_is_told_as_the_first_place_tells_it(monkeypatch):
+def test_an_unknown_metric_is_reported_with_the_error_of_the_first_namespace(monkeypatch):
     def commit(kind, repo, _):
         raise DataUnavailable(f"the hub has no {kind} {repo}")
 

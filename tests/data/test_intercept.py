@@ -1,4 +1,4 @@
-"""What lm_eval asks for: seen whoever imported the function, and named the same however it is asked."""
+"""Interception of lm_eval's requests: whoever imported the function, and with one key for equal requests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""NLTK's data: moved into the cache whole, or not at all."""
+"""NLTK's data: a package in the cache is complete."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ def test_content_without_its_archive_was_left_by_a_kill(cache):
     assert [path.name for path in half.iterdir()] == ["words.tab"]
 
 
-def test_what_cannot_be_had(cache):
-    with pytest.raises(DataUnavailable, match=r"punkt_tab cannot be had .*refused.*: check the network"):
+def test_an_unavailable_package(cache):
+    with pytest.raises(DataUnavailable, match=r"punkt_tab is unavailable .*refused.*Check the network"):
         nltk.fetch(refuse, "punkt_tab")
     with pytest.raises(DataUnavailable, match="NLTK has no package nothing"):
         nltk.fetch(lambda *_, **__: True, "nothing")

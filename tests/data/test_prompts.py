@@ -1,4 +1,4 @@
-"""Prompt sets: what is wrong in a file is said with the item's number, before anything is sampled."""
+"""Prompt sets: errors of a file name the item, before anything is sampled."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ def test_a_file(load, tmp_path, kind):
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (b"", "is not JSON"),
-        (b"\xff\xfe", "is not JSON"),
-        (b'[{"instruction": "a"}', "is not JSON"),
+        (b"", "is not valid JSON"),
+        (b"\xff\xfe", "is not valid JSON"),
+        (b'[{"instruction": "a"}', "is not valid JSON"),
         ({"instruction": "a"}, "is not a JSON list of objects"),
         (["a"], "is not a JSON list of objects"),
         ([], "is empty"),
@@ -74,7 +74,7 @@ def test_the_demos_own_set(kind):
 def test_alpaca_evals_set_without_a_hub(monkeypatch, tmp_path):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(DataUnavailable, match=r"tatsu-lab/alpaca_eval/alpaca_eval\.json cannot be had.*HF_ENDPOINT"):
+    with pytest.raises(DataUnavailable, match=r"tatsu-lab/alpaca_eval/alpaca_eval\.json is unavailable.*HF_ENDPOINT"):
         prompts.load("alpaca_eval", "prompts")
 
 

@@ -123,7 +123,7 @@ def test_more_gpus_than_the_pool_has(lab):
     run_id = lab.trigger(checkpoint=CHECKPOINT, suite=lab.suite("many", **tasks("many", 4)))
     state, states = lab.finish(run_id)
     assert state == states["plan", -1] == "failed"
-    assert "profile many takes 9 GPUs and the pool has 2" in lab.log(run_id, "plan")
+    assert "profile many requests 9 GPUs, but the pool has only 2" in lab.log(run_id, "plan")
 
 
 def test_more_gpus_than_there_are(admin, lab):

@@ -145,10 +145,10 @@ def test_another_judge(plan):
 @pytest.mark.parametrize(
     ("params", "words"),
     [
-        ({"checkpoint": "dpo"}, "NotRegistered: there is no checkpoint 'dpo'"),
-        ({"suite": "nothing"}, "BadInput: there is no suite 'nothing'"),
+        ({"checkpoint": "dpo"}, "NotRegistered: unknown checkpoint 'dpo'"),
+        ({"suite": "nothing"}, "BadInput: unknown suite 'nothing'"),
         ({"tasks": ["mmlu"]}, "BadInput: suite demo has no mmlu"),
-        ({"judge": "gpt-5"}, "BadInput: judge gpt-5"),
+        ({"judge": "gpt-5"}, "BadInput: unknown judge 'gpt-5'"),
     ],
 )
 @pytest.mark.parametrize("step", ["prepare", "plan"])

@@ -261,7 +261,7 @@ def test_a_cluster_that_is_no_more(kubernetes, context, tmp_path):
 
 
 def test_a_profile_that_is_no_more(kubernetes, context, tmp_path):
-    with pytest.raises(BadInput, match="no profile 'gone'"):
+    with pytest.raises(BadInput, match="unknown profile 'gone'"):
         operator(make_job(profile="gone")).execute(context)
     assert kubernetes.created == []
 

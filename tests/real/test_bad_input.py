@@ -30,14 +30,14 @@ def model(tmp_path):
 def test_no_checkpoint(run, tmp_path):
     done = run("airflow", "plan", "demo", "smolm2-135m", env={"HALOS_EVAL_CHECKPOINTS": str(tmp_path)})
     assert done.returncode == 2
-    assert failure(done) == f"NotRegistered: there is no checkpoint 'smolm2-135m' in {tmp_path}: there are none"
+    assert failure(done) == f"NotRegistered: unknown checkpoint 'smolm2-135m' in {tmp_path}; available: none"
 
 
 def test_a_folder_that_is_no_model(run, tmp_path):
     (tmp_path / "notes.txt").write_text("no weights here")
     done = run("airflow", "plan", "demo", tmp_path)
     assert done.returncode == 2
-    assert "is no model: there is no config.json" in failure(done)
+    assert "is not a model; expected config.json" in failure(done)
 
 
 def test_a_model_that_is_not_on_the_hub(run):
@@ -50,13 +50,16 @@ def test_a_checkpoint_that_is_half_there(run, model):
     (model / "model.safetensors").write_bytes(b"")
     done = run("airflow", "plan", "demo", model)
     assert done.returncode == 2
-    assert "is cut short" in failure(done)
+    assert "is truncated" in failure(done)
 
 
 def test_no_suite(run, model):
     done = run("airflow", "plan", "demmo", model)
     assert done.returncode == 2
-    assert failure(done) == "BadInput: there is no suite 'demmo': there are demo, halos, quick; or give a YAML file"
+    assert (
+        failure(done)
+        == "BadInput: unknown suite 'demmo'; available: demo, halos, quick. Name one of these or a YAML file"
+    )
 
 
 def test_all_that_is_wrong_in_a_suite_is_told_at_once(run, model, tmp_path):
@@ -83,13 +86,13 @@ def test_no_judge(command, run, model, few, tmp_path):
     else:
         done = run("judge", *few[:-1], "--judge=gpt-5", f"--output-dir={tmp_path}")
     assert done.returncode == 2
-    assert failure(done).startswith("BadInput: judge gpt-5: there is none. Shipped: demo, gpt-4.1, gpt-4.1-mini")
+    assert failure(done).startswith("BadInput: unknown judge 'gpt-5'; available: demo, gpt-4.1, gpt-4.1-mini")
 
 
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("[{", "is not JSON"),
+        ("[{", "is not valid JSON"),
         ("[]", "is empty"),
         ('{"instruction": "a"}', "is not a JSON list of objects"),
         (json.dumps([*PROMPTS, {"prompt": "Name a sea."}]), "item 2 has no 'instruction'"),
@@ -158,7 +161,7 @@ def test_gated_prompts_need_the_token_and_once_fetched_no_hub(run, serve_hub, hu
     for token in ({}, {"HF_TOKEN": "hf_wrong"}):
         refused = plan(**token)
         assert refused.returncode == 3
-        assert "tatsu-lab/alpaca_eval/alpaca_eval.json cannot be had (GatedRepoError): check HF" in failure(refused)
+        assert "tatsu-lab/alpaca_eval/alpaca_eval.json is unavailable (GatedRepoError). Check HF" in failure(refused)
         assert "HF_TOKEN" in failure(refused)
     given = plan(HF_TOKEN="hf_right")
     assert given.returncode == 0, given.stderr

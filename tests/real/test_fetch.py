@@ -282,7 +282,7 @@ def test_a_gated_set_is_named_with_its_task_and_staged_once_there_is_a_token(run
     chosen = '--tasks=["gsm8k_cot","humaneval"]'
     refused = fetch(run, made, path, chosen)
     assert refused.returncode == 0, refused.stderr
-    reason = "the dataset openai/openai_humaneval is gated: accept its terms on the hub, and give HF_TOKEN"
+    reason = "the dataset openai/openai_humaneval is gated. Accept its terms on the hub and set HF_TOKEN"
     parts = manifest_at(path)["parts"]
     assert {title: part["reason"] for title, part in parts.items()} == {"gsm8k_cot": None, "humaneval": reason}
     assert f"humaneval cannot be had: {reason}" in refused.stderr
@@ -321,7 +321,7 @@ def test_a_hub_out_of_reach_is_worth_another_try(run, fetched, tmp_path):
     other = place._replace(environment=place.environment | {"HF_ENDPOINT": NO_HUB})
     done = fetch(run, other, tmp_path / "m.json", "--tasks=alpaca_eval")
     assert done.returncode == 5
-    assert "the dataset tatsu-lab/alpaca_eval cannot be had (ConnectError)" in done.stderr.splitlines()[-1]
+    assert "the dataset tatsu-lab/alpaca_eval is unavailable (ConnectError)" in done.stderr.splitlines()[-1]
     assert fetch(run, other, path).returncode == 0  # what is fetched needs no hub
 
 

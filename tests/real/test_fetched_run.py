@@ -41,7 +41,7 @@ TASKS = (
     },
 )
 CHECKPOINT = "smollm2-135m"
-REASON = "the dataset SaylorTwift/bbh is gated: accept its terms on the hub, and give HF_TOKEN"
+REASON = "the dataset SaylorTwift/bbh is gated. Accept its terms on the hub and set HF_TOKEN"
 
 
 class Lab(Airflow):

@@ -204,7 +204,7 @@ def test_a_checkpoint_deleted_between_plan_and_run_costs_its_own_run_only(lab):
     words = lab.log(night, "report", dag=NIGHT)
     assert "1 evaluated, 1 failed" in words
     assert "demo_cloze: BadInput" in words
-    assert "there is no such folder" in words
+    assert "is neither a folder nor a hub repository" in words
 
 
 def test_a_backfill_over_a_month_runs_each_once_and_at_most_two_at_a_time(lab):
@@ -274,7 +274,7 @@ def test_a_registry_that_is_away_is_told_and_asked_again(mlflow_lab, mlflow):
     run_id = lab.trigger(NIGHT)
     wait_for(lambda: lab.states(run_id, NIGHT)["find", -1] == "success", 300)
     mlflow.kill()  # in the middle: what was found has been started, and asks for its checkpoint
-    words = f"MLflow at {mlflow.url} gives no answer that can be used"
+    words = f"MLflow at {mlflow.url} is unavailable"
     (run, *_) = wait_for(lambda: lab.runs(EVALUATE), 300)
     wait_for(lambda: lab.states(run["dag_run_id"]).get(("prepare", -1)) == "up_for_retry", 300)
     assert words in lab.log(run["dag_run_id"], "prepare")

@@ -33,7 +33,7 @@ class TestFoldersInABucket(Behaviour):
     def lab(self, place, tmp_path):
         return FolderLab(place, tmp_path)
 
-    def test_completing_a_half_written_checkpoint_registers_it_later(self, lab):
+    def test_completing_an_incomplete_checkpoint_registers_it_later(self, lab):
         half = lab.begin("half")
         between = lab.registry.get(lab.add("between"))
         lab.finish("half")

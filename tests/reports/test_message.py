@@ -136,7 +136,7 @@ def test_what_is_damaged_costs_its_own_row(root, evaluated):
     assert [row[4:] for row in table_of(message.body)] == [["0.5000", "complete"], ["", "failed"], ["", "failed"]]
     damaged, bad_name = section(message.body, "Failed or missing, and why")
     assert "StoreError" in damaged
-    assert "delete it and run again" in damaged
+    assert "Delete it and run again" in damaged
     assert "BadInput" in bad_name
 
 

@@ -265,5 +265,5 @@ def test_nothing_is_there(tmp_path, suite, words):
 
 def test_a_damaged_record_is_not_passed_over(job, tmp_path):
     filesystem.write_bytes(job("arc", [score("arc")]).record, b"{")
-    with pytest.raises(StoreError, match="delete it"):
+    with pytest.raises(StoreError, match="Delete it"):
         read_rows(str(tmp_path))

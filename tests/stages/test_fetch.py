@@ -206,8 +206,8 @@ def test_whatever_a_task_raises_is_its_reason(world, config, monkeypatch):
 
 
 def test_a_hub_out_of_reach_is_tried_again(world, config):
-    world.refused["mmlu"] = Incomplete("the dataset mmlu cannot be had (ConnectError)")
-    with pytest.raises(Incomplete, match=r"^mmlu: the dataset mmlu cannot be had .* Run it again"):
+    world.refused["mmlu"] = Incomplete("the dataset mmlu is unavailable (ConnectError)")
+    with pytest.raises(Incomplete, match=r"^mmlu: the dataset mmlu is unavailable .* Run it again"):
         fetch(config())
     kept = read_manifest(config().manifest)
     assert kept.parts["gsm8k_cot"].reason is None
@@ -269,7 +269,7 @@ def test_models_on_the_hub_folders_and_bases_of_adapters(world, config, tmp_path
 
 def test_a_checkpoint_that_is_gone_leaves_the_rest(world, config, tmp_path):
     manifest = fetch(config(ONLY_ALPACA, str(tmp_path / "gone"), "lab/model"))
-    assert "there is no such folder" in manifest.parts[checkpoint_part(str(tmp_path / "gone"))].reason
+    assert "is neither a folder nor a hub repository" in manifest.parts[checkpoint_part(str(tmp_path / "gone"))].reason
     assert manifest.parts[checkpoint_part("lab/model")].reason is None
 
 

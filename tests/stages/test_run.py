@@ -343,9 +343,9 @@ def test_what_was_deleted_since_the_plan_leaves_its_reason(tmp_path, stage):
         place = {"output": f"file://{tmp_path}/outputs.json"}
     kind = HarnessConfig if stage is harness else SampleConfig
     by_hand = kind(model=f"{tmp_path}/gone", **place)
-    with pytest.raises(BadInput, match="there is no such folder"):
+    with pytest.raises(BadInput, match="is neither a folder nor a hub repository"):
         stage(by_hand)
     assert read_failure(layout.failure_beside(record)) is None  # it is on the screen
     with pytest.raises(BadInput):
         stage(by_hand.model_copy(update={"expect": "f"}))
-    assert "there is no such folder" in read_failure(layout.failure_beside(record)).message
+    assert "is neither a folder nor a hub repository" in read_failure(layout.failure_beside(record)).message

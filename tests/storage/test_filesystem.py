@@ -1,4 +1,4 @@
-"""Storage: the same behaviour for every kind of place, and writes that are all or nothing."""
+"""Storage: the same behaviour on a disk and in object storage, and atomic writes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from halos_eval.storage import filesystem
 
 
 class Behaviour:
-    """What every kind of place does. ``root`` is a URL below which there is nothing."""
+    """The behaviour of every kind of storage. ``root`` is an empty URL."""
 
     def test_what_is_written_is_read(self, root):
         url = filesystem.join(root, "deep", "folder", "a.bin")
@@ -111,7 +111,7 @@ def test_a_full_disk_leaves_the_old_content(tmp_path, monkeypatch, broken):
     monkeypatch.setattr(*broken, full)
     with pytest.raises(StoreError) as caught:
         filesystem.write_bytes(url, b"new")
-    for words in (url, "No space left on device", "free space", "AWS_ENDPOINT_URL", "run it again"):
+    for words in (url, "No space left on device", "free space", "AWS_ENDPOINT_URL", "run the command again"):
         assert words in str(caught.value)
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
     assert filesystem.read_bytes(url) == b"old"
@@ -135,13 +135,13 @@ def test_other_users_can_read_what_is_written(tmp_path):
     assert (tmp_path / "a").stat().st_mode & 0o777 == 0o644
 
 
-def test_a_place_that_cannot_be_written(tmp_path):
+def test_a_folder_that_is_not_writable(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(StoreError, match="permissions"):
         filesystem.write_bytes(str(tmp_path / "file" / "a"), b"")
 
 
-def test_a_place_that_does_not_exist_is_no_absent_file(tmp_path, monkeypatch):
+def test_a_missing_bucket_is_not_a_missing_file(tmp_path, monkeypatch):
     def no_bucket(*_):
         raise FileNotFoundError("The specified bucket does not exist")
 

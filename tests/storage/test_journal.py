@@ -1,4 +1,4 @@
-"""The journal: whatever happens between two savings, nothing saved is lost and nothing is there by halves."""
+"""The journal: saved items survive a kill, and no file is incomplete."""
 
 from __future__ import annotations
 

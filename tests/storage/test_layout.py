@@ -1,4 +1,4 @@
-"""Places in the store: one folder for each checkpoint, whatever its name."""
+"""Paths in the store: one folder for each checkpoint, whatever its name."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ def test_two_checkpoints_never_share_a_folder(one, other):
 
 
 @pytest.mark.parametrize("name", ["../x", "a__b", "", "a/../b"])
-def test_an_unsafe_name_has_no_place(name):
+def test_an_unsafe_name_is_rejected(name):
     for place in (layout.folder_name, lambda name: layout.plan_url("/s", "suite", name)):
         with pytest.raises(BadInput):
             place(name)
 
 
-def test_places():
+def test_urls():
     assert layout.stage_folder("s3://b", "team/kto", "harness", "mmlu", "f1") == "s3://b/runs/team__kto/harness.mmlu/f1"
     assert layout.stage_folder("s3://b/", "kto", "sample", None, "f1") == "s3://b/runs/kto/sample/f1"
     assert layout.plan_url("/s", "halos", "team/kto") == "/s/plans/halos/team__kto.json"
@@ -42,7 +42,7 @@ def test_places():
         ("/o/outputs", "/o/outputs.record.json", "/o/outputs.failure.json"),
     ],
 )
-def test_places_beside_an_output(output, record, failure):
+def test_urls_beside_an_output(output, record, failure):
     assert layout.record_beside(output) == record
     assert layout.failure_beside(record) == failure
     assert layout.failure_beside("/o/record.json") == "/o/failure.json"

@@ -1,4 +1,4 @@
-"""The manifest: what it finds, what it tells of what is not there, and what counts as the same content."""
+"""The manifest: finding items, errors for missing ones, and the digest of their content."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def manifest():
 
 @pytest.mark.parametrize("path", ["", "/etc/passwd", "..", "a/../../b", "a/.."])
 def test_no_path_leads_out_of_the_cache(path):
-    with pytest.raises(ValidationError, match="leads out of the cache"):
+    with pytest.raises(ValidationError, match="is outside the cache"):
         item(path=path)
 
 
@@ -51,15 +51,15 @@ def test_an_item_is_found_by_kind_and_name(manifest):
     assert manifest.find("dataset", "a") == manifest.items[0]
     assert manifest.find("metric", "a") == manifest.items[2]
     assert manifest.look("file", "a") is None
-    with pytest.raises(DataUnavailable, match="has no file a: run `halos-eval fetch`"):
+    with pytest.raises(DataUnavailable, match=r"has no file a\. Run `halos-eval fetch`"):
         manifest.find("file", "a")
 
 
-def test_a_part_that_cannot_be_had_tells_why(manifest):
+def test_an_unavailable_part_has_a_reason(manifest):
     assert manifest.needs("t") == list(manifest.items[:2])
     with pytest.raises(DataUnavailable, match=r"^it is gated$"):
         manifest.needs("gpqa")
-    with pytest.raises(DataUnavailable, match="mmlu is not staged: run `halos-eval fetch halos`"):
+    with pytest.raises(DataUnavailable, match=r"mmlu is not in the manifest\. Run `halos-eval fetch halos`"):
         manifest.digest("mmlu")
 
 
@@ -86,7 +86,7 @@ def test_a_part_is_ready_as_defined_and_where_the_cache_has_it(manifest, cache):
 
 
 def test_what_this_machine_lacks_is_named(manifest, cache):
-    with pytest.raises(DataUnavailable, match=f"r/r is not in the cache .{cache}/dataset/a.: mount the cache"):
+    with pytest.raises(DataUnavailable, match=f"r/r is not in the cache .{cache}/dataset/a.. Mount the cache"):
         manifest.items[0].open()
 
 
@@ -111,5 +111,5 @@ def test_nothing_new_is_not_written_again(manifest, cache, tmp_path):
 
 def test_a_damaged_manifest_is_named(tmp_path):
     (tmp_path / "manifest.json").write_text('{"suite": "halos", "items": [{"path": "../x"}]}')
-    with pytest.raises(StoreError, match=r"manifest.json is no manifest of this version"):
+    with pytest.raises(StoreError, match=r"manifest.json is not a valid manifest of this version"):
         read_manifest(str(tmp_path / "manifest.json"))

@@ -1,4 +1,4 @@
-"""The way from the outbox into the store: whole, once, and past everything that a model's code may have put there."""
+"""The outbox: complete results are moved once, and files of model-written code are ignored."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ def test_an_unfinished_folder_stays(outbox, root):
     assert in_store(root) == {}
 
 
-def test_a_failure_is_carried_and_stays(outbox, root):
+def test_a_failure_note_is_copied_and_stays(outbox, root):
     """It stays with the parts from which the next run resumes."""
     folder = outbox / "runs" / "kto" / "harness.humaneval" / "f1"
     folder.mkdir(parents=True)
@@ -229,7 +229,7 @@ def test_a_failure_that_is_none(outbox, stays):
 def test_a_digest_that_is_wrong(finish, stays):
     folder = finish()
     (folder / "results.json").write_text("{}")
-    stays(folder, "names other files")
+    stays(folder, "do not match the digests")
 
 
 def test_a_file_that_is_not_there(finish, stays):
@@ -262,7 +262,7 @@ def test_a_name_that_leads_outside(finish, stays, secret, absolute):
     folder = finish()
     name = str(secret) if absolute else os.path.relpath(secret, folder)
     edit(folder, files={name: digest_bytes(SECRET)})
-    stays(folder, "no task saves")
+    stays(folder, "its record names unexpected files")
 
 
 @given(name=st.text(max_size=30) | st.text("./~:{}$ a\x00\n", max_size=12))
@@ -356,7 +356,7 @@ def test_a_device(finish, stays, name, secret):
 
 
 @pytest.mark.parametrize("name", ["record.json", "results.json", "failure.json"])
-def test_a_folder_in_the_place_of_a_file(finish, stays, name):
+def test_a_folder_instead_of_a_file(finish, stays, name):
     folder = finish()
     if name == "failure.json":
         (folder / "record.json").unlink()
@@ -365,7 +365,7 @@ def test_a_folder_in_the_place_of_a_file(finish, stays, name):
     stays(folder)
 
 
-def test_a_file_in_the_place_of_a_folder(outbox, stays):
+def test_a_file_instead_of_a_folder(outbox, stays):
     file = outbox / "runs" / "kto" / "harness.humaneval" / "f1"
     file.parent.mkdir(parents=True)
     file.write_text("no folder")
@@ -375,8 +375,8 @@ def test_a_file_in_the_place_of_a_folder(outbox, stays):
 def test_a_file_that_fills_the_memory(finish, stays):
     folder = finish()
     with (folder / "results.json").open("wb") as file:
-        file.truncate(2**42)  # four terabytes that take no room on the disk
-    stays(folder, "no plain file of at most")
+        file.truncate(2**42)  # four terabytes, but sparse: the disk is not filled
+    stays(folder, "not a regular file of at most")
 
 
 def test_folders_too_deep_to_be_removed_do_not_stop_the_others(outbox, root, finish, caplog):

@@ -1,4 +1,4 @@
-"""Records: read as they were written; a damaged one is an error, not an absent one."""
+"""Records: a record is read as it was written, and a damaged one is an error, not a missing one."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_none_is_none(tmp_path, read):
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff", b"{}", b"[]"])
 def test_a_damaged_record_is_not_taken_for_an_absent_one(tmp_path, content):
     (tmp_path / "record.json").write_bytes(content)
-    with pytest.raises(StoreError, match="delete it and run again"):
+    with pytest.raises(StoreError, match="Delete it and run again"):
         read_record(str(tmp_path / "record.json"))
 
 

@@ -43,8 +43,8 @@ def job(**options):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"fewshot_as_multiturn": True}, "needs apply_chat_template"),
-        ({"backend": "hf", "batch_size": "auto"}, "give a number"),
+        ({"fewshot_as_multiturn": True}, "requires apply_chat_template"),
+        ({"backend": "hf", "batch_size": "auto"}, "Set a number"),
         ({"task": "../x"}, "pattern"),
         ({"task": "a b"}, "pattern"),
         ({"task": "--x"}, "pattern"),
