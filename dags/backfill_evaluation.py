@@ -1,13 +1,13 @@
 """### backfill_evaluation: one suite on many checkpoints
 
-A dry run first: `find` logs what would be started and what is complete already. Then trigger it again with `dry_run`
-off. Each checkpoint gets a run of `evaluate_checkpoint`, at most so many at a time; what is finished is not run again,
-so a task that was added to a suite runs alone.
+It starts with a dry run: `find` logs the runs that it would start, and the checkpoints that are complete. Then trigger
+the DAG again with `dry_run` off. Each checkpoint gets a run of `evaluate_checkpoint`; `at_most` limits how many are
+evaluated at the same time. Finished work is not run again. If you added a task to a suite, only that task runs.
 
 #### Triage
-* **find failed**: the registry or the store cannot be read, or a param is wrong; the message names the remedy.
-* **report failed**: its log is the message. Mend the reasons and trigger the backfill again: it does the rest.
-* To stop a backfill mark its run failed: what was not started will not be. Runs that have begun go on.
+* **find failed**: the registry or the store is unreadable, or a param is wrong. The message names the remedy.
+* **report failed**: its log is the message. Fix the reasons and trigger the backfill again; it runs only the rest.
+* To stop a backfill, mark its run as failed. It starts no further runs. Runs that have started continue.
 """
 
 from __future__ import annotations
@@ -29,34 +29,34 @@ PARAMS = {
         items={"type": "string", "pattern": r"^[][A-Za-z0-9._/*?!-]+$"},
         minItems=1,
         title="Checkpoints",
-        description="Names or patterns, one a line: llama3-*",
+        description="Names or patterns, one per line: llama3-*",
     ),
     "tags": Param(
         {},
         type="object",
         additionalProperties={"type": "string"},
         title="Tags",
-        description='Only those with these tags, as JSON: {"method": "kto"}',
+        description='Only checkpoints with these tags, as JSON: {"method": "kto"}',
     ),
     "registered_from": Param(
         None,
         type=["string", "null"],
         format="date-time",
         title="Registered from",
-        description="Only those registered then or later.",
+        description="Only checkpoints registered at this time or later.",
     ),
     "registered_until": Param(
         None,
         type=["string", "null"],
         format="date-time",
         title="Registered before",
-        description="Only those registered before.",
+        description="Only checkpoints registered before this time.",
     ),
     "only_missing": Param(
         True,
         type="boolean",
         title="Only what is missing",
-        description="Off: everything is run again.",
+        description="Run only what has no result. Off: run everything again.",
     ),
     "at_most": params.at_most(),
     "priority": params.priority("backfill"),
@@ -64,14 +64,14 @@ PARAMS = {
         True,
         type="boolean",
         title="Dry run",
-        description="Only tell what would be started.",
+        description="Log the runs and start none.",
     ),
 }
 
 
 @dag(
     schedule=None,
-    is_paused_upon_creation=False,  # what somebody triggers is run; nothing is started by itself
+    is_paused_upon_creation=False,  # it runs only if somebody triggers it
     params=PARAMS,
     catchup=False,
     tags=["evaluation"],

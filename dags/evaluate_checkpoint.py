@@ -1,18 +1,21 @@
 """### evaluate_checkpoint: one suite on one checkpoint
 
-`prepare` checks what is asked for; `fetch` fetches and pins the data that is not pinned yet; `plan` says what is there
-already; then `sample` and `judge` (AlpacaEval) beside one `harness` task for each lm_eval task; `summarize` writes the
-suite's table whatever happened before it; `verdict` is red if anything is missing. Trigger it again after a failure:
-what is finished is not run again.
+`prepare` checks the params. `fetch` downloads and pins data that is not pinned yet. `plan` finds the jobs to run.
+`sample` and `judge` (AlpacaEval) run beside one `harness` task for each lm_eval task. `summarize` writes the suite's
+table, even if tasks failed. `verdict` fails if a result is missing. After a failure you can trigger the DAG again:
+finished work is not run again.
 
 #### Triage
-* **prepare or plan failed**: bad input (the message names the remedy). Nothing was spent. Mend it and trigger again.
-* **fetch failed**: often the hub is out of reach. What was pinned before is evaluated all the same: trigger it again
-  for the rest.
-* **verdict says that a part cannot be had**: mend the reason (a gated set needs `HF_TOKEN`) and trigger it again.
-* **one harness task failed**: its cell is empty, the others stand. Its log ends with the reason; clear that task.
-* **judge failed, JudgeRefused**: key, quota or model name at the endpoint. Clear `judge`: paid answers are kept.
-* **Incomplete, StoreError**: retried by themselves. If they stay: the endpoint or the store is down.
+* **prepare or plan failed**: the input is wrong (the message names the remedy). Nothing was spent. Fix it and trigger
+  the DAG again.
+* **fetch failed**: often the hub is unavailable. Tasks whose data is pinned run anyway. Trigger the DAG again for the
+  rest.
+* **verdict reports unavailable data**: fix the reason (a gated dataset needs `HF_TOKEN`) and trigger the DAG again.
+* **one harness task failed**: only its cell is empty; other results are unaffected. The last log line is the reason.
+  Clear that task.
+* **judge failed, JudgeRefused**: the endpoint rejects the key, the quota or the model name. Fix it and clear `judge`;
+  paid answers are kept.
+* **Incomplete, StoreError**: Airflow retries. If they persist, check the judge's endpoint or the store.
 """
 
 from __future__ import annotations
@@ -33,7 +36,7 @@ PARAMS = {
         type="string",
         pattern="^[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*$",
         title="Checkpoint",
-        description="Name of the experiment below the checkpoints' folder: EXPERIMENT stands for EXPERIMENT/FINAL.",
+        description="Name in the registry. In a folder of checkpoints, EXPERIMENT stands for EXPERIMENT/FINAL.",
     ),
     "suite": params.suite(),
     "tasks": Param(
@@ -41,7 +44,7 @@ PARAMS = {
         type=["array", "null"],
         items={"type": "string", "pattern": PART},
         title="Only these",
-        description="Parts of the suite, one a line: alpaca_eval or names of lm_eval tasks. Empty: all.",
+        description="Parts of the suite, one per line: alpaca_eval or names of lm_eval tasks. Empty: all.",
     ),
     "judge": Param(
         None,
@@ -49,24 +52,24 @@ PARAMS = {
         pattern=PART,
         examples=["gpt-4.1", "gpt-4.1-mini", "demo"],
         title="Judge",
-        description="Another judge than the suite's.",
+        description="Judge to use instead of the suite's.",
     ),
     "priority": params.priority("manual"),
     "force": Param(
         False,
         type="boolean",
         title="Run everything again",
-        description="Also what has a finished record.",
+        description="Run finished jobs as well.",
     ),
 }
 
 
 @dag(
     schedule=None,
-    is_paused_upon_creation=False,  # what somebody triggers is run; nothing is started by itself
+    is_paused_upon_creation=False,  # it runs only if somebody triggers it
     params=PARAMS,
     catchup=False,
-    max_active_runs=512,  # GPUs and priorities decide what goes first, not the order of the runs
+    max_active_runs=512,  # pools and priorities limit the work, not the number of runs
     tags=["evaluation"],
     doc_md=__doc__,
     default_args=DEFAULT_ARGS,
@@ -78,7 +81,7 @@ def evaluate_checkpoint() -> None:
     def prepare() -> dict[str, Any]:
         return prepare_evaluation(dict(get_current_context()["params"]))
 
-    @task(trigger_rule="all_done_min_one_success")  # where fetch fails, what is pinned already is evaluated
+    @task(trigger_rule="all_done_min_one_success")  # if fetch fails, pinned data is evaluated anyway
     def plan() -> list[dict[str, Any]]:
         return plan_evaluation(dict(get_current_context()["params"]))
 
@@ -88,7 +91,7 @@ def evaluate_checkpoint() -> None:
 
     @task
     def sampling(job: dict[str, Any]) -> list[dict[str, Any]]:
-        """Its own task, because a task is expanded over another's return value only."""
+        """Return the job as a list. Airflow expands a mapped task only over another task's return value."""
         return [job]
 
     operator = stage_operator()
@@ -96,11 +99,11 @@ def evaluate_checkpoint() -> None:
     fetch = operator(
         task_id="fetch",
         job=prepared,
-        max_active_tis_per_dag=1,  # the manifest is read, added to and rewritten whole
+        max_active_tis_per_dag=1,  # each fetch rewrites the whole manifest
     )
     planned = plan()
     [prepared, fetch] >> planned
-    # Mapped, although it is one job: what it takes from the pool is set when it is expanded, after the plan.
+    # Mapped, although it is one job: its pool slots are set when it is expanded, which is after the plan.
     sample = operator.partial(task_id="sample", pool=GPU_POOL).expand(job=sampling(planned["sample"]))
     harness = operator.partial(task_id="harness", pool=GPU_POOL, map_index_template="{{ task.job['task'] }}").expand(
         job=planned
@@ -109,10 +112,10 @@ def evaluate_checkpoint() -> None:
     summarize = operator(
         task_id="summarize",
         job=planned["summarize"],
-        max_active_tis_per_dag=1,  # the table is rewritten whole: two runs must not do it at the same time
+        max_active_tis_per_dag=1,  # each run rewrites the whole table
     )
     sample >> judge
-    # A teardown: it runs whatever failed before it, but not without a plan, and clearing a task clears it as well.
+    # A teardown runs whatever failed before it, but not without a plan. If you clear a task, it is cleared as well.
     [judge, harness] >> summarize.as_teardown(setups=planned) >> verdict(planned["jobs"], planned["unavailable"])
 
 

@@ -1,13 +1,13 @@
-"""### registered_evaluation: a registration starts the evaluation at once
+"""### registered_evaluation: an evaluation at registration
 
-Unpause it, and let whatever registers a checkpoint create an event of the asset `checkpoint_registered`, with the
-checkpoint's name as its partition key. Each event is a run, also in a burst. The event only wakes it: what is known of
-the checkpoint comes from the registry, and the policy file says which suites it gets. The night finds it as well, and
-what has been started is not started again.
+Unpause the DAG. Then let your training pipeline create an event of the asset `checkpoint_registered`, with the
+checkpoint's name as its partition key. Each event is one run, even if many arrive at once. The event is only a trigger.
+`find` reads the checkpoint from the registry and its suites from the policy file. The nightly DAG does not repeat these
+runs.
 
 #### Triage
-* **find failed**: the registry does not know the checkpoint, or it is not complete. Create the event again when it is;
-  if nobody does, the night finds it.
+* **find failed**: the registry does not know the checkpoint, or it is incomplete. Create the event again once it is
+  complete. Otherwise the next night finds the checkpoint.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from halos_eval.orchestration.triggers import evaluate_each
 @dag(
     schedule=PartitionedAssetTimetable(assets=Asset("checkpoint_registered")),
     catchup=False,
-    is_paused_upon_creation=True,  # an option: the night does without
+    is_paused_upon_creation=True,  # optional: the nightly DAG does not need it
     max_active_runs=64,
     tags=["evaluation"],
     doc_md=__doc__,

@@ -1,1 +1,1 @@
-"""The command line: ``halos-eval COMMAND``."""
+"""The command line ``halos-eval COMMAND``."""

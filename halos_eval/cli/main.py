@@ -1,4 +1,4 @@
-"""The one door of every pod: ``halos-eval COMMAND``. Only this module prints and exits."""
+"""The command line ``halos-eval COMMAND``, which is the entry point of every pod. Only this module prints and exits."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ from halos_eval.storage.records import Record
 
 
 class PlanConfig(BaseModel):
-    """Print what SUITE would run on CHECKPOINT, what is there already, why, and what it will cost."""
+    """Print the jobs of SUITE on CHECKPOINT, which of them are done, the reasons and the estimated cost."""
 
     model_config = FROZEN
 
@@ -51,11 +51,11 @@ class PlanConfig(BaseModel):
     checkpoint: CliPositionalArg[str]
     """Name in the registry (HALOS_EVAL_CHECKPOINTS), a folder, or NAMESPACE/NAME on the hub."""
     store: str = Field(default_factory=lambda: Settings().store)
-    """Where results are."""
+    """Folder or object storage with all results."""
     tasks: tuple[str, ...] = ()
     """Only these parts of the suite: alpaca_eval or names of tasks (default: all)."""
     judge: str | None = None
-    """Another judge than the suite's."""
+    """Judge to use instead of the suite's."""
     force: bool = False
     """Run everything again."""
     json_output: Annotated[bool, Field(alias="json")] = False
@@ -63,24 +63,24 @@ class PlanConfig(BaseModel):
 
 
 class CheckpointsConfig(BaseModel):
-    """List the checkpoints of the registry (HALOS_EVAL_CHECKPOINTS), and what has been evaluated of each."""
+    """List the checkpoints of the registry (HALOS_EVAL_CHECKPOINTS), and the progress of each suite."""
 
     model_config = FROZEN
 
     store: str = Field(default_factory=lambda: Settings().store)
-    """Where results are."""
+    """Folder or object storage with all results."""
     suite: tuple[str, ...] = ()
-    """Only these suites (default: all that have been run)."""
+    """Only these suites (default: all with a plan)."""
     since: Moment | None = None
-    """Only those registered since then, such as 2026-11-01 or 2026-11-01T12:00+01:00 (UTC if it names no zone)."""
+    """Only checkpoints registered since then: 2026-11-01, or 2026-11-01T12:00+01:00 (default zone: UTC)."""
     match: str = "*"
-    """Only names that fit this pattern: * stands for anything."""
+    """Only names that match this pattern; * matches anything."""
     json_output: Annotated[bool, Field(alias="json")] = False
-    """Print all that is known as JSON."""
+    """Print all fields as JSON."""
 
 
 class PoolsConfig(BaseModel):
-    """Print the pools of the cluster's file (HALOS_EVAL_CLUSTER), as `airflow pools import` reads them."""
+    """Print the pools of the cluster file (HALOS_EVAL_CLUSTER) in the format of `airflow pools import`."""
 
     model_config = FROZEN
 
@@ -88,8 +88,8 @@ class PoolsConfig(BaseModel):
 class HalosEval(BaseModel):
     """Evaluate aligned language models: AlpacaEval and lm-evaluation-harness.
 
-    Exit codes: 0 done, 1 defect, 2 bad input, 3 data not available, 4 judge refused, 5 incomplete (run it again),
-    6 store not usable, 7 the tool gave no result, 130 or 143 interrupted (run it again).
+    Exit codes: 0 success, 1 bug, 2 bad input, 3 data unavailable, 4 rejected by the judge's endpoint, 5 incomplete (run
+    it again), 6 store unusable, 7 no result of the evaluation tool, 130 or 143 interrupted (run it again).
     """
 
     model_config = FROZEN
@@ -99,42 +99,42 @@ class HalosEval(BaseModel):
     sample: CliSubCommand[SampleConfig]
     """Sample answers to prompts with vLLM."""
     judge: CliSubCommand[JudgeConfig]
-    """Compare sampled answers with a reference by an LLM judge (AlpacaEval)."""
+    """Let an LLM judge compare sampled answers with a reference (AlpacaEval)."""
     harness: CliSubCommand[HarnessConfig]
     """Run one task of lm-evaluation-harness."""
     summarize: CliSubCommand[SummarizeConfig]
     """Write one row for each checkpoint as CSV."""
     plan: CliSubCommand[PlanConfig]
-    """Print what a suite would run on a checkpoint, and why."""
+    """Print the jobs of a suite on a checkpoint, and the reasons."""
     checkpoints: CliSubCommand[CheckpointsConfig]
-    """List the registered checkpoints, and what has been evaluated of each."""
+    """List the registered checkpoints, and the progress of each suite."""
     pools: CliSubCommand[PoolsConfig]
-    """Print Airflow's pools for this cluster, for `airflow pools import`."""
+    """Print the pools of the cluster file, for `airflow pools import`."""
 
 
 def main() -> None:
-    """Entry point of ``halos-eval``."""
+    """Run the command of ``sys.argv`` and exit."""
     sys.exit(run(sys.argv[1:]))
 
 
 def run(argv: list[str]) -> int:
-    """Run one command and give its exit code."""
+    """Run one command and return its exit code."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
-    for chatty in ("httpx2", "huggingface_hub"):  # a line for each of 805 requests
-        logging.getLogger(chatty).setLevel(logging.WARNING)
-    # Kubernetes and Airflow end a process with SIGTERM: unwind, so that what is finished gets saved.
+    for name in ("httpx2", "huggingface_hub"):  # they log each of AlpacaEval's 805 requests
+        logging.getLogger(name).setLevel(logging.WARNING)
+    # Kubernetes and Airflow end a process with SIGTERM. Raise, so that finished work is saved.
     signal.signal(signal.SIGTERM, _terminate)
     try:
         command = get_subcommand(CliApp.run(HalosEval, cli_args=argv or ["--help"]), cli_exit_on_error=False)
         _dispatch(command)
     except ValidationError as error:
-        return _fail(BadInput("; ".join(_words(one) for one in error.errors())))
+        return _fail(BadInput("; ".join(_problem(one) for one in error.errors())))
     except SettingsError as error:
         return _fail(BadInput(f"{error}; see --help"))
     except HalosEvalError as error:
         return _fail(error)
     except KeyboardInterrupt:
-        print("halos-eval: interrupted; run it again, what is finished is kept", file=sys.stderr)
+        print("halos-eval: interrupted. Run it again; finished work is kept", file=sys.stderr)
         return 130
     return 0
 
@@ -144,14 +144,14 @@ def _terminate(number: int, frame: FrameType | None) -> None:
 
 
 def _fail(error: HalosEvalError) -> int:
-    words = " ".join(str(error).split())  # one line, whatever a library's message looks like
-    print(f"halos-eval: {type(error).__name__}: {words}", file=sys.stderr)
+    message = " ".join(str(error).split())  # one line, even if a library's message has several
+    print(f"halos-eval: {type(error).__name__}: {message}", file=sys.stderr)
     return error.exit_code
 
 
-def _words(one: Any) -> str:
-    where = "-".join(str(part) for part in one["loc"] if part not in HalosEval.model_fields).replace("_", "-")
-    return f"--{where}: {one['msg']}" if where else str(one["msg"])
+def _problem(one: Any) -> str:
+    option = "-".join(str(part) for part in one["loc"] if part not in HalosEval.model_fields).replace("_", "-")
+    return f"--{option}: {one['msg']}" if option else str(one["msg"])
 
 
 def _dispatch(command: object) -> None:
@@ -229,7 +229,7 @@ def _plan(config: PlanConfig) -> None:
         console.print(f"{part} is {why_unavailable(reason)}", soft_wrap=True)
     console.print(f"cost: {cost}", soft_wrap=True)
     if over := excess(cost, load_policy().limits.run):
-        console.print(f"Airflow would refuse it: {over}", soft_wrap=True)
+        console.print(f"Airflow would reject this run: {over}", soft_wrap=True)
 
 
 def _find(checkpoint: str) -> Checkpoint:

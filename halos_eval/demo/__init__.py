@@ -1,1 +1,1 @@
-"""What the demonstration needs and the product does not: two small checkpoints to evaluate."""
+"""The demo: two small checkpoints, a local judge and a local Airflow. Nothing else imports this package."""

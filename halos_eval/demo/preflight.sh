@@ -1,14 +1,14 @@
 #!/bin/sh
-# Check what `make demo` and `make up` need before they install anything, and name all that is missing at once.
+# Check the requirements of `make demo` and `make up` before they install anything, and list all that are missing.
 #
-#     preflight.sh PYTHON VENV WORKER        as the Makefile's variables; prints nothing where nothing is missing
+#     preflight.sh PYTHON VENV WORKER        as the Makefile's variables; prints nothing if nothing is missing
 #
-# POSIX sh, because a machine without Python needs to be checked as well. PREFLIGHT_MEMINFO and PREFLIGHT_CGROUP name
-# other places than the kernel's, for the tests.
+# POSIX sh, because it must run on a machine without Python as well. For tests, PREFLIGHT_MEMINFO and PREFLIGHT_CGROUP
+# name other paths than the kernel's.
 set -u
 
 python=$1 environments=$2 worker=$3
-# GB. Estimated, not measured: two vLLM processes of up to 3 at a time (the judge's server and a stage), and Airflow.
+# GB. Estimated, not measured: two vLLM processes with up to 3 each (the judge's server and a stage), and Airflow.
 memory=6
 # GB. Measured: 3.9 for the environments (3.1 of them the worker's) and 0.6 for the checkpoints.
 disk=5
@@ -16,7 +16,7 @@ disk=5
 [ "$worker" = cuda ] && disk=12
 
 problems='' packages=''
-missing() { # missing PROBLEM [PACKAGES]: Debian's
+missing() { # missing PROBLEM [DEBIAN_PACKAGES]
     problems="$problems- $1
 "
     packages="$packages${2:+ $2}"
@@ -37,13 +37,13 @@ less_than() { # less_than KIB GB
     [ $(($1 * 1024)) -lt $(($2 * 1000000000)) ]
 }
 
-value_of() { # value_of KEY FILE: the number after KEY
+value_of() { # value_of KEY FILE: print the number after KEY
     while read -r key value _; do
         [ "$key" = "$1" ] && echo "$value" && return
     done <"$2"
 }
 
-# What a container's limit leaves, in KiB (cgroup v2). The cache of files counts as free: the kernel gives it up.
+# Print the memory left by a container's limit, in KiB (cgroup v2). The file cache counts as free: the kernel drops it.
 left_by_limit() {
     group=${PREFLIGHT_CGROUP:-/sys/fs/cgroup$(sed -n 's/^0:://p' /proc/self/cgroup)}
     [ -r "$group/memory.max" ] || group=/sys/fs/cgroup
@@ -57,7 +57,7 @@ check_memory() {
     available=$(value_of MemAvailable: "${PREFLIGHT_MEMINFO:-/proc/meminfo}")
     left=$(left_by_limit)
     advice='Close other programs'
-    [ -n "$available" ] || return # a kernel that does not say
+    [ -n "$available" ] || return # this kernel does not report it
     if [ -n "$left" ] && [ "$left" -lt "$available" ]; then
         available=$left advice="Raise the container's limit"
     fi
@@ -67,19 +67,19 @@ check_memory() {
 }
 
 check_disk() {
-    place=$environments
-    [ -d "$place" ] || place=.
-    is_installed && disk=1 # what remains are checkpoints and results
-    available=$(df -Pk "$place" | { read -r _ && read -r _ _ _ free _ && echo "$free"; })
+    folder=$environments
+    [ -d "$folder" ] || folder=.
+    is_installed && disk=1 # for checkpoints and results
+    available=$(df -Pk "$folder" | { read -r _ && read -r _ _ _ free _ && echo "$free"; })
     if less_than "$available" $disk; then
-        missing "free disk space is too small ($(as_gb "$available") GB in $(cd "$place" && pwd)); expected $disk GB. \
+        missing "free disk space is too small ($(as_gb "$available") GB in $(cd "$folder" && pwd)); expected $disk GB. \
 Free some, or clone to a larger disk."
     fi
 }
 
 check_python() {
     is_installed && return
-    another='Install it, or name one that you have: make demo PYTHON=/path/to/python3.11'
+    another='Install it, or name the one that you have: make demo PYTHON=/path/to/python3.11'
     if ! command -v "$python" >/dev/null; then
         missing "$python is missing; expected Python 3.11. $another" 'python3.11 python3.11-venv'
     elif ! "$python" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))'; then
@@ -103,13 +103,13 @@ check_disk
 check_python
 check_program git git
 check_program make make
-check_program setpriv util-linux # so that nothing stays behind when the demo is killed
+check_program setpriv util-linux # it ends the demo's servers if the demo is killed
 
 [ -z "$problems" ] && exit 0
 {
-    echo 'This machine lacks what the demo needs. Nothing was installed.'
+    echo 'This machine does not meet the requirements of the demo. Nothing was installed.'
     printf %s "$problems"
     [ -n "$packages" ] && echo "On Debian or Ubuntu: apt install$packages"
-    echo 'To go on without these checks: make demo PREFLIGHT='
+    echo 'To skip these checks: make demo PREFLIGHT='
 } >&2
 exit 1

@@ -1,4 +1,4 @@
-"""``make demo``: the whole job on one machine. Airflow runs the DAG on two small checkpoints; then the table."""
+"""``make demo``: Airflow runs the DAG on two small checkpoints on this machine. Then the table is printed."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from halos_eval.reports.terminal import Summary
 from halos_eval.storage import filesystem, layout
 
 SUITE = "demo"
-# Lines of Airflow's log that tell a newcomer where things are; the rest goes to the log file.
+# Lines of Airflow's log that are shown as progress. The log file has all of them.
 PROGRESS = re.compile(
     r"\[DAG TEST\] starting task_id=(?P<task>\w+)"
     r"|halos_eval[.\w]*: (?P<news>.*?) \[airflow"
@@ -49,7 +49,7 @@ console = Console(highlight=False)
 
 
 def main() -> int:
-    """Run the demo; its exit code."""
+    """Run the demo and return its exit code."""
     began = time.monotonic()
     report = layout.report_url(STORE, SUITE)
     try:
@@ -59,20 +59,18 @@ def main() -> int:
     except HalosEvalError as error:
         console.print(f"{type(error).__name__}: {error}", markup=False, style="red", soft_wrap=True)
         return error.exit_code
-    place = report.removeprefix("file://")
-    console.print(Summary(rows, place))
-    console.print(
-        "The judge is a model of 135 million parameters: its win rates mean nothing, the path is the real one."
-    )
+    path = report.removeprefix("file://")
+    console.print(Summary(rows, path))
+    console.print("The judge has 135 million parameters, so the win rates are meaningless.")
     console.print(f"{time.monotonic() - began:.0f} s; logs in {LOGS}; `make up` shows the runs in Airflow's UI")
     if failed:
         console.print(f"failed: {', '.join(failed)}", style="red")
-    print(f"summary: {place}")
+    print(f"summary: {path}")
     return 1 if failed else 0
 
 
 def _open_plans() -> list[Plan]:
-    """The plans with something to run. The store's plan of a checkpoint that is done is brought up to date here."""
+    """Return the plans with jobs to run. Update the plans of finished checkpoints in the store."""
     suite, registry = load_suite(SUITE), FolderRegistry(str(CHECKPOINTS))
     cluster = load_cluster()
     manifest = suite_manifest(SUITE, STORE, cluster)
@@ -83,7 +81,7 @@ def _open_plans() -> list[Plan]:
         if fetch_job(suite, checkpoint, STORE, cluster) or not all(job.done for job in plan.jobs):
             found.append(plan)
             continue
-        console.print(f"{name}: all results are there already")
+        console.print(f"{name}: all results exist")
         kept = read_plan(layout.plan_url(STORE, SUITE, name))
         if kept is None or _contents(kept) != _contents(plan) or kept.definitions != suite.definitions:
             save_plan(plan, suite, STORE)
@@ -91,19 +89,19 @@ def _open_plans() -> list[Plan]:
 
 
 def _contents(plan: Plan) -> tuple[str, set[str]]:
-    """The parts of a plan on which the table depends."""
+    """Return the values of a plan that determine the table."""
     return plan.checkpoint.digest, {job.record for job in plan.jobs}
 
 
 def _rows(report: str) -> list[Row]:
-    """The rows of the summary table; ``report`` is written if it is not there or older than a result."""
+    """Return the rows of the summary table. Write ``report`` if it is missing or not up to date."""
     rows = read_rows(STORE, SUITE)
     up_to_date = filesystem.exists(report) and filesystem.read_bytes(report) == frame(rows).to_csv(index=False).encode()
     return rows if up_to_date else summarize(SummarizeConfig(root=STORE, suite=SUITE, output=report))
 
 
 def _evaluate(plans: list[Plan]) -> list[str]:
-    """Run the DAG for each plan; the names of the checkpoints whose run failed. Starts nothing where there is none."""
+    """Run the DAG for each plan, and return the names of the checkpoints whose run failed."""
     if not plans:
         return []
     environment = airflow_environment()
@@ -119,9 +117,9 @@ def _evaluate(plans: list[Plan]) -> list[str]:
 
 
 def _run_dag(checkpoint: str, environment: dict[str, str], judge: JudgeServer | None) -> bool:
-    """One run of ``evaluate_checkpoint``, with its progress on the screen; whether it succeeded.
+    """Run ``evaluate_checkpoint``, print its progress, and return whether it succeeded.
 
-    Raises EvaluationFailed if Airflow or the judge's server died: the table cannot tell of that.
+    Raise EvaluationFailed if Airflow or the judge's server ended, because the table does not show that.
     """
     conf = json.dumps({"checkpoint": checkpoint, "suite": SUITE})
     log = LOGS / f"{checkpoint}.log"
@@ -130,7 +128,7 @@ def _run_dag(checkpoint: str, environment: dict[str, str], judge: JudgeServer | 
     with (
         log.open("w") as file,
         subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process,  # noqa: S603
-        # Without its judge, Airflow would retry for many minutes. SIGTERM ends the task only, and Airflow retries it.
+        # Without the judge, Airflow would retry for many minutes. SIGTERM ends only the task, which Airflow retries.
         watched(judge.process, process.kill) if judge else nullcontext(),
     ):
         for line in _shown(process, checkpoint):
@@ -145,7 +143,7 @@ def _run_dag(checkpoint: str, environment: dict[str, str], judge: JudgeServer | 
 
 
 def _shown(process: subprocess.Popen[bytes], checkpoint: str) -> Iterator[str]:
-    """The lines of Airflow's log; what tells of progress is shown as well."""
+    """Yield the lines of Airflow's log, and print those that show progress."""
     began = time.monotonic()
     for raw in process.stdout or ():
         line = raw.decode(errors="replace")

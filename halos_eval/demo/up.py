@@ -1,4 +1,4 @@
-"""``make up``: Airflow's UI, scheduler and DAG processor on this machine, over the demo's store."""
+"""``make up``: Airflow's UI, scheduler and DAG processor on this machine, with the demo's store."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from halos_eval.processes import watched
 
 
 def main() -> int:
-    """Run ``airflow standalone`` and the demo's judge until Ctrl-C; the exit code."""
+    """Run ``airflow standalone`` and the demo's judge until Ctrl-C. Return the exit code."""
     try:
         return _up()
     except HalosEvalError as error:
@@ -24,7 +24,7 @@ def main() -> int:
 def _up() -> int:
     make_checkpoints()
     environment = airflow_environment(
-        # Whoever reaches this loopback port is the administrator: for a look around, never for a server.
+        # Everybody who reaches this loopback port is administrator. Never use this setting on a server.
         AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_ALL_ADMINS="True",
         AIRFLOW__API__HOST="127.0.0.1",
     )
@@ -33,7 +33,7 @@ def _up() -> int:
         print("starting the demo's judge", flush=True)
         judge = serve_judge(stack)
         print(
-            "Airflow comes up at http://127.0.0.1:8080 (Ctrl-C ends it): trigger evaluate_checkpoint there", flush=True
+            "starting Airflow at http://127.0.0.1:8080 (Ctrl-C ends it). Trigger evaluate_checkpoint there", flush=True
         )
         stack.enter_context(watched(judge.process, lambda: _warn(judge)))
         try:
@@ -44,7 +44,7 @@ def _up() -> int:
 
 
 def _warn(judge: JudgeServer) -> None:
-    """Say that the judge is gone. Airflow stays: what has been evaluated can be looked at without it."""
+    """Print that the judge has ended. Airflow continues, because the results need no judge."""
     try:
         judge.check()
     except EvaluationFailed as error:

@@ -1,1 +1,1 @@
-"""The only part of the package that imports Airflow."""
+"""Tasks, operators and errors for Airflow. Only this package imports it."""

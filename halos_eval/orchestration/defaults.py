@@ -1,4 +1,4 @@
-"""What all DAGs have in common."""
+"""Defaults of all DAGs."""
 
 from __future__ import annotations
 
@@ -21,6 +21,6 @@ DEFAULT_ARGS: dict[str, Any] = {
 
 
 def nights() -> CronDataIntervalTimetable:
-    """When nights begin. Each has the interval since the one before."""
+    """Return the timetable of the nights. A night's interval is the time since the previous night."""
     settings = Settings()
     return CronDataIntervalTimetable(settings.night, timezone=settings.timezone)

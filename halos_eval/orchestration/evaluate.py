@@ -1,4 +1,4 @@
-"""The tasks of ``evaluate_checkpoint`` that run in Airflow itself: they read plans and records, never outputs."""
+"""The tasks of ``evaluate_checkpoint`` that run in Airflow itself. They read plans and records, never outputs."""
 
 from __future__ import annotations
 
@@ -28,28 +28,35 @@ log = logging.getLogger(__name__)
 
 
 def prepare_evaluation(params: dict[str, Any]) -> dict[str, Any]:
-    """Check what can be known without the weights; the job that stages what is new, empty where nothing is."""
+    """Check the params without reading weights. Return the job that fetches unpinned data; {} if all is pinned."""
     with _failing_at_once():
         root = Settings().store
-        checkpoint, suite, tasks = _asked(params)
+        checkpoint, suite, tasks = _requested(params)
         job = fetch_job(suite, checkpoint, root, load_cluster(), tasks, force=params["force"])
     return _job(job) if job else {}
 
 
 def plan_evaluation(params: dict[str, Any]) -> list[dict[str, Any]]:
-    """Plan, keep the plan in the store, and hand out its jobs.
+    """Make the plan, save it in the store, and return the harness jobs to run.
 
-    Gives the harness jobs to run; XComs ``sample`` and ``judge`` have those, empty where there is nothing to do (an
-    XCom cannot be None); ``jobs`` has all titles and records, ``unavailable`` the parts without a job and why,
-    ``summarize`` the job that writes the table, ``cost`` what it all will cost.
+    XComs have the rest:
+
+    - ``sample`` and ``judge``: the job to run; {} if there is none (an XCom cannot be None)
+    - ``jobs``: titles and record URLs of all jobs
+    - ``unavailable``: the parts whose data is unavailable, with the reasons
+    - ``summarize``: the job that writes the table
+    - ``cost``: the estimate
     """
     with _failing_at_once():
         root = Settings().store
-        checkpoint, suite, tasks = _asked(params)
+        checkpoint, suite, tasks = _requested(params)
         cluster = load_cluster()
         manifest = suite_manifest(suite.name, root, cluster)
         if manifest is None and cluster.can_fetch:
-            raise DataUnavailable("nothing is staged: the log of the task `fetch` tells why. Mend it and clear `fetch`")
+            raise DataUnavailable(
+                f"suite {suite.name} has no manifest; the task `fetch` writes it. Fix the error in the log of `fetch` "
+                "and clear that task"
+            )
         plan = make_plan(
             suite.keep(tasks),
             checkpoint,
@@ -71,8 +78,8 @@ def plan_evaluation(params: dict[str, Any]) -> list[dict[str, Any]]:
     return [_job(job) for job in to_run if job.stage == "harness"]
 
 
-def _asked(params: dict[str, Any]) -> tuple[Checkpoint, Suite, list[str]]:
-    """The checkpoint, the whole suite, and the parts of it that are asked for: none stands for all."""
+def _requested(params: dict[str, Any]) -> tuple[Checkpoint, Suite, list[str]]:
+    """Return the checkpoint, the whole suite, and the selected parts of it; an empty list stands for all."""
     settings = Settings()
     checkpoint = open_registry(settings.checkpoints, settings.steps).get(params["checkpoint"])
     suite = load_suite(params["suite"])
@@ -85,7 +92,7 @@ def _asked(params: dict[str, Any]) -> tuple[Checkpoint, Suite, list[str]]:
 
 @contextmanager
 def _failing_at_once() -> Iterator[None]:
-    """What a retry cannot mend is not tried again."""
+    """Raise errors that a retry cannot fix as AirflowFailException, which Airflow does not retry."""
     try:
         yield
     except HalosEvalError as error:
@@ -95,9 +102,9 @@ def _failing_at_once() -> Iterator[None]:
 
 
 def _check_cost(plan: Plan, suite: Suite, root: str) -> None:
-    """Show what ``plan`` will cost, in the log and as the XCom ``cost``. Raises BadInput if that is over the limit."""
+    """Estimate the cost of ``plan``, in the log and as XCom ``cost``. Raise BadInput if it is over the limit."""
     cost = read_history(suite, root).of_plan(plan)
-    log.info("what is to be run will take %s", cost)
+    log.info("estimated cost of this run: %s", cost)
     get_current_context()["ti"].xcom_push("cost", cost.model_dump(mode="json"))
     if over := excess(cost, load_policy().limits.run):
         raise BadInput(over)
@@ -108,7 +115,7 @@ def _job(job: StageJob) -> dict[str, Any]:
 
 
 def check_complete(jobs: dict[str, str], unavailable: dict[str, str]) -> None:
-    """Fail unless every part had a job and every job has its record, naming what is missing, each with its reason."""
+    """Raise AirflowFailException if a part has no job, or a job no record; name each one with its reason."""
     missing = {part: why_unavailable(reason) for part, reason in unavailable.items()}
     for title, url in jobs.items():
         record = read_record(url)

@@ -1,22 +1,22 @@
-"""Why a stage did not end well, as Airflow sees it, and whether it is tried again.
+"""Why a stage failed, as a named error, and whether Airflow retries it.
 
     StageFailure
-    ├── Final                 not tried again: the same would happen
-    │   ├── OutOfMemory         the container took more memory than its profile gives
-    │   ├── ImageUnavailable    the image cannot be pulled
-    │   ├── PodRefused          Kubernetes does not take the pod, or cannot make its container
+    ├── Final                 not retried: the same would happen
+    │   ├── OutOfMemory         the container used more memory than its profile allows
+    │   ├── ImageUnavailable    Kubernetes cannot pull the image
+    │   ├── PodRefused          Kubernetes rejected the pod, or cannot create its container
     │   ├── RunTimeout          the pod ran longer than its profile allows
-    │   └── StageFailed         our own exit code: bad input, no data, judge refused, no result
-    └── Infrastructure        tried again with back-off: nothing is wrong with the evaluation
-        ├── Evicted             the node was short of something, or something more important needed it
-        ├── NodeLost            the node went away
-        ├── PodLost             the pod was deleted by somebody else
-        ├── Unschedulable       no node took the pod in time, or the chosen one refused it
-        ├── StartTimeout        there was a node, but the container did not start in time
+    │   └── StageFailed         one of our exit codes: bad input, data unavailable, judge refused, no result
+    └── Infrastructure        retried with back-off: nothing is wrong with the evaluation
+        ├── Evicted             the node ran out of a resource, or a pod with higher priority needed it
+        ├── NodeLost            the node disappeared
+        ├── PodLost             somebody deleted the pod
+        ├── Unschedulable       no node accepted the pod in time, or the chosen node rejected it
+        ├── StartTimeout        the pod had a node, but its container did not start in time
         ├── QuotaExceeded       the namespace's quota is used up
-        └── StageInterrupted    killed by a signal, or our own exit code: incomplete, store not usable
+        └── StageInterrupted    killed by a signal, or one of our exit codes: incomplete, store unusable
 
-What a stage has finished is kept, so a retry does only the rest.
+Finished work is kept, so a retry does only the rest.
 """
 
 from __future__ import annotations
@@ -36,39 +36,40 @@ if TYPE_CHECKING:
     from kubernetes.client import ApiException, V1ContainerState, V1Pod, V1PodCondition
 
 BASE = "base"
-"""Name of the container that does the work."""
-OURS = {HTTPStatus.BAD_REQUEST, HTTPStatus.FORBIDDEN, HTTPStatus.NOT_FOUND, HTTPStatus.UNPROCESSABLE_ENTITY}
-"""Answers of Kubernetes to a new pod that will be the same next time."""
-# A container's waiting reasons, as kubelet gives them.
+"""Name of the container that runs the stage."""
+PERMANENT = {HTTPStatus.BAD_REQUEST, HTTPStatus.FORBIDDEN, HTTPStatus.NOT_FOUND, HTTPStatus.UNPROCESSABLE_ENTITY}
+"""Statuses with which Kubernetes rejects a new pod for good: a retry would get the same one."""
+# The kubelet's reasons why a container is waiting.
 IMAGE_REASONS = {"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "ImageInspectError"}
 CONFIG_REASONS = {"CreateContainerConfigError", "CreateContainerError", "RunContainerError"}
-# The condition DisruptionTarget (https://kubernetes.io/docs/concepts/workloads/pods/disruptions/), or the pod's reason.
+# Reasons of the pod, or of its condition DisruptionTarget:
+# https://kubernetes.io/docs/concepts/workloads/pods/disruptions/
 LOST_NODE = {"NodeLost", "DeletionByTaintManager", "DeletionByPodGC", "NodeShutdown", "Shutdown", "Terminated"}
 DISRUPTED = {"Evicted", "Preempting", "PreemptionByScheduler", "EvictionByEvictionAPI", "TerminationByKubelet"}
 
 
 class StageFailure(AirflowException):
-    """A stage has no result. The message has the pod's last words."""
+    """A stage without a result. The message has the last log line."""
 
 
 class Final(StageFailure):
-    """Not tried again."""
+    """Base class of the failures that Airflow does not retry."""
 
 
 class Infrastructure(StageFailure):
-    """Tried again with back-off."""
+    """Base class of the failures that Airflow retries with back-off."""
 
 
 class OutOfMemory(Final):
-    """The container took more memory than its profile gives."""
+    """The container used more memory than its profile allows."""
 
 
 class ImageUnavailable(Final):
-    """The image cannot be pulled. The kubelet has tried for a while already."""
+    """Kubernetes cannot pull the image. Not retried, because the kubelet has retried already."""
 
 
 class PodRefused(Final):
-    """Kubernetes does not take the pod, or cannot make its container (a missing Secret, for example)."""
+    """Kubernetes rejected the pod, or cannot create its container (a missing Secret, for example)."""
 
 
 class RunTimeout(Final):
@@ -76,27 +77,27 @@ class RunTimeout(Final):
 
 
 class StageFailed(Final):
-    """The command ended with one of our exit codes that a retry cannot mend."""
+    """The command ended with one of our exit codes that a retry cannot fix."""
 
 
 class Evicted(Infrastructure):
-    """The pod had to make room."""
+    """The node ran out of a resource, or a pod with higher priority needed it."""
 
 
 class NodeLost(Infrastructure):
-    """The node went away."""
+    """The node disappeared."""
 
 
 class PodLost(Infrastructure):
-    """The pod is gone, and not by us."""
+    """Somebody else deleted the pod."""
 
 
 class Unschedulable(Infrastructure):
-    """No node took the pod in time, or the one that was chosen refused it."""
+    """No node accepted the pod in time, or the chosen node rejected it."""
 
 
 class StartTimeout(Infrastructure):
-    """The container did not start in time."""
+    """The pod had a node, but its container did not start in time."""
 
 
 class QuotaExceeded(Infrastructure):
@@ -104,57 +105,60 @@ class QuotaExceeded(Infrastructure):
 
 
 class StageInterrupted(Infrastructure):
-    """The command was killed, or ended with one of our exit codes that a retry can mend."""
+    """The command was killed, or ended with one of our exit codes that a retry can fix."""
 
 
-# Judged in the process that ran the task, by the exception itself; retries and delays are those of the task.
+# Airflow applies these rules in the task's process, to the exception itself. Retries and delays are the task's.
 RETRY_POLICY = ExceptionRetryPolicy(
     rules=[
-        # BadInput: what the operator itself finds wrong, such as a cluster's file that was broken meanwhile
+        # The operator itself raises BadInput, for example if somebody broke the cluster file after the plan was made.
         RetryRule(exception=[Final, errors.BadInput], action=RetryAction.FAIL, reason="the same would happen again"),
         RetryRule(exception=QuotaExceeded, retry_delay=timedelta(minutes=5), reason="waiting for quota"),
-        RetryRule(exception=Infrastructure, reason="nothing is wrong with the evaluation: what is finished is kept"),
+        RetryRule(exception=Infrastructure, reason="nothing is wrong with the evaluation; finished work is kept"),
     ]
 )
 
 
 def failure(exit_code: int, words: str) -> StageFailure:
-    """The failure for a command's exit code (negative: the signal that ended it) and its last words."""
+    """Return the failure for a command's exit code (negative: the signal that ended it) and its last log line."""
     if exit_code < 0:
-        return StageInterrupted(f"killed by signal {-exit_code}; its last words: {words}")
+        return StageInterrupted(f"killed by signal {-exit_code}; last log line: {words}")
     classes = [error for error in vars(errors).values() if isinstance(error, type) and issubclass(error, Exception)]
     known = {error.exit_code: error for error in classes if issubclass(error, errors.HalosEvalError)}
     if kind := known.get(exit_code):
-        return (StageInterrupted if kind.retryable else StageFailed)(words or f"{kind.__name__}, without a word")
+        return (StageInterrupted if kind.retryable else StageFailed)(words or f"{kind.__name__} without a message")
     if exit_code > 128:
-        return StageInterrupted(f"killed by signal {exit_code - 128}; its last words: {words}")
-    return StageInterrupted(f"ended with exit code {exit_code}; its last words: {words}")
+        return StageInterrupted(f"killed by signal {exit_code - 128}; last log line: {words}")
+    return StageInterrupted(f"ended with exit code {exit_code}; last log line: {words}")
 
 
 def refused(error: ApiException) -> StageFailure | None:
-    """The failure for what Kubernetes says to a new pod; None where it is the server that has a problem."""
-    words = f"Kubernetes says {error.status} {error.reason}: {error.body}"
+    """Return the failure for an error of Kubernetes about a new pod; None if the server itself has a problem."""
+    message = f"Kubernetes rejected the pod ({error.status} {error.reason}): {error.body}"
     if error.status == HTTPStatus.FORBIDDEN and "exceeded quota" in str(error.body):
-        return QuotaExceeded(words)
-    if error.status in OURS:
-        return PodRefused(f"{words}. Check the Role, the namespace and the profile in the cluster's file")
+        return QuotaExceeded(message)
+    if error.status in PERMANENT:
+        return PodRefused(f"{message}. Check the Role, the namespace and the profile in the cluster file")
     return None
 
 
 def diagnose(pod: V1Pod) -> StageFailure:
-    """Why ``pod`` has not succeeded, from its status alone."""
+    """Return why ``pod`` did not succeed, from its status alone."""
     status, name, state = pod.status, pod.metadata.name, _state(pod)
-    # A disruption that was called off leaves its condition behind, with the status False.
+    # A cancelled disruption leaves its condition behind, with the status False.
     reasons = {one.reason for one in _conditions(pod, "DisruptionTarget", "True")} | {status.reason}
-    told = f"{name}: {', '.join(sorted(filter(None, reasons)))} {status.message or ''}".strip()
-    words = last_words(state.terminated.message) if state and state.terminated else ""
-    said = f". Its last words: {words}" if words else ""
+    disruption = f"{name}: {', '.join(sorted(filter(None, reasons)))} {status.message or ''}".strip()
+    line = last_log_line(state.terminated.message) if state and state.terminated else ""
+    log = f". Last log line: {line}" if line else ""
     if reasons & LOST_NODE:
-        return NodeLost(told + said)
+        return NodeLost(disruption + log)
     if reasons & DISRUPTED:
-        return Evicted(told + said)
+        return Evicted(disruption + log)
     if status.reason == "DeadlineExceeded":
-        return RunTimeout(f"{name} ran longer than runTimeoutSeconds of its profile: {status.message}{said}")
+        return RunTimeout(
+            f"{name} ran longer than runTimeoutSeconds of its profile ({status.message}). Raise it, or use a larger "
+            f"profile{log}"
+        )
     if state and state.terminated:
         return _ended(pod, state.terminated)
     if pod.metadata.deletion_timestamp:
@@ -171,37 +175,37 @@ def _state(pod: V1Pod) -> V1ContainerState | None:
 
 
 def _ended(pod: V1Pod, end: Any) -> StageFailure:
-    words = last_words(end.message)
+    line = last_log_line(end.message)
     if end.reason == "OOMKilled":
         return OutOfMemory(
-            f"{pod.metadata.name} was killed for memory: raise memory in its profile (/dev/shm counts), or lower "
-            f"max_model_len. Its last words: {words}"
+            f"{pod.metadata.name} ran out of memory. Raise memory in its profile (/dev/shm counts), or lower "
+            f"max_model_len. Last log line: {line}"
         )
     if pod.metadata.deletion_timestamp and end.exit_code in {128 + signal.SIGTERM, 128 + signal.SIGKILL}:
-        return PodLost(f"{pod.metadata.name} was deleted while it ran. Its last words: {words}")
-    return failure(end.exit_code, words)
+        return PodLost(f"{pod.metadata.name} was deleted while it ran. Last log line: {line}")
+    return failure(end.exit_code, line)
 
 
 def _never_ran(pod: V1Pod, state: V1ContainerState | None) -> StageFailure:
     name, status = pod.metadata.name, pod.status
     waiting = state.waiting if state else None
-    told = f"{name}: {waiting.reason}: {waiting.message}." if waiting else ""
+    reason = f"{name}: {waiting.reason}: {waiting.message}." if waiting else ""
     if waiting and waiting.reason in IMAGE_REASONS:
-        return ImageUnavailable(f"{told} Check images in the cluster's file")
+        return ImageUnavailable(f"{reason} Check images and imagePullSecrets in the cluster file")
     if waiting and waiting.reason in CONFIG_REASONS:
-        return PodRefused(f"{told} Check secrets in the cluster's file")
+        return PodRefused(f"{reason} Check secrets in the cluster file")
     if status.phase == "Failed":
-        return Unschedulable(f"the node refused {name}: {status.reason}: {status.message}")
+        return Unschedulable(f"the node rejected {name}: {status.reason}: {status.message}")
     if unbound := _conditions(pod, "PodScheduled", "False"):
         return Unschedulable(
-            f"no node took {name} within scheduleTimeoutSeconds of its profile: {unbound[0].message}. Ask for less, or "
-            "wait for nodes"
+            f"no node accepted {name} within scheduleTimeoutSeconds of its profile: {unbound[0].message}. Request "
+            "less, or add nodes"
         )
     return StartTimeout(
         f"{name} did not start within startTimeoutSeconds of its profile: {waiting.reason if waiting else status.phase}"
     )
 
 
-def last_words(log: str | None) -> str:
-    """The line of a log's end that says best what went wrong."""
+def last_log_line(log: str | None) -> str:
+    """Return the line at the end of a log that best explains the failure."""
     return last_error(log or "")

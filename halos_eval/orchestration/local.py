@@ -1,4 +1,4 @@
-"""The local counterpart of a pod: the same command line in the image's virtual environment."""
+"""The operator that runs a stage on this machine: a pod's command line, in the virtual environment of its image."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ from halos_eval.orchestration.secrets import allowed
 from halos_eval.planning.jobs import StageJob
 from halos_eval.processes import last_error, last_line
 
-# Airflow's own settings (its database among them) and this interpreter's paths are none of a stage's business.
+# A stage must not see Airflow's settings (its database connection among them) nor this interpreter's paths.
 PRIVATE = ("AIRFLOW", "PYTHON", "VIRTUAL_ENV", "_AIRFLOW")
 KEPT = 2000
-"""Lines of a stage's output in which the reason of its failure is looked for."""
+"""Lines at the end of a stage's output that are searched for the reason of its failure."""
 
 
 class LocalStageOperator(BaseOperator):
-    """Run one planned job as a process; succeed at once where there is nothing to do.
+    """Operator that runs one planned job as a process; it succeeds at once if there is nothing to do.
 
-    :param job: what the plan says of it (StageJob); empty where there is nothing to do.
+    :param job: the fields of the StageJob; empty if there is nothing to do.
     """
 
-    template_fields: Sequence[str] = ("job",)  # so that the plan's XCom is resolved; its strings are not rendered
+    template_fields: Sequence[str] = ("job",)  # Airflow resolves the plan's XCom; it does not render the strings in it
     ui_color = "#cfe8fc"
 
     def __init__(self, *, job: Any, **kwargs: Any) -> None:
@@ -42,24 +42,24 @@ class LocalStageOperator(BaseOperator):
         self._process: Popen[bytes] | None = None
 
     def execute(self, context: Context) -> None:
-        """Run the job. Raises a StageFailure, which tells whether a retry can mend it."""
+        """Run the job. Raise StageFailure, whose class decides whether Airflow retries."""
         if not self.job:
-            # Not skipped: whoever waits for this stage can go ahead.
-            self.log.info("nothing to do: not asked for, or its record is there already")
+            # Succeed instead of skipping, so that the tasks after this one run.
+            self.log.info("nothing to do: this stage was not selected, or its record exists")
             return
         job = StageJob.model_validate(self.job)
         program = Path(Settings().environments) / job.image / "bin" / "halos-eval"
-        # setpriv: the stage dies with the task's process, even if that is killed with SIGKILL.
+        # setpriv ends the stage with the task's process, even if that is killed with SIGKILL.
         command = ["setpriv", "--pdeathsig", "KILL", "--", str(program), *job.argv]
         code, output = self._run(command, stage_environment(job))
         if code:
             raise failure(code, last_line(output) if code < 0 else last_error(output))
 
     def _run(self, command: list[str], environment: dict[str, str]) -> tuple[int, str]:
-        """Run ``command`` with its output in this log. Give its exit code and the end of its output.
+        """Run ``command`` with its output in this log. Return its exit code and the end of its output.
 
-        Airflow's SubprocessHook gives the last line only. Like it, this waits for nothing when Airflow interrupts it:
-        ``on_kill`` comes after that.
+        Airflow's SubprocessHook returns only the last line. As there, an interruption by Airflow is not delayed:
+        Airflow calls ``on_kill`` after it.
         """
         self.log.info("running %s", shlex.join(command))
         kept: deque[str] = deque(maxlen=KEPT)
@@ -76,12 +76,12 @@ class LocalStageOperator(BaseOperator):
             return self._process.wait(), "\n".join(kept)
 
     def on_kill(self) -> None:
-        """End the process with all that it started."""
+        """End the process and its children."""
         if self._process:
             with suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGTERM)
 
 
 def stage_environment(job: StageJob) -> dict[str, str]:
-    """The environment of a stage's process: this one's, less what is not for it."""
+    """Return this process's environment without the variables that ``job`` must not see."""
     return {key: value for key, value in os.environ.items() if not key.startswith(PRIVATE) and allowed(key, job)}

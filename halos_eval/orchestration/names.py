@@ -1,12 +1,12 @@
-"""What the DAGs are called, and what more than one module has to know of them."""
+"""Names and defaults of the DAGs that several modules use."""
 
 from __future__ import annotations
 
 EVALUATION = "evaluate_checkpoint"
-"""One suite on one checkpoint; the others start runs of it."""
+"""DAG that evaluates one suite on one checkpoint; the others start runs of it."""
 NIGHT = "nightly_evaluation"
-"""What was registered since yesterday."""
+"""DAG that evaluates the checkpoints registered since the previous night."""
 BACKFILL = "backfill_evaluation"
-"""One suite on many checkpoints."""
+"""DAG that evaluates one suite on many checkpoints."""
 AT_MOST = 4
-"""Checkpoints that a backfill evaluates at the same time, where nobody says otherwise."""
+"""Default number of checkpoints that a backfill evaluates at the same time."""

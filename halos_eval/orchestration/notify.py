@@ -1,8 +1,7 @@
-"""The way of a message to people: Slack, mail, webhooks and all else that Apprise knows, by an Airflow connection.
+"""Delivery of the message with Apprise (Slack, mail, webhooks), by an Airflow connection.
 
-The connection's URLs hold secrets, and Apprise logs what it cannot read. So nothing that is logged meanwhile, by
-whatever library reaches a service, gets into Airflow's log; our own words name a service by its kind and its place in
-the connection.
+The connection's URLs hold secrets, and Apprise logs URLs that it cannot parse. So no library writes to Airflow's log
+while the message is sent. Our own log lines and errors name a service by its kind and its number in the connection.
 """
 
 from __future__ import annotations
@@ -23,42 +22,40 @@ from halos_eval.reports.message import Message
 logger = logging.getLogger(__name__)
 
 CONNECTION = "halos_eval_message"
-REMEDY = (
-    f"Connection {CONNECTION} has to be of the type apprise, and its extra "
-    '{"config": [{"path": "URL OF APPRISE"}, ...]}'
-)
-# A service that is down for a moment is tried again by itself: the others are not told twice.
+EXTRA = '{"config": [{"path": "URL OF APPRISE"}, ...]}'
+REMEDY = f"Set the connection {CONNECTION}: type apprise, extra {EXTRA}"
+# Apprise retries a service by itself, so the other services do not receive the message twice.
 ASSET = AppriseAsset(app_id="halos-eval", app_desc="halos-eval", default_service_retry=2, default_service_wait=20)
 
 
 class NotDelivered(AirflowException):
-    """Nobody was told. Tried again: services and networks come back."""
+    """No service accepted the message. Airflow retries, because services and networks recover."""
 
 
 def send(message: Message) -> None:
     """Log the message, then send it to all services of the connection ``halos_eval_message``, if there is one.
 
-    Raises NotDelivered where no service took it; AirflowFailException, which is not tried again, where only some did
-    (they would be told twice); BadInput where the connection cannot be used. Each repeats the title: that people were
-    not told must not hide what there was to tell.
+    Raise NotDelivered if no service accepts it. Raise AirflowFailException if only some do: a retry would send it to
+    those twice. Raise BadInput if the connection is invalid. Each error starts with the message's title, so that the
+    outcome of the runs stays visible.
     """
     logger.info("%s\n\n%s", message.title, message.body)
     try:
         with _silence():
             results = _notify(_services(), message)
     except BadInput as error:
-        raise BadInput(f"{message.title}. Nobody was told: {error}") from None
+        raise BadInput(f"{message.title}. The message was not sent: {error}") from None
     if not results:
-        logger.warning("nobody is told: for that, make an Airflow connection. %s", REMEDY)
-    failed = [f"{one.name} ({place}): {_reason(one)}" for place, one in enumerate(results, start=1) if not one]
+        logger.warning("the message is only in this log, because there is no connection. %s", REMEDY)
+    failed = [f"{one.name} ({number}): {_reason(one)}" for number, one in enumerate(results, start=1) if not one]
     if failed:
         kind = NotDelivered if len(failed) == len(results) else AirflowFailException
-        raise kind(f"{message.title}. Not told: {'; '.join(failed)}")
+        raise kind(f"{message.title}. Not delivered: {'; '.join(failed)}")
 
 
 @contextmanager
 def _silence() -> Iterator[None]:
-    """Keep out of the log what libraries log; Apprise itself keeps it with its results."""
+    """Drop all log records. Apprise keeps its own with its results."""
 
     def drop(record: logging.LogRecord) -> bool:
         return False
@@ -74,7 +71,7 @@ def _silence() -> Iterator[None]:
 
 
 def _services() -> Apprise:
-    """The connection's services; none where there is no connection. Raises BadInput."""
+    """Return the connection's services; none if there is no connection. Raise BadInput if it is invalid."""
     services, hook = Apprise(asset=ASSET), AppriseHook(CONNECTION)
     try:
         config = hook.get_config_from_conn(hook.get_connection(CONNECTION))
@@ -84,21 +81,21 @@ def _services() -> Apprise:
     except (LookupError, TypeError, ValueError):
         urls = []
     if not urls:
-        raise BadInput(f"the connection names no service. {REMEDY}")
-    unknown = [str(place) for place, url in enumerate(urls, start=1) if not services.add(url)]
+        raise BadInput(f"the connection has no service. {REMEDY}")
+    unknown = [str(number) for number, url in enumerate(urls, start=1) if not services.add(url)]
     if unknown:
-        raise BadInput(f"entry {', '.join(unknown)} of the connection is no URL of Apprise. {REMEDY}")
+        raise BadInput(f"entry {', '.join(unknown)} of the connection is not a URL of Apprise. {REMEDY}")
     return services
 
 
 def _notify(services: Apprise, message: Message) -> tuple[NotifyResult, ...]:
-    """How it went with each service. Not by the hook's own ``notify``: that does not tell."""
+    """Send the message and return each service's result. The hook's own ``notify`` does not return it."""
     kind = NotifyType.FAILURE if message.failed else NotifyType.SUCCESS
     result = services.notify(message.body, message.title, kind, body_format=NotifyFormat.MARKDOWN)
     return tuple(result.results)
 
 
 def _reason(result: NotifyResult) -> str:
-    """Why a service did not take it. Only its status is repeated: what else Apprise tells may hold a secret."""
+    """Return why a service failed. Only its HTTP status is used: other details from Apprise may hold a secret."""
     codes = [found[1] for entry in result.logs() if (found := re.search(r"error=(\d{3})\b", entry.message))]
-    return f"HTTP {codes[-1]}" if codes else "not reached, or it refused: try its URL with the command apprise"
+    return f"HTTP {codes[-1]}" if codes else "unreachable, or message rejected: test its URL with the command apprise"

@@ -1,4 +1,4 @@
-"""The one place that decides what a stage runs as: a pod where the cluster's file has a cluster, else a process."""
+"""The choice of operator: stages run as pods if the cluster file has the key kubernetes, otherwise as processes."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from halos_eval.config.cluster import load_cluster
 
 
 def stage_operator() -> type[BaseOperator]:
-    """The operator of every stage in every DAG. Raises BadInput, which Airflow shows as the DAG's import error."""
-    # Every task's process reads the DAG; Kubernetes' client alone would take it most of a second.
+    """Return the operator of all stages. Raise BadInput, which Airflow shows as the DAG's import error."""
+    # Each task's process reads the DAG. To import the Kubernetes client takes most of a second, so it is optional.
     if load_cluster().kubernetes:
         from halos_eval.orchestration.pods import PodStageOperator
 

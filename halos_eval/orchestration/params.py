@@ -1,4 +1,4 @@
-"""Fields that more than one trigger form has."""
+"""Params that several DAGs share."""
 
 from __future__ import annotations
 
@@ -11,35 +11,35 @@ from halos_eval.orchestration.names import AT_MOST
 
 
 def suite() -> Param:
-    """The suite."""
+    """Return the param that selects the suite."""
     return Param(
         "halos",
         type="string",
         pattern="^[A-Za-z0-9][A-Za-z0-9_-]*$",
         examples=["halos", "quick", "demo"],
         title="Suite",
-        description="What to evaluate: halos (all of it), quick (minutes), demo, or a suite of your own.",
+        description="Suite to evaluate: halos (everything), quick (minutes), demo, or your own.",
     )
 
 
 def priority(usual: Priority) -> Param:
-    """What goes first."""
+    """Return the param that sets the priority, with the default ``usual``."""
     return Param(
         usual,
         type="string",
         enum=list(get_args(Priority)),
         title="Priority",
-        description="Nightly work yields to manual work, a backfill to both.",
+        description="Order of the runs: manual, then nightly, then backfill.",
     )
 
 
 def at_most() -> Param:
-    """How many at a time."""
+    """Return the param that limits how many checkpoints are evaluated at the same time."""
     return Param(
         AT_MOST,
         type="integer",
         minimum=1,
         maximum=BACKFILL_SLOTS,
         title="At most",
-        description="Older checkpoints that are evaluated at the same time.",
+        description="Checkpoints that are evaluated at the same time.",
     )

@@ -1,4 +1,4 @@
-"""The pod of a stage, as a manifest. Pure: a job and the cluster's file go in, a dictionary comes out."""
+"""The manifest of a stage's pod, as pure functions of the job and the cluster file."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from halos_eval.planning.jobs import StageJob
 
 USER = 1000
 """The images' user and group."""
-# What the images write besides the store goes below /tmp; the root filesystem is read-only.
+# The root filesystem is read-only, so the images write everything but results below /tmp.
 TMP = Volume(mount_path="/tmp", empty_dir="50Gi")  # noqa: S108 (a volume of the pod's own)
-# A pod without a network fails at once where it would wait for the hub, and keeps what it unpacks to itself.
+# A pod without a network must not wait for the hub, and must unpack data into its own folder.
 OFFLINE = {
     "HF_HUB_OFFLINE": "1",
     "HF_DATASETS_OFFLINE": "1",
@@ -24,7 +24,7 @@ OFFLINE = {
 
 
 def manifest(job: StageJob, kubernetes: Kubernetes, profile: Profile, priority: Priority) -> dict[str, Any]:
-    """The pod that runs ``job``: non-root, read-only, without a token, with the secrets of its stage only."""
+    """Return the pod that runs ``job``: non-root, read-only, without a token, with the secrets of its stage only."""
     volumes = _volumes(job, kubernetes, profile)
     spec = {
         "containers": [_container(job, kubernetes, profile, volumes)],
@@ -41,7 +41,7 @@ def manifest(job: StageJob, kubernetes: Kubernetes, profile: Profile, priority: 
             "runAsUser": USER,
             "runAsGroup": USER,
             "fsGroup": USER,
-            "fsGroupChangePolicy": "OnRootMismatch",  # a cache of terabytes is not walked through at every start
+            "fsGroupChangePolicy": "OnRootMismatch",  # else Kubernetes visits every file of the cache at each start
             "seccompProfile": {"type": "RuntimeDefault"},
         },
         "nodeSelector": profile.node_selector,
@@ -64,9 +64,9 @@ def manifest(job: StageJob, kubernetes: Kubernetes, profile: Profile, priority: 
 
 
 def pod_name(job: StageJob) -> str:
-    """A name that tells the stage and the task; the operator adds a random ending."""
-    words = re.sub(r"[^a-z0-9]+", "-", f"{job.stage}-{job.task or ''}".lower())
-    return f"halos-eval-{words[:40]}".strip("-")
+    """Return a name with the stage and the task. The operator appends a random suffix."""
+    slug = re.sub(r"[^a-z0-9]+", "-", f"{job.stage}-{job.task or ''}".lower())
+    return f"halos-eval-{slug[:40]}".strip("-")
 
 
 def _labels(job: StageJob, profile: Profile, priority: Priority) -> dict[str, str]:
@@ -90,7 +90,7 @@ def _container(job: StageJob, kubernetes: Kubernetes, profile: Profile, volumes:
         "env": _environment(job, kubernetes, volumes),
         "resources": {
             "requests": {"cpu": profile.cpu, "memory": profile.memory, **gpus},
-            "limits": {"memory": profile.memory, **gpus},  # no limit on processors: an idle one helps nobody
+            "limits": {"memory": profile.memory, **gpus},  # no CPU limit: it would leave cores idle
         },
         "volumeMounts": [
             *(_mount(name, volume, job) for name, volume in volumes.items()),
@@ -101,7 +101,7 @@ def _container(job: StageJob, kubernetes: Kubernetes, profile: Profile, volumes:
             "readOnlyRootFilesystem": True,
             "capabilities": {"drop": ["ALL"]},
         },
-        # The last lines of the log, where the command did not write a message of its own: "halos-eval: BadInput: ..."
+        # The stages write no termination message, so Kubernetes takes the end of the log: "halos-eval: BadInput: ...".
         "terminationMessagePolicy": "FallbackToLogsOnError",
     }
 
@@ -123,7 +123,7 @@ def _volumes(job: StageJob, kubernetes: Kubernetes, profile: Profile) -> dict[st
     volumes = {**kubernetes.volumes, **profile.volumes}
     if not job.outbox and job.stage != "summarize":
         volumes.pop(OUTBOX, None)
-    if job.outbox:  # a scratch folder that others see would be read-only for it
+    if job.outbox:  # a shared volume is read-only for this job, so it gets a /tmp of its own
         volumes = {name: volume for name, volume in volumes.items() if volume.mount_path != TMP.mount_path}
     if not any(volume.mount_path == TMP.mount_path for volume in volumes.values()):
         volumes["tmp"] = TMP
@@ -143,8 +143,8 @@ def _source(volume: Volume) -> dict[str, Any]:
 def _mount(name: str, volume: Volume, job: StageJob) -> dict[str, Any]:
     mount: dict[str, Any] = {"name": name, "mountPath": volume.mount_path}
     if job.outbox and name == OUTBOX:
-        return mount | {"subPath": job.outbox}  # it sees no results but its own
+        return mount | {"subPath": job.outbox}  # the pod sees only its own results
     if job.stage == "fetch" and name == CACHE:
-        return mount  # it is the one that fills it
-    # What the model wrote must not change what other pods read.
+        return mount  # the stage that writes the cache, even if the volume is read-only for the others
+    # Code that a model wrote must not change files that other pods read.
     return mount | ({"readOnly": True} if volume.read_only or (job.outbox and not volume.empty_dir) else {})

@@ -1,4 +1,4 @@
-"""A stage as a pod: Airflow's KubernetesPodOperator, told what to run by the plan and where by the cluster's file."""
+"""The operator that runs a stage as a pod: Airflow's KubernetesPodOperator with a planned job and the cluster file."""
 
 from __future__ import annotations
 
@@ -17,43 +17,43 @@ from halos_eval.planning.jobs import StageJob
 
 
 class PodStageOperator(KubernetesPodOperator):
-    """Run one planned job as a pod; succeed at once where there is nothing to do.
+    """Operator that runs one planned job as a pod; it succeeds at once if there is nothing to do.
 
-    :param job: what the plan says of it (StageJob); empty where there is nothing to do.
+    :param job: the fields of the StageJob; empty if there is nothing to do.
     """
 
-    template_fields: Sequence[str] = ("job",)  # so that the plan's XCom is resolved; its strings are not rendered
+    template_fields: Sequence[str] = ("job",)  # Airflow resolves the plan's XCom; it does not render the strings in it
     ui_color = "#cfe8fc"
 
     def __init__(self, *, job: Any, **kwargs: Any) -> None:
         super().__init__(
             base_container_name=BASE,
-            # A pod waits for a GPU and runs for hours: no worker's slot is held meanwhile.
+            # A pod waits for a GPU and runs for hours. Deferred, it holds no worker slot meanwhile.
             deferrable=True,
-            # In deferrable mode nothing of the log would be seen before the end.
+            # Without an interval, a deferred task shows the pod's log only after the end.
             logging_interval=30,
-            # A pod of hours need not be looked at every two seconds.
+            # The default is 2 seconds, which is needlessly often for a pod that runs for hours.
             poll_interval=5,
-            # Where the pod's spec is printed, so are its variables.
+            # A pod's spec contains its environment variables.
             log_pod_spec_on_failure=False,
-            # Why a node did not take it, or an image could not be pulled, is told in events only.
+            # Only events say why no node accepted the pod, or why the image could not be pulled.
             log_events_on_failure=True,
-            # The operator would put its own default over the manifest's.
+            # The operator's default would override the manifest's value.
             termination_message_policy="FallbackToLogsOnError",
-            # Sampling finishes a step and saves what is finished.
+            # Sampling needs time to finish a step and save it.
             termination_grace_period=60,
             **kwargs,
         )
         self.job = job
 
     def execute(self, context: Context) -> None:
-        """Start the pod, or find the one that an earlier try has started, and wait without a worker.
+        """Start the pod, or find the one that an earlier try started, and defer until it ends.
 
-        Raises a StageFailure where Kubernetes does not take it.
+        Raise StageFailure if Kubernetes rejects the pod.
         """
         if not self.job:
-            # Not skipped: whoever waits for this stage can go ahead.
-            self.log.info("nothing to do: not asked for, or its record is there already")
+            # Succeed instead of skipping, so that the tasks after this one run.
+            self.log.info("nothing to do: this stage was not selected, or its record exists")
             return
         self._describe(context)
         try:
@@ -62,31 +62,34 @@ class PodStageOperator(KubernetesPodOperator):
             raise refused(error) or error from error
 
     def trigger_reentry(self, context: Context, event: dict[str, Any]) -> Any:
-        """Take over from the triggerer: the pod has ended, or could not start. Raises a StageFailure."""
+        """Resume after the pod has ended or could not start. Raise StageFailure if it did not succeed."""
         self._describe(context)
         try:
             return super().trigger_reentry(context, event)
         except StageFailure:
             raise
         except AirflowException as error:
-            # Every other way has gone through cleanup(), so there was no pod to look at.
+            # Other failures went through cleanup(), which raises StageFailure. Without it, the pod no longer exists.
             raise PodLost(f"pod {event['name']} is gone: {error}") from error
 
     def cleanup(
         self, pod: V1Pod, remote_pod: V1Pod, xcom_result: dict[Any, Any] | None = None, context: Context | None = None
     ) -> None:
-        """Delete the pod; the operator's one exception for every failure becomes one that tells which it was."""
+        """Delete the pod. Replace the operator's exception, which is the same for all failures, by a StageFailure."""
         try:
             super().cleanup(pod, remote_pod, xcom_result, context)
         except AirflowException as error:
             raise diagnose(remote_pod) from error
 
     def _describe(self, context: Context) -> None:
-        """Set what the operator needs to know of the pod. After templates were rendered, so nothing of it is one."""
+        """Set the operator's fields for this pod. Called after rendering, so that Airflow renders none of them."""
         job = StageJob.model_validate(self.job)
         cluster = load_cluster()
         if cluster.kubernetes is None:
-            raise AirflowException("the cluster's file has no kubernetes part, and had one when the DAG was read")
+            raise AirflowException(
+                "the cluster file has no key kubernetes, but had it when Airflow read the DAG. Add the key again, or "
+                "wait until Airflow has read the DAG again"
+            )
         profile = cluster.gpu_profile(job.profile)
         self.namespace = cluster.kubernetes.namespace
         self.name = pod_name(job)

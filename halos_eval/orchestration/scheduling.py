@@ -1,8 +1,8 @@
-"""What Airflow's scheduler asks us about each task instance: how many GPUs it takes, and how urgent it is.
+"""Pool slots and priority of each task instance: a hook that Airflow's scheduler calls.
 
-A pool counts slots, and a task's slots are fixed when its DAG is read; how many GPUs a stage takes is known only when
-it has been planned. Airflow's cluster policy may set both for each instance. Registered as the entry point
-``airflow.policy`` of this package.
+A DAG file can set the slots of a task only once. But the number of GPUs of a stage is known only after the plan. The
+hook ``task_instance_mutation_hook`` sets both for each instance. Airflow finds it by the entry point ``airflow.policy``
+of this package.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ if TYPE_CHECKING:
     from airflow.models.taskinstance import TaskInstance
 
 GPU_TASKS = {"sample": "sampling", "harness": "plan"}
-"""Mapped tasks that hold GPUs, and the task whose list of jobs each is expanded over."""
-# Every task of a manual run comes before every task of a nightly one, and those before a backfill's.
-CLASSES: dict[Priority, int] = {"manual": 1_500_000_000, "nightly": 1_000_000_000, "backfill": 500_000_000}
-LAST_RUN, LAST_JOB = 4_999_999, 99  # whatever comes later has the same place
+"""Mapped tasks that hold GPUs, each with the task that returns its list of jobs."""
+# Far enough apart that every task of a manual run comes before every nightly one, and that before every backfill's.
+HIGHEST_WEIGHT: dict[Priority, int] = {"manual": 1_500_000_000, "nightly": 1_000_000_000, "backfill": 500_000_000}
+LAST_RUN, LAST_JOB = 4_999_999, 99  # later runs and jobs share the last position
 
-# Where there is no airflow_local_settings.py, Airflow believes that there is no hook, and leaves it out when it makes
-# the task instances of a run.
+# Without airflow_local_settings.py, Airflow assumes that there is no hook, and does not call it when it creates the
+# task instances of a run.
 settings.task_instance_mutation_hook.is_noop = False  # type: ignore[attr-defined]
 
 
@@ -49,51 +49,51 @@ def _is_backfill(dag_run: DagRun) -> bool:
 
 
 def _backfill(task_instance: TaskInstance, dag_run: DagRun) -> None:
-    """It holds its slots while the run that it has started lasts: so there are at most so many at a time."""
+    """Limit how many evaluations of a backfill run at the same time: each holds its slots until its run ends."""
     at_most = (dag_run.conf or {}).get("at_most")
-    if not isinstance(at_most, int) or not 1 <= at_most <= BACKFILL_SLOTS:  # the default, or a run that is refused
+    if not isinstance(at_most, int) or not 1 <= at_most <= BACKFILL_SLOTS:  # not set, or Airflow rejects the run
         at_most = AT_MOST
     task_instance.pool = BACKFILL_POOL
     task_instance.pool_slots = backfill_slots(at_most)
-    task_instance.priority_weight = CLASSES["backfill"] - _place(dag_run.id, task_instance.map_index)
+    task_instance.priority_weight = HIGHEST_WEIGHT["backfill"] - _position(dag_run.id, task_instance.map_index)
 
 
 def backfill_slots(at_most: int) -> int:
-    """Slots that each evaluation of a backfill takes, so that there are at most so many at a time."""
+    """Return the slots of each evaluation, so that at most ``at_most`` of them run at the same time."""
     return ceil(BACKFILL_SLOTS / at_most)
 
 
 def _evaluation(task_instance: TaskInstance, dag_run: DagRun) -> None:
-    asked = (dag_run.conf or {}).get("priority", "manual")
-    if asked in get_args(Priority):  # a run with anything else is refused, but perhaps not yet
-        task_instance.priority_weight = CLASSES[asked] - _place(dag_run.id, task_instance.map_index)
+    priority = (dag_run.conf or {}).get("priority", "manual")
+    if priority in get_args(Priority):  # Airflow rejects other values, but may call the hook before
+        task_instance.priority_weight = HIGHEST_WEIGHT[priority] - _position(dag_run.id, task_instance.map_index)
     if task_instance.task_id in GPU_TASKS and task_instance.map_index >= 0:
-        # An instance that is left from an earlier plan has no job, and an empty job has nothing to do.
+        # An instance of an earlier plan may have no job, and an empty job has nothing to do: neither needs a GPU.
         jobs = dict(enumerate(_jobs(dag_run, GPU_TASKS[task_instance.task_id])))
         job = jobs.get(task_instance.map_index)
         task_instance.pool = GPU_POOL if job else Pool.DEFAULT_POOL_NAME
         task_instance.pool_slots = max(1, job["gpus"]) if job else 1
 
 
-def _place(run: int, map_index: int) -> int:
-    """The place in the queue: runs in their order, and the jobs of a run in theirs.
+def _position(run: int, map_index: int) -> int:
+    """Return the position in the queue: by run, then by job.
 
-    A task whose pod has ended needs its slots once more, to note the result. Without an order it could wait for hours
-    behind tasks that have not started yet.
+    A task whose pod has ended needs its slots once more, to store the result. Without an order, it could wait for hours
+    behind tasks that have not started.
     """
     return min(run, LAST_RUN) * (LAST_JOB + 1) + min(map_index + 1, LAST_JOB)
 
 
 def _jobs(dag_run: DagRun, task_id: str) -> list[dict[str, Any]]:
-    """The jobs that ``task_id`` has returned, none while it is run again.
+    """Return the jobs that ``task_id`` returned; none while it runs again.
 
-    Read in the scheduler's own session: a new one is forbidden here.
+    Use the scheduler's session, because Airflow forbids a new one here.
     """
     query = XComModel.get_many(
         run_id=dag_run.run_id, key="return_value", task_ids=task_id, dag_ids=dag_run.dag_id, limit=1
     )
     session = object_session(dag_run)
     if session is None:
-        raise RuntimeError("the DAG run came without its session: how many GPUs a stage takes cannot be read")
+        raise RuntimeError("the DAG run has no database session; expected the scheduler's, to read the plan's GPUs")
     found = session.scalars(query).one_or_none()
     return list(XComModel.deserialize_value(found)) if found else []

@@ -1,4 +1,4 @@
-"""Which stage is given which secret: the same for pods and for local processes."""
+"""The secrets of each stage, for pods and local processes alike."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from halos_eval.planning.jobs import StageJob
 
 HUB = "HF_TOKEN"
 SCOPED = {"OPENAI_API_KEY": {"judge"}, HUB: {"fetch", "sample", "harness"}}
-"""Variables that only these stages get. Others are the store's."""
+"""Variables that only these stages get. All other secrets belong to the store."""
 
 
 def allowed(variable: str, job: StageJob) -> bool:
-    """Whether ``job`` is given the secret ``variable``. One that executes the model's code is given none.
+    """Return whether ``job`` gets the secret ``variable``. A job that executes model-written code gets none.
 
-    The hub's token goes where data is fetched: to staging, and to stages only where nothing is staged for them.
+    The hub's token goes to jobs that read from the hub: ``fetch``, and stages without a manifest.
     """
     if job.outbox or (variable == HUB and job.manifest):
         return False

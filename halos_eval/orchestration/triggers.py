@@ -1,4 +1,4 @@
-"""From what is found to runs of ``evaluate_checkpoint``: the same operator in every DAG that starts some."""
+"""The tasks ``evaluate``, ``wait`` and ``report``, which several DAGs share."""
 
 from __future__ import annotations
 
@@ -11,44 +11,44 @@ from airflow.sdk import BaseOperator, Context, task
 from airflow.sdk.definitions.mappedoperator import MappedOperator
 from airflow.utils.state import DagRunState
 
-from halos_eval.orchestration.find import runs_open, send_report, time_left
 from halos_eval.orchestration.names import EVALUATION
+from halos_eval.orchestration.report import runs_open, send_report, time_left
 
 POLL = 10
-"""Seconds between two looks at a run's state."""
+"""Seconds between two checks of a run's state."""
 ENDED = [DagRunState.SUCCESS, DagRunState.FAILED]
 AT_ONCE = 100
-"""Runs that are asked for in one request."""
+"""Runs in one request to Airflow, because the names of all runs of a night do not fit."""
 
 
 def evaluate_each(found: Any) -> MappedOperator:
-    """The task that starts a run for each that ``find`` has found; a run that is there already is left as it is."""
+    """Return the task that starts a run for each evaluation in ``found``. It skips runs that exist."""
     return TriggerDagRunOperator.partial(
         task_id="evaluate",
         trigger_dag_id=EVALUATION,
-        # Two runs of a DAG may not have the same logical date, and these are started within a second.
+        # These runs start within a second, and two runs of a DAG must not have the same logical date.
         logical_date=None,
         skip_when_already_exists=True,
-        # Where it waits for the run's end, it holds a slot of its pool and no worker.
+        # While it waits for the end of the run, it holds a slot of its pool but no worker.
         deferrable=True,
         poke_interval=POLL,
-        # How the run ended is for the message; a retry of this task would find the run there, and skip.
+        # A failed run must not fail this task: a retry would find that the run exists, and skip. `report` fails then.
         allowed_states=ENDED,
         failed_states=[],
-        # The run's conf is what we say.
+        # OpenLineage must not add keys to the run's conf.
         openlineage_inject_parent_info=False,
         map_index_template="{{ task.conf['checkpoint'] }}",
     ).expand_kwargs(found)
 
 
 class RunsEnded(BaseOperator):
-    """Wait, without a worker, until the runs that were started have ended, or it is time for the message."""
+    """Operator that waits, without a worker, until the selected runs have ended or message_after_hours is over."""
 
     def execute(self, context: Context) -> None:
-        """Look, and wait for some that are open: all of a night's names do not fit into one request."""
+        """Check the runs, and defer if some are open. Wait for the first ones only, see ``AT_ONCE``."""
         open_ones, left = runs_open(), time_left()
         if open_ones and left <= timedelta():
-            self.log.warning("it is time for the message, and %d have not ended", len(open_ones))
+            self.log.warning("message_after_hours is over; %d runs have not ended", len(open_ones))
         elif open_ones:
             self.defer(
                 trigger=DagStateTrigger(
@@ -58,16 +58,16 @@ class RunsEnded(BaseOperator):
                     poll_interval=POLL,
                 ),
                 method_name="look_again",
-                timeout=left,  # then it is tried again, and sees that it is time
+                timeout=left,  # Airflow then retries this task, which finds that the time is over
             )
 
     def look_again(self, context: Context, event: object) -> None:
-        """Some have ended."""
+        """Check again after some runs have ended."""
         self.execute(context)
 
 
 def wait_and_report(evaluate: MappedOperator) -> None:
-    """Two more tasks: until all has ended, or it is time for the message; and the message, whatever happened."""
+    """Add the tasks ``wait`` and ``report`` after ``evaluate``. Both run whatever failed before them."""
 
     @task(trigger_rule="all_done")
     def report() -> None:

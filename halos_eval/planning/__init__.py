@@ -1,1 +1,1 @@
-"""What to run, why, and at what cost."""
+"""Plans: the jobs to run, the reasons, and the cost."""

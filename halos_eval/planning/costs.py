@@ -1,6 +1,6 @@
-"""What a run will cost, told before anything is spent: from what earlier runs of the suite have taken.
+"""Cost estimates before a run, from the records of earlier runs of the suite.
 
-An estimate is no promise. What nobody can tell is named, and never counted as if it were free.
+Stages without history are listed as unknown and excluded from the total. They never count as free.
 """
 
 from __future__ import annotations
@@ -28,26 +28,26 @@ from halos_eval.storage.records import Record, read_record
 
 log = logging.getLogger(__name__)
 
-ENOUGH = 20  # checkpoints: more would hardly move a median
-MOST = 200  # plans that are read: many of the newest may belong to runs that have just begun, and have no record
-MOST_RESUMED = 0.5  # of the work: a smaller rest does not tell how long the whole takes
+ENOUGH = 20  # checkpoints with records: more would hardly change a median
+MOST = 200  # plans to read: the newest may belong to runs that have just started and have no record
+MOST_RESUMED = 0.5  # share of the work: from a smaller rest, the time of the whole cannot be estimated
 JUDGE = "judge"
 Item = TypeVar("Item")
 
 
 class Cost(BaseModel):
-    """What something will cost, by what earlier runs have taken."""
+    """An estimated cost."""
 
     model_config = FROZEN
 
     pods: int = 0
-    """Stages that have to be run, each in a pod; staging and the table, on a processor, are not among them."""
+    """Stages to run, each in a pod; ``fetch`` and ``summarize`` need no GPU and do not count."""
     gpu_hours: float = 0
-    """Hours times GPUs, of what is known."""
+    """Hours times GPUs of the stages with history."""
     judge_dollars: float = 0
-    """US dollars for the judge, of what is known."""
+    """US dollars for the judge, if it has a price and history."""
     unknown: tuple[str, ...] = ()
-    """Stages and tasks without an earlier record to go by, and a judge without a price: the sums leave them out."""
+    """Stages and tasks without history, and judges without a price. The sums exclude them."""
 
     def __add__(self, other: Cost) -> Cost:
         return Cost(
@@ -61,23 +61,23 @@ class Cost(BaseModel):
         pods = f"{self.pods} pod{'' if self.pods == 1 else 's'}"
         least = "at least " if self.unknown else ""
         known = f"{pods}, {least}{self.gpu_hours:.2f} GPU-hours and {self.judge_dollars:.2f} USD for the judge"
-        return f"{known}; nothing to go by for {', '.join(self.unknown)}" if self.unknown else known
+        return f"{known}; no history for: {', '.join(self.unknown)}" if self.unknown else known
 
 
 class History(NamedTuple):
-    """What earlier runs of a suite have taken: medians over their records."""
+    """The costs of earlier runs of a suite, as medians over their records."""
 
     gpu_hours: dict[tuple[str, str], float]
-    """By title of the job (sample, or the task) and GPU profile."""
+    """GPU-hours by title of the job (sample, or the task) and GPU profile."""
     judge_dollars: dict[str, float | None]
-    """By judge; None where it has judged, and no record of it has a price."""
+    """US dollars by judge; None if it has records, but none with a price."""
 
     def of_plan(self, plan: Plan) -> Cost:
-        """What the jobs of ``plan`` will cost that are not done."""
+        """Return the cost of the jobs of ``plan`` that are not done."""
         return sum((self._of_job(job) for job in plan.jobs if not job.done), Cost())
 
     def of_suite(self, suite: Suite, checkpoint: Checkpoint, parts: Iterable[str], judge: str | None = None) -> Cost:
-        """What these parts of ``suite`` will cost on ``checkpoint``, all of their jobs; no weights are read."""
+        """Return the cost of all jobs of these parts of ``suite`` on ``checkpoint``. Read no weights."""
         cost = Cost()
         for part in parts:
             profile = profile_of(suite, checkpoint, suite.settings_of(part).profile)
@@ -101,12 +101,12 @@ class History(NamedTuple):
 
 
 def read_history(suite: Suite, root: str) -> History:
-    """What ``suite`` has taken in the store ``root``, by its newest plans and the records of their jobs.
+    """Return the costs of ``suite`` in the store ``root``, from its newest plans and their records. Raise StoreError.
 
-    A part counts only as the suite defines it now: its cost under other settings tells nothing. A resumed run's
-    seconds are of its own share of the work; they are scaled up to the whole, or left out where that share is small.
-    Records are left out as well that cannot be read, or were made on another number of GPUs than the plan says. A
-    judge's price covers all its answers, whichever run has paid for them. Raises StoreError.
+    A part counts only if its settings are those of the suite now. A resumed run has the seconds of its share of the
+    work: they are scaled up to the whole, or excluded if the share is small. Records are excluded if they are
+    unreadable, or made on another number of GPUs than planned. A judge's price includes answers that earlier runs paid
+    for.
     """
     folder = filesystem.join(layout.plans_url(root), suite.name)
     listed = [(entry.modified, name) for name, entry in filesystem.entries(folder).items() if entry.modified]
@@ -116,7 +116,7 @@ def read_history(suite: Suite, root: str) -> History:
 
 
 def _finished(suite: Suite, urls: list[str], pool: Executor) -> list[tuple[PlannedJob, Record]]:
-    """Jobs with their records, of the first plans in ``urls`` that have any, until there are enough of these."""
+    """Return jobs with their records, of the first ``ENOUGH`` plans in ``urls`` that have records."""
     definitions = suite.definitions
     found: list[list[tuple[PlannedJob, Record]]] = []
     for start in range(0, len(urls), READERS):
@@ -136,7 +136,7 @@ def _plan(url: str) -> Plan | None:
     try:
         return read_plan(url)
     except StoreError as error:
-        log.warning("not in the estimate: %s", error)
+        log.warning("excluded from the estimate: %s", error)
         return None
 
 
@@ -144,7 +144,7 @@ def _record(url: str) -> Record | None:
     try:
         return read_record(url)
     except StoreError as error:
-        log.warning("not in the estimate: %s", error)
+        log.warning("excluded from the estimate: %s", error)
         return None
 
 
@@ -163,43 +163,43 @@ def _history(finished: list[tuple[PlannedJob, Record]]) -> History:
 
 
 def _gpu_hours(job: PlannedJob, record: Record) -> list[float]:
-    """Hours times GPUs of an undisturbed run; none where the record does not tell."""
+    """Return the GPU-hours of an uninterrupted run; an empty list if the record does not allow an estimate."""
     resumed = record.usage.resumed or 0
-    parts = str(record.provenance.config.get("tensor_parallel_size", 1))
-    if resumed > MOST_RESUMED or parts != str(job.tensor_parallel_size):
+    split = str(record.provenance.config.get("tensor_parallel_size", 1))
+    if resumed > MOST_RESUMED or split != str(job.tensor_parallel_size):
         return []
     return [job.gpus * (record.usage.load_seconds + record.usage.work_seconds / (1 - resumed)) / 3600]
 
 
 def _dollars(record: Record) -> list[float]:
-    """The price of a whole judgement; none where there is no price list, or the endpoint did not count tokens."""
+    """Return the price of all judgements; an empty list without a price list or without counted tokens."""
     price = record.usage.price_usd
     return [] if price is None or not record.usage.prompt_tokens else [price]
 
 
 def excess(cost: Cost, limit: Limit) -> str | None:
-    """By how much a run would exceed its limit, and the remedy; None if it does not. What is unknown stops nothing."""
+    """Return by how much a run exceeds its limit, and the remedy; None if it does not. Unknown costs do not count."""
     over = _over(cost, limit)
     return over and (
-        f"by earlier runs it would cost {over}: take fewer parts of the suite, or raise limits.run in the policy file, "
-        "which HALOS_EVAL_POLICY names"
+        f"estimated cost: {over}. Select fewer parts of the suite, or raise limits.run in the policy file "
+        "(HALOS_EVAL_POLICY)"
     )
 
 
 def within(items: Iterable[tuple[Item, Cost]], limit: Limit) -> tuple[list[Item], list[tuple[Item, str]]]:
-    """The items that a night has room for, in their order, and those that it has not, each with the reason.
+    """Return the items that fit in a night's limit, in their order, and the others with the reasons.
 
-    What does not fit is passed over, and later smaller ones still may fit: it does not hold up the others if no night
-    has room for it. Nor do they take its turn: once they are done, it is among the first of the next night.
+    An item that does not fit is skipped, and smaller ones after it may still fit. So an item that fits in no night does
+    not block the others. A skipped item is among the first of the next night.
     """
     admitted: list[Item] = []
     left_out: list[tuple[Item, str]] = []
     spent = Cost()
     for item, cost in items:
         if alone := _over(cost, limit):
-            left_out.append((item, f"no night has room for it, at {alone}: raise limits.night in the policy file"))
+            left_out.append((item, f"too large for any night: {alone}. Raise limits.night in the policy file"))
         elif over := _over(spent + cost, limit):
-            left_out.append((item, f"left for another night: with what comes first it would be {over}"))
+            left_out.append((item, f"left for the next night: with the runs before it, {over}"))
         else:
             admitted.append(item)
             spent += cost

@@ -1,4 +1,4 @@
-"""The commands of an evaluation, each of which is a pod or a local process."""
+"""Jobs: the commands of an evaluation. Each runs in a pod or in a local process."""
 
 from __future__ import annotations
 
@@ -20,30 +20,30 @@ from halos_eval.storage.records import StageName
 
 
 class StageJob(BaseModel):
-    """What it takes to run one command: the same for a pod and for a local process."""
+    """One command with its resources, for a pod or a local process."""
 
     model_config = FROZEN
 
     stage: StageName | Literal["fetch", "summarize"]
-    """stage, sample, judge, harness or summarize."""
+    """fetch, sample, judge, harness or summarize."""
     task: str | None = None
     """lm_eval task of a harness stage."""
     image: Literal["worker", "judge"]
-    """Which image, or virtual environment, runs it."""
+    """Image, or virtual environment, that runs the command."""
     argv: tuple[str, ...]
-    """Words after ``halos-eval``."""
+    """Arguments of ``halos-eval``."""
     profile: str
-    """What its pod gets: a profile of the cluster's file."""
+    """Profile of the cluster file, with the resources of the pod."""
     gpus: int = 0
-    """GPUs of that profile: what it takes from the pool."""
+    """GPUs of the profile, which the job takes from the pool."""
     manifest: str | None = None
-    """Manifest by which it reads, so that it asks the hub for nothing."""
+    """Manifest from which the job reads data; None: it reads from the hub."""
     outbox: str | None = None
-    """Folder of the outbox that it writes to instead of the store, because it gets no network and no secrets."""
+    """Folder of the outbox for the results of a job without network and secrets; None: it writes to the store."""
 
     @property
     def title(self) -> str:
-        """stage, sample, judge, summarize, or the task's name."""
+        """The name of the lm_eval task, or the stage."""
         return self.task or self.stage
 
 
@@ -53,7 +53,7 @@ class PlannedJob(StageJob):
     stage: StageName
     """sample, judge or harness."""
     fingerprint: str
-    """What its record will carry."""
+    """Fingerprint of its record."""
     record: str
     """URL of its record."""
     judge: str | None = None
@@ -61,15 +61,15 @@ class PlannedJob(StageJob):
     tensor_parallel_size: int = 1
     """GPUs over which the model is split."""
     metric: str | None = None
-    """The metric that counts for ``avg``; None: the first that lm_eval prints."""
+    """Metric for the column ``avg``; None: the first that lm_eval prints."""
     done: bool
-    """Whether the record is there."""
+    """Whether the record exists."""
     why: str
-    """Why it is done, or has to be run."""
+    """Why the job is done, or must run."""
 
     @property
     def part(self) -> str:
-        """The part of the suite that it belongs to: alpaca_eval or the task."""
+        """The part of the suite: alpaca_eval or the task."""
         return self.task or ALPACA_EVAL
 
 
@@ -81,10 +81,10 @@ def fetch_job(
     tasks: Sequence[str] = (),
     force: bool = False,
 ) -> StageJob | None:
-    """The job that fetches what ``suite`` (only ``tasks`` of it, if any) and ``checkpoint`` need from the hub.
+    """Return the job that fetches what ``suite`` and ``checkpoint`` need from the hub. Raise BadInput, StoreError.
 
-    None where the manifest has all of it as it is defined now, or where the next stage would not find what it fetches.
-    Raises BadInput, StoreError.
+    With ``tasks`` it fetches only for these. Return None if the manifest has everything as the suite defines it now, or
+    if the pods share no cache, so that the other stages would not find the data.
     """
     if not cluster.can_fetch:
         return None
@@ -93,7 +93,7 @@ def fetch_job(
     manifest = read_manifest(url)
     if manifest and not force and not unfetched(suite.keep(list(tasks)), [model] if model else [], manifest):
         return None
-    # Lists as JSON: commas in an item would split it otherwise.
+    # Lists as JSON, because the command line splits other lists at commas.
     only = [f"--tasks={json.dumps(tasks)}"] if tasks else []
     models = [json.dumps([model], ensure_ascii=False)] if model else []
     argv = ("fetch", f"--manifest={url}", *only, "--", place_of(suite.name), *models)
@@ -101,7 +101,7 @@ def fetch_job(
 
 
 def summary_job(suite: str, root: str, cluster: Cluster) -> StageJob:
-    """The job that writes the table of ``suite``."""
+    """Return the job that writes the table of ``suite``."""
     argv = ["summarize", root, f"--suite={suite}", f"--output={layout.report_url(root, suite)}"]
     if outbox := cluster.outbox:
         argv.append(f"--outbox={outbox.mount_path}")

@@ -1,4 +1,4 @@
-"""What a suite means for a checkpoint: which commands, which of them have been run, and why the others have to."""
+"""The plan of a suite on a checkpoint: its jobs, which of them are done, and why the others must run."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from halos_eval.storage.records import CheckpointRef, read_model, write_model
 
 
 class Plan(BaseModel):
-    """A suite on a checkpoint."""
+    """The jobs of a suite on a checkpoint."""
 
     model_config = FROZEN
 
@@ -30,15 +30,15 @@ class Plan(BaseModel):
     jobs: tuple[PlannedJob, ...]
     """sample, judge, then the tasks in the suite's order."""
     unavailable: dict[str, str] = {}
-    """Parts that have no job because the manifest does not have what they need, each with its reason."""
+    """Parts without a job because their data is unavailable, with the reasons."""
     definitions: dict[str, str] = {}
-    """Digest of each part's settings in the suite, as it was then."""
+    """Digest of each part's settings in the suite when the plan was saved."""
     left_out: tuple[str, ...] = ()
-    """Parts of the suite that have never been asked for."""
+    """Parts of the suite that no run has selected yet."""
 
 
 def suite_manifest(suite: str, root: str, cluster: Cluster) -> Manifest | None:
-    """The manifest by which the stages of ``suite`` read; None: each takes from the hub what stands there now."""
+    """Return the manifest of ``suite``; None if there is none, or if the stages read from the hub directly."""
     return read_manifest(layout.manifest_url(root, suite)) if cluster.can_fetch else None
 
 
@@ -51,9 +51,10 @@ def make_plan(
     judge: str | None = None,
     manifest: Manifest | None = None,
 ) -> Plan:
-    """Plan ``suite`` on ``checkpoint`` with results below ``root``. Finds what is wrong before a GPU is used.
+    """Plan ``suite`` on ``checkpoint`` with results below ``root``. Find errors before a GPU is used.
 
-    Raises BadInput, StoreError, and DataUnavailable for the checkpoint; for a part only without a ``manifest``.
+    Raise BadInput, StoreError, and DataUnavailable if the checkpoint is unavailable. With a ``manifest``, unavailable
+    data of a part becomes an entry of ``unavailable`` instead of an error.
     """
     planner = Planner(suite, checkpoint, root, cluster, force, manifest)
     jobs: list[PlannedJob] = []
@@ -76,10 +77,10 @@ def make_plan(
 
 
 def save_plan(plan: Plan, suite: Suite, root: str) -> None:
-    """Keep the plan, so that a summary knows what should be there.
+    """Save the plan, so that the summary can tell which results are missing.
 
-    A run of some parts only keeps the other parts of an earlier plan, if weights and settings are the same, and names
-    what was never asked for.
+    If the run selected only some parts, the others are kept from the earlier plan, unless weights or settings changed.
+    Parts that no run has selected are listed in ``left_out``.
     """
     url = layout.plan_url(root, plan.suite, plan.checkpoint.name)
     jobs, unavailable, definitions = list(plan.jobs), plan.unavailable, suite.definitions
@@ -96,5 +97,5 @@ def save_plan(plan: Plan, suite: Suite, root: str) -> None:
 
 
 def read_plan(url: str) -> Plan | None:
-    """The plan at ``url``, or None where there is none. Raises StoreError where it is damaged."""
+    """Return the plan at ``url``, or None if there is none. Raise StoreError if it is damaged."""
     return read_model(url, Plan)

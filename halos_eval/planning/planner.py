@@ -1,4 +1,4 @@
-"""The jobs of one suite on one checkpoint, each with its whole command line and why it has to be run."""
+"""The jobs of one suite on one checkpoint, each with its command line and the reason why it must run."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ IMAGES: dict[StageName, Literal["worker", "judge"]] = {"sample": "worker", "harn
 
 
 def profile_of(suite: Suite, checkpoint: Checkpoint, own: str | None) -> str:
-    """The GPU profile of a part of ``suite`` that has its ``own`` or none: the checkpoint's counts before both."""
+    """Return the GPU profile of a part: the checkpoint's, else the part's ``own``, else the suite's."""
     return checkpoint.metadata.profile or own or suite.profile
 
 
 class Planner:
-    """Plans the parts of a suite for one checkpoint."""
+    """Planner of the parts of a suite for one checkpoint."""
 
     def __init__(
         self,
@@ -42,7 +42,7 @@ class Planner:
         force: bool,
         manifest: Manifest | None,
     ) -> None:
-        """Look at the checkpoint's weights. Raises BadInput, DataUnavailable."""
+        """Inspect the checkpoint's weights. Raise BadInput, DataUnavailable."""
         self.suite, self.checkpoint, self.root, self.cluster = suite, checkpoint, root, cluster
         self.force, self.manifest = force, manifest
         if manifest and (model := to_fetch(checkpoint.location, checkpoint.revision)):
@@ -51,7 +51,7 @@ class Planner:
         self.reference = self.weights.reference(checkpoint.name, checkpoint.location)
 
     def part(self, part: str, judge: str | None) -> Sequence[PlannedJob]:
-        """The jobs of alpaca_eval or of a task. Raises DataUnavailable with the manifest's reason."""
+        """Return the jobs of alpaca_eval or of a task. Raise DataUnavailable with the manifest's reason."""
         if self.manifest:
             self.manifest.needs(part)
         if part == ALPACA_EVAL and self.suite.alpaca_eval:
@@ -59,7 +59,7 @@ class Planner:
         return [self.task(part, self.suite.tasks[part])]
 
     def alpaca_eval(self, settings: AlpacaEvalSettings, judge: str | None) -> tuple[PlannedJob, PlannedJob]:
-        """Sampling, and the judgement of what is sampled."""
+        """Return the jobs that sample outputs and judge them."""
         sample = self._sample(settings)
         name = judge or settings.judge
         identity = judge_identity(
@@ -93,7 +93,7 @@ class Planner:
         return self._plan(identity, config, layout.record_beside(outputs), profile)
 
     def task(self, task: str, settings: TaskSettings) -> PlannedJob:
-        """One lm_eval task. If it executes code on a cluster, it has no network: its results wait in the outbox."""
+        """Return the job of one lm_eval task. On a cluster, tasks that execute code write to the outbox."""
         profile = profile_of(self.suite, self.checkpoint, settings.profile)
         harness = settings.harness()
         chat_template = self.checkpoint.metadata.chat_template if settings.apply_chat_template else None
@@ -101,13 +101,13 @@ class Planner:
             task, harness, self.suite.include_path, chat_template, self.reference, self.manifest
         )
         folder = self._folder(identity)
-        away = settings.confirm_unsafe_code and self.cluster.kubernetes
+        isolated = settings.confirm_unsafe_code and self.cluster.kubernetes
         config = HarnessConfig(
             **dict(harness),
             **self._common(identity),
             **self._engine(profile),
             task=task,
-            output_dir=f"file://{self._outbox(task).mount_path}" if away else folder,
+            output_dir=f"file://{self._outbox(task).mount_path}" if isolated else folder,
             include_path=self.suite.include_path,
             chat_template=chat_template,
         )
@@ -117,14 +117,14 @@ class Planner:
             filesystem.join(folder, layout.RECORD),
             profile,
             metric=settings.metric,
-            outbox=folder.removeprefix(f"{self.root.rstrip('/')}/") if away else None,
+            outbox=folder.removeprefix(f"{self.root.rstrip('/')}/") if isolated else None,
         )
 
     def _outbox(self, task: str) -> Volume:
         if self.cluster.outbox is None:
             raise BadInput(
-                f"{task} executes code that the model writes, so its pod gets no network, and there is no volume for "
-                f"its results: add kubernetes.volumes.{OUTBOX} to the cluster's file, or leave {task} out"
+                f"{task} executes code that the model writes, but the cluster file has no volume {OUTBOX} for the "
+                f"results of a pod without network. Add kubernetes.volumes.{OUTBOX}, or deselect {task}"
             )
         return self.cluster.outbox
 
@@ -138,7 +138,7 @@ class Planner:
         }
 
     def _revision(self) -> str | None:
-        """What is planned is what runs: the branch by which the manifest finds the commit, else the commit."""
+        """Return a revision that gives the planned commit: the branch that the manifest pins, or the commit itself."""
         if self.manifest:
             return self.checkpoint.revision
         return None if self.weights.adapter else self.weights.revision
@@ -149,11 +149,14 @@ class Planner:
             "suite": self.suite.name,
             "expect": identity.fingerprint,
             "force": self.force,
-            "manifest": self.manifest and self._place_of(self.manifest),
+            "manifest": self.manifest and self._url_of(self.manifest),
         }
 
-    def _place_of(self, manifest: Manifest) -> str:
-        """Where the stages find this very manifest, whatever is staged meanwhile: code's pods reach no store."""
+    def _url_of(self, manifest: Manifest) -> str:
+        """Return where the stages find this manifest, even if another fetch replaces the one in the store.
+
+        They read it from the cache, because pods that execute model-written code cannot reach the store.
+        """
         if self.cluster.cache:
             return filesystem.join(self.cluster.cache.mount_path, cached_path(manifest))
         cached = cache_root() / cached_path(manifest)
@@ -187,13 +190,13 @@ class Planner:
         if self.force:
             return False, "forced"
         if found := read_record(record):
-            return True, f"there since {found.provenance.ended:%Y-%m-%d %H:%M} UTC"
+            return True, f"finished {found.provenance.ended:%Y-%m-%d %H:%M} UTC"
         if failure := read_failure(layout.failure_beside(record)):
             return False, f"failed before: {failure.error}: {failure.message}"
         return False, self._difference(identity)
 
     def _difference(self, identity: Identity) -> str:
-        """What has changed since the newest record of the same stage and task."""
+        """Return what has changed since the newest record of the same stage and task."""
         parent = self._folder(identity).rsplit("/", 1)[0]
         records = [record for url in filesystem.find(parent, layout.RECORD) if (record := read_record(url))]
         if not records:
@@ -203,12 +206,12 @@ class Planner:
 
 
 def _judged_outputs_of(sample: PlannedJob, judged: PlannedJob) -> PlannedJob:
-    """A judgement counts only for the outputs that are there: a sample that is drawn again is judged again."""
+    """Mark the judge job as not done if its record is for other outputs than those of ``sample``."""
     record = read_record(judged.record) if sample.done and judged.done else None
     sampled = read_record(sample.record) if record else None
     if not judged.done or (record and sampled and record.provenance.inputs["outputs_sha256"] in sampled.files.values()):
         return judged
-    return judged.model_copy(update={"done": False, "why": "the outputs are sampled anew"})
+    return judged.model_copy(update={"done": False, "why": "the outputs are sampled again"})
 
 
 def _changes(old: Record, new: Identity) -> list[str]:
@@ -219,4 +222,4 @@ def _changes(old: Record, new: Identity) -> list[str]:
             if before.get(key) != after.get(key):
                 values = f" {before.get(key)} -> {after.get(key)}" if part != "inputs" else ""
                 changes.append(key + values)
-    return changes or ["nothing that is named"]
+    return changes or ["the logic of halos-eval"]

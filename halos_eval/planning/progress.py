@@ -1,6 +1,7 @@
-"""What has been evaluated of many checkpoints: from plans, and from which records are there, without reading those.
+"""The progress of suites on many checkpoints: from plans and the names of records, without reading records.
 
-Weights are not digested for this. ``halos-eval plan`` does that for one checkpoint, and tells exactly what would run.
+Digests of weights are not computed. ``halos-eval plan`` computes them for one checkpoint and shows exactly what would
+run.
 """
 
 from __future__ import annotations
@@ -23,50 +24,50 @@ READERS = 16  # threads: they wait for the store
 
 
 class Progress(BaseModel):
-    """How far a suite is on a checkpoint, as it was planned last."""
+    """The progress of a suite on a checkpoint, by its newest plan."""
 
     model_config = FROZEN
 
     done: tuple[str, ...]
-    """What has its record: sample, judge, names of tasks."""
+    """Jobs with a record: sample, judge, names of tasks."""
     failed: tuple[str, ...]
-    """What has failed and left a note, and parts whose data cannot be had."""
+    """Jobs with a failure note, and parts whose data is unavailable."""
     missing: tuple[str, ...]
-    """What has not been run, or was defined otherwise when it was."""
+    """Jobs that have not run, and parts whose settings changed since the plan."""
     outdated: bool
-    """Whether the checkpoint was registered anew since it was planned: what is done was done with older weights."""
+    """Whether the checkpoint was registered again after the plan, so that the records are for older weights."""
 
     @property
     def complete(self) -> bool:
-        """Whether there is nothing left to do."""
+        """Whether nothing is left to do."""
         return not (self.failed or self.missing or self.outdated)
 
     def __str__(self) -> str:
         total = len(self.done) + len(self.failed) + len(self.missing)
         parts = ["complete" if self.complete else f"{len(self.done)} of {total}"]
         parts += [f"{len(self.failed)} failed"] if self.failed else []
-        return ", ".join([*parts, "of older weights"] if self.outdated else parts)
+        return ", ".join([*parts, "older weights"] if self.outdated else parts)
 
 
 class Overview(NamedTuple):
-    """What has been evaluated."""
+    """The progress of several suites on several checkpoints."""
 
     suites: tuple[str, ...]
-    """The suites in question."""
+    """Names of the suites."""
     progress: dict[str, dict[str, Progress]]
-    """By checkpoint and suite; what was never planned is not there."""
+    """Progress by checkpoint and suite; only suites with a plan are listed."""
     unreadable: dict[str, str]
-    """Plans and suites that cannot be read, with the reason."""
+    """Unreadable plans and suites, with the reasons."""
 
 
 def overview(root: str, checkpoints: Sequence[Checkpoint], suites: Sequence[str] = ()) -> Overview:
-    """What has been evaluated of ``checkpoints`` in the store ``root``, for ``suites`` or for all that have a plan.
+    """Return the progress of ``checkpoints`` in the store ``root``, for ``suites`` or for all suites with a plan.
 
-    Raises BadInput for a suite that nobody knows, StoreError.
+    Raise BadInput for an unknown suite, and StoreError.
     """
     planned = sorted(name for name, entry in filesystem.entries(layout.plans_url(root)).items() if entry.is_folder)
     if unknown := [suite for suite in suites if suite not in {*planned, *suite_names()}]:
-        raise BadInput(f"there is no suite {', '.join(unknown)}: there are {', '.join(suite_names())}")
+        raise BadInput(f"unknown suite {', '.join(map(repr, unknown))}; available: {', '.join(suite_names())}")
     reader = _Reader(root, suites or planned)
     with ThreadPoolExecutor(READERS) as pool:
         progress = dict(zip((one.name for one in checkpoints), pool.map(reader.read, checkpoints), strict=True))
@@ -81,7 +82,7 @@ class _Reader:
         self.definitions = {suite: self._definitions(suite) for suite in suites}
 
     def _definitions(self, suite: str) -> dict[str, str] | None:
-        """The suite's parts as they are now; None where the suite is there no more, or cannot be read."""
+        """Return the digests of the suite's parts as they are now; None if the suite is gone or unreadable."""
         if suite not in suite_names():
             return None
         try:
@@ -91,12 +92,12 @@ class _Reader:
             return None
 
     def read(self, checkpoint: Checkpoint) -> dict[str, Progress]:
-        """By suite. The checkpoint's folder is listed once, whatever the number of suites."""
+        """Return the checkpoint's progress by suite. List its folder only once, for all suites."""
         folder = layout.folder_name(checkpoint.name)
         planned = {suite: one[f"{folder}.json"] for suite, one in self.plans.items() if f"{folder}.json" in one}
         if not planned:
             return {}
-        there = {_tail(url) for url in filesystem.find(filesystem.join(self.root, "runs", folder), ".json")}
+        files = {_tail(url) for url in filesystem.find(filesystem.join(self.root, "runs", folder), ".json")}
         found = {}
         for suite, entry in planned.items():
             try:
@@ -106,11 +107,11 @@ class _Reader:
                 continue
             if plan:
                 outdated = bool(checkpoint.registered and entry.modified and checkpoint.registered > entry.modified)
-                found[suite] = _progress(plan, self.definitions[suite], there, outdated)
+                found[suite] = _progress(plan, self.definitions[suite], files, outdated)
         return found
 
 
-def _progress(plan: Plan, definitions: dict[str, str] | None, there: set[str], outdated: bool) -> Progress:
+def _progress(plan: Plan, definitions: dict[str, str] | None, files: set[str], outdated: bool) -> Progress:
     wanted = plan.definitions if definitions is None else definitions
     changed = [part for part, digest in wanted.items() if plan.definitions.get(part) != digest]
     left_out = [part for part in plan.left_out if part in wanted and part not in changed]
@@ -118,16 +119,16 @@ def _progress(plan: Plan, definitions: dict[str, str] | None, there: set[str], o
     states["failed"] += [part for part in plan.unavailable if part in wanted and part not in changed]
     for job in plan.jobs:
         if job.part in wanted and job.part not in changed:
-            states[_state(job, there)].append(job.title)
+            states[_state(job, files)].append(job.title)
     return Progress(**{state: tuple(titles) for state, titles in states.items()}, outdated=outdated)
 
 
-def _state(job: PlannedJob, there: set[str]) -> str:
-    if _tail(job.record) in there:
+def _state(job: PlannedJob, files: set[str]) -> str:
+    if _tail(job.record) in files:
         return "done"
-    return "failed" if _tail(layout.failure_beside(job.record)) in there else "missing"
+    return "failed" if _tail(layout.failure_beside(job.record)) in files else "missing"
 
 
 def _tail(url: str) -> str:
-    """STAGE/FINGERPRINT/FILE: the same wherever the store is mounted."""
+    """Return STAGE/FINGERPRINT/FILE, which does not depend on where the store is mounted."""
     return "/".join(url.rsplit("/", 3)[1:])

@@ -1,4 +1,4 @@
-"""What is to be evaluated, of all that is registered: what a night, a backfill or a registration starts."""
+"""The evaluations that a night, a backfill or an event starts, and those that it does not, with the reasons."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from halos_eval.planning.costs import Cost, read_history, within
 from halos_eval.planning.progress import Progress, overview
 from halos_eval.storage import layout
 
-LONGEST = 100  # characters of a checkpoint's name in a run's; Airflow takes 250 for all of it
+LONGEST = 100  # characters of the checkpoint's name in a run's name, which Airflow limits to 250
 
 
 class Evaluation(BaseModel):
@@ -29,43 +29,43 @@ class Evaluation(BaseModel):
     suite: str
     """Name of the suite."""
     run_id: str
-    """The run's name: the same for whoever asks for the same, so that it is done once."""
+    """The run's name. The same evaluation always has the same name, so that it starts only once."""
 
 
 class Selection(BaseModel):
-    """What is started, and what is not and why."""
+    """Evaluations to start, and those not to start with the reasons."""
 
     model_config = FROZEN
 
     evaluations: tuple[Evaluation, ...] = ()
-    """What is started, by the time of registration."""
+    """Evaluations to start, in the order of registration."""
     complete: tuple[str, ...] = ()
-    """CHECKPOINT: SUITE, of what has been evaluated already."""
+    """Complete evaluations, as CHECKPOINT: SUITE."""
     left_out: dict[str, str] = {}
-    """What is not started though it is registered (half-written, over the limit, no rule for it), with the reason."""
+    """Registered checkpoints that are not evaluated (incomplete, over the limit, no rule), with the reasons."""
 
 
 class Backfill(BaseModel):
-    """Which of the older checkpoints get a suite."""
+    """The parameters of a backfill: a suite, and the checkpoints that get it."""
 
     model_config = FROZEN
 
     match: tuple[str, ...] = ("*",)
-    """Patterns of names, one of which has to fit: * stands for anything."""
+    """Patterns of names, one of which must match; * matches anything."""
     tags: dict[str, str] = {}
-    """Patterns of tags, all of which the checkpoint has to have."""
+    """Patterns of tags, all of which must match."""
     registered_from: Moment | None = None
-    """Only those registered then or later."""
+    """Only checkpoints registered at this time or later."""
     registered_until: Moment | None = None
-    """Only those registered before."""
+    """Only checkpoints registered before this time."""
     suite: str
     """Name of the suite."""
     only_missing: bool = True
-    """Leave out what is complete, and run only what is missing of the others; else everything is run again."""
+    """Run only what has no result; False: run everything again."""
 
 
 Started = Callable[[str], bool]
-"""Whether there is a run of this name."""
+"""Function that returns whether a run of this name exists."""
 
 
 def for_night(
@@ -76,82 +76,82 @@ def for_night(
     start: datetime | None,
     end: datetime | None,
 ) -> Selection:
-    """What the policy wants of the checkpoints registered in [start, end), as far as the night's limit goes.
+    """Select the policy's suites for the checkpoints registered in [start, end), within the night's limit.
 
-    What is complete in the store ``root`` is not started, nor what was ``started`` before. Raises BadInput where the
-    policy names a suite that is none, and what the registry raises if it cannot be read.
+    Evaluations that are complete in the store ``root``, or were ``started`` before, are not selected. Raise BadInput if
+    the policy names an unknown suite, and the registry's errors.
     """
     for suite in {suite for rule in policy.rules for suite in rule.suites}:
-        load_suite(suite)  # a wrong policy is told in the first night, not in the first with such a checkpoint
+        load_suite(suite)  # raises in the first night, even if no checkpoint gets this suite yet
     listed = registry.registered(start, end)
-    wanted, left_out = _wanted(policy, listed.checkpoints)
-    return _Selecting(root, started, policy.limits.night).select(wanted, listed.skipped | left_out)
+    pairs, left_out = _apply(policy, listed.checkpoints)
+    return _Selector(root, started, policy.limits.night).select(pairs, listed.skipped | left_out)
 
 
 def for_registration(registry: Registry, policy: EvaluationPolicy, root: str, started: Started, name: str) -> Selection:
-    """The same for the one checkpoint called ``name``, without the limit. Raises what the registry raises for it."""
-    return _Selecting(root, started).select(*_wanted(policy, [registry.get(name)]))
+    """Select the policy's suites for the checkpoint ``name``, without the limit. Raise the registry's errors."""
+    return _Selector(root, started).select(*_apply(policy, [registry.get(name)]))
 
 
 def for_backfill(registry: Registry, asked: Backfill, root: str, started: Started, origin: str) -> Selection:
-    """What is asked for, with runs of its own for each ``origin``: a backfill tries again what has failed before.
+    """Select what a backfill asks for. Raise BadInput and the registry's errors.
 
-    Raises BadInput, and what the registry raises if it cannot be read.
+    The names of the runs depend on ``origin``, so that each backfill runs failed evaluations again.
     """
-    load_suite(asked.suite)  # wrong, although there may be no checkpoint for it
+    load_suite(asked.suite)  # raises, even if no checkpoint matches
     listed = registry.registered(asked.registered_from, asked.registered_until)
-    wanted = [
+    pairs = [
         (one, asked.suite)
         for one in listed.checkpoints
         if matches(one.name, one.metadata.tags, asked.match, asked.tags)
     ]
-    # By their names only: what cannot be read has no tags.
+    # By name only, because the tags of unreadable checkpoints are unknown.
     skipped = {name: why for name, why in listed.skipped.items() if matches_name(name, asked.match)}
-    return _Selecting(root, started, origin=origin, anew=not asked.only_missing).select(wanted, skipped)
+    return _Selector(root, started, origin=origin, rerun=not asked.only_missing).select(pairs, skipped)
 
 
 def look_back(policy: EvaluationPolicy, start: datetime) -> datetime:
-    """Where the night that begins at ``start`` begins to look."""
+    """Return from when a night whose interval begins at ``start`` takes late checkpoints."""
     return start - timedelta(days=policy.look_back_days)
 
 
-def _wanted(
+def _apply(
     policy: EvaluationPolicy, checkpoints: Iterable[Checkpoint]
 ) -> tuple[list[tuple[Checkpoint, str]], dict[str, str]]:
-    """What the policy wants, and what it leaves out."""
-    wanted: list[tuple[Checkpoint, str]] = []
+    """Return each checkpoint with each of its suites, and the checkpoints without a suite."""
+    pairs: list[tuple[Checkpoint, str]] = []
     left_out = {}
     for checkpoint in checkpoints:
         suites = policy.suites_for(checkpoint.name, checkpoint.metadata.tags)
-        wanted += [(checkpoint, suite) for suite in suites]
+        pairs += [(checkpoint, suite) for suite in suites]
         if not suites:
-            left_out[checkpoint.name] = "the policy gives it no suite"
-    return wanted, left_out
+            left_out[checkpoint.name] = "the policy file gives it no suite"
+    return pairs, left_out
 
 
-class _Selecting:
+class _Selector:
     def __init__(
-        self, root: str, started: Started, limit: Limit | None = None, origin: str = "", anew: bool = False
+        self, root: str, started: Started, limit: Limit | None = None, origin: str = "", rerun: bool = False
     ) -> None:
-        """``anew``: also what is complete."""
-        self.root, self.started, self.limit, self.origin, self.anew = root, started, limit or Limit(), origin, anew
+        """``rerun``: select complete evaluations as well."""
+        self.root, self.started, self.limit, self.origin, self.rerun = root, started, limit or Limit(), origin, rerun
 
-    def select(self, wanted: Sequence[tuple[Checkpoint, str]], left_out: dict[str, str]) -> Selection:
-        suites = {name: load_suite(name) for _, name in wanted}
-        checkpoints = list({one.name: one for one, _ in wanted}.values())
-        progress = {} if self.anew else overview(self.root, checkpoints, list(suites)).progress
+    def select(self, pairs: Sequence[tuple[Checkpoint, str]], left_out: dict[str, str]) -> Selection:
+        suites = {name: load_suite(name) for _, name in pairs}
+        checkpoints = list({one.name: one for one, _ in pairs}.values())
+        progress = {} if self.rerun else overview(self.root, checkpoints, list(suites)).progress
         history = {name: read_history(suite, self.root) for name, suite in suites.items()}
         complete: list[str] = []
         left_out = dict(left_out)
         todo: list[tuple[Evaluation, Cost]] = []
-        for checkpoint, name in wanted:
+        for checkpoint, name in pairs:
             suite, title = suites[name], f"{checkpoint.name}: {name}"
             state = progress.get(checkpoint.name, {}).get(name)
             run_id = _run_id(checkpoint, suite, self.origin)
             if state and state.complete:
                 complete.append(title)
             elif self.started(run_id):
-                left_out[title] = f"it was started before, as run {run_id}: clear there what has failed"
+                left_out[title] = f"started before, as run {run_id}. Clear the tasks of that run that failed"
             else:
                 cost = history[name].of_suite(suite, checkpoint, _parts(suite, state))
                 todo.append((Evaluation(checkpoint=checkpoint.name, suite=name, run_id=run_id), cost))
@@ -161,14 +161,14 @@ class _Selecting:
 
 
 def _parts(suite: Suite, state: Progress | None) -> list[str]:
-    """The parts of ``suite`` that have to be run, all of them if older weights were evaluated."""
+    """Return the parts of ``suite`` that must run: all of them if the results are for older weights."""
     done = set(state.done) if state and not state.outdated else set()
     titles = {part: {"sample", "judge"} if part == ALPACA_EVAL else {part} for part in suite.parts}
     return [part for part, needed in titles.items() if not needed <= done]
 
 
 def _run_id(checkpoint: Checkpoint, suite: Suite, origin: str) -> str:
-    """The same name for the same weights and the same suite: registered anew, or with another task, it is another."""
+    """Return the name of a run. It changes if the checkpoint is registered again or the suite changes."""
     registered = checkpoint.registered.isoformat() if checkpoint.registered else None
     digest = digest_json([checkpoint.name, registered, checkpoint.revision, suite.definitions, origin])
     return f"{suite.name}__{layout.folder_name(checkpoint.name)[:LONGEST]}__{digest[:12]}"

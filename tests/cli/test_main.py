@@ -1,4 +1,4 @@
-"""The command line: one line for an error, an exit code for what happens next, tables for people."""
+"""The command line: one line for an error, an exit code that says what to do next, and tables for people."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ CLASSES = [kind for kind in vars(errors).values() if isinstance(kind, type) and 
 
 @pytest.fixture
 def call(monkeypatch, capsys):
-    """``call(*argv)`` gives exit code, standard output and standard error of halos-eval."""
+    """``call(*argv)`` returns exit code, standard output and standard error of halos-eval."""
     handler = signal.signal(signal.SIGTERM, lambda *_: pytest.fail("nobody handles SIGTERM"))
     monkeypatch.setenv("COLUMNS", "240")
 
@@ -46,7 +46,7 @@ def call(monkeypatch, capsys):
 
 @pytest.fixture
 def failing(call, monkeypatch):
-    """A command whose work does whatever is given."""
+    """``failing(work)`` runs a command that calls ``work``."""
 
     def failing(work):
         monkeypatch.setattr(main, "_dispatch", lambda _: work())
@@ -69,7 +69,7 @@ def test_every_error_has_its_exit_code_and_one_line(failing, kind):
     assert err == f"halos-eval: {kind.__name__}: the disk is full\n"
 
 
-def test_the_tree_of_errors_says_what_the_classes_do():
+def test_the_tree_of_errors_agrees_with_the_classes():
     drawn = re.findall(r"(\w+) +(\d) +(.*)", errors.__doc__)
     assert {(name, int(code)) for name, code, _ in drawn} == {(kind.__name__, kind.exit_code) for kind in CLASSES}
     assert len({kind.exit_code for kind in CLASSES}) == len(CLASSES)
@@ -99,7 +99,7 @@ def test_an_unforeseen_error_keeps_its_traceback(monkeypatch):
 def test_ctrl_c(failing):
     code, _, err = failing(raiser(KeyboardInterrupt()))
     assert code == 130
-    assert "run it again" in err
+    assert "Run it again" in err
 
 
 def test_sigterm_unwinds(failing):
@@ -124,7 +124,7 @@ def test_help_lists_the_commands(call, argv):
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_tells_its_options(call, command):
+def test_every_command_describes_its_options(call, command):
     code, out, _ = call(command, "--help")
     assert code == 0
     kind = main.HalosEval.model_fields[command].annotation.__args__[0]
@@ -139,15 +139,15 @@ def test_every_command_tells_its_options(call, command):
 @pytest.mark.parametrize(
     "argv",
     [
-        ["--nonsense"],
-        ["nonsense"],
-        ["summarize", "/x", "--nonsense=1"],
+        ["--unknown"],
+        ["unknown"],
+        ["summarize", "/x", "--unknown=1"],
         ["judge", "/x"],  # no --output-dir
         ["sample"],
         ["sample", "a", "b"],
     ],
 )
-def test_a_command_that_cannot_be_read(call, argv):
+def test_an_invalid_command(call, argv):
     code, out, err = call(*argv)
     assert (code, out) == (2, "")
     assert "usage: " in err
@@ -203,7 +203,7 @@ def checkpoints(tmp_path, monkeypatch):
 
 
 def planned(call, checkpoint, *options):
-    """The plan of the suite demo, and its cost, as JSON gives them."""
+    """Return the plan of the suite demo and its cost, from the JSON output."""
     code, out, err = call("plan", "demo", checkpoint, "--json", *options)
     assert (code, err) == (0, "")
     document = json.loads(out)
@@ -219,11 +219,11 @@ def test_plan_of_a_registered_checkpoint(call, checkpoints):
     assert "demo_arithmetic" in out
     assert out.endswith(
         "cost: 5 pods, at least 0.00 GPU-hours and 0.00 USD for the judge; "
-        "nothing to go by for sample, judge, demo_choice, demo_arithmetic, demo_cloze\n"
+        "no history for: sample, judge, demo_choice, demo_arithmetic, demo_cloze\n"
     )
 
 
-def test_a_plan_says_what_it_will_cost_and_whether_that_is_too_much(call, checkpoints, monkeypatch):
+def test_a_plan_shows_its_cost_and_an_exceeded_limit(call, checkpoints, monkeypatch):
     make_checkpoint(checkpoints / "dpo" / "FINAL")
     run_jobs(call, "dpo", "demo_cloze", usage=Usage(load_seconds=60, work_seconds=3540))
     (checkpoints / "policy.yaml").write_text("{limits: {run: {gpu_hours: 1}}, rules: []}")
@@ -234,7 +234,7 @@ def test_a_plan_says_what_it_will_cost_and_whether_that_is_too_much(call, checkp
     (checkpoints / "policy.yaml").write_text("{limits: {run: {gpu_hours: 0.5}}, rules: []}")
     code, out, _ = call("plan", "demo", "kto", "--tasks=demo_cloze")
     assert code == 0
-    assert "Airflow would refuse it: by earlier runs it would cost 1.00 GPU-hours, 0.50 over the limit of 0.5" in out
+    assert "Airflow would reject this run: estimated cost: 1.00 GPU-hours, 0.50 over the limit of 0.5" in out
 
 
 def test_plan_as_json(call, checkpoints):
@@ -257,7 +257,7 @@ def test_a_plan_shows_reasons_as_they_are(call, checkpoints):
     assert "failed before: BadInput: [/no] [red]markup" in out
 
 
-def test_a_plan_goes_by_the_manifest_of_the_store(call, checkpoints):
+def test_a_plan_uses_the_manifest_of_the_store(call, checkpoints):
     write_model(
         layout.manifest_url(Settings().store, "demo"),
         make_manifest(load_suite("demo"), {"demo_cloze": "it is [red]gated"}),
@@ -276,7 +276,7 @@ def test_plan_of_an_unknown_part(call, checkpoints):
 
 
 def run_jobs(call, name, *titles, usage=USAGE):
-    """Plan the suite demo on a checkpoint, and leave the records of these jobs."""
+    """Plan the suite demo on a checkpoint, and write the records of these jobs."""
     suite = load_suite("demo")
     found, _ = planned(call, name)
     save_plan(found, suite, Settings().store)
@@ -285,7 +285,7 @@ def run_jobs(call, name, *titles, usage=USAGE):
             write_model(job.record, make_record(job.stage, job.task, fingerprint=job.fingerprint, usage=usage))
 
 
-def test_checkpoints_with_what_has_been_evaluated(call, checkpoints):
+def test_checkpoints_with_their_progress(call, checkpoints):
     make_checkpoint(checkpoints / "dpo" / "FINAL", halos_eval_yaml="tags: {method: dpo, base_model: llama3-8b}")
     make_checkpoint(checkpoints / "half" / "FINAL")
     (checkpoints / "half" / "FINAL" / "model.safetensors").unlink()
@@ -301,7 +301,7 @@ def test_checkpoints_with_what_has_been_evaluated(call, checkpoints):
     assert "is incomplete: model.safetensors is missing" in out
 
 
-def test_checkpoints_that_fit(call, checkpoints):
+def test_checkpoints_that_match(call, checkpoints):
     for name in ("kto-small", "dpo"):
         make_checkpoint(checkpoints / name / "FINAL")
     os.utime(checkpoints / "dpo" / "FINAL" / "model.safetensors", (2e9, 2e9))
@@ -333,7 +333,7 @@ def test_checkpoints_as_json(call, checkpoints):
     assert found["unreadable"] == {}
 
 
-def test_a_plan_that_cannot_be_read_is_told(call, checkpoints):
+def test_an_unreadable_plan_is_reported(call, checkpoints):
     filesystem.write_bytes(layout.plan_url(Settings().store, "demo", "kto"), b"{")
     code, out, _ = call("checkpoints")
     assert code == 0
@@ -341,7 +341,7 @@ def test_a_plan_that_cannot_be_read_is_told(call, checkpoints):
     assert "is not a valid plan of this version" in out
 
 
-def test_nothing_of_a_tag_is_obeyed_by_the_terminal(call, checkpoints):
+def test_the_terminal_interprets_nothing_of_a_tag(call, checkpoints):
     (checkpoints / "kto" / "FINAL" / "halos_eval.yaml").write_text('tags: {"[red]a": "\\e[31m[/no]\\u202e\\n"}')
     code, out, _ = call("checkpoints")
     assert code == 0
@@ -353,31 +353,31 @@ def test_nothing_of_a_tag_is_obeyed_by_the_terminal(call, checkpoints):
     [
         (["--since=20331"], "--since: "),
         (["--since=soon"], "--since: "),
-        (["--suite=nothing"], "there is no suite nothing: there are demo, halos, quick"),
-        (["--suite=../demo"], "there is no suite ../demo"),
+        (["--suite=nothing"], "unknown suite 'nothing'; available: demo, halos, quick"),
+        (["--suite=../demo"], "unknown suite '../demo'; available:"),
     ],
 )
-def test_checkpoints_asked_for_wrongly(call, checkpoints, options, words):
+def test_checkpoints_with_invalid_options(call, checkpoints, options, words):
     code, out, err = call("checkpoints", *options)
     assert (code, out) == (2, "")
     assert words in err
 
 
-def test_a_registry_that_is_not_there(call, checkpoints, monkeypatch):
+def test_a_missing_registry(call, checkpoints, monkeypatch):
     monkeypatch.setenv("HALOS_EVAL_CHECKPOINTS", "/nowhere")
     code, out, err = call("checkpoints")
     assert (code, out) == (3, "")
     assert "RegistryUnavailable: /nowhere does not exist. Mount it or change HALOS_EVAL_CHECKPOINTS" in err
 
 
-def test_a_plan_of_what_a_list_names(call, checkpoints, monkeypatch):
+def test_a_plan_of_a_checkpoint_of_a_list(call, checkpoints, monkeypatch):
     (checkpoints / "list.yaml").write_text("checkpoints: [{name: team/kto, location: ./kto/FINAL}]")
     monkeypatch.setenv("HALOS_EVAL_CHECKPOINTS", str(checkpoints / "list.yaml"))
     plan, _ = planned(call, "team/kto")
     assert (plan.checkpoint.name, plan.checkpoint.location) == ("team/kto", str(checkpoints / "kto" / "FINAL"))
 
 
-def test_a_name_that_is_mistyped_shows_some_that_are_known(call, checkpoints):
+def test_an_unknown_name_shows_known_ones(call, checkpoints):
     code, _, err = call("plan", "demo", "ktoo")
     assert code == 2
     assert f"NotRegistered: unknown checkpoint 'ktoo' in {checkpoints}; available: kto" in err
@@ -388,12 +388,12 @@ def test_a_plan_of_a_folder_or_repository_that_is_not_registered(call, checkpoin
     make_checkpoint(checkpoints.parent / "orpo")
     monkeypatch.chdir(checkpoints.parent)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    for place in ("team/dpo", "orpo"):
-        assert planned(call, place)[0].checkpoint.location == place
+    for location in ("team/dpo", "orpo"):
+        assert planned(call, location)[0].checkpoint.location == location
     assert "team/none is not a folder, and is unavailable on the hub" in call("plan", "demo", "team/none")[2]
 
 
-def test_a_registered_checkpoint_that_is_damaged_is_not_looked_for_elsewhere(call, checkpoints):
+def test_a_damaged_registered_checkpoint_is_not_searched_elsewhere(call, checkpoints):
     (checkpoints / "kto" / "FINAL" / "halos_eval.yaml").write_text("a: [")
     code, _, err = call("plan", "demo", "kto")
     assert code == 2

@@ -1,4 +1,4 @@
-"""Airflow with a home of its own, set before anything imports it."""
+"""Airflow with its own home folder, which is set before anything imports it."""
 
 from __future__ import annotations
 

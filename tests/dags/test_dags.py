@@ -1,4 +1,4 @@
-"""Every DAG file: it loads, it says whom to ask and what to do, and its form takes no harmful word."""
+"""Every DAG file: it loads, documents its triage, and rejects harmful params."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ HARMFUL = ["../x", "/etc", "a;b", "a b", "$(x)", "`x`", "{{ x }}", "--force", "-
 
 @pytest.fixture
 def load(tmp_path, monkeypatch):
-    """``load(text)`` reads the DAGs where the cluster's file has that text."""
+    """``load(text)`` reads the DAGs with a cluster file of that text."""
 
     def load(text):
         if text is not None:
@@ -57,7 +57,7 @@ def load(tmp_path, monkeypatch):
 
 @pytest.fixture
 def remote_dag(load):
-    """The DAG where there is a cluster."""
+    """The DAG on a cluster."""
     return load(CLUSTER).dags[EVALUATE]
 
 
@@ -82,12 +82,12 @@ def test_every_dag_has_tags_and_an_owner(any_dag):
     assert {task.owner for task in any_dag.tasks} == {"halos-eval"}
 
 
-def test_every_dag_tells_what_to_do(any_dag):
+def test_every_dag_documents_its_triage(any_dag):
     assert "#### Triage" in any_dag.doc_md
     assert any_dag.dag_id in any_dag.doc_md
 
 
-def test_every_dag_tries_again_and_does_not_catch_up(any_dag):
+def test_every_dag_retries_and_does_not_catch_up(any_dag):
     assert not any_dag.catchup
     assert all(task.retries for task in any_dag.tasks)
 
@@ -108,7 +108,7 @@ def test_a_file_declares_and_reads_nothing():
 
 
 def check(dag, **values):
-    """What the form says of ``values``."""
+    """Validate ``values`` as the trigger form does."""
     for name, value in values.items():
         dag.params.get_param(name).resolve(value)
 
@@ -132,12 +132,12 @@ def test_the_judges_to_choose_from_are_the_shipped_ones(dag):
 
 @pytest.mark.parametrize("word", HARMFUL)
 @pytest.mark.parametrize("name", ["checkpoint", "suite", "judge", "tasks"])
-def test_harmful_words_are_refused(dag, name, word):
+def test_harmful_values_are_rejected(dag, name, word):
     refused(dag, **{name: [word] if name == "tasks" else word})
 
 
 @pytest.mark.parametrize("value", ["a/../b", "a//b", "a/", "a/-x", "a/.x"])
-def test_harmful_paths_are_refused(dag, value):
+def test_harmful_paths_are_rejected(dag, value):
     refused(dag, checkpoint=value)
 
 
@@ -152,13 +152,13 @@ def test_the_checkpoint_is_needed(dag):
         dag.params.validate()
 
 
-def test_usual_values_are_taken(dag):
+def test_usual_values_are_accepted(dag):
     check(dag, checkpoint="llama3-8b_kto.v2", suite="halos", tasks=["mmlu", "alpaca_eval"], judge=None, force=True)
     check(dag, checkpoint="team/kto/FINAL", suite="my-own_suite", tasks=None, judge="gpt-4.1", force=False)
     check(dag, tasks=[])
 
 
-def test_every_checkpoint_that_is_listed_can_be_asked_for(dag, tmp_path):
+def test_every_listed_checkpoint_is_accepted(dag, tmp_path):
     for name in ("llama3-8b_kto.v2", "0", "A-b_c.d", "a__b", ".x", "a b"):
         make_checkpoint(tmp_path / name / "FINAL")
     names = {one.name for one in FolderRegistry(str(tmp_path)).registered().checkpoints}
@@ -190,19 +190,19 @@ def test_the_summary_is_made_whatever_fails_but_not_without_a_plan(dag):
     assert summarize.max_active_tis_per_dag == 1
 
 
-def test_a_run_is_red_unless_the_verdict_is_good(dag):
+def test_a_run_fails_unless_the_verdict_succeeds(dag):
     assert [task.task_id for task in dag.leaves] == ["verdict"]
     assert dag.get_task("verdict").trigger_rule == "all_success"
     assert not dag.get_task("verdict").is_teardown
 
 
-def test_what_limits_a_stage_is_its_pool(dag):
+def test_stages_are_limited_by_their_pools(dag):
     assert {task.task_id: task.pool for task in dag.tasks} == dict.fromkeys(dag.task_ids, "default_pool") | {
         "sample": "halos_eval_gpu",
         "harness": "halos_eval_gpu",
         "judge": "halos_eval_judge",
     }
-    # Mapped: what each takes from the pool is set when it is expanded (tests/orchestration/test_policy.py).
+    # Mapped: their pool slots are set when they are expanded (tests/orchestration/test_scheduling.py).
     assert {task.task_id for task in dag.tasks if task.is_mapped} == {"sample", "harness"}
 
 
@@ -214,8 +214,8 @@ def test_every_stage_waits_for_success_but_the_summary(dag):
     }
 
 
-def test_without_staging_there_is_a_plan_but_not_without_preparation(dag):
-    """The rule asks for one success: of these two only `prepare` can have one where the other has none."""
+def test_the_plan_needs_prepare_but_not_fetch(dag):
+    """The rule needs one success. Without `prepare`, `fetch` cannot succeed either."""
     assert dag.get_task("plan").upstream_task_ids == {"prepare", "fetch"}
     assert dag.get_task("fetch").upstream_task_ids == {"prepare"}
 
@@ -224,7 +224,7 @@ def test_a_manifest_is_written_by_one_run_at_a_time(dag):
     assert dag.get_task("fetch").max_active_tis_per_dag == 1
 
 
-def test_failures_are_told_apart_and_tried_again_with_back_off(any_dag):
+def test_failures_are_retried_with_back_off(any_dag):
     for task in any_dag.tasks:
         assert task.retry_policy is RETRY_POLICY
         assert task.retries == 4
@@ -259,7 +259,7 @@ def test_it_is_the_same_dag_on_a_cluster(dag, remote_dag):
     assert settings(remote_dag) == settings(dag)
 
 
-def test_what_airflow_keeps_of_the_dag_tells_nothing_of_the_cluster(remote_dag):
+def test_the_serialized_dag_contains_nothing_of_the_cluster(remote_dag):
     kept = json.dumps(DagSerialization.to_dict(remote_dag))
     assert "PodStageOperator" in kept
     for word in ("the-namespace", "docker.io/worker:1", "OPENAI_API_KEY", "the-secret"):
@@ -267,7 +267,7 @@ def test_what_airflow_keeps_of_the_dag_tells_nothing_of_the_cluster(remote_dag):
 
 
 @pytest.mark.parametrize("text", ["{pools: {gpu: 0}}", "a: [", None])
-def test_a_clusters_file_that_is_wrong_is_told_beside_the_dags(load, tmp_path, text):
+def test_an_invalid_cluster_file_is_an_import_error(load, tmp_path, text):
     bag = load(text)
     assert bag.dags.keys().isdisjoint({EVALUATE})
     words = bag.import_errors[str(DAGS[0].parent / f"{EVALUATE}.py")]
@@ -285,7 +285,7 @@ def test_the_strings_of_a_job_are_not_rendered(dag, remote_dag, where, name, mon
     run = SimpleNamespace(conf={"checkpoint": "kto"})
     context = {"ti": SimpleNamespace(map_index=0), "task": task, "dag": dag, "dag_run": run}
     task.render_template_fields(context)
-    assert context["task"].job == job  # a mapped task puts the one that runs into the context
+    assert context["task"].job == job  # Airflow puts the expanded task into the context
 
 
 NIGHT, BACKFILL, REGISTERED = "nightly_evaluation", "backfill_evaluation", "registered_evaluation"
@@ -304,14 +304,14 @@ def test_the_message_is_sent_whatever_happened(name):
 
 
 @pytest.mark.parametrize("name", [NIGHT, BACKFILL, REGISTERED])
-def test_what_is_there_already_is_not_started_again(name):
+def test_runs_that_exist_are_not_started_again(name):
     evaluate = BAG.dags[name].get_task("evaluate")
     assert evaluate.partial_kwargs["trigger_dag_id"] == EVALUATE
     assert evaluate.partial_kwargs["skip_when_already_exists"]
     assert evaluate.partial_kwargs["deferrable"]
 
 
-def test_nothing_starts_by_itself_before_somebody_says_so(any_dag):
+def test_no_dag_starts_by_itself_before_it_is_unpaused(any_dag):
     by_itself = {NIGHT, REGISTERED}
     assert any_dag.is_paused_upon_creation is (any_dag.dag_id in by_itself)  # unset, Airflow pauses it
 
@@ -324,14 +324,14 @@ def test_nights_have_intervals_one_after_the_other():
 
 
 @pytest.mark.parametrize("word", [*HARMFUL, "*/../*"])
-def test_harmful_patterns_are_refused_or_mean_names_only(word):
+def test_harmful_patterns_are_rejected_or_match_names_only(word):
     dag = BAG.dags[BACKFILL]
     refused(dag, suite=word)
     if word not in {"../x", "/etc", "--force", "-x", ".hidden", "*/../*"}:  # a pattern is compared with names
         refused(dag, match=[word])
 
 
-def test_usual_backfills_are_taken():
+def test_usual_backfills_are_accepted():
     dag = BAG.dags[BACKFILL]
     assert (dag.params["dry_run"], dag.params["priority"]) == (True, "backfill")
     check(dag, suite="halos", match=["llama3-*", "team/kto/[12]?"], tags={"method": "kto"}, at_most=60, dry_run=False)

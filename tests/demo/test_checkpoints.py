@@ -1,4 +1,4 @@
-"""The demo's tasks and prompts: well formed, without repetition, and right where a program can tell."""
+"""The demo's tasks and prompts: well formed, without repetition, and with correct answers where a program can check."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ OPERATIONS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.m
 
 
 class _FunctionName(str):
-    """What ``!function`` names, unresolved."""
+    """The name after ``!function``, unresolved."""
 
     __slots__ = ()
 
 
 class _Loader(yaml.SafeLoader):
-    """lm_eval's YAML dialect, without running what it names."""
+    """Loader of lm_eval's YAML dialect that does not import functions."""
 
 
 _Loader.add_constructor("!function", lambda loader, node: _FunctionName(loader.construct_scalar(node)))
@@ -43,7 +43,7 @@ def _items(name):
 
 
 def _value(node):
-    """The value of a sum written in Python; anything but whole numbers, +, - and * is a KeyError or TypeError."""
+    """Return the value of an expression of integers, +, - and *. Raise KeyError or TypeError for anything else."""
     if isinstance(node, ast.Expression):
         return _value(node.body)
     if isinstance(node, ast.BinOp):
@@ -70,7 +70,7 @@ def test_task_reads_its_own_files(name):
     files = task["dataset_kwargs"]["files"]
     assert all((TASKS / file).is_file() for file in files.values())
     assert {task["test_split"], task.get("fewshot_split", "test")} == set(files)
-    # A name of the hub would make the task need the network.
+    # With a name on the hub, the task would need the network.
     assert not {"dataset_path", "dataset_name"} & set(task)
 
 
@@ -93,7 +93,7 @@ def test_choice_items():
         assert set(item) == {"question", "choices", "answer"}
         assert len(set(item["choices"])) == 4
         assert item["answer"] in range(4)
-        # A choice with a space of its own would be scored with two of them.
+        # lm_eval adds a space before a choice, so a choice with a leading space would have two.
         assert all(choice == choice.strip() and choice for choice in item["choices"])
 
 
@@ -154,22 +154,22 @@ def test_prompts_serve_as_reference_too():
         assert prompt["generator"] == "halos_eval_reference"
         assert prompt["dataset"] == "demo"
         assert all(text == text.strip() and text for text in (prompt["instruction"], prompt["output"]))
-    # Length-controlled win rates are about length: references of one length would say nothing.
+    # Length-controlled win rates need references of different lengths.
     lengths = [len(prompt["output"]) for prompt in prompts]
     assert max(lengths) > 5 * min(lengths)
 
 
-def test_checkpoints_that_exist_are_left_alone(tmp_path, monkeypatch, caplog):
+def test_checkpoints_that_exist_are_not_changed(tmp_path, monkeypatch, caplog):
     folders = [tmp_path / name / "FINAL" for name in ("smollm2-135m", "smollm2-135m-rounded")]
     for folder in folders:
         folder.mkdir(parents=True)
-    monkeypatch.setattr(checkpoints, "_load", lambda: pytest.fail("nothing is missing, yet the model is loaded"))
+    monkeypatch.setattr(checkpoints, "_load", lambda: pytest.fail("the model is loaded although nothing is missing"))
     with caplog.at_level("INFO"):
         assert checkpoints.build(tmp_path) == folders
     assert caplog.text.count("skipped") == 2
 
 
-def test_checkpoints_say_which_package_is_missing(tmp_path, monkeypatch):
+def test_a_missing_package_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda _name: None)
     with pytest.raises(DataUnavailable, match="pip install"):
         checkpoints.build(tmp_path)

@@ -1,4 +1,4 @@
-"""The demo's own Airflow, checkpoints and judge: programs that stand in for theirs, which do their work or die."""
+"""The demo's Airflow, checkpoints and judge, with doubles of their programs that succeed or fail."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from halos_eval.demo.checkpoints import INTACT
 from halos_eval.errors import EvaluationFailed
 from tests.doubles import make_checkpoint
 
-# What vLLM leaves where the memory does not suffice, in short
+# The log of vLLM if the memory is too small, shortened
 DIES = """
 import sys
 print("ERROR [core.py:1] EngineCore failed to start.\\nTraceback (most recent call last):\\n  File 'core.py', line 1")
@@ -23,7 +23,7 @@ print("ValueError: No available memory for the cache blocks.\\nTraceback (most r
 print("RuntimeError: Engine core initialization failed. See root cause above.")
 sys.exit(1)
 """
-# Answers as long as it is not asked for /end
+# Answers until somebody requests /end
 SERVES = """
 import os, sys
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -43,8 +43,8 @@ HTTPServer(("127.0.0.1", int(sys.argv[sys.argv.index("--port") + 1])), Handler).
 
 
 @pytest.fixture
-def place(tmp_path, monkeypatch):
-    """An installation in a folder of its own."""
+def root(tmp_path, monkeypatch):
+    """The folder of an installation."""
     for name in ("logs", "checkpoints", "environments"):
         monkeypatch.setattr(installation, name.upper(), tmp_path / name)
     make_checkpoint(tmp_path / "checkpoints" / INTACT / "FINAL")
@@ -52,11 +52,11 @@ def place(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def program(place):
-    """``program(name, text)`` puts a Python program into the environment ``worker``."""
+def program(root):
+    """``program(name, text)`` writes a Python program to the environment ``worker``."""
 
     def write(name, text):
-        path = place / "environments" / "worker" / "bin" / name
+        path = root / "environments" / "worker" / "bin" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(f"#!{sys.executable}\n{text}")
         path.chmod(0o755)
@@ -65,41 +65,41 @@ def program(place):
 
 
 def airflow(text):
-    """What stands in for ``installation.airflow``: a program in place of the command line."""
+    """Return a double of ``installation.airflow`` that runs the Python program ``text``."""
     return lambda *words: [sys.executable, "-c", text, *words]
 
 
-def test_pools_are_made_with_the_database(place, monkeypatch):
-    calls = place / "calls"
+def test_pools_are_made_with_the_database(root, monkeypatch):
+    calls = root / "calls"
     text = f"import os, sys; open({str(calls)!r}, 'a').write(os.environ['AIRFLOW_HOME'] + ' '.join(sys.argv) + chr(10))"
     monkeypatch.setattr(installation, "airflow", airflow(text))
     installation.migrate({"AIRFLOW_HOME": "/home"})
-    pools = place / "logs" / "pools.json"
+    pools = root / "logs" / "pools.json"
     assert calls.read_text().splitlines() == ["/home-c db migrate", f"/home-c pools import {pools}"]
     assert json.loads(pools.read_text()) == load_cluster().pools.document()
 
 
-def test_a_database_that_cannot_be_made_says_why(place, monkeypatch):
+def test_an_error_of_the_database_is_reported(root, monkeypatch):
     monkeypatch.setattr(installation, "airflow", airflow("raise OSError('disk full')"))
     with pytest.raises(EvaluationFailed) as failed:
         installation.migrate({})
-    log = place / "logs" / "database.log"
+    log = root / "logs" / "database.log"
     assert str(failed.value) == f"making Airflow's database ended with code 1: OSError: disk full (log: {log})"
 
 
-def test_checkpoints_that_cannot_be_made_say_why(program):
+def test_an_error_of_the_builder_is_reported(program):
     program("python", "raise RuntimeError('no weights')")
     with pytest.raises(EvaluationFailed, match=r"making the demo's checkpoints .*: RuntimeError: no weights \(log: "):
         installation.make_checkpoints()
 
 
-def test_a_judge_that_does_not_start_says_why_at_once(program, place):
+def test_an_error_at_the_start_of_the_judge_is_reported_at_once(program, root):
     program("vllm", DIES)
     with ExitStack() as stack, pytest.raises(EvaluationFailed) as failed:
         installation.serve_judge(stack)
     assert str(failed.value) == (
         "the judge's server ended with code 1: ValueError: No available memory for the cache blocks. "
-        f"(log: {place}/logs/judge.log)"
+        f"(log: {root}/logs/judge.log)"
     )
 
 
@@ -113,7 +113,7 @@ def test_a_judge_that_does_not_answer(program, monkeypatch):
         installation.serve_judge(stack)
 
 
-def test_a_judge_that_is_not_installed(place):
+def test_a_judge_that_is_not_installed(root):
     with ExitStack() as stack, pytest.raises(EvaluationFailed, match="worker/bin/vllm: No such file or directory"):
         installation.serve_judge(stack)
 
@@ -129,7 +129,7 @@ def test_a_judge_serves_until_it_is_not_needed(program):
     assert judge.process.returncode is not None
 
 
-def test_a_judge_that_dies_later_says_why(program):
+def test_a_later_error_of_the_judge_is_reported(program):
     program("vllm", SERVES)
     with ExitStack() as stack:
         judge = installation.serve_judge(stack)

@@ -1,4 +1,4 @@
-"""The check before `make demo` and `make up` install anything: on machines that lack something, made of small files."""
+"""The check of requirements before `make demo` and `make up`, on simulated machines that lack something."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "halos_eval" / "demo" / "preflight.sh"
 GB = 10**9
-# Stand-ins for the programs that it looks for or asks; python3.11 takes the words after -c as one
+# Doubles of the programs that the script runs. python3.11 reads the program of -c as one word.
 PROGRAMS = {
     "uname": "echo Linux",
     "df": "printf 'header\\n/dev/x 100000000 1 %s 1%% /\\n' $((50 * 1000000000 / 1024))",
@@ -24,7 +24,7 @@ PROGRAMS = {
 
 
 class Machine:
-    """A machine with the programs, the memory and the container's limit of a test."""
+    """A simulated machine: its programs, its memory and a container's limit."""
 
     def __init__(self, root):
         self.root, self.bin, self.group = root, root / "bin", root / "cgroup"
@@ -35,21 +35,21 @@ class Machine:
         self.memory(16)
 
     def program(self, name, body):
-        """Put a program into its PATH, or another in its place."""
+        """Add a program to the PATH, or replace it."""
         (self.bin / name).write_text(f"#!/bin/sh\n{body}\n")
         (self.bin / name).chmod(0o755)
 
     def remove(self, *names):
-        """Take programs away."""
+        """Remove programs."""
         for name in names:
             (self.bin / name).unlink()
 
     def disk(self, gigabytes):
-        """Set what `df` says is free."""
+        """Set the free space that `df` reports."""
         self.program("df", f"printf 'header\\n/dev/x 1 1 {int(gigabytes * GB / 1024)} 1%% /\\n'")
 
     def memory(self, gigabytes):
-        """Set what the kernel says is available."""
+        """Set the available memory that the kernel reports."""
         lines = f"MemTotal: 99 kB\nMemAvailable:  {int(gigabytes * GB / 1024)} kB\nSwapFree: 0 kB\n"
         (self.root / "meminfo").write_text(lines)
 
@@ -69,7 +69,7 @@ class Machine:
         }
 
     def check(self, python="python3.11", worker="cpu"):
-        """Run the script; the lines that it prints, none where the machine will do."""
+        """Run the script and return the lines that it prints; none if the machine meets the requirements."""
         done = subprocess.run(
             ["/bin/sh", SCRIPT, python, "venv", worker],
             env=self.variables,
@@ -85,7 +85,7 @@ class Machine:
 
 @pytest.fixture
 def machine(tmp_path):
-    """A machine that has all that the demo needs."""
+    """A machine that meets all requirements."""
     return Machine(tmp_path)
 
 
@@ -98,17 +98,17 @@ def test_everything_that_is_missing_is_named_at_once(machine):
     machine.memory(3.25)
     machine.disk(2.25)
     assert machine.check() == [
-        "This machine lacks what the demo needs. Nothing was installed.",
+        "This machine does not meet the requirements of the demo. Nothing was installed.",
         "- free memory is too small (3.2 GB); expected 6 GB. Close other programs.",
         f"- free disk space is too small (2.2 GB in {machine.root}/checkout); expected 5 GB. "
         "Free some, or clone to a larger disk.",
         "- python3.11 is missing; expected Python 3.11. "
-        "Install it, or name one that you have: make demo PYTHON=/path/to/python3.11",
+        "Install it, or name the one that you have: make demo PYTHON=/path/to/python3.11",
         "- git is missing.",
         "- make is missing.",
         "- setpriv is missing.",
         "On Debian or Ubuntu: apt install python3.11 python3.11-venv git make util-linux",
-        "To go on without these checks: make demo PREFLIGHT=",
+        "To skip these checks: make demo PREFLIGHT=",
     ]
 
 
@@ -117,7 +117,7 @@ def test_another_operating_system(machine):
     (machine.root / "meminfo").unlink()
     assert machine.check()[1:] == [
         "- the operating system is Darwin; expected Linux. Use a virtual machine or a container.",
-        "To go on without these checks: make demo PREFLIGHT=",
+        "To skip these checks: make demo PREFLIGHT=",
     ]
 
 
@@ -127,7 +127,7 @@ def test_another_operating_system(machine):
         ({"most": "max"}, None),
         ({"most": 8, "used": 1}, None),
         ({"most": 8, "used": 4.75}, "(3.2 GB); expected 6 GB. Raise the container's limit."),
-        # files that are only cached give way
+        # cached files count as free
         ({"most": 8, "used": 5, "cache": 4}, None),
         ({"most": 64}, None),
     ],
@@ -156,7 +156,7 @@ def test_a_python_that_cannot_make_environments(machine):
     assert lines[2] == "On Debian or Ubuntu: apt install python3.11-venv"
 
 
-def test_environments_that_are_there_need_neither_python_nor_their_space_again(machine):
+def test_installed_environments_need_neither_python_nor_their_space_again(machine):
     machine.remove("python3.11")
     machine.disk(2.25)
     for name in ("airflow", "worker"):
@@ -174,8 +174,8 @@ def test_cuda_takes_more_space(machine):
     assert "expected 12 GB" in machine.check(worker="cuda")[1]
 
 
-def test_the_python_that_runs_these_tests_will_do(machine):
-    """The questions that it asks, put to a real Python."""
+def test_the_python_that_runs_these_tests_is_accepted(machine):
+    """The script's checks, run by a real Python."""
     machine.remove("python3.11")
     assert machine.check(python=sys.executable) == []
 

@@ -1,4 +1,4 @@
-"""``make demo`` with programs that stand in for Airflow and the judge's server."""
+"""``make demo`` with doubles of Airflow and the judge's server."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ FINISHED = "[info] DagRun Finished: dag_id=evaluate_checkpoint, state={}, run_id
 
 @pytest.fixture
 def airflow(tmp_path, monkeypatch):
-    """``airflow(program)`` puts a Python program in the place of Airflow's command line."""
+    """``airflow(program)`` replaces Airflow's command line by a Python program."""
     for module in (run, installation):
         monkeypatch.setattr(module, "LOGS", tmp_path)
 
@@ -41,7 +41,7 @@ def airflow(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("state", "code", "succeeded"), [("success", 0, True), ("failed", 0, False), ("success", 1, False)]
 )
-def test_a_run_that_ends_tells_its_state(airflow, tmp_path, state, code, succeeded):
+def test_the_state_of_a_run_is_returned(airflow, tmp_path, state, code, succeeded):
     airflow(f"import sys; print({FINISHED.format(state)!r}); sys.exit({code})")
     assert run._run_dag("kto", {}, None) is succeeded
     assert (tmp_path / "kto.log").read_text() == FINISHED.format(state) + "\n"
@@ -61,7 +61,7 @@ def test_progress_is_shown(airflow, capsys):
     assert shown == ["sample", "  sampled 3 of 12 prompts", "  halos-eval: Incomplete: 9 of 12"]
 
 
-def test_an_airflow_that_dies_says_why(airflow, tmp_path):
+def test_an_error_of_airflow_is_reported(airflow, tmp_path):
     airflow("raise ImportError('no dags')")
     with pytest.raises(EvaluationFailed) as failed:
         run._run_dag("kto", {}, None)
@@ -70,8 +70,8 @@ def test_an_airflow_that_dies_says_why(airflow, tmp_path):
     )
 
 
-def test_a_run_does_not_go_on_without_its_judge(airflow, tmp_path):
-    """Airflow waits for an answer of a server that is gone: it is ended, and the reason is the server's."""
+def test_a_run_ends_with_its_judge(airflow, tmp_path):
+    """Airflow would wait for the server. The demo ends Airflow and reports the server's reason."""
     airflow("import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)")
     log = tmp_path / "judge.log"
     log.write_text("torch.OutOfMemoryError: no memory left\n")
@@ -81,7 +81,7 @@ def test_a_run_does_not_go_on_without_its_judge(airflow, tmp_path):
 
 
 def finish(checkout, *names):
-    """Leave in ``checkout`` what a finished run leaves: checkpoints, the manifest, and the records of ``names``."""
+    """Write the files of a finished run to ``checkout``: checkpoints, the manifest, and the records of ``names``."""
     root, suite = f"file://{checkout}/var/store", load_suite("demo")
     for name in (INTACT, ROUNDED):
         make_checkpoint(checkout / "var" / "checkpoints" / name / "FINAL")
@@ -102,7 +102,7 @@ def finish(checkout, *names):
 
 @pytest.fixture
 def demo(tmp_path):
-    """``demo()`` runs what `make demo` runs, where there is no Airflow, no DAG and no vLLM: what was printed."""
+    """``demo()`` runs the program of `make demo` without Airflow, DAGs and vLLM, and returns the printed lines."""
 
     def demo():
         done = subprocess.run(
@@ -119,10 +119,10 @@ def demo(tmp_path):
     return demo
 
 
-def test_where_everything_is_there_nothing_is_started_and_the_table_is_made(demo, tmp_path):
+def test_with_all_results_nothing_is_started_and_the_table_is_written(demo, tmp_path):
     finish(tmp_path, INTACT, ROUNDED)
     lines = demo()
-    assert lines[:2] == [f"{name}: all results are there already" for name in (INTACT, ROUNDED)]
+    assert lines[:2] == [f"{name}: all results exist" for name in (INTACT, ROUNDED)]
     assert max(map(len, lines[:-2])) <= 80
     report = tmp_path / "var" / "store" / "reports" / "demo" / "summary.csv"
     assert lines[-1] == f"summary: {report}"
@@ -137,7 +137,7 @@ def test_where_everything_is_there_nothing_is_started_and_the_table_is_made(demo
 
 
 @pytest.mark.parametrize("damage", [Path.unlink, lambda path: path.write_text("model_name,status\n")])
-def test_a_table_that_is_missing_or_old_is_made_again(demo, tmp_path, damage):
+def test_a_missing_or_outdated_table_is_written_again(demo, tmp_path, damage):
     finish(tmp_path, INTACT, ROUNDED)
     report = Path(demo()[-1].removeprefix("summary: "))
     made = report.read_bytes()
@@ -146,7 +146,7 @@ def test_a_table_that_is_missing_or_old_is_made_again(demo, tmp_path, damage):
     assert report.read_bytes() == made
 
 
-def test_airflow_runs_for_the_checkpoint_that_lacks_something_only(airflow, tmp_path, monkeypatch):
+def test_airflow_runs_only_for_the_checkpoint_with_missing_results(airflow, tmp_path, monkeypatch):
     finish(tmp_path, INTACT, ROUNDED)
     root = f"file://{tmp_path}/var/store"
     for module in (run, installation):
@@ -164,7 +164,7 @@ def test_airflow_runs_for_the_checkpoint_that_lacks_something_only(airflow, tmp_
     assert [line.split()[0] for line in (tmp_path / "calls").read_text().splitlines()] == ["db", "pools", "dags"]
 
 
-def test_data_that_was_never_staged_is_not_taken_for_done(tmp_path, monkeypatch):
+def test_a_checkpoint_without_a_manifest_is_not_done(tmp_path, monkeypatch):
     finish(tmp_path, INTACT, ROUNDED)
     monkeypatch.setattr(run, "CHECKPOINTS", tmp_path / "var" / "checkpoints")
     monkeypatch.setattr(run, "STORE", f"file://{tmp_path}/var/store")

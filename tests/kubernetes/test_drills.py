@@ -116,7 +116,7 @@ def test_an_image_that_does_not_exist(lab):
     assert "docker.io/halos-eval/worker:none" in log
     state, states = lab.finish(run_id)
     assert state == states["plan", -1] == "failed"
-    assert "nothing is staged: the log of the task `fetch` tells why" in lab.log(run_id, "plan")
+    assert "has no manifest; the task `fetch` writes it" in lab.log(run_id, "plan")
 
 
 def test_more_gpus_than_the_pool_has(lab):

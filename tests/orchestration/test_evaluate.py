@@ -1,4 +1,4 @@
-"""The tasks that run in Airflow itself: what the plan hands out, and a verdict that names every gap."""
+"""The tasks that run in Airflow itself: the jobs of the plan, and a verdict that names everything that is missing."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def without_cache(tmp_path, monkeypatch):
 
 @pytest.fixture
 def plan(staged, monkeypatch):
-    """``plan(**params)`` gives the mapped jobs and the XComs; all is staged."""
+    """``plan(**params)`` returns the mapped jobs and the XComs. All data is pinned."""
     staged()
 
     def plan(**params):
@@ -63,7 +63,7 @@ def plan(staged, monkeypatch):
     return plan
 
 
-def test_what_is_not_staged_yet_is_prepared_for(root):
+def test_unpinned_data_gets_a_fetch_job(root):
     job = evaluate.prepare_evaluation(PARAMS)
     assert job["argv"] == ["fetch", f"--manifest={root}/manifests/demo.json", "--", "demo"]
     assert job.keys() == {"stage", "task", "image", "argv", "profile", "gpus", "manifest", "outbox"}
@@ -71,7 +71,7 @@ def test_what_is_not_staged_yet_is_prepared_for(root):
     assert '--tasks=["demo_cloze"]' in some["argv"]
 
 
-def test_what_is_staged_leaves_nothing_to_do(staged):
+def test_pinned_data_needs_no_fetch_job(staged):
     staged()
     assert evaluate.prepare_evaluation(PARAMS) == {}
     assert evaluate.prepare_evaluation(PARAMS | {"force": True})["stage"] == "fetch"
@@ -80,7 +80,7 @@ def test_what_is_staged_leaves_nothing_to_do(staged):
     assert evaluate.prepare_evaluation(PARAMS | {"tasks": ["demo_choice"]}) == {}
 
 
-def test_without_a_shared_cache_all_is_as_the_hub_has_it(plan, staged, without_cache):
+def test_without_a_shared_cache_stages_read_from_the_hub(plan, staged, without_cache):
     staged(demo_cloze="it is gated")
     assert evaluate.prepare_evaluation(PARAMS) == {}
     harness, pushed = plan()
@@ -88,7 +88,7 @@ def test_without_a_shared_cache_all_is_as_the_hub_has_it(plan, staged, without_c
     assert not [word for job in (*harness, pushed["sample"]) for word in job["argv"] if "--manifest" in word]
 
 
-def test_a_part_that_cannot_be_had_is_handed_to_the_verdict(plan, staged, root):
+def test_an_unavailable_part_is_passed_to_the_verdict(plan, staged, root):
     staged(demo_cloze="it is gated")
     harness, pushed = plan()
     assert [job["task"] for job in harness] == ["demo_choice", "demo_arithmetic"]
@@ -97,9 +97,9 @@ def test_a_part_that_cannot_be_had_is_handed_to_the_verdict(plan, staged, root):
         assert [word for word in job["argv"] if word == f"--manifest={root}/manifests/demo.json"]
 
 
-def test_where_nothing_was_staged_there_is_no_plan(plan, root):
+def test_without_a_manifest_there_is_no_plan(plan, root):
     filesystem.delete(f"{root}/manifests")
-    with pytest.raises(AirflowFailException, match="nothing is staged: the log of the task `fetch` tells why"):
+    with pytest.raises(AirflowFailException, match="DataUnavailable: suite demo has no manifest; the task `fetch`"):
         plan()
     assert not filesystem.exists(layout.plan_url(root, "demo", "kto"))
 
@@ -118,7 +118,7 @@ def test_a_new_checkpoint(plan, root):
     assert {job.title: job.record for job in kept.jobs} == pushed["jobs"]
 
 
-def test_what_is_done_is_not_handed_out(plan):
+def test_finished_jobs_are_not_returned(plan):
     _, pushed = plan()
     for title in ("sample", "demo_choice"):
         stage, task = ("sample", None) if title == "sample" else ("harness", title)
@@ -127,7 +127,7 @@ def test_what_is_done_is_not_handed_out(plan):
     assert [job["task"] for job in harness] == ["demo_arithmetic", "demo_cloze"]
     assert again["sample"] == {}  # an XCom cannot be None
     assert again["judge"]
-    assert again["jobs"] == pushed["jobs"]  # the verdict looks at all of them
+    assert again["jobs"] == pushed["jobs"]  # the verdict checks all of them
     assert plan(force=True)[1]["sample"]
 
 
@@ -152,7 +152,7 @@ def test_another_judge(plan):
     ],
 )
 @pytest.mark.parametrize("step", ["prepare", "plan"])
-def test_what_a_retry_cannot_mend_fails_at_once(plan, root, step, params, words):
+def test_errors_that_a_retry_cannot_fix_are_not_retried(plan, root, step, params, words):
     with pytest.raises(AirflowFailException) as caught:
         plan(**params) if step == "plan" else evaluate.prepare_evaluation(PARAMS | params)
     assert words in str(caught.value)
@@ -161,7 +161,7 @@ def test_what_a_retry_cannot_mend_fails_at_once(plan, root, step, params, words)
 
 @pytest.fixture
 def limit(tmp_path, monkeypatch):
-    """``limit(text)`` writes a policy with that limit of a run."""
+    """``limit(text)`` writes a policy file with that limit for a run."""
 
     def limit(text):
         (tmp_path / "policy.yaml").write_text(f"limits: {{run: {text}}}\nrules: []")
@@ -172,7 +172,7 @@ def limit(tmp_path, monkeypatch):
 
 @pytest.fixture
 def evaluated(plan, tmp_path):
-    """A checkpoint that is done, every job after an hour on a GPU."""
+    """A finished checkpoint, each of whose jobs took an hour on a GPU."""
     make_checkpoint(tmp_path / "checkpoints" / "dpo" / "FINAL")
     _, pushed = plan(checkpoint="dpo")
     usage = Usage(load_seconds=600, work_seconds=3000, prompt_tokens=9, price_usd=2)
@@ -182,23 +182,23 @@ def evaluated(plan, tmp_path):
         write_model(record, make_record(stage, usage=usage, **same))
 
 
-def test_what_it_will_cost_is_shown(plan, caplog):
+def test_the_estimated_cost_is_shown(plan, caplog):
     caplog.set_level("INFO")
     _, pushed = plan(tasks=["demo_cloze"])
     assert pushed["cost"] == {"pods": 1, "gpu_hours": 0, "judge_dollars": 0, "unknown": ["demo_cloze"]}
-    assert "what is to be run will take 1 pod, at least 0.00 GPU-hours and 0.00 USD" in caplog.text
+    assert "estimated cost of this run: 1 pod, at least 0.00 GPU-hours and 0.00 USD" in caplog.text
 
 
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("{gpu_hours: 3}", "4.00 GPU-hours, 1.00 over the limit of 3: take fewer parts"),
+        ("{gpu_hours: 3}", "4.00 GPU-hours, 1.00 over the limit of 3. Select fewer parts"),
         ("{judge_dollars: 0.5}", "2.00 USD for the judge, 1.50 over the limit of 0.5"),
     ],
 )
 def test_over_the_limit_nothing_starts(plan, evaluated, limit, root, text, words):
     limit(text)
-    with pytest.raises(AirflowFailException, match="BadInput: by earlier runs it would cost ") as caught:
+    with pytest.raises(AirflowFailException, match="BadInput: estimated cost: ") as caught:
         plan()
     assert words in str(caught.value)
     assert not filesystem.exists(layout.plan_url(root, "demo", "kto"))
@@ -214,13 +214,13 @@ def test_up_to_the_limit_it_starts(plan, evaluated, limit, text):
     assert plan(checkpoint="dpo")[1]["cost"]["pods"] == 0
 
 
-def test_a_limit_that_cannot_be_read_is_not_ignored(plan, limit):
+def test_an_invalid_limit_is_not_ignored(plan, limit):
     limit("{hours: 3}")
     with pytest.raises(AirflowFailException, match="BadInput: policy"):
         plan()
 
 
-def test_a_store_that_is_down_is_tried_again(plan, tmp_path):
+def test_an_unavailable_store_is_retried(plan, tmp_path):
     shutil.rmtree(tmp_path / "store")
     (tmp_path / "store").write_text("a file where a folder should be")
     with pytest.raises(StoreError):
@@ -229,7 +229,7 @@ def test_a_store_that_is_down_is_tried_again(plan, tmp_path):
         evaluate.prepare_evaluation(PARAMS)
 
 
-def test_the_verdict_names_every_gap(plan):
+def test_the_verdict_names_everything_that_is_missing(plan):
     _, pushed = plan()
     jobs = pushed["jobs"]
     for title in ("sample", "judge", "demo_choice"):
@@ -249,7 +249,7 @@ def test_the_verdict_names_every_gap(plan):
 
 
 @pytest.mark.parametrize("task", [evaluate.prepare_evaluation, evaluate.plan_evaluation])
-def test_a_registry_that_is_away_is_asked_again(root, monkeypatch, task):
+def test_an_unavailable_registry_is_retried(root, monkeypatch, task):
     monkeypatch.setenv("HALOS_EVAL_CHECKPOINTS", "/nowhere.yaml")
     with pytest.raises(RegistryUnavailable):
         task(PARAMS)

@@ -1,4 +1,4 @@
-"""Why a stage failed, told from its pod's status or its exit code, and what Airflow does about each."""
+"""The failure for each pod status and exit code, and whether Airflow retries it."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ from halos_eval.orchestration.failures import (
     Unschedulable,
     diagnose,
     failure,
-    last_words,
+    last_log_line,
     refused,
 )
 from tests.cli.test_main import CLASSES
@@ -58,7 +58,7 @@ NOW = datetime(2026, 1, 2, tzinfo=UTC)
 
 
 def make_pod(state=None, deleted=False, conditions=None, **status):
-    """A pod as Kubernetes gives it; ``state`` is that of the container that does the work."""
+    """Return a pod as Kubernetes does; ``state`` is the state of the container that runs the stage."""
     metadata = V1ObjectMeta(name="halos-eval-sample-x1", deletion_timestamp=NOW if deleted else None)
     statuses = None
     if state is not None:
@@ -92,8 +92,8 @@ def disruption(reason, status="True"):
     return [condition("DisruptionTarget", status, reason), condition("Ready", "False", "PodFailed")]
 
 
-def is_tried_again(error):
-    """What Airflow does after ``error``."""
+def decision_on(error):
+    """Return what Airflow does after ``error``."""
     return RETRY_POLICY.evaluate(error, try_number=1, max_tries=4)
 
 
@@ -108,53 +108,53 @@ def test_the_tree_of_failures_is_that_of_the_classes():
         kind: kind.__bases__[0] for kind in KINDS if kind is not StageFailure
     }
     assert all(kind.__doc__ for kind in KINDS)
-    assert drawn[Final][1].startswith("not tried again")
-    assert drawn[Infrastructure][1].startswith("tried again with back-off")
+    assert drawn[Final][1].startswith("not retried")
+    assert drawn[Infrastructure][1].startswith("retried with back-off")
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if issubclass(kind, Final)])
-def test_what_would_happen_again_is_not_tried_again(kind):
-    assert is_tried_again(kind("words")).action is RetryAction.FAIL
+def test_final_failures_are_not_retried(kind):
+    assert decision_on(kind("words")).action is RetryAction.FAIL
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if issubclass(kind, Infrastructure)])
-def test_infrastructure_is_tried_again(kind):
-    decision = is_tried_again(kind("words"))
+def test_infrastructure_is_retried(kind):
+    decision = decision_on(kind("words"))
     assert decision.action is RetryAction.RETRY
-    # None: the task's own delay, which grows from try to try.
+    # None: the task's own delay, which grows with each retry.
     assert decision.retry_delay == (timedelta(minutes=5) if kind is QuotaExceeded else None)
 
 
-def test_bad_input_that_the_operator_finds_itself_is_not_tried_again():
-    """Such as a profile that is gone from the cluster's file since the plan was made."""
+def test_bad_input_that_the_operator_finds_itself_is_not_retried():
+    """For example, a profile that was removed from the cluster file after the plan was made."""
     for error in (BadInput("x"), NotRegistered("x")):
-        assert is_tried_again(error).action is RetryAction.FAIL
+        assert decision_on(error).action is RetryAction.FAIL
 
 
 @pytest.mark.parametrize("error", [AirflowException("x"), StoreError("x"), ApiException(500), OSError("x")])
 def test_anything_else_is_left_to_the_tasks_retries(error):
-    assert is_tried_again(error).action is RetryAction.DEFAULT
+    assert decision_on(error).action is RetryAction.DEFAULT
 
 
-def test_the_rules_survive_the_way_through_the_database():
+def test_the_rules_survive_serialization():
     policy = type(RETRY_POLICY).deserialize(RETRY_POLICY.serialize())
     for kind in KINDS:
         found = policy.evaluate(kind("words"), try_number=1, max_tries=4)
-        assert found == is_tried_again(kind("words"))
+        assert found == decision_on(kind("words"))
 
 
 # Exit codes
 
 
 @pytest.mark.parametrize("kind", CLASSES, ids=lambda kind: kind.__name__)
-def test_every_exit_code_of_ours_is_tried_again_or_not(kind):
+def test_every_exit_code_of_ours_is_retried_or_not(kind):
     found = failure(kind.exit_code, "the reason")
     assert type(found) is (StageInterrupted if kind.retryable else StageFailed)
     assert str(found) == "the reason"
     assert kind.__name__ in str(failure(kind.exit_code, ""))
 
 
-def test_the_errors_that_are_tried_again():
+def test_the_errors_that_are_retried():
     retried = {kind.__name__ for kind in CLASSES if isinstance(failure(kind.exit_code, ""), Infrastructure)}
     assert retried == {"Incomplete", "StoreError"}
 
@@ -170,17 +170,17 @@ def test_the_errors_that_are_tried_again():
         (143, "killed by signal 15"),
     ],
 )
-def test_what_killed_a_stage_is_tried_again(code, words):
+def test_a_killed_stage_is_retried(code, words):
     found = failure(code, "sampled 3 of 12 prompts")
     assert type(found) is StageInterrupted
-    assert str(found) == f"{words}; its last words: sampled 3 of 12 prompts"
+    assert str(found) == f"{words}; last log line: sampled 3 of 12 prompts"
 
 
 @pytest.mark.parametrize("number", sorted(signal.valid_signals()))
-def test_a_process_ended_by_a_signal_is_tried_again(number):
+def test_a_process_ended_by_a_signal_is_retried(number):
     found = failure(-number, "sampled 3 of 12 prompts")
     assert type(found) is StageInterrupted
-    assert str(found) == f"killed by signal {int(number)}; its last words: sampled 3 of 12 prompts"
+    assert str(found) == f"killed by signal {int(number)}; last log line: sampled 3 of 12 prompts"
 
 
 # Pods
@@ -197,17 +197,17 @@ def test_a_pod_that_ends_with_one_of_our_exit_codes(kind):
 def test_out_of_memory(code):
     found = diagnose(make_pod(ended(code, "OOMKilled"), phase="Failed"))
     assert type(found) is OutOfMemory
-    assert "raise memory in its profile" in str(found)
+    assert "Raise memory in its profile" in str(found)
     assert str(found).endswith(WORDS)
 
 
-def test_a_kill_that_was_not_for_memory_is_tried_again():
+def test_a_kill_that_was_not_for_memory_is_retried():
     found = diagnose(make_pod(ended(137), phase="Failed"))
     assert type(found) is StageInterrupted
-    assert str(found) == f"killed by signal 9; its last words: {WORDS}"
+    assert str(found) == f"killed by signal 9; last log line: {WORDS}"
 
 
-def test_sigterm_without_a_deletion_is_tried_again():
+def test_sigterm_without_a_deletion_is_retried():
     assert type(diagnose(make_pod(ended(143), phase="Failed"))) is StageInterrupted
 
 
@@ -218,7 +218,7 @@ def test_evicted_by_the_kubelet():
     assert str(found) == "halos-eval-sample-x1: Evicted The node was low on resource: memory."
 
 
-def test_evicted_while_it_ran_tells_its_last_words():
+def test_evicted_while_it_ran_names_the_last_log_line():
     pod = make_pod(ended(137), conditions=disruption("TerminationByKubelet"), phase="Failed", reason="Evicted")
     assert type(diagnose(pod)) is Evicted
     assert str(diagnose(pod)).endswith(WORDS)
@@ -234,7 +234,7 @@ def test_preempted_or_drained(reason, code):
     assert WORDS in str(found)
 
 
-def test_an_eviction_that_was_called_off_is_not_the_reason():
+def test_a_cancelled_eviction_is_not_the_reason():
     pod = make_pod(ended(137, "OOMKilled"), conditions=disruption("EvictionByEvictionAPI", "False"), phase="Failed")
     assert type(diagnose(pod)) is OutOfMemory
 
@@ -260,7 +260,7 @@ def test_an_image_that_cannot_be_pulled(reason):
     found = diagnose(make_pod(waiting(reason, "no such manifest"), phase="Pending"))
     assert type(found) is ImageUnavailable
     assert f"{reason}: no such manifest" in str(found)
-    assert "images in the cluster's file" in str(found)
+    assert "images and imagePullSecrets in the cluster file" in str(found)
 
 
 def test_a_secret_that_is_missing():
@@ -283,7 +283,7 @@ def test_no_node(reason):
 
 
 @pytest.mark.parametrize("reason", ["UnexpectedAdmissionError", "OutOfcpu", "NodeAffinity"])
-def test_a_node_that_refuses_the_pod(reason):
+def test_a_node_that_rejects_the_pod(reason):
     words = "Allocate failed due to requested number of devices unavailable for nvidia.com/gpu"
     scheduled = [condition("PodScheduled", "True", None)]
     found = diagnose(make_pod(conditions=scheduled, phase="Failed", reason=reason, message=words))
@@ -315,7 +315,7 @@ def test_deleted_while_it_ran(code):
     assert str(found).endswith(WORDS)
 
 
-def test_a_pod_that_is_deleted_after_its_own_end_tells_that():
+def test_a_pod_that_is_deleted_after_its_end_keeps_its_failure():
     assert type(diagnose(make_pod(ended(2), deleted=True, phase="Failed"))) is StageFailed
 
 
@@ -335,12 +335,12 @@ def test_deleted_before_it_ended(state):
         ("halos-eval: BadInput: é\r\n", "halos-eval: BadInput: é"),
     ],
 )
-def test_last_words(log, words):
-    assert last_words(log) == words
+def test_last_log_line(log, words):
+    assert last_log_line(log) == words
 
 
-def test_a_pod_without_a_word_has_a_reason_all_the_same():
-    assert str(diagnose(make_pod(ended(2, message=None), phase="Failed"))) == "BadInput, without a word"
+def test_a_pod_without_a_log_has_a_reason():
+    assert str(diagnose(make_pod(ended(2, message=None), phase="Failed"))) == "BadInput without a message"
 
 
 text = st.none() | st.text(max_size=30) | st.just(LOG)
@@ -387,17 +387,17 @@ pods = st.builds(
 
 @given(pod=pods)
 @example(pod=V1Pod(metadata=V1ObjectMeta(name="x"), status=V1PodStatus()))
-def test_every_pod_has_a_failure_with_its_last_words(pod):
+def test_every_pod_has_a_failure_with_its_last_log_line(pod):
     found = diagnose(pod)
     assert type(found) in KINDS
     assert type(found) not in {StageFailure, Final, Infrastructure}
     assert str(found)
     base = next((one for one in pod.status.container_statuses or () if one.name == "base"), None)
     if base and base.state and base.state.terminated:
-        assert last_words(base.state.terminated.message) in str(found)
+        assert last_log_line(base.state.terminated.message) in str(found)
 
 
-# What Kubernetes says to a new pod
+# Errors of Kubernetes about a new pod
 
 
 def api_error(status, body=""):
@@ -406,7 +406,7 @@ def api_error(status, body=""):
     return error
 
 
-def test_a_quota_that_is_used_up_is_waited_for():
+def test_a_used_up_quota_is_retried():
     body = '{"message": "pods \\"x\\" is forbidden: exceeded quota: halos-eval, requested: requests.nvidia.com/gpu=2"}'
     found = refused(api_error(403, body))
     assert type(found) is QuotaExceeded
@@ -414,13 +414,13 @@ def test_a_quota_that_is_used_up_is_waited_for():
 
 
 @pytest.mark.parametrize("status", [400, 403, 404, 422])
-def test_a_pod_that_kubernetes_will_never_take(status):
+def test_a_pod_that_kubernetes_rejects_for_good(status):
     found = refused(api_error(status, '{"message": "serviceaccount \\"x\\" not found"}'))
     assert type(found) is PodRefused
-    assert f"Kubernetes says {status} the reason" in str(found)
+    assert f"Kubernetes rejected the pod ({status} the reason)" in str(found)
     assert 'serviceaccount \\"x\\" not found' in str(found)
 
 
 @pytest.mark.parametrize("status", [None, 0, 401, 409, 429, 500, 503, 504])
-def test_a_server_with_a_problem_of_its_own_is_no_refusal(status):
+def test_a_problem_of_the_server_is_not_a_rejection(status):
     assert refused(api_error(status)) is None

@@ -1,4 +1,4 @@
-"""The local operator: a stage's process gets what is its own, and its exit code decides what happens next."""
+"""The local operator: the environment of a stage's process, and what follows from its exit code."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ echo "halos-eval: the reason" >&2
 
 
 def make_job(stage, **parts):
-    """A job of ``stage``, as the plan makes it."""
+    """Return a job of ``stage``, as the plan makes it."""
     return StageJob(**{"stage": stage, "image": "worker", "argv": (stage,), "profile": "default"} | parts)
 
 
@@ -78,20 +78,20 @@ def test_a_stage_that_succeeds(operator, tmp_path, monkeypatch):
     monkeypatch.setenv("AIRFLOW__CORE__FERNET_KEY", "private")
     monkeypatch.setenv("OPENAI_API_KEY", "private")
     assert operator("exit 0").execute({}) is None
-    # Word by word as planned: no shell between, nothing rendered.
+    # The arguments are as planned: no shell splits them, and nothing is rendered.
     assert (tmp_path / "argv").read_text().splitlines() == ["harness", "--task=a b; c", "--", "{{ x }}"]
     assert "private" not in (tmp_path / "env").read_text()
 
 
 @pytest.mark.parametrize(("code", "kind"), [(2, StageFailed), (5, StageInterrupted), (1, StageFailed)])
-def test_a_stage_that_fails_tells_its_last_line(operator, code, kind):
+def test_a_failed_stage_reports_its_last_log_line(operator, code, kind):
     with pytest.raises(StageFailure, match="halos-eval: the reason") as caught:
         operator(f"exit {code}").execute({})
     assert type(caught.value) is kind
 
 
-def test_a_stage_whose_engine_failed_tells_the_cause_and_not_where_it_stands(operator):
-    """vLLM's main process points to another's traceback; then come warnings of libraries."""
+def test_a_stage_whose_engine_failed_reports_the_cause(operator):
+    """vLLM's main process refers to the traceback of another one. Warnings of libraries follow."""
     body = """cat <<'END'
 Traceback (most recent call last):
   File "core.py", line 1, in run
@@ -107,7 +107,7 @@ exit 1"""
     assert str(caught.value) == "ValueError: No available memory for the cache blocks."
 
 
-def test_a_stage_that_is_killed_is_tried_again(operator):
+def test_a_killed_stage_is_retried(operator):
     with pytest.raises(StageInterrupted, match="killed by signal 9"):
         operator("kill -KILL $$").execute({})
 
@@ -118,7 +118,7 @@ def test_nothing_to_do(job, tmp_path, monkeypatch):
     assert LocalStageOperator(task_id="one", job=job).execute({}) is None
 
 
-def test_an_environment_that_is_not_there(tmp_path, monkeypatch):
+def test_a_missing_environment(tmp_path, monkeypatch):
     monkeypatch.setenv("HALOS_EVAL_ENVIRONMENTS", str(tmp_path / "none"))
     job = make_job("sample").model_dump(mode="json")
     with pytest.raises(StageFailure, match="none/worker/bin/halos-eval"):
@@ -145,7 +145,7 @@ def test_a_task_that_is_killed_ends_its_stage(operator, tmp_path):
 
 
 def test_a_stage_dies_with_its_task(operator, tmp_path):
-    """Even if the task's process gets SIGKILL and so can end nothing itself."""
+    """Even if SIGKILL ends the task's process, which then cannot end the stage itself."""
     job = operator("echo $$ > $HERE/pid; exec sleep 60").job
     program = (
         "import json, sys; from halos_eval.orchestration.local import LocalStageOperator;"

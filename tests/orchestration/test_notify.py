@@ -1,4 +1,4 @@
-"""Delivery by Apprise to real servers on loopback; what is secret in a URL is in no log and no exception."""
+"""Delivery with Apprise to real servers on loopback. Secrets of URLs appear in no log and no exception."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ CLOSED = "127.0.0.1:9"  # nothing listens there
 
 @pytest.fixture
 def webhook():
-    """An HTTP server: ``url(secret)``, ``posts``, and ``answers``, the statuses that it gives first."""
+    """An HTTP server: its ``url``, the ``posts`` it received, and ``answers``, the statuses that it returns first."""
     seen = SimpleNamespace(posts=[], answers=[])
 
     class Handler(BaseHTTPRequestHandler):
@@ -59,7 +59,7 @@ def webhook():
 
 @pytest.fixture
 def mailbox():
-    """An SMTP server: its mail, and ``url``."""
+    """An SMTP server: its ``url`` and the ``mail`` it received."""
     seen = SimpleNamespace(mail=[])
 
     class Handler:
@@ -89,29 +89,29 @@ def connect(monkeypatch):
 
 
 @pytest.fixture
-def told(caplog, capfd):
-    """All that was logged and printed, down to DEBUG."""
+def output(caplog, capfd):
+    """``output()`` returns everything that was logged (down to DEBUG) and printed."""
     caplog.set_level(logging.DEBUG)
 
-    def told():
+    def output():
         printed = capfd.readouterr()
         return caplog.text + printed.out + printed.err
 
-    return told
+    return output
 
 
 def everything(error):
-    """An exception as it is printed, with those behind it."""
+    """Return an exception as it is printed, with its causes."""
     return "".join(traceback.format_exception(error)) + repr(error)
 
 
-def test_a_webhook_gets_the_message_as_it_is(webhook, connect, told):
+def test_a_webhook_gets_the_message_as_it_is(webhook, connect, output):
     connect(webhook.url)
     send(MESSAGE)
     ((path, authorization, post),) = webhook.posts
     assert (path, authorization.split()[0]) == (f"/{SECRET}-path", "Basic")
     assert (post["title"], post["message"].strip(), post["type"]) == (MESSAGE.title, MESSAGE.body.strip(), "failure")
-    text = told()
+    text = output()
     assert MESSAGE.title in text
     assert "| `{{ conn.x }}` |" in text
     assert SECRET not in text
@@ -127,38 +127,38 @@ def test_mail_is_html_and_text(mailbox, connect):
     assert "<td><code>&lt;script&gt;</code></td>" in html
 
 
-def test_without_a_connection_the_log_has_it_and_says_so(connect, told):
+def test_without_a_connection_the_log_has_it_and_says_so(connect, output):
     send(MESSAGE)
-    text = told()
+    text = output()
     assert MESSAGE.title in text
-    assert "nobody is told" in text
-    assert "Connection halos_eval_message has to be of the type apprise" in text
+    assert "the message is only in this log" in text
+    assert "Set the connection halos_eval_message: type apprise" in text
 
 
-def test_nobody_told_is_tried_again_and_keeps_the_outcome(webhook, connect, told):
+def test_a_message_that_no_service_accepts_is_retried_and_keeps_the_outcome(webhook, connect, output):
     webhook.answers += [401]
     mail = f"mailto://user:{SECRET}@{CLOSED}?from=a@example.org&to=b@example.org&mode=insecure&retry=0"
     connect(webhook.url, f"json://{CLOSED}/{SECRET}?retry=0", mail)
     with pytest.raises(NotDelivered) as caught:
         send(MESSAGE)
     assert str(caught.value) == (
-        "halos-eval 2026-11-24: 1 evaluated, 1 failed. Not told: JSON (1): HTTP 401; JSON (2): not reached, or it "
-        "refused: try its URL with the command apprise; E-Mail (3): not reached, or it refused: try its URL with the "
-        "command apprise"
+        "halos-eval 2026-11-24: 1 evaluated, 1 failed. Not delivered: JSON (1): HTTP 401; JSON (2): unreachable, or "
+        "message rejected: test its URL with the command apprise; E-Mail (3): unreachable, or message rejected: test "
+        "its URL with the command apprise"
     )
     assert RETRY_POLICY.evaluate(caught.value, 1, 4).action.name != "FAIL"
-    assert SECRET not in told() + everything(caught.value)
+    assert SECRET not in output() + everything(caught.value)
 
 
-def test_who_was_told_is_not_told_again(webhook, connect, told):
+def test_a_message_that_some_services_accept_is_not_retried(webhook, connect, output):
     connect(webhook.url, f"json://{CLOSED}/{SECRET}?retry=0")
-    with pytest.raises(AirflowFailException, match=r"1 failed\. Not told: JSON \(2\): not reached") as caught:
+    with pytest.raises(AirflowFailException, match=r"1 failed\. Not delivered: JSON \(2\): unreachable") as caught:
         send(MESSAGE)
     assert len(webhook.posts) == 1
-    assert SECRET not in told() + everything(caught.value)
+    assert SECRET not in output() + everything(caught.value)
 
 
-def test_a_service_that_is_down_for_a_moment_is_tried_again_alone(webhook, connect):
+def test_a_service_that_is_down_for_a_moment_is_retried_alone(webhook, connect):
     webhook.answers += [503]
     url = webhook.url.replace("?retry=0", "?wait=0")
     connect(url)
@@ -169,44 +169,44 @@ def test_a_service_that_is_down_for_a_moment_is_tried_again_alone(webhook, conne
 @pytest.mark.parametrize(
     ("connection", "words"),
     [
-        ({"config": [{"path": f"nothing://{SECRET}"}]}, "entry 1 of the connection is no URL of Apprise"),
+        ({"config": [{"path": f"nothing://{SECRET}"}]}, "entry 1 of the connection is not a URL of Apprise"),
         ({"config": [{"path": "json://127.0.0.1"}, {"path": f"slack://{SECRET}"}]}, "entry 2 of the connection"),
         ({"config": {"path": f"mailto://u:{SECRET}@127.0.0.1:9"}}, "entry 1"),
         ({"config": [{"path": [SECRET, {"a": SECRET}]}]}, "entry 1"),
-        ({"config": [{"url": SECRET}]}, "names no service"),
-        ({"config": [SECRET]}, "names no service"),
-        ({"config": SECRET}, "names no service"),
-        ({"config": []}, "names no service"),
-        ({"other": SECRET}, "names no service"),
+        ({"config": [{"url": SECRET}]}, "has no service"),
+        ({"config": [SECRET]}, "has no service"),
+        ({"config": SECRET}, "has no service"),
+        ({"config": []}, "has no service"),
+        ({"other": SECRET}, "has no service"),
     ],
 )
-def test_a_connection_that_cannot_be_used_is_not_tried_again(connection, words, monkeypatch, told):
+def test_an_invalid_connection_is_not_retried(connection, words, monkeypatch, output):
     monkeypatch.setenv(VARIABLE, json.dumps({"conn_type": "apprise", "extra": connection}))
     with pytest.raises(BadInput, match=words) as caught:
         send(MESSAGE)
     assert str(caught.value).startswith(MESSAGE.title)
     assert '{"config": [{"path": "URL OF APPRISE"}, ...]}' in str(caught.value)
-    assert SECRET not in told() + everything(caught.value)
+    assert SECRET not in output() + everything(caught.value)
 
 
 @pytest.mark.parametrize("value", [f"slack://{SECRET}/{SECRET}/{SECRET}", f"apprise://:{SECRET}@h"])
-def test_a_url_of_apprise_in_place_of_a_connection_is_not_shown(value, monkeypatch, told):
+def test_a_url_of_apprise_in_place_of_a_connection_is_not_shown(value, monkeypatch, output):
     monkeypatch.setenv(VARIABLE, value)
-    with pytest.raises(BadInput, match="names no service") as caught:
+    with pytest.raises(BadInput, match="has no service") as caught:
         send(MESSAGE)
-    assert SECRET not in told() + everything(caught.value)
+    assert SECRET not in output() + everything(caught.value)
 
 
-def test_a_connection_that_is_no_json_is_none_for_airflow(monkeypatch, told):
+def test_airflow_ignores_a_connection_that_is_not_json(monkeypatch, output):
     monkeypatch.setenv(VARIABLE, f'{{"extra": {SECRET}')
     send(MESSAGE)
-    text = told()
-    assert "nobody is told" in text
+    text = output()
+    assert "the message is only in this log" in text
     assert SECRET not in text
 
 
-def test_logging_goes_on_afterwards(webhook, connect, told):
+def test_logging_goes_on_afterwards(webhook, connect, output):
     connect(webhook.url)
     send(MESSAGE)
     logging.getLogger("apprise").warning("heard again")
-    assert "heard again" in told()
+    assert "heard again" in output()

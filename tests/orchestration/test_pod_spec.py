@@ -1,4 +1,4 @@
-"""The pod of a stage: what it gets of the cluster's file, and above all what it does not get."""
+"""The pod of a stage: what it takes from the cluster file, and what it must not have."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from halos_eval.config.cluster import Kubernetes, Profile
 from halos_eval.orchestration.pod_spec import manifest, pod_name
 from halos_eval.planning.jobs import StageJob
 
-VERSION = "1.34"  # of the schemas; none of what is used is newer
+VERSION = "1.34"  # of the schemas; the pods use no newer field
 STAGES = ["fetch", "sample", "judge", "harness", "summarize"]
 KUBERNETES = {
     "namespace": "halos",
@@ -74,7 +74,7 @@ def make(job=None, kubernetes=None, profile=None, priority="manual"):
 
 
 def minimal():
-    """A pod of the fewest words: no secrets, no volumes, no GPU."""
+    """Return a pod with the required values only: no secrets, no volumes, no GPU."""
     return make(kubernetes={key: KUBERNETES[key] for key in ("namespace", "images", "serviceAccountName")}, profile={})
 
 
@@ -84,7 +84,7 @@ def container(pod):
 
 
 def environment(pod):
-    """Plain variables with their values, secret ones with (Secret, key)."""
+    """Return plain variables with their values, and secret ones with (Secret, key)."""
     found = {}
     for one in container(pod)["env"]:
         assert one["name"] not in found, "given twice"
@@ -94,7 +94,7 @@ def environment(pod):
 
 
 def mounts(pod):
-    """The container's mounts by volume; every one has its volume, and every volume is mounted."""
+    """Return the container's mounts by volume. Assert that each mount has a volume and each volume a mount."""
     found = {one["name"]: one for one in container(pod)["volumeMounts"]}
     assert found.keys() == {volume["name"] for volume in pod["spec"]["volumes"]}
     assert len(found) == len(container(pod)["volumeMounts"]) == len(pod["spec"]["volumes"])
@@ -117,7 +117,7 @@ any_pod = pytest.mark.parametrize("pod", [pod() for pod in PODS.values()], ids=P
 
 
 @any_pod
-def test_kubernetes_takes_it(pod):
+def test_kubernetes_accepts_it(pod):
     kubernetes_validate.validate(pod, VERSION, strict=True)
     json.dumps(pod)
 
@@ -130,7 +130,7 @@ def test_the_schema_would_find_a_mistake():
 
 
 @any_pod
-def test_it_can_do_little(pod):
+def test_it_has_few_permissions(pod):
     spec = pod["spec"]
     assert spec["automountServiceAccountToken"] is False
     assert spec["enableServiceLinks"] is False
@@ -161,7 +161,7 @@ def test_it_can_do_little(pod):
         (make_job("sample", manifest="/cache/m.json"), {"AWS_SECRET_ACCESS_KEY"}),
         (make_job("harness", manifest="/cache/m.json"), {"AWS_SECRET_ACCESS_KEY"}),
     ],
-    ids=[*STAGES, "code", "staged-sample", "staged-harness"],
+    ids=[*STAGES, "code", "pinned-sample", "pinned-harness"],
 )
 def test_each_stage_has_its_own_secrets(job, secrets):
     found = environment(make(job))
@@ -190,14 +190,14 @@ def test_without_a_cache_there_is_no_folder_for_it():
     assert "HF_HOME" not in environment(minimal())
 
 
-def test_code_of_a_model_is_alone():
+def test_model_written_code_is_isolated():
     pod = make(make_code_job())
     assert pod["metadata"]["labels"]["halos-eval/network"] == "none"
     found = environment(pod)
     assert (found["HF_HUB_OFFLINE"], found["HF_DATASETS_OFFLINE"]) == ("1", "1")
     assert found["HF_DATASETS_CACHE"].startswith("/tmp/")
     assert found["HF_MODULES_CACHE"].startswith("/tmp/")
-    # It sees its own folder of the outbox only, and can write nowhere else that anybody sees.
+    # It sees only its own folder of the outbox, and can write to no other shared volume.
     assert mounts(pod)["outbox"] == {"name": "outbox", "mountPath": "/outbox", "subPath": OUTBOX}
     writable = {name for name, mount in mounts(pod).items() if not mount.get("readOnly")}
     assert writable == {"outbox", "scratch", "tmp", "shm"}
@@ -218,7 +218,7 @@ def test_the_outbox_is_for_code_and_the_summary(stage):
 
 
 @pytest.mark.parametrize("job", [*map(make_job, STAGES), make_code_job()], ids=[*STAGES, "code"])
-def test_a_cache_for_reading_is_filled_by_staging_alone(job):
+def test_a_read_only_cache_is_written_by_fetch_alone(job):
     cache = {"mountPath": "/cache", "persistentVolumeClaim": "cache", "readOnly": True}
     pod = make(job, KUBERNETES | {"volumes": KUBERNETES["volumes"] | {"cache": cache}})
     assert mounts(pod)["cache"].get("readOnly", False) is (job.stage != "fetch")
@@ -263,7 +263,7 @@ def test_scratch_can_be_another_volume(name):
 
 
 @pytest.mark.parametrize("name", ["tmp", "fast"])
-def test_code_of_a_model_has_a_scratch_folder_of_its_own(name):
+def test_model_written_code_has_its_own_scratch_folder(name):
     profile = PROFILE | {"volumes": {name: {"mountPath": "/tmp", "hostPath": "/nvme"}}}
     pod = make(make_code_job(), profile=profile)
     assert mounts(pod)["tmp"] == {"name": "tmp", "mountPath": "/tmp"}
@@ -296,7 +296,7 @@ def test_where_it_runs():
     assert pod["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "evaluation"
 
 
-def test_what_is_not_asked_for_is_left_to_kubernetes():
+def test_unset_values_are_left_to_kubernetes():
     pod = minimal()
     spec = pod["spec"]
     assert not {
@@ -333,13 +333,13 @@ def test_labels_and_image(stage):
     assert container(pod)["terminationMessagePolicy"] == "FallbackToLogsOnError"
 
 
-def test_words_are_passed_one_by_one():
+def test_arguments_are_not_split_or_joined():
     argv = ("sample", "--stop=a b; $(c) `d` {{ e }}", "", "--", "ü\n")
     assert container(make(make_job(argv=argv)))["args"] == list(argv)
 
 
 OF_THE_OPERATOR = {"schedule_timeout_seconds", "start_timeout_seconds"}  # tests/orchestration/test_pods.py
-OF_THE_PLAN = {"tensor_parallel_size"}  # tests/test_plan.py
+OF_THE_PLAN = {"tensor_parallel_size"}  # tests/planning/test_plan.py
 CHANGES = {
     "gpus": 3,
     "gpu_resource": "intel.com/gpu",
@@ -362,7 +362,7 @@ def test_no_field_of_a_profile_is_forgotten():
 
 
 @pytest.mark.parametrize("field", CHANGES)
-def test_every_field_of_a_profile_does_something(field):
+def test_every_field_of_a_profile_changes_the_pod(field):
     usual = Profile.model_validate(PROFILE)
     other = Profile.model_validate({**usual.model_dump(), field: CHANGES[field]})
     arguments = make_job(), Kubernetes.model_validate(KUBERNETES)
@@ -381,15 +381,15 @@ DNS_1123 = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?")
         (make_job("harness", task="MMLU__x.y"), "halos-eval-harness-mmlu-x-y"),
     ],
 )
-def test_a_pods_name_tells_what_it_does(job, name):
+def test_a_pods_name_has_the_stage_and_the_task(job, name):
     assert pod_name(job) == name == make(job)["metadata"]["name"]
 
 
 @given(task=st.text(max_size=80) | st.text("aZ9-_.", min_size=25, max_size=60))
 @example(task="a" * 31 + "_" + "b")
 @example(task="-" * 60)
-def test_every_task_makes_a_name_that_kubernetes_takes(task):
+def test_every_task_has_a_name_that_kubernetes_accepts(task):
     name = pod_name(make_job("harness", task=task))
     assert DNS_1123.fullmatch(name)
-    assert len(name) <= 52  # the operator adds up to nine characters, and 63 are the limit of a label
+    assert len(name) <= 52  # the operator adds up to nine characters, and a label has at most 63
     assert name.startswith("halos-eval-harness")

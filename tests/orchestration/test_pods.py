@@ -1,4 +1,4 @@
-"""The operator of a stage's pod, before a small stand-in for Kubernetes: what it starts, awaits, tells and removes."""
+"""The operator of a stage's pod with a double of Kubernetes: the pods that it starts, awaits, reports and deletes."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ QUOTA = '{"message": "pods \\"x\\" is forbidden: exceeded quota: gpus"}'
 
 
 class Kubernetes:
-    """The calls of CoreV1Api that the operator makes, on one pod that a test puts there."""
+    """Double of CoreV1Api with the calls that the operator makes, on one pod that a test sets."""
 
     def __init__(self):
         self.api_client = ApiClient()
@@ -53,7 +53,7 @@ class Kubernetes:
         self.calls = []
 
     def put(self, pod):
-        """Let ``pod`` be there, with what every pod has."""
+        """Set the pod, with the fields that every pod has."""
         pod.metadata.namespace = "halos"
         pod.metadata.labels = {"try_number": "1"}
         pod.spec = V1PodSpec(containers=[V1Container(name="base")])
@@ -107,7 +107,7 @@ def kubernetes(tmp_path, monkeypatch):
 
 @pytest.fixture
 def context():
-    """What Airflow gives a task; ``pushed`` are its XComs."""
+    """The context of a task; ``pushed`` has its XComs."""
     pushed = {}
     instance = SimpleNamespace(
         dag_id="evaluate_checkpoint",
@@ -131,14 +131,14 @@ def operator(job=None):
 
 
 def deferral(context, job=None):
-    """Start the pod of ``job``; what the task waits for."""
+    """Start the pod of ``job``, and return the deferral of the task."""
     with pytest.raises(TaskDeferred) as caught:
         operator(job).execute(context)
     return caught.value
 
 
 def come_back(context, status, message="the trigger's words", job=None, **event):
-    """Come back from the triggerer."""
+    """Resume the task with an event of the triggerer."""
     event = {"status": status, "name": POD, "namespace": "halos", "message": message, **event}
     return operator(job).trigger_reentry(context, event)
 
@@ -148,7 +148,7 @@ def come_back(context, status, message="the trigger's words", job=None, **event)
 
 @pytest.mark.parametrize("job", [{}, None])
 def test_nothing_to_do(job, context, monkeypatch, tmp_path):
-    monkeypatch.setenv("HALOS_EVAL_CLUSTER", str(tmp_path / "none"))  # nothing is asked, of nobody
+    monkeypatch.setenv("HALOS_EVAL_CLUSTER", str(tmp_path / "none"))  # must not be read
     assert PodStageOperator(task_id="one", job=job).execute(context) is None
     assert context["pushed"] == {}
 
@@ -168,13 +168,13 @@ def test_a_pod_is_started_and_awaited_without_a_worker(kubernetes, context):
     json.dumps(trigger.serialize()[1], default=str)
 
 
-def test_each_profile_has_its_own_patience(kubernetes, context):
+def test_each_profile_has_its_own_timeouts(kubernetes, context):
     trigger = deferral(context, make_job("judge", profile="cpu")).trigger
     assert (trigger.schedule_timeout, trigger.startup_timeout) == (333, 44)
 
 
 def test_the_pod_is_that_of_the_manifest(kubernetes, context):
-    """The operator adds its own labels and a random end of the name, and puts nothing over what is written."""
+    """The operator adds labels and a random suffix to the name. It overrides nothing."""
     job = make_job("harness", argv=("harness", "{{ 1 + 1 }}", "a b"))
     deferral(context, job)
     [pod] = kubernetes.created
@@ -197,7 +197,7 @@ def container(pod):
 
 
 def empty_dropped(value):
-    """Without what stands for nothing: the client library writes empty lists."""
+    """Return ``value`` without empty values, because the client library writes empty lists."""
     if isinstance(value, dict):
         return {key: empty_dropped(one) for key, one in value.items() if one not in (None, [], {})}
     return [empty_dropped(one) for one in value] if isinstance(value, list) else value
@@ -209,7 +209,7 @@ def test_nothing_secret_is_rendered_or_logged(kubernetes, context, capsys, monke
     task = operator(make_job("judge", profile="cpu"))
     with pytest.raises(TaskDeferred) as caught:
         task.execute(context)
-    assert task.template_fields == ("job",)  # all that Airflow keeps and shows of the task
+    assert task.template_fields == ("job",)  # Airflow stores and shows nothing else of the task
     shown = json.dumps(task.job)
     assert not {name for name in KUBERNETES["secrets"] if name in shown}
     trigger = caught.value.trigger.serialize()
@@ -218,7 +218,7 @@ def test_nothing_secret_is_rendered_or_logged(kubernetes, context, capsys, monke
 
 @pytest.mark.parametrize("state", [None, waiting("ContainerCreating"), running()])
 def test_a_pod_that_is_there_is_found_again(kubernetes, context, state):
-    """A scheduler or worker that was restarted in the middle."""
+    """After a restart of the scheduler or worker."""
     kubernetes.put(make_pod(state, phase="Running"))
     assert deferral(context).trigger.pod_name == POD
     assert kubernetes.created == []
@@ -241,10 +241,10 @@ def test_after_a_failure_there_is_a_new_pod(kubernetes, context, status):
         (403, QUOTA, QuotaExceeded, 1),
         (403, "no such verb", PodRefused, 1),
         (422, "invalid", PodRefused, 1),
-        (500, "etcd", ApiException, 5),  # the library tries again by itself
+        (500, "etcd", ApiException, 5),  # the client library retries by itself
     ],
 )
-def test_a_pod_that_is_not_taken(kubernetes, context, status, body, kind, calls):
+def test_a_pod_that_is_rejected(kubernetes, context, status, body, kind, calls):
     kubernetes.refusal = ApiException(status=status, reason="r")
     kubernetes.refusal.body = body
     with pytest.raises((ApiException, AirflowException)) as caught:
@@ -254,19 +254,19 @@ def test_a_pod_that_is_not_taken(kubernetes, context, status, body, kind, calls)
     assert kubernetes.calls == ["create"] * calls
 
 
-def test_a_cluster_that_is_no_more(kubernetes, context, tmp_path):
+def test_a_cluster_that_was_removed_from_the_file(kubernetes, context, tmp_path):
     (tmp_path / "cluster.yaml").write_text(yaml.safe_dump(CLUSTER | {"kubernetes": None}))
-    with pytest.raises(AirflowException, match="has no kubernetes part"):
+    with pytest.raises(AirflowException, match="the cluster file has no key kubernetes"):
         operator().execute(context)
 
 
-def test_a_profile_that_is_no_more(kubernetes, context, tmp_path):
+def test_a_profile_that_was_removed_from_the_file(kubernetes, context, tmp_path):
     with pytest.raises(BadInput, match="unknown profile 'gone'"):
         operator(make_job(profile="gone")).execute(context)
     assert kubernetes.created == []
 
 
-# Coming back
+# Resuming
 
 
 def test_success(kubernetes, context):
@@ -306,7 +306,7 @@ def test_every_failure_has_its_name_and_leaves_no_pod(kubernetes, context, capsy
         come_back(context, event)
     assert type(caught.value) is kind
     assert [name for name, _ in kubernetes.deleted] == [POD]
-    assert kubernetes.labels == {"already_checked": "True"}  # the next try starts a new one
+    assert kubernetes.labels == {"already_checked": "True"}  # the next try starts a new pod
     assert "the log's first line" in capsys.readouterr().out
 
 
@@ -316,7 +316,7 @@ def test_a_pod_that_is_gone(kubernetes, context, event):
         come_back(context, event)
 
 
-def test_a_trigger_that_stumbles_over_a_running_pod_goes_on_waiting(kubernetes, context):
+def test_an_error_of_the_trigger_with_a_running_pod_defers_again(kubernetes, context):
     kubernetes.put(make_pod(running(), phase="Running"))
     with pytest.raises(TaskDeferred) as caught:
         come_back(context, "error")
@@ -324,7 +324,7 @@ def test_a_trigger_that_stumbles_over_a_running_pod_goes_on_waiting(kubernetes, 
     assert kubernetes.deleted == []
 
 
-def test_a_server_with_a_problem_says_so_itself(kubernetes, context, monkeypatch):
+def test_an_error_of_the_server_is_raised_as_it_is(kubernetes, context, monkeypatch):
     def broken(name, namespace):
         raise ApiException(status=500, reason="etcd")
 
@@ -333,7 +333,7 @@ def test_a_server_with_a_problem_says_so_itself(kubernetes, context, monkeypatch
         come_back(context, "success")
 
 
-def test_cleaning_up_tells_which_failure_it_was(kubernetes, context):
+def test_cleaning_up_raises_the_named_failure(kubernetes, context):
     pod = kubernetes.put(make_pod(ended(137, "OOMKilled"), phase="Failed"))
     with pytest.raises(OutOfMemory, match="3 of 12 prompts") as caught:
         operator().cleanup(pod, pod, context=context)
@@ -347,15 +347,15 @@ def test_cleaning_up_after_success(kubernetes, context):
     assert kubernetes.pod is None
 
 
-def test_a_task_that_is_killed_takes_its_pod_along(kubernetes, context):
+def test_a_killed_task_deletes_its_pod(kubernetes, context):
     task = operator()
     with pytest.raises(TaskDeferred):
         task.execute(context)
     task.on_kill()
     assert kubernetes.deleted == [(context["pushed"]["pod_name"], 60)]
-    task.cleanup(make_pod(running()), make_pod(running()), context=context)  # nothing to tell: it was asked for
+    task.cleanup(make_pod(running()), make_pod(running()), context=context)  # no failure: the user killed it
 
 
-def test_a_job_that_is_none(kubernetes, context):
+def test_an_invalid_job(kubernetes, context):
     with pytest.raises(ValueError, match="image"):
         PodStageOperator(task_id="one", job={"stage": "sample"}).execute(context)

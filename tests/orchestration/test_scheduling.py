@@ -1,4 +1,4 @@
-"""Airflow's cluster policy, as the scheduler applies it to real task instances in a database."""
+"""The scheduler's hook, applied to real task instances in a database."""
 
 from __future__ import annotations
 
@@ -31,6 +31,7 @@ from sqlalchemy.pool import StaticPool
 
 from halos_eval.config.cluster import BACKFILL_POOL, BACKFILL_SLOTS
 from halos_eval.orchestration import scheduling
+from halos_eval.orchestration.scheduling import HIGHEST_WEIGHT
 from tests.test_policies import DAGS
 
 EVALUATE = "evaluate_checkpoint"
@@ -39,7 +40,7 @@ UNMAPPED = {"prepare", "fetch", "plan", "sampling", "judge", "summarize", "verdi
 
 @pytest.fixture(scope="module")
 def engine():
-    """A metadata database in memory, with our DAG and one of somebody else's."""
+    """A metadata database in memory, with our DAGs and one DAG that is not ours."""
     import_all_models()
     engine = create_engine("sqlite://", poolclass=StaticPool)
     Base.metadata.create_all(engine)
@@ -66,7 +67,7 @@ def session(engine):
 
 @pytest.fixture
 def start(session):
-    """``start(priority=...)`` makes a run with its task instances, as the scheduler or the API does."""
+    """``start(priority=...)`` creates a run with its task instances, as the scheduler or the API does."""
 
     def start(dag_id=EVALUATE, run_id="one", run_type=DagRunType.MANUAL, **conf):
         dag = SerializedDagModel.get_dag(dag_id, session=session)
@@ -89,7 +90,7 @@ def start(session):
 
 @pytest.fixture
 def expand(session):
-    """``expand(run, task, jobs)`` gives the instances of a mapped task whose list of jobs is there."""
+    """``expand(run, task, jobs)`` returns the instances of a mapped task for a list of jobs."""
 
     def expand(run, task_id, jobs):
         returned_by = scheduling.GPU_TASKS[task_id]
@@ -110,7 +111,7 @@ def instances(session, run, task_id):
 
 
 def weights(session, run):
-    """How urgent each task of a run is."""
+    """Return the priority weight of each task of a run."""
     return {one.task_id: one.priority_weight for one in run.get_task_instances(session=session)}
 
 
@@ -121,37 +122,35 @@ def test_airflow_finds_it():
 
 
 @pytest.mark.parametrize("priority", ["manual", "nightly", "backfill"])
-def test_every_task_of_a_run_is_as_urgent_as_the_run(start, session, priority):
+def test_every_task_of_a_run_has_its_priority(start, session, priority):
     run = start(priority=priority)
     found = weights(session, run)
     assert found.keys() >= UNMAPPED | scheduling.GPU_TASKS.keys()
-    assert set(found.values()) == {scheduling.CLASSES[priority] - 100 * run.id}
+    assert set(found.values()) == {HIGHEST_WEIGHT[priority] - 100 * run.id}
 
 
-def test_a_run_that_does_not_say_is_manual_work(start, session):
+def test_a_run_without_a_priority_is_manual(start, session):
     run = start()
-    assert set(weights(session, run).values()) == {scheduling.CLASSES["manual"] - 100 * run.id}
+    assert set(weights(session, run).values()) == {HIGHEST_WEIGHT["manual"] - 100 * run.id}
 
 
 def test_a_task_that_has_run_comes_before_those_that_have_not_started(start, expand):
-    """It needs its slots once more, to note how its pod has ended: earlier runs first, then earlier jobs."""
+    """It needs its slots once more, to store the result. Earlier runs come first, then earlier jobs."""
     first, second = start(run_id="first"), start(run_id="second")
-    place = [one.priority_weight for run in (first, second) for one in expand(run, "harness", [{"gpus": 1}] * 3)]
-    assert place == sorted(place, reverse=True)
-    assert len(set(place)) == 6
+    found = [one.priority_weight for run in (first, second) for one in expand(run, "harness", [{"gpus": 1}] * 3)]
+    assert found == sorted(found, reverse=True)
+    assert len(set(found)) == 6
 
 
 @given(st.integers(1, 10**9), st.integers(-1, 10**4))
-def test_a_place_in_the_queue_never_leaves_its_class(run, map_index):
-    least = scheduling.CLASSES["backfill"]
-    assert 0 < least - scheduling._place(run, map_index) <= least  # and classes are that far apart
-    assert (
-        scheduling.CLASSES["manual"] - scheduling.CLASSES["nightly"] == scheduling.CLASSES["nightly"] - least == least
-    )
-    assert scheduling.CLASSES["manual"] < 2**31  # Airflow's column
+def test_a_position_never_reaches_the_next_priority(run, map_index):
+    least = HIGHEST_WEIGHT["backfill"]
+    assert 0 < least - scheduling._position(run, map_index) <= least  # the distance between two priorities
+    assert HIGHEST_WEIGHT["manual"] - HIGHEST_WEIGHT["nightly"] == HIGHEST_WEIGHT["nightly"] - least == least
+    assert HIGHEST_WEIGHT["manual"] < 2**31  # Airflow's column
 
 
-def test_nightly_work_yields_to_manual_work_and_a_backfill_to_both(start, session):
+def test_priority_is_manual_then_nightly_then_backfill(start, session):
     last, middle, first = (
         weights(session, start(run_id=priority, priority=priority)) for priority in ("backfill", "nightly", "manual")
     )
@@ -159,7 +158,7 @@ def test_nightly_work_yields_to_manual_work_and_a_backfill_to_both(start, sessio
 
 
 @pytest.mark.parametrize("priority", ["soon", None, 5, ["manual"], {}])
-def test_another_priority_makes_no_run_and_would_change_nothing(start, session, priority):
+def test_an_invalid_priority_is_rejected_and_changes_no_weight(start, session, priority):
     with pytest.raises(ParamValidationError):
         start(priority=priority)
     run = start()
@@ -175,7 +174,7 @@ def test_each_job_takes_its_gpus_from_the_pool(start, expand):
     found = expand(start(priority="nightly"), "harness", jobs)
     assert [one.pool_slots for one in found] == [4, 1, 1]
     assert {one.pool for one in found} == {"halos_eval_gpu"}
-    assert all(one.priority_weight < scheduling.CLASSES["nightly"] for one in found)
+    assert all(one.priority_weight < HIGHEST_WEIGHT["nightly"] for one in found)
 
 
 def test_sampling_takes_its_gpus_from_the_pool(start, expand):
@@ -188,7 +187,7 @@ def test_a_stage_with_nothing_to_do_does_not_wait_for_gpus(start, expand):
     assert (found.map_index, found.pool, found.pool_slots) == (0, "default_pool", 1)
 
 
-def test_what_is_not_mapped_takes_one_slot(start, session):
+def test_an_unmapped_task_takes_one_slot(start, session):
     run = start()
     assert {one.pool_slots for task_id in UNMAPPED for one in instances(session, run, task_id)} == {1}
 
@@ -201,12 +200,12 @@ def test_a_cleared_task_keeps_its_gpus(start, expand, session):
         one.pool_slots = one.priority_weight = 1
     clear_task_instances(found, session)
     assert [one.pool_slots for one in found] == [4, 2]
-    assert all(scheduling.CLASSES["backfill"] < one.priority_weight < scheduling.CLASSES["nightly"] for one in found)
+    assert all(HIGHEST_WEIGHT["backfill"] < one.priority_weight < HIGHEST_WEIGHT["nightly"] for one in found)
 
 
 @pytest.mark.parametrize("jobs", [None, [], [{"gpus": 2}]])
 def test_a_plan_that_is_made_again_does_not_stop_the_scheduler(start, expand, session, jobs):
-    """Its old jobs are gone, and perhaps there are fewer new ones; the instances of the old ones are still there."""
+    """The instances of the old jobs still exist, although the new plan may have fewer jobs."""
     run = start()
     found = expand(run, "harness", [{"gpus": 2}, {"gpus": 4}])
     session.execute(delete(XComModel))
@@ -219,13 +218,13 @@ def test_a_plan_that_is_made_again_does_not_stop_the_scheduler(start, expand, se
     assert [one.pool_slots for one in found] == [2 if jobs else 1, 1]
 
 
-def test_other_peoples_dags_are_let_alone(start, session):
+def test_other_dags_are_not_changed(start, session):
     run = start("other", priority="backfill")
     [found] = instances(session, run, "sample")
     assert (found.pool_slots, found.priority_weight, found.pool) == (1, 1, "default_pool")
 
 
-def test_an_instance_without_its_run_is_let_alone(start, session):
+def test_an_instance_without_its_run_is_not_changed(start, session):
     [found] = instances(session, start(), "judge")
     found.priority_weight = 7
     scheduling.task_instance_mutation_hook(found, None)
@@ -233,7 +232,7 @@ def test_an_instance_without_its_run_is_let_alone(start, session):
 
 
 @given(st.integers(1, BACKFILL_SLOTS))
-def test_a_backfills_slots_admit_at_most_so_many_and_at_least_one(at_most):
+def test_the_slots_of_a_backfill_admit_at_most_that_many_and_at_least_one(at_most):
     slots = scheduling.backfill_slots(at_most)
     assert 1 <= BACKFILL_SLOTS // slots <= at_most
 
@@ -245,19 +244,19 @@ def test_a_backfill_takes_its_slots(start, session, conf, slots):
     for run in (night, asked):
         (task,) = instances(session, run, "evaluate")
         assert (task.pool, task.pool_slots) == (BACKFILL_POOL, slots)
-        assert scheduling.CLASSES["backfill"] - 5e8 < task.priority_weight < scheduling.CLASSES["nightly"] - 5e8
+        assert HIGHEST_WEIGHT["backfill"] - 5e8 < task.priority_weight < HIGHEST_WEIGHT["nightly"] - 5e8
         (find,) = instances(session, run, "find")
         assert find.pool == "default_pool"
 
 
 @pytest.mark.parametrize("run_type", [DagRunType.MANUAL, DagRunType.SCHEDULED])
-def test_a_night_that_is_no_backfill_is_not_held_back(start, session, run_type):
+def test_a_regular_night_is_not_limited(start, session, run_type):
     (task,) = instances(session, start("nightly_evaluation", run_type=run_type), "evaluate")
     assert (task.pool, task.pool_slots) == ("default_pool", 1)
 
 
 @pytest.mark.parametrize("at_most", [0, 61, "4", None, 2.5])
-def test_a_wrong_number_does_not_stop_the_scheduler(at_most):
+def test_an_invalid_at_most_does_not_stop_the_scheduler(at_most):
     run = SimpleNamespace(dag_id="backfill_evaluation", conf={"at_most": at_most}, id=1)
     task = SimpleNamespace(task_id="evaluate", map_index=-1, pool="default_pool")
     scheduling.task_instance_mutation_hook(task, run)

@@ -1,4 +1,4 @@
-"""Which stage is given which secret."""
+"""The secrets of each stage."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ def test_a_secret_goes_where_it_is_used(variable, stages):
 
 
 @pytest.mark.parametrize("variable", [*SCOPED, *STORE, "ANYTHING_ELSE"])
-def test_code_of_a_model_is_given_none(variable):
+def test_model_written_code_gets_none(variable):
     assert not allowed(variable, make_code_job())
     assert not allowed(variable, make_job("judge", outbox="runs/x"))
 
 
 @pytest.mark.parametrize("stage", ["sample", "harness"])
-def test_a_stage_that_reads_by_a_manifest_asks_the_hub_for_nothing(stage):
+def test_a_stage_with_a_manifest_needs_no_token_of_the_hub(stage):
     reading = make_job(stage, manifest="/cache/m.json")
     assert not allowed("HF_TOKEN", reading)
     assert allowed("HF_TOKEN", make_job(stage))
     assert allowed("AWS_SECRET_ACCESS_KEY", reading)
 
 
-def test_staging_writes_a_manifest_and_needs_the_token():
+def test_fetch_needs_the_token_of_the_hub():
     assert allowed("HF_TOKEN", make_job("fetch", argv=("fetch", "--manifest=s3://b/m.json", "--", "halos")))
     assert not allowed("OPENAI_API_KEY", make_job("fetch"))

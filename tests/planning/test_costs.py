@@ -1,4 +1,4 @@
-"""What a run will cost: told from records, unknown where they do not tell, and held against a limit."""
+"""Cost estimates: from records, unknown without history, and compared with a limit."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ NEW = Checkpoint(name="new", location="/new")
 
 @pytest.fixture
 def suite(suite, tmp_path, monkeypatch):
-    """The suite, on a cluster with a large profile and a small one."""
+    """The suite ``own``, on a cluster with a large and a small profile."""
     (tmp_path / "cluster.yaml").write_text(CLUSTER)
     monkeypatch.setenv("HALOS_EVAL_CLUSTER", str(tmp_path / "cluster.yaml"))
 
@@ -47,7 +47,7 @@ def suite(suite, tmp_path, monkeypatch):
 
 @pytest.fixture
 def plan_of(root, tmp_path, suite):
-    """Plan ``own`` on a checkpoint."""
+    """``plan_of(name)`` plans ``own`` on a checkpoint."""
 
     def plan_of(name="new", profile=None, judge=None):
         folder = make_checkpoint(tmp_path / "checkpoints" / name)
@@ -59,7 +59,7 @@ def plan_of(root, tmp_path, suite):
 
 @pytest.fixture
 def evaluated(root, plan_of):
-    """Plan ``own`` on a checkpoint, and leave what its jobs have used; a judge has been paid."""
+    """``evaluated(name)`` plans ``own`` on a checkpoint and writes the records of its jobs, with their usage."""
 
     def evaluated(name, *, profile=None, judge=None, parts=1, sample=HOUR, judge_usage=PAID):
         plan = plan_of(name, profile, judge)
@@ -86,11 +86,11 @@ def test_a_suite_that_has_never_run(root, plan_of):
     assert cost == Cost(pods=4, unknown=("sample", "judge", "demo_choice", "demo_cloze"))
     assert str(cost) == (
         "4 pods, at least 0.00 GPU-hours and 0.00 USD for the judge; "
-        "nothing to go by for sample, judge, demo_choice, demo_cloze"
+        "no history for: sample, judge, demo_choice, demo_cloze"
     )
 
 
-def test_what_is_not_done_costs_what_it_has_cost(root, evaluated, plan_of):
+def test_missing_jobs_cost_what_earlier_ones_cost(root, evaluated, plan_of):
     done = evaluated("kto")
     cost = history(root).of_plan(plan_of())
     assert cost == Cost(pods=4, gpu_hours=1 + 1 + 4, judge_dollars=4.1)
@@ -127,7 +127,7 @@ def test_each_profile_has_its_own(root, evaluated, suite):
     assert found.of_suite(own, small, own.tasks).unknown == ("demo_choice", "demo_cloze")
 
 
-def test_before_a_plan_it_is_as_after_it(root, evaluated, plan_of, suite):
+def test_the_estimate_is_the_same_before_and_after_the_plan(root, evaluated, plan_of, suite):
     evaluated("kto")
     for profile in (None, "large", "small"):
         checkpoint = NEW.model_copy(update={"metadata": Metadata(profile=profile)})
@@ -136,18 +136,18 @@ def test_before_a_plan_it_is_as_after_it(root, evaluated, plan_of, suite):
     assert history(root).of_suite(suite(), NEW, ["demo_cloze"]) == Cost(pods=1, gpu_hours=4)
 
 
-def test_gpus_that_a_profile_has_not_cost_nothing(root, evaluated):
+def test_a_profile_without_gpus_costs_no_gpu_hours(root, evaluated):
     evaluated("kto", profile="small")
     assert history(root).gpu_hours["sample", "small"] == 0
 
 
 @pytest.mark.parametrize(("resumed", "hours"), [(None, 1), (0, 1), (0.5, (600 + 6000) / 3600), (0.51, None), (1, None)])
-def test_a_resumed_run_does_not_make_the_whole_cheap(root, evaluated, resumed, hours):
+def test_the_time_of_a_resumed_run_is_scaled_up(root, evaluated, resumed, hours):
     evaluated("kto", sample=HOUR.model_copy(update={"resumed": resumed}))
     assert history(root).gpu_hours.get(("sample", "default")) == pytest.approx(hours)
 
 
-def test_a_run_on_other_gpus_than_are_planned_now_does_not_count(root, evaluated):
+def test_a_run_on_another_number_of_gpus_does_not_count(root, evaluated):
     evaluated("kto", parts=2)
     assert history(root).gpu_hours == {("demo_cloze", "large"): 4}
 
@@ -181,22 +181,22 @@ def test_a_judge_that_is_free_is_free(root, evaluated, plan_of):
     assert history(root).of_plan(plan_of()) == Cost(pods=4, gpu_hours=6)
 
 
-def test_what_is_defined_otherwise_by_now_tells_nothing(root, evaluated, plan_of, suite):
+def test_records_of_other_settings_do_not_count(root, evaluated, plan_of, suite):
     evaluated("kto")
     suite(SUITE.replace("num_fewshot: 0", "limit: 10"))
     assert history(root).of_plan(plan_of()) == Cost(pods=4, gpu_hours=5, judge_dollars=4.1, unknown=("demo_choice",))
 
 
-def test_what_cannot_be_read_is_left_out(root, evaluated, plan_of, caplog):
+def test_unreadable_records_and_plans_are_excluded(root, evaluated, plan_of, caplog):
     damaged = evaluated("kto")
     evaluated("dpo")
     filesystem.write_bytes(damaged.jobs[0].record, b"{")
     filesystem.write_bytes(layout.plan_url(root, "own", "orpo"), b"{")
     assert history(root).of_plan(plan_of()) == Cost(pods=4, gpu_hours=6, judge_dollars=4.1)
-    assert caplog.text.count("not in the estimate: ") == 2
+    assert caplog.text.count("excluded from the estimate: ") == 2
 
 
-def test_plans_that_have_just_begun_do_not_hide_those_that_are_done(root, evaluated, plan_of, tmp_path, monkeypatch):
+def test_plans_without_records_do_not_hide_those_with_records(root, evaluated, plan_of, tmp_path, monkeypatch):
     evaluated("kto")
     plans = tmp_path / "store" / "plans" / "own"
     os.utime(plans / "kto.json", (1e9, 1e9))
@@ -241,20 +241,20 @@ def test_a_night_never_exceeds_its_limit_and_keeps_the_order(items, limit):
     assert limit.judge_dollars is None or total.judge_dollars <= limit.judge_dollars
     assert kept == sorted(kept)
     assert sorted([*kept, *(number for number, _ in left_out)]) == list(range(len(items)))
-    for number, why in left_out:  # it had no room when its turn came
+    for number, why in left_out:  # it did not fit when its turn came
         before = sum((items[one] for one in kept if one < number), Cost())
         assert excess(before + items[number], limit)
-        assert why.startswith("no night") == bool(excess(items[number], limit))
+        assert why.startswith("too large for any night") == bool(excess(items[number], limit))
 
 
-def test_what_does_not_fit_lets_smaller_ones_pass():
+def test_a_run_that_does_not_fit_does_not_block_smaller_ones():
     hours = {"first": 3, "too large": 11, "large": 8, "small": 7}
     kept, left_out = within([(name, Cost(gpu_hours=one)) for name, one in hours.items()], Limit(gpu_hours=10))
     assert kept == ["first", "small"]
     assert dict(left_out) == {
-        "too large": "no night has room for it, at 11.00 GPU-hours, 1.00 over the limit of 10: raise limits.night in "
-        "the policy file",
-        "large": "left for another night: with what comes first it would be 11.00 GPU-hours, 1.00 over the limit of 10",
+        "too large": "too large for any night: 11.00 GPU-hours, 1.00 over the limit of 10. Raise limits.night in the "
+        "policy file",
+        "large": "left for the next night: with the runs before it, 11.00 GPU-hours, 1.00 over the limit of 10",
     }
 
 
@@ -264,9 +264,8 @@ def test_an_excess_names_the_amounts_and_the_remedy():
     assert excess(cost, Limit(gpu_hours=2.5, judge_dollars=4.1)) is None
     assert excess(Cost(pods=9, unknown=("bbh",)), Limit(gpu_hours=0, judge_dollars=0)) is None
     assert excess(cost, Limit(gpu_hours=1, judge_dollars=4)) == (
-        "by earlier runs it would cost 2.50 GPU-hours, 1.50 over the limit of 1 and 4.10 USD for the judge, 0.10 over "
-        "the limit of 4: take fewer parts of the suite, or raise limits.run in the policy file, which "
-        "HALOS_EVAL_POLICY names"
+        "estimated cost: 2.50 GPU-hours, 1.50 over the limit of 1 and 4.10 USD for the judge, 0.10 over the limit of "
+        "4. Select fewer parts of the suite, or raise limits.run in the policy file (HALOS_EVAL_POLICY)"
     )
 
 

@@ -1,4 +1,4 @@
-"""Plans: what is done, what has to be run, and the reason of each in words."""
+"""Plans: which jobs are done, which must run, and the reason of each."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def checkpoint(tmp_path):
 
 @pytest.fixture
 def plan(checkpoint, root):
-    """Plan, with what differs from the usual."""
+    """``plan(**options)`` plans the demo suite, or another, on a checkpoint."""
 
     def plan(suite=SUITE, checkpoint=checkpoint, **options):
         return make_plan(suite, checkpoint, root, load_cluster(), **options)
@@ -67,13 +67,13 @@ def finish(job, ended=NOW, **parts):
 
 
 def identity_of(config, manifest=None):
-    """What the harness stage finds."""
+    """Return the identity that the harness stage computes."""
     checkpoint = inspect(config.model).reference(config.name, config.model)
     return harness_identity(config.task, config, config.include_path, config.chat_template, checkpoint, manifest)
 
 
 def finish_for_real(job):
-    """As ``finish``, with the identity that the harness stage finds."""
+    """Write the record of a harness job, with the identity that the stage computes."""
     config = parse(list(job.argv))
     found = identity_of(config)
     assert found.fingerprint == config.expect
@@ -101,7 +101,7 @@ def test_planning_writes_nothing(plan, root):
     assert not filesystem.exists(root)
 
 
-def test_every_command_is_one_that_the_command_line_takes(plan, root, checkpoint):
+def test_every_command_is_accepted_by_the_command_line(plan, root, checkpoint):
     jobs = by_title(plan(force=True))
     sample, judge, harness = (parse(list(jobs[title].argv)) for title in ("sample", "judge", "demo_choice"))
     for title, config in (("sample", sample), ("judge", judge), ("demo_choice", harness)):
@@ -118,18 +118,18 @@ def test_every_command_is_one_that_the_command_line_takes(plan, root, checkpoint
     assert (sample.max_tokens, harness.dtype, harness.enforce_eager) == (96, "float32", True)
 
 
-def test_a_record_is_a_job_done(plan):
+def test_jobs_with_records_are_done(plan):
     for job in plan().jobs:
         finish(job)
-    assert {(job.done, job.why) for job in plan().jobs} == {(True, "there since 2026-01-02 03:04 UTC")}
+    assert {(job.done, job.why) for job in plan().jobs} == {(True, "finished 2026-01-02 03:04 UTC")}
 
 
-def test_one_record_is_one_job_done(plan):
+def test_one_record_is_one_finished_job(plan):
     finish(by_title(plan())["demo_choice"])
     assert [job.title for job in plan().jobs if job.done] == ["demo_choice"]
 
 
-def test_force_runs_what_is_done(plan):
+def test_force_runs_finished_jobs(plan):
     for job in plan().jobs:
         finish(job)
     found = plan(force=True)
@@ -145,7 +145,7 @@ def test_a_changed_setting_is_named(plan):
     assert jobs["demo_cloze"].why == "never run"
 
 
-def test_a_changed_place_changes_nothing(plan):
+def test_settings_that_do_not_affect_scores_change_nothing(plan):
     finish(by_title(plan())["demo_choice"])
     moved = SUITE.model_copy(update={"enforce_eager": False, "gpu_memory_utilization": 0.5})
     assert by_title(plan(moved))["demo_choice"].done
@@ -174,7 +174,7 @@ def test_the_newest_record_is_compared_with(plan):
     assert "limit 5 -> 6" in by_title(plan(changed_task("demo_choice", limit=6)))["demo_choice"].why
 
 
-def test_a_failure_is_told(plan):
+def test_an_earlier_failure_is_the_reason(plan):
     job = by_title(plan())["judge"]
     write_failure(layout.failure_beside(job.record), "the quota is spent", "JudgeRefused")
     assert by_title(plan())["judge"].why == "failed before: JudgeRefused: the quota is spent"
@@ -189,11 +189,11 @@ def test_a_damaged_record_stops_the_plan(plan):
         plan()
 
 
-def test_outputs_that_are_sampled_anew_are_judged_anew(plan):
+def test_outputs_that_are_sampled_again_are_judged_again(plan):
     jobs = by_title(plan())
     finish(jobs["judge"])
     again = by_title(plan())["judge"]
-    assert (again.done, again.why) == (False, "the outputs are sampled anew")
+    assert (again.done, again.why) == (False, "the outputs are sampled again")
     finish(jobs["sample"], files={"outputs.json": "other"})
     assert not by_title(plan())["judge"].done
     finish(jobs["sample"])
@@ -207,7 +207,7 @@ def test_another_judge_judges_the_same_outputs(plan):
     assert parse(list(other["judge"].argv)).judge == "gpt-4.1-mini"
 
 
-def test_other_sampling_is_judged_anew(plan):
+def test_other_sampling_is_judged_again(plan):
     settings = SUITE.alpaca_eval.model_copy(
         update={"sampling": SUITE.alpaca_eval.sampling.model_copy(update={"seed": 1})}
     )
@@ -225,7 +225,7 @@ def test_metadata_of_the_checkpoint(plan, checkpoint):
     assert found.tags == {"method": "kto"}
     sample = parse(list(jobs["sample"].argv))
     assert (sample.stop, sample.chat_template) == (("###", "\n\n"), "chatml")
-    # A template counts only for the tasks that use it: the others need not be run again when it changes.
+    # A template affects only the tasks that use it. The others must not run again when it changes.
     assert parse(list(jobs["ifeval"].argv)).chat_template == "chatml"
     assert jobs["demo_choice"] == by_title(plan())["demo_choice"]
     assert jobs["sample"].fingerprint != by_title(plan())["sample"].fingerprint
@@ -237,7 +237,7 @@ def test_some_parts(plan, part):
     assert [job.title for job in plan(SUITE.keep(part)).jobs] == titles
 
 
-def test_what_is_wrong_is_found_before_anything_runs(plan, checkpoint, tmp_path):
+def test_errors_are_found_before_anything_runs(plan, checkpoint, tmp_path):
     with pytest.raises(BadInput, match="judge 'gpt-5'"):
         plan(judge="gpt-5")
     with pytest.raises(BadInput, match="chat template nothing"):
@@ -279,7 +279,7 @@ def test_the_newest_plan_of_a_part_counts(plan, root):
     assert by_title(saved(root))["demo_choice"] == later.jobs[0]
 
 
-def test_what_the_suite_has_no_more_is_dropped(plan, root):
+def test_parts_that_were_removed_from_the_suite_are_dropped(plan, root):
     save_plan(plan(), SUITE, root)
     smaller = SUITE.keep(["demo_choice", "demo_cloze"])
     save_plan(plan(smaller.keep(["demo_choice"])), smaller, root)
@@ -315,7 +315,7 @@ def test_parts_of_other_weights_are_dropped(plan, root, tmp_path):
 
 @pytest.fixture
 def cluster(tmp_path, monkeypatch):
-    """``cluster(...)`` names a cluster's file with profiles of one, two and four GPUs, and what is given."""
+    """``cluster(**parts)`` writes a cluster file with profiles of one, two and four GPUs, and these parts."""
 
     def cluster(**parts):
         profiles = {"default": {"gpus": 1}, "two": {"gpus": 2}, "four": {"gpus": 4, "tensorParallelSize": 2}, "cpu": {}}
@@ -331,7 +331,7 @@ WITH_OUTBOX = KUBERNETES | {"volumes": {"outbox": {"mountPath": "/outbox", "pers
 
 
 def with_profiles(suite=None, alpaca_eval=None, task=None, **changes):
-    """The demo suite with profiles of its own for AlpacaEval and for demo_choice, which may differ otherwise, too."""
+    """Return the demo suite with profiles for AlpacaEval and for demo_choice, and other changes of demo_choice."""
     return changed_task("demo_choice", profile=task, **changes).model_copy(
         update={
             "profile": suite or SUITE.profile,
@@ -345,7 +345,7 @@ def with_profile(checkpoint, profile):
 
 
 def with_code():
-    """The demo suite, whose demo_choice executes what the model writes."""
+    """Return the demo suite with a demo_choice that executes model-written code."""
     return changed_task("demo_choice", confirm_unsafe_code=True)
 
 
@@ -398,13 +398,13 @@ def test_a_profile_that_cannot_run_is_found_before_anything_runs(plan, cluster, 
         plan(checkpoint=with_profile(checkpoint, "huge"))
 
 
-def test_a_broken_clusters_file_is_found_before_anything_runs(plan, cluster):
+def test_a_broken_cluster_file_is_found_before_anything_runs(plan, cluster):
     cluster(pools={"gpu": 0})
     with pytest.raises(BadInput, match=r"cluster\.yaml: pools\.gpu: .*; pools\.judge: "):
         plan()
 
 
-def test_where_it_runs_is_no_part_of_what_it_gives(plan, root, cluster, checkpoint):
+def test_the_profile_is_not_part_of_the_fingerprint(plan, root, cluster, checkpoint):
     cluster(kubernetes=WITH_OUTBOX)
     usual = plan(with_code())
     save_plan(usual, with_code(), root)
@@ -424,7 +424,7 @@ def test_code_on_a_cluster_leaves_its_results_in_the_outbox(plan, root, cluster)
     jobs = by_title(plan(with_code()))
     code = jobs["demo_choice"]
     assert code.outbox == f"runs/team__kto/harness.demo_choice/{code.fingerprint}"
-    # The record is looked for where the summary carries it; the pod sees its own folder as all of the outbox.
+    # The plan expects the record where the summary copies it. The pod sees only its own folder of the outbox.
     assert code.record == f"{root}/{code.outbox}/record.json"
     assert parse(list(code.argv)).output_dir == "file:///outbox"
     assert not [word for word in code.argv if root in word]
@@ -443,9 +443,9 @@ def test_the_outboxs_folder_does_not_depend_on_how_the_store_is_written(checkpoi
 
 def test_code_on_a_cluster_needs_an_outbox(plan, cluster):
     cluster(kubernetes=KUBERNETES)
-    with pytest.raises(BadInput, match=r"demo_choice executes code .* add kubernetes\.volumes\.outbox"):
+    with pytest.raises(BadInput, match=r"demo_choice executes code .* Add kubernetes\.volumes\.outbox"):
         plan(with_code())
-    assert plan()  # nobody else does
+    assert plan()  # other tasks need none
 
 
 def test_code_on_this_machine_writes_to_the_store(plan, root, cluster):
@@ -468,7 +468,7 @@ def test_the_summary_empties_the_outbox(root, cluster):
     assert parse(list(summary_job("demo", root, load_cluster()).argv)).outbox is None
 
 
-def test_what_a_pod_is_told_is_part_of_the_plan():
+def test_the_job_of_a_pod_is_part_of_the_plan():
     common = {"stage": "harness", "task": "arc", "image": "worker", "argv": ("harness",), "profile": "default"}
     planned = PlannedJob(**common, fingerprint="f", record="r", done=False, why="")
     assert StageJob(**planned.model_dump(include=set(StageJob.model_fields))) == StageJob(**common)
@@ -491,7 +491,7 @@ def test_a_model_of_the_hub_runs_at_the_commit_that_was_planned(monkeypatch, tmp
     assert revisions == {"sample", "demo_choice", "demo_arithmetic", "demo_cloze"}
 
 
-# What is staged
+# With a manifest
 
 WITH_CACHE = KUBERNETES | {"volumes": {"cache": {"mountPath": "/cache", "persistentVolumeClaim": "cache"}}}
 
@@ -508,82 +508,82 @@ def item(kind="dataset", asked="a", part="demo_choice", **more):
 
 
 @pytest.fixture
-def stage_job(checkpoint, root):
-    """The job of staging, with what differs from the usual."""
+def make_fetch_job(checkpoint, root):
+    """``make_fetch_job(**options)`` returns the fetch job of the demo suite, or another, and a checkpoint."""
 
-    def stage_job(suite=SUITE, checkpoint=checkpoint, tasks=(), **options):
+    def make_fetch_job(suite=SUITE, checkpoint=checkpoint, tasks=(), **options):
         return fetch_job(suite, checkpoint, root, load_cluster(), list(tasks), **options)
 
-    return stage_job
+    return make_fetch_job
 
 
 def keep_manifest(root, manifest):
     write_manifest(layout.manifest_url(root, manifest.suite), manifest)
 
 
-def test_staging_of_what_is_new(stage_job, root, cluster, cache):
+def test_unpinned_data_is_fetched(make_fetch_job, root, cluster, cache):
     cluster(kubernetes=WITH_CACHE)
-    job = stage_job()
+    job = make_fetch_job()
     config = parse(list(job.argv))
     assert (config.suite, config.checkpoints, config.tasks) == ("demo", (), ())
     assert config.manifest == f"{root}/manifests/demo.json"
     assert (job.stage, job.title, job.image, job.profile, job.gpus) == ("fetch", "fetch", "worker", "cpu", 0)
     assert job.manifest is None
-    assert parse(list(stage_job(tasks=["demo_cloze", "alpaca_eval"]).argv)).tasks == ("demo_cloze", "alpaca_eval")
+    assert parse(list(make_fetch_job(tasks=["demo_cloze", "alpaca_eval"]).argv)).tasks == ("demo_cloze", "alpaca_eval")
 
 
-def test_nothing_is_staged_that_is_there(stage_job, root, cache):
+def test_pinned_data_is_not_fetched(make_fetch_job, root, cache):
     keep_manifest(root, make_manifest(SUITE))
-    assert stage_job() is None
-    assert stage_job(tasks=["demo_choice"]) is None
-    assert stage_job(force=True)  # what the cache has lost is fetched again
-    assert stage_job(changed_task("demo_choice", num_fewshot=1))
-    assert stage_job(changed_task("demo_choice", num_fewshot=1), tasks=["demo_cloze"]) is None
+    assert make_fetch_job() is None
+    assert make_fetch_job(tasks=["demo_choice"]) is None
+    assert make_fetch_job(force=True)  # fetches files again that the cache has lost
+    assert make_fetch_job(changed_task("demo_choice", num_fewshot=1))
+    assert make_fetch_job(changed_task("demo_choice", num_fewshot=1), tasks=["demo_cloze"]) is None
 
 
-def test_what_could_not_be_had_is_tried_again_by_every_run(stage_job, root, cache):
+def test_every_run_fetches_unavailable_data_again(make_fetch_job, root, cache):
     keep_manifest(root, make_manifest(SUITE, reasons={"demo_choice": "it is gated"}))
-    assert stage_job()
-    assert stage_job(tasks=["demo_cloze"]) is None
+    assert make_fetch_job()
+    assert make_fetch_job(tasks=["demo_cloze"]) is None
 
 
-def test_a_checkpoint_in_a_folder_needs_no_staging_and_one_on_the_hub_does(stage_job, root, cache, tmp_path):
+def test_a_checkpoint_in_a_folder_needs_no_fetch_and_one_on_the_hub_does(make_fetch_job, root, cache, tmp_path):
     adapter = Checkpoint(name="lora", location=str(make_adapter(tmp_path / "lora, é", "meta/base")))
     model = Checkpoint(name="m", location="lab/m", revision="main")
     keep_manifest(root, make_manifest(SUITE))
-    assert parse(list(stage_job(checkpoint=model).argv)).checkpoints == ("lab/m@main",)
-    assert parse(list(stage_job(checkpoint=adapter).argv)).checkpoints == (adapter.location,)
+    assert parse(list(make_fetch_job(checkpoint=model).argv)).checkpoints == ("lab/m@main",)
+    assert parse(list(make_fetch_job(checkpoint=adapter).argv)).checkpoints == (adapter.location,)
     keep_manifest(root, make_manifest(SUITE, checkpoints=["lab/m@main"]))
-    assert stage_job(checkpoint=model) is None
-    assert stage_job(checkpoint=adapter)
+    assert make_fetch_job(checkpoint=model) is None
+    assert make_fetch_job(checkpoint=adapter)
     with pytest.raises(BadInput, match="is in object storage; expected a folder"):
-        stage_job(checkpoint=model.model_copy(update={"location": "s3://bucket/m"}))
+        make_fetch_job(checkpoint=model.model_copy(update={"location": "s3://bucket/m"}))
 
 
 @pytest.mark.parametrize("volumes", [{}, {"cache": {"mountPath": "/cache", "emptyDir": "9Gi"}}])
-def test_without_a_lasting_cache_nothing_is_staged(stage_job, root, cluster, cache, volumes):
+def test_without_a_persistent_cache_nothing_is_fetched(make_fetch_job, root, cluster, cache, volumes):
     keep_manifest(root, make_manifest(SUITE, reasons={"demo_choice": "it is gated"}))
     assert suite_manifest("demo", root, load_cluster())
     cluster(kubernetes=KUBERNETES | {"volumes": volumes})
-    assert stage_job() is None
-    assert stage_job(force=True) is None
+    assert make_fetch_job() is None
+    assert make_fetch_job(force=True) is None
     assert suite_manifest("demo", root, load_cluster()) is None
 
 
-def test_ones_own_suite_is_named_by_its_file(stage_job, cache, tmp_path, monkeypatch):
+def test_a_users_suite_is_named_by_its_file(make_fetch_job, cache, tmp_path, monkeypatch):
     (tmp_path / "own.yaml").write_text("tasks: {demo_cloze: {}}")
     monkeypatch.setenv("HALOS_EVAL_SUITES", str(tmp_path))
-    assert parse(list(stage_job(load_suite("own")).argv)).suite == str(tmp_path / "own.yaml")
+    assert parse(list(make_fetch_job(load_suite("own")).argv)).suite == str(tmp_path / "own.yaml")
 
 
-def test_a_plan_by_a_manifest_tells_every_stage_of_it(plan, root, cache):
+def test_a_plan_with_a_manifest_passes_it_to_every_stage(plan, root, cache):
     manifest = make_manifest(SUITE, items=[item()])
     keep_manifest(root, manifest)
     found = plan(manifest=manifest)
     assert {parse(list(job.argv)).manifest for job in found.jobs} == {str(cache / cached_path(manifest))}
     assert all(job.manifest for job in found.jobs)
     assert found.unavailable == {}
-    (cache / cached_path(manifest)).unlink()  # another machine's cache
+    (cache / cached_path(manifest)).unlink()  # as on another machine
     jobs = plan(manifest=manifest).jobs
     assert {parse(list(job.argv)).manifest for job in jobs} == {layout.manifest_url(root, "demo")}
     assert not any(job.manifest for job in plan().jobs)
@@ -601,9 +601,9 @@ def fingerprints(plan):
     return {job.title: job.fingerprint for job in plan.jobs}
 
 
-def test_the_data_counts_and_not_where_the_manifest_is(plan, root, cluster, cache):
+def test_the_fingerprint_depends_on_the_data_and_not_on_the_manifests_path(plan, root, cluster, cache):
     usual = fingerprints(plan())
-    assert fingerprints(plan(manifest=make_manifest(SUITE))) == usual  # it needs nothing from outside
+    assert fingerprints(plan(manifest=make_manifest(SUITE))) == usual  # the demo needs no data from the hub
     staged = fingerprints(plan(manifest=make_manifest(SUITE, items=[item()])))
     assert {title for title in TITLES if staged[title] != usual[title]} == {"demo_choice"}
     moved = [item(revision="other", path="y")]
@@ -613,14 +613,14 @@ def test_the_data_counts_and_not_where_the_manifest_is(plan, root, cluster, cach
     assert fingerprints(plan(manifest=make_manifest(SUITE, items=[item()]))) == staged
 
 
-def test_what_the_stage_finds_is_what_was_planned(plan, cache):
+def test_the_stage_computes_the_planned_fingerprint(plan, cache):
     manifest = make_manifest(SUITE, items=[item()])
     code = by_title(plan(manifest=manifest))["demo_choice"]
     config = parse(list(code.argv))
     assert identity_of(config, manifest).fingerprint == config.expect == code.fingerprint
 
 
-def test_parts_that_cannot_be_had_have_no_job_and_a_reason(plan, cache):
+def test_unavailable_parts_have_no_job_and_a_reason(plan, cache):
     found = plan(manifest=make_manifest(SUITE, reasons={"demo_cloze": "it is gated", "alpaca_eval": "no such file"}))
     assert [job.title for job in found.jobs] == ["demo_choice", "demo_arithmetic"]
     assert found.unavailable == {"demo_cloze": "it is gated", "alpaca_eval": "no such file"}
@@ -629,7 +629,7 @@ def test_parts_that_cannot_be_had_have_no_job_and_a_reason(plan, cache):
     assert "demo_cloze is not in the manifest. Run `halos-eval fetch demo`" in missing.unavailable["demo_cloze"]
 
 
-def test_prompts_that_the_manifest_does_not_name_cannot_be_had(plan, cache):
+def test_prompts_that_are_not_in_the_manifest_are_unavailable(plan, cache):
     settings = SUITE.alpaca_eval.model_copy(update={"prompts": "alpaca_eval"})
     suite = SUITE.model_copy(update={"alpaca_eval": settings})
     found = plan(suite, manifest=make_manifest(suite))
@@ -637,7 +637,7 @@ def test_prompts_that_the_manifest_does_not_name_cannot_be_had(plan, cache):
     assert "has no file alpaca_eval.json" in found.unavailable["alpaca_eval"]
 
 
-def test_a_checkpoint_that_cannot_be_had_has_no_plan(plan, cache):
+def test_an_unavailable_checkpoint_has_no_plan(plan, cache):
     model = Checkpoint(name="m", location="lab/m", revision="main")
     with pytest.raises(DataUnavailable, match="checkpoint:lab/m@main is not in the manifest"):
         plan(checkpoint=model, manifest=make_manifest(SUITE))
@@ -646,7 +646,7 @@ def test_a_checkpoint_that_cannot_be_had_has_no_plan(plan, cache):
         plan(checkpoint=model, manifest=gated)
 
 
-def test_a_staged_model_is_found_by_its_branch_and_known_by_its_commit(plan, cache):
+def test_a_pinned_model_is_found_by_its_branch_and_identified_by_its_commit(plan, cache):
     title = "checkpoint:lab/m@main"
     model = item("model", "lab/m@main", title, path="hub/models--lab--m")
     found = plan(
@@ -658,26 +658,26 @@ def test_a_staged_model_is_found_by_its_branch_and_known_by_its_commit(plan, cac
     assert (config.model, config.revision) == ("lab/m", "main")
 
 
-def test_what_cannot_be_had_is_kept_with_the_plan(plan, root, cache):
+def test_unavailable_parts_are_saved_with_the_plan(plan, root, cache):
     gated = make_manifest(SUITE, reasons={"demo_cloze": "it is gated"})
     save_plan(plan(manifest=gated), SUITE, root)
     assert saved(root).unavailable == {"demo_cloze": "it is gated"}
     assert saved(root).left_out == ()
-    # a run of other parts leaves it as it is
+    # A run of other parts does not change it.
     save_plan(plan(SUITE.keep(["demo_choice"]), manifest=make_manifest(SUITE)), SUITE, root)
     assert saved(root).unavailable == {"demo_cloze": "it is gated"}
     assert "demo_cloze" not in by_title(saved(root))
-    # there it is
+    # Now it is available.
     save_plan(plan(SUITE.keep(["demo_cloze"]), manifest=make_manifest(SUITE)), SUITE, root)
     assert saved(root).unavailable == {}
     assert sorted(by_title(saved(root))) == sorted(TITLES)
-    # and gone again
+    # It is unavailable again.
     save_plan(plan(manifest=gated), SUITE, root)
     assert saved(root).unavailable == {"demo_cloze": "it is gated"}
     assert "demo_cloze" not in by_title(saved(root))
 
 
-def test_what_could_not_be_had_as_it_was_defined_then_is_left_out(plan, root, cache):
+def test_unavailable_parts_with_changed_settings_are_left_out(plan, root, cache):
     save_plan(plan(manifest=make_manifest(SUITE, reasons={"demo_cloze": "it is gated"})), SUITE, root)
     changed = changed_task("demo_cloze", limit=3)
     save_plan(plan(changed.keep(["demo_choice"])), changed, root)

@@ -1,4 +1,4 @@
-"""What has been evaluated: told from plans and from the names of records, as plans and suites are now."""
+"""Progress from plans and the names of records, as plans and suites are now."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def checkpoint(tmp_path):
 
 @pytest.fixture
 def evaluate(root, checkpoint, suite):
-    """Plan ``own``, or parts of it, and finish what is named."""
+    """``evaluate(*titles)`` plans ``own``, or parts of it, and writes the records of these jobs."""
 
     def evaluate(*titles, parts=(), failed=()):
         own = load_suite("own")
@@ -60,7 +60,7 @@ def progress(root, checkpoint, *suites):
     return found.progress[checkpoint.name].get("own")
 
 
-def test_what_cannot_be_had_is_not_complete(root, checkpoint, suite):
+def test_unavailable_parts_are_not_complete(root, checkpoint, suite):
     own = load_suite("own")
     plan = make_plan(own.keep(["demo_choice"]), checkpoint, root, load_cluster())
     plan = plan.model_copy(update={"unavailable": {"demo_cloze": "it is gated", "gone": "the suite has it no more"}})
@@ -78,8 +78,8 @@ def test_nothing_was_ever_planned(root, checkpoint):
     assert overview(root, [checkpoint], ["demo"]) == (("demo",), {"team/kto": {}}, {})
 
 
-def test_a_suite_that_nobody_knows(root, checkpoint):
-    with pytest.raises(BadInput, match=r"there is no suite nothing, \.\./own: there are demo"):
+def test_an_unknown_suite(root, checkpoint):
+    with pytest.raises(BadInput, match=r"unknown suite 'nothing', '\.\./own'; available: demo"):
         overview(root, [checkpoint], ["nothing", "demo", "../own"])
 
 
@@ -96,13 +96,13 @@ def test_planned_and_run(root, checkpoint, evaluate):
     assert (found.done, found.complete, str(found)) == (ALL, True, "complete")
 
 
-def test_parts_that_were_never_asked_for_are_missing(root, checkpoint, evaluate):
+def test_parts_that_were_never_selected_are_missing(root, checkpoint, evaluate):
     evaluate("demo_choice", parts=["demo_choice"])
     found = progress(root, checkpoint)
     assert (found.done, found.missing, str(found)) == (("demo_choice",), ("alpaca_eval", "demo_cloze"), "1 of 3")
 
 
-def test_a_task_that_the_suite_has_got_since_is_missing(root, checkpoint, evaluate, suite):
+def test_a_task_that_was_added_to_the_suite_is_missing(root, checkpoint, evaluate, suite):
     evaluate(*ALL)
     suite(SUITE.replace("demo_cloze: {}", "demo_cloze: {}, demo_arithmetic: {}"))
     found = progress(root, checkpoint)
@@ -116,31 +116,31 @@ def test_a_task_that_the_suite_has_got_since_is_missing(root, checkpoint, evalua
         (("judge: demo", "judge: gpt-4.1"), ("alpaca_eval",)),
     ],
 )
-def test_what_is_defined_otherwise_since_is_missing(root, checkpoint, evaluate, suite, change, missing):
+def test_parts_with_changed_settings_are_missing(root, checkpoint, evaluate, suite, change, missing):
     evaluate(*ALL)
     suite(SUITE.replace(*change))
     assert progress(root, checkpoint).missing == missing
 
 
-def test_another_place_changes_nothing(root, checkpoint, evaluate, suite):
+def test_another_profile_changes_nothing(root, checkpoint, evaluate, suite):
     evaluate(*ALL)
     suite(SUITE.replace("{}", "{profile: large}").replace("true", "false"))
     assert progress(root, checkpoint).complete
 
 
-def test_a_task_that_the_suite_has_no_more_does_not_matter(root, checkpoint, evaluate, suite):
+def test_a_task_that_was_removed_from_the_suite_does_not_count(root, checkpoint, evaluate, suite):
     evaluate("sample", "judge", "demo_choice", failed=["demo_cloze"])
     suite(SUITE.replace(", demo_cloze: {}", ""))
     assert str(progress(root, checkpoint)) == "complete"
 
 
-def test_a_suite_that_is_there_no_more(root, checkpoint, evaluate, tmp_path):
+def test_a_deleted_suite(root, checkpoint, evaluate, tmp_path):
     evaluate(*ALL)
     (tmp_path / "suites" / "own.yaml").unlink()
     assert str(progress(root, checkpoint)) == "complete"
 
 
-def test_a_suite_that_is_damaged_is_told(root, checkpoint, evaluate, tmp_path):
+def test_a_damaged_suite_is_reported(root, checkpoint, evaluate, tmp_path):
     evaluate(*ALL)
     (tmp_path / "suites" / "own.yaml").write_text("tasks: [")
     found = overview(root, [checkpoint])
@@ -152,7 +152,7 @@ def test_weights_that_came_after_the_plan(root, checkpoint, evaluate):
     evaluate(*ALL)
     again = checkpoint.model_copy(update={"registered": datetime.now(UTC) + timedelta(seconds=2)})
     found = progress(root, again)
-    assert (found.outdated, found.complete, str(found)) == (True, False, "4 of 4, of older weights")
+    assert (found.outdated, found.complete, str(found)) == (True, False, "4 of 4, older weights")
 
 
 def test_a_store_that_has_moved(root, checkpoint, evaluate, tmp_path):
@@ -161,7 +161,7 @@ def test_a_store_that_has_moved(root, checkpoint, evaluate, tmp_path):
     assert str(progress(f"{tmp_path}/elsewhere/", checkpoint)) == "complete"
 
 
-def test_a_damaged_plan_costs_its_own_cell_only(root, checkpoint, evaluate):
+def test_a_damaged_plan_affects_only_its_own_cell(root, checkpoint, evaluate):
     evaluate(*ALL)
     filesystem.write_bytes(layout.plan_url(root, "demo", "team/kto"), b"{")
     found = overview(root, [checkpoint])

@@ -1,4 +1,4 @@
-"""What is started, of all that is registered: each once, whoever asks, and what is not told with its reason."""
+"""Selections: every evaluation starts once, and those that do not start have a reason."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ POLICY = EvaluationPolicy(
 )
 
 
-class Shelf:
-    """A registry of what a test puts on it."""
+class Registered:
+    """A registry of checkpoints that a test sets."""
 
     def __init__(self, *checkpoints, skipped=None):
         self.checkpoints, self.skipped = list(checkpoints), skipped or {}
@@ -43,11 +43,11 @@ class Shelf:
         raise NotRegistered(f"there is no {name}")
 
 
-class Away(Shelf):
+class Unreadable(Registered):
     """A registry that cannot be read."""
 
     def registered(self, start=None, end=None):
-        raise DataUnavailable("it is away")
+        raise DataUnavailable("the registry is down")
 
 
 @pytest.fixture
@@ -58,7 +58,7 @@ def suite(suite):
 
 @pytest.fixture
 def checkpoint(tmp_path, suite):
-    """``checkpoint(name, days)``: registered so many days ago."""
+    """``checkpoint(name, days)`` makes a checkpoint that was registered that many days ago."""
 
     def checkpoint(name, days=0.5, **tags):
         folder = make_checkpoint(tmp_path / name / "FINAL")
@@ -69,7 +69,7 @@ def checkpoint(tmp_path, suite):
 
 
 def evaluate(root, checkpoint, finish=True, titles=None, **record):
-    """Plan ``own``, and finish it (or what is in ``titles``), or fail."""
+    """Plan ``own``, then write records for all jobs (or those in ``titles``), or failure notes."""
     suite = load_suite("own")
     plan = make_plan(suite, checkpoint, root, load_cluster())
     save_plan(plan, suite, root)
@@ -92,33 +92,35 @@ def run_id(root, checkpoint):
 
 
 def never(run_id):
-    """Nothing was started before."""
+    """Return that no run exists."""
     return False
 
 
 def night(root, *checkpoints, start=NOW - timedelta(days=1), **more):
-    return for_night(Shelf(*checkpoints, **more), POLICY, root, never, start, NOW)
+    return for_night(Registered(*checkpoints, **more), POLICY, root, never, start, NOW)
 
 
-def test_a_night_takes_what_its_interval_holds_and_what_the_policy_says(root, checkpoint):
+def test_a_night_takes_the_checkpoints_of_its_interval_with_the_suites_of_the_policy(root, checkpoint):
     a, b, c, d = checkpoint("a"), checkpoint("b", method="kto"), checkpoint("debug-c"), checkpoint("d", days=2)
     late = checkpoint("late", days=0)
-    found = night(root, a, b, c, d, late, skipped={"half": "it is half-written"})
+    found = night(root, a, b, c, d, late, skipped={"half": "it is incomplete"})
     assert names(found) == [("a", "own"), ("b", "own"), ("b", "demo")]
-    assert found.left_out == {"half": "it is half-written", "debug-c": "the policy gives it no suite"}
+    assert found.left_out == {"half": "it is incomplete", "debug-c": "the policy file gives it no suite"}
     assert names(night(root, d, start=look_back(POLICY, NOW - timedelta(days=1)))) == [("d", "own")]
 
 
-def test_the_name_of_a_run_is_the_same_whoever_asks(root, checkpoint):
+def test_a_night_and_an_event_give_a_run_the_same_name(root, checkpoint):
     a = checkpoint("team/a")
     (first,) = night(root, a).evaluations
     assert first.run_id.startswith("own__team__a__")
     assert (
-        night(root, a).evaluations == for_registration(Shelf(a), POLICY, root, never, "team/a").evaluations == (first,)
+        night(root, a).evaluations
+        == for_registration(Registered(a), POLICY, root, never, "team/a").evaluations
+        == (first,)
     )
 
 
-def test_registered_anew_or_with_another_task_it_is_another_run(root, checkpoint, suite):
+def test_another_registration_or_another_task_is_another_run(root, checkpoint, suite):
     a = checkpoint("a")
     later = a.model_copy(update={"registered": a.registered + timedelta(seconds=1)})
     seen = {run_id(root, a), run_id(root, later), run_id(root, a.model_copy(update={"revision": "b" * 40}))}
@@ -136,7 +138,7 @@ def test_long_names_that_begin_alike_make_short_names_of_runs_that_differ(root, 
     assert max(map(len, runs)) < 200
 
 
-def test_what_is_complete_is_not_started_and_what_has_failed_is(root, checkpoint):
+def test_complete_evaluations_are_not_started_and_failed_ones_are(root, checkpoint):
     done, failed = checkpoint("done"), checkpoint("failed")
     evaluate(root, done)
     evaluate(root, failed, finish=False)
@@ -153,19 +155,19 @@ def test_a_task_that_was_added_makes_it_incomplete(root, checkpoint, suite):
 
 
 def test_a_backfill_selects_by_pattern_tags_and_dates(root, checkpoint):
-    shelf = Shelf(
+    shelf = Registered(
         checkpoint("llama-1", 30, method="kto"),
         checkpoint("llama-2", 20, method="dpo"),
         checkpoint("llama-3", 10, method="kto"),
         checkpoint("other", 10, method="kto"),
-        skipped={"llama-4": "it is half-written", "zephyr": "it is damaged"},
+        skipped={"llama-4": "it is incomplete", "zephyr": "it is damaged"},
     )
     asked = Backfill.model_validate(
         {"suite": "own", "match": ["llama-*"], "tags": {"method": "k*"}, "registered_from": "2026-04-15"}
     )
     found = for_backfill(shelf, asked, root, never, "origin")
     assert names(found) == [("llama-3", "own")]
-    assert found.left_out == {"llama-4": "it is half-written"}
+    assert found.left_out == {"llama-4": "it is incomplete"}
     assert names(
         for_backfill(shelf, Backfill(suite="own", registered_until=NOW - timedelta(days=15)), root, never, "")
     ) == [
@@ -175,7 +177,7 @@ def test_a_backfill_selects_by_pattern_tags_and_dates(root, checkpoint):
 
 
 def test_each_backfill_has_runs_of_its_own(root, checkpoint):
-    shelf = Shelf(checkpoint("a"))
+    shelf = Registered(checkpoint("a"))
     runs = [
         for_backfill(shelf, Backfill(suite="own"), root, never, origin).evaluations for origin in ("one", "two", "one")
     ]
@@ -185,52 +187,52 @@ def test_each_backfill_has_runs_of_its_own(root, checkpoint):
 def test_a_backfill_runs_everything_again_if_asked(root, checkpoint):
     done = checkpoint("done")
     evaluate(root, done)
-    assert names(for_backfill(Shelf(done), Backfill(suite="own"), root, never, "")) == []
-    assert names(for_backfill(Shelf(done), Backfill(suite="own", only_missing=False), root, never, "")) == [
+    assert names(for_backfill(Registered(done), Backfill(suite="own"), root, never, "")) == []
+    assert names(for_backfill(Registered(done), Backfill(suite="own", only_missing=False), root, never, "")) == [
         ("done", "own")
     ]
 
 
-def test_a_suite_that_is_none_is_bad_input(root, checkpoint):
+def test_an_unknown_suite_is_bad_input(root, checkpoint):
     policy = EvaluationPolicy(rules=(Rule(suites=("nothing",)),))
     with pytest.raises(BadInput, match="nothing"):
-        for_night(Shelf(checkpoint("a")), policy, root, never, None, None)
+        for_night(Registered(checkpoint("a")), policy, root, never, None, None)
     with pytest.raises(BadInput, match="nothing"):
-        for_backfill(Shelf(), Backfill(suite="nothing"), root, never, "")
+        for_backfill(Registered(), Backfill(suite="nothing"), root, never, "")
 
 
-def test_a_registry_that_is_away_is_no_empty_night(root, suite):
+def test_an_unavailable_registry_is_not_an_empty_night(root, suite):
     with pytest.raises(DataUnavailable):
-        for_night(Away(), POLICY, root, never, None, None)
+        for_night(Unreadable(), POLICY, root, never, None, None)
 
 
-def test_one_that_nobody_knows(root, suite):
+def test_an_event_of_an_unknown_checkpoint(root, suite):
     with pytest.raises(NotRegistered):
-        for_registration(Shelf(), POLICY, root, never, "nobody")
+        for_registration(Registered(), POLICY, root, never, "nobody")
 
 
-def test_what_was_started_before_is_told_and_left(root, checkpoint):
+def test_runs_that_exist_are_left_out_with_the_reason(root, checkpoint):
     a, b = checkpoint("a"), checkpoint("b")
     there = run_id(root, a)
-    found = for_night(Shelf(a, b), POLICY, root, there.__eq__, None, NOW)
+    found = for_night(Registered(a, b), POLICY, root, there.__eq__, None, NOW)
     assert names(found) == [("b", "own")]
     assert there in found.left_out["a: own"]
 
 
-def test_a_night_starts_what_its_limit_has_room_for(root, checkpoint):
+def test_a_night_starts_the_runs_that_fit_in_its_limit(root, checkpoint):
     usage = Usage(load_seconds=0, work_seconds=3600)
     evaluate(root, checkpoint("old", 5), usage=usage)
     limited = POLICY.model_copy(update={"limits": Limits(night=Limit(gpu_hours=2.5))})
-    shelf = Shelf(*(checkpoint(name) for name in "abc"))
+    shelf = Registered(*(checkpoint(name) for name in "abc"))
     found = for_night(shelf, limited, root, never, None, NOW)
     assert names(found) == [("a", "own"), ("b", "own")]
     assert "over the limit of 2.5" in found.left_out["c: own"]
-    # What runs already is no part of this night.
+    # Runs that exist do not count for this night's limit.
     found = for_night(shelf, limited, root, run_id(root, shelf.get("a")).__eq__, None, NOW)
     assert names(found) == [("b", "own"), ("c", "own")]
 
 
-def test_only_what_is_missing_is_counted(root, checkpoint, suite):
+def test_only_missing_parts_count_for_the_limit(root, checkpoint, suite):
     usage = Usage(load_seconds=0, work_seconds=3600)
     suite("tasks: {demo_cloze: {}, demo_choice: {}}")
     evaluate(root, checkpoint("old", 5), usage=usage)
@@ -238,4 +240,4 @@ def test_only_what_is_missing_is_counted(root, checkpoint, suite):
     evaluate(root, half, titles=("demo_cloze",), usage=usage)
     for hours, wanted in ((1, [("half", "own")]), (0.9, [])):
         limited = POLICY.model_copy(update={"limits": Limits(night=Limit(gpu_hours=hours))})
-        assert names(for_night(Shelf(half), limited, root, never, None, NOW)) == wanted
+        assert names(for_night(Registered(half), limited, root, never, None, NOW)) == wanted
