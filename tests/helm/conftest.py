@@ -1,4 +1,4 @@
-"""The chart, rendered as ``helm install`` would, without a cluster. Airflow, for the pods, gets a home of its own."""
+"""The chart, rendered as by ``helm install``, without a cluster. Airflow, which the pods need, gets its own home."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def chart():
 
 @pytest.fixture(scope="session")
 def render(chart):
-    """``render(values, name=..., namespace=...)`` gives a Release."""
+    """``render(values, name=..., namespace=...)`` returns a Release."""
 
     def render(values, name="halos-eval", namespace="evaluation"):
         return Release(chart.render(values, name=name, namespace=namespace), namespace)

@@ -1,4 +1,4 @@
-"""What a release of the chart consists of."""
+"""A rendered release of the chart."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SCENARIOS = {path.name.removesuffix("-values.yaml"): path for path in sorted((CH
 
 
 def scenario(name):
-    """The values of a file in ci/."""
+    """Return the values of a file in ci/."""
     return yaml.safe_load(SCENARIOS[name].read_text())
 
 
@@ -31,20 +31,20 @@ class Release:
         self.objects = [document for documents in self.files.values() for document in documents]
 
     def names(self, kind):
-        """The names of all objects of a kind."""
+        """Return the names of all objects of a kind."""
         return [one["metadata"]["name"] for one in self.objects if one["kind"] == kind]
 
     def get(self, kind, name):
-        """The one object of that kind and name."""
+        """Return the object of that kind and name."""
         (found,) = [one for one in self.objects if one["kind"] == kind and one["metadata"]["name"] == name]
         return found
 
     @property
     def cluster_file(self):
-        """The text that HALOS_EVAL_CLUSTER names."""
+        """The text of the cluster file."""
         return self.get("ConfigMap", "halos-eval-cluster")["data"]["cluster.yaml"]
 
     @property
     def cluster(self):
-        """The same as the code reads it."""
+        """The cluster file as the code reads it."""
         return Cluster.model_validate(yaml.safe_load(self.cluster_file))

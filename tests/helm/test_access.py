@@ -1,4 +1,4 @@
-"""Who may do what: Airflow with pods, pods with the network."""
+"""Permissions of Airflow on pods, and of pods on the network."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ AIRFLOW = ["airflow-scheduler", "airflow-worker", "airflow-triggerer"]
 
 
 @pytest.mark.parametrize("name", SCENARIOS)
-def test_the_role_holds_what_the_operator_does_and_no_more(render, name):
+def test_the_role_has_the_least_permissions_of_the_operator(render, name):
     release = render(scenario(name))
     assert release.names("ClusterRole") == []
     assert release.get("Role", "halos-eval-launcher")["rules"] == [
@@ -41,7 +41,7 @@ def test_only_airflow_has_the_role(render, name, accounts, namespace):
     ]
 
 
-def test_without_anybody_there_is_no_binding(render):
+def test_without_accounts_there_is_no_binding(render):
     assert render(scenario("minimal") | {"airflow": {"serviceAccounts": []}}).names("RoleBinding") == []
 
 
@@ -53,7 +53,7 @@ def test_no_account_of_the_chart_has_its_token_mounted(render, name):
 
 
 def allowed(release, pod, direction):
-    """The rules of all policies that select ``pod``; None where no policy restricts that direction."""
+    """Return the rules of all policies that select ``pod``; None if no policy restricts that direction."""
     labels = pod["metadata"]["labels"].items()
     policies = [release.get("NetworkPolicy", name)["spec"] for name in release.names("NetworkPolicy")]
     selecting = [one for one in policies if one["podSelector"]["matchLabels"].items() <= labels]
@@ -74,7 +74,7 @@ def test_nothing_reaches_a_stage(render, name):
 
 
 @pytest.mark.parametrize("name", WITH_POLICIES)
-def test_code_of_a_model_reaches_nothing_and_other_stages_what_is_listed(render, name):
+def test_model_written_code_reaches_nothing_and_other_stages_the_listed_ports(render, name):
     release = render(scenario(name))
     extra = scenario(name).get("networkPolicies", {}).get("extraEgress", [])
     for job, pod in pods(release):
@@ -82,12 +82,12 @@ def test_code_of_a_model_reaches_nothing_and_other_stages_what_is_listed(render,
         assert allowed(release, pod, "Egress") == expected, job.title
 
 
-def test_airflow_and_others_in_the_namespace_are_left_alone(render):
+def test_other_pods_of_the_namespace_are_not_restricted(render):
     airflow = {"metadata": {"labels": {"tier": "airflow", "component": "scheduler", "release": "airflow"}}}
     assert allowed(render(scenario("minimal")), airflow, "Egress") is None
 
 
-def test_policies_can_be_left_to_others(render):
+def test_policies_can_be_switched_off(render):
     assert render(scenario("existing")).names("NetworkPolicy") == []
 
 

@@ -1,4 +1,4 @@
-"""helm/airflow-values.yaml fits a release of the chart, the package and the image; Airflow's own chart is not here."""
+"""helm/airflow-values.yaml agrees with the chart, the package and the image. Airflow's chart itself is not tested."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def settings(monkeypatch):
 
 
 def mounts(part):
-    """Where ``part`` sees which volume."""
+    """Return the volumes of ``part`` by mount path."""
     volumes = {volume.pop("name"): volume for volume in map(dict, part.get("volumes", part.get("extraVolumes", [])))}
     mounted = part.get("volumeMounts", part.get("extraVolumeMounts", []))
     return {one["mountPath"]: volumes[one["name"]] for one in mounted}
@@ -53,8 +53,8 @@ def test_airflow_sees_the_file_the_suites_and_the_checkpoints_where_the_pods_do(
     assert Path(settings.policy).parent == Path(settings.cluster).parent
     assert Path(settings.policy).name in release.get("ConfigMap", cluster)["data"]
     scheduler = mounts(VALUES["scheduler"])
-    for name, place in (("checkpoints", settings.checkpoints), ("suites", settings.suites)):
-        assert kubernetes.volumes[name].mount_path == place
+    for name, path in (("checkpoints", settings.checkpoints), ("suites", settings.suites)):
+        assert kubernetes.volumes[name].mount_path == path
     assert scheduler[settings.suites]["configMap"]["name"] == kubernetes.volumes["suites"].config_map
     claim = scheduler[settings.checkpoints]["persistentVolumeClaim"]
     assert claim == {"claimName": kubernetes.volumes["checkpoints"].persistent_volume_claim, "readOnly": True}
@@ -87,7 +87,7 @@ def test_nothing_is_started_that_only_the_official_image_has(component):
     assert VALUES[component]["logGroomerSidecar"] == {"enabled": False}
 
 
-def test_the_way_in_is_in_the_image():
+def test_the_auth_manager_is_in_the_image():
     module = VALUES["config"]["core"]["auth_manager"].rpartition(".")[0]
     assert importlib.util.find_spec(module) is not None
     assert VALUES["createUserJob"] == {"enabled": False}  # no password in values

@@ -1,4 +1,4 @@
-"""The chart as a whole: it lints, it renders, and Kubernetes knows what it renders."""
+"""The chart as a whole: it lints, it renders, and Kubernetes accepts the objects."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 WARNING = 2
 CURRENT = ("1.34", kubernetes_validate.latest_version())
 CUSTOM = {"LocalQueue": "kueue.x-k8s.io/v1beta2", "ExternalSecret": "external-secrets.io/v1"}
-# A made claim, a given one, and so on: all that the notes may tell somebody to look at.
+# Objects that the notes name in commands.
 NAMED = re.compile(r"(?:describe|get|create) (pvc|resourcequota|localqueue|externalsecret|configmap|token) (\S+)")
 KINDS = {
     "pvc": "PersistentVolumeClaim", "resourcequota": "ResourceQuota", "localqueue": "LocalQueue",
@@ -34,7 +34,7 @@ def test_it_lints(name):
 
 @pytest.mark.parametrize("version", CURRENT)
 @pytest.mark.parametrize("name", SCENARIOS)
-def test_kubernetes_knows_every_object(render, name, version):
+def test_kubernetes_accepts_every_object(render, name, version):
     release = render(scenario(name))
     for document in release.objects:
         if document["kind"] in CUSTOM:
@@ -115,7 +115,7 @@ def test_an_external_secret_makes_the_secret_that_the_pods_refer_to(render):
 
 
 @pytest.mark.parametrize("name", SCENARIOS)
-def test_the_notes_name_what_is_there(render, name):
+def test_the_notes_name_objects_that_exist(render, name):
     release = render(scenario(name))
     existing = {claim.get("existingClaim") for claim in scenario(name).get("claims", {}).values()}
     named = NAMED.findall(release.notes)
@@ -127,7 +127,7 @@ def test_the_notes_name_what_is_there(render, name):
     assert "<no value>" not in release.notes
 
 
-def test_the_notes_tell_how_to_reach_airflow_where_it_is(render):
+def test_the_notes_have_commands_for_airflows_namespace(render):
     assert "kubectl -n airflow exec deploy/airflow-api-server -- airflow dags trigger" in render(scenario("gpu")).notes
     outside = render(scenario("existing")).notes
     assert "\n  airflow dags trigger evaluate_checkpoint" in outside

@@ -1,4 +1,4 @@
-"""The file that the chart writes and the code reads, and the pods that come of it."""
+"""The cluster file that the chart writes and the code reads, and the pods made from it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MADE = {"namespace", "serviceAccountName", "volumes", "priorityClasses"}
 
 
 def jobs(profile):
-    """One job of each kind, the last of which executes code of a model."""
+    """Yield one job of each kind. The last one executes model-written code."""
     yield StageJob(stage="sample", image="worker", argv=("sample",), profile=profile)
     yield StageJob(stage="fetch", image="worker", argv=("fetch",), profile=profile)
     yield StageJob(stage="judge", image="judge", argv=("judge",), profile=profile)
@@ -36,7 +36,7 @@ def test_the_code_reads_what_the_chart_writes(render, name, tmp_path, monkeypatc
 
 
 @pytest.mark.parametrize("name", SCENARIOS)
-def test_values_go_through_as_they_are(render, chart, name):
+def test_values_are_not_changed(render, chart, name):
     values = chart.merge_values(scenario(name))
     written = yaml.safe_load(render(scenario(name)).cluster_file)
     assert written["pools"] == values["pools"]
@@ -49,16 +49,16 @@ def test_values_go_through_as_they_are(render, chart, name):
 
 
 @pytest.mark.parametrize(
-    ("cache", "staged"),
+    ("cache", "fetched"),
     [({}, True), ({"readOnly": True}, True), ({"existingClaim": "mine"}, True), ({"enabled": False}, False)],
 )
-def test_data_is_staged_where_pods_share_a_cache(render, cache, staged):
+def test_data_is_fetched_if_pods_share_a_cache(render, cache, fetched):
     release = render(scenario("minimal") | {"claims": {"cache": cache}})
-    assert release.cluster.can_fetch is staged
+    assert release.cluster.can_fetch is fetched
     _, job, *_ = jobs("cpu")
     pod = manifest(job, release.cluster.kubernetes, release.cluster.profiles["cpu"], "manual")
     mounted = {one["name"]: one for one in pod["spec"]["containers"][0]["volumeMounts"]}
-    assert ("cache" in mounted) is staged
+    assert ("cache" in mounted) is fetched
     assert not mounted.get("cache", {}).get("readOnly")
     assert pod["metadata"]["labels"]["halos-eval/network"] == "egress"
 
@@ -71,7 +71,7 @@ def test_large_numbers_stay_numbers(render, number):
     assert render(values).get("PriorityClass", "halos-eval-manual")["value"] == 1_000_000
 
 
-def test_it_names_what_the_chart_makes(render):
+def test_it_names_objects_of_the_chart(render):
     release = render(scenario("minimal"))
     kubernetes = release.cluster.kubernetes
     assert kubernetes.service_account_name in release.names("ServiceAccount")
@@ -83,7 +83,7 @@ def test_it_names_what_the_chart_makes(render):
     assert release.cluster.outbox == Volume(mount_path="/outbox", persistent_volume_claim="halos-eval-outbox")
 
 
-def test_it_names_what_is_there_already(render):
+def test_it_names_existing_objects(render):
     release = render(scenario("existing"))
     kubernetes = release.cluster.kubernetes
     assert kubernetes.service_account_name == "evaluation"
@@ -94,7 +94,7 @@ def test_it_names_what_is_there_already(render):
     assert release.names("ServiceAccount") == ["halos-eval-launcher"]
 
 
-def test_an_airflow_elsewhere_gets_its_files_where_it_is(render):
+def test_airflow_in_another_namespace_gets_its_files_there(render):
     release = render(scenario("gpu"))
     assert release.get("ConfigMap", "halos-eval-cluster")["metadata"]["namespace"] == "airflow"
     suites = [one for one in release.objects if one["metadata"]["name"] == "halos-eval-suites"]
@@ -103,7 +103,7 @@ def test_an_airflow_elsewhere_gets_its_files_where_it_is(render):
 
 
 @pytest.mark.parametrize("name", SCENARIOS)
-def test_the_pods_that_come_of_it_are_valid(render, name):
+def test_the_pods_are_valid(render, name):
     cluster = render(scenario(name)).cluster
     for profile_name, profile in cluster.profiles.items():
         sample, *_, code = jobs(profile_name)
@@ -122,7 +122,7 @@ def test_a_profile_reaches_its_pod(render):
     assert pod["spec"]["containers"][0]["resources"]["limits"] == {"memory": "1000Gi", "nvidia.com/gpu": "8"}
 
 
-def test_the_policy_goes_through_as_it_is(render, tmp_path, monkeypatch):
+def test_the_policy_is_not_changed(render, tmp_path, monkeypatch):
     policy = {"look_back_days": 3, "limits": {"night": {"gpu_hours": 40}}, "rules": [{"match": "a*", "suites": []}]}
     written = render(scenario("minimal") | {"policy": policy}).get("ConfigMap", "halos-eval-cluster")["data"]
     (tmp_path / "policy.yaml").write_text(written["policy.yaml"])
@@ -131,6 +131,6 @@ def test_the_policy_goes_through_as_it_is(render, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name", SCENARIOS)
-def test_without_a_word_everything_gets_the_whole_suite(render, name):
+def test_by_default_every_checkpoint_gets_the_whole_suite(render, name):
     written = render(scenario(name)).get("ConfigMap", "halos-eval-cluster")["data"]
     assert EvaluationPolicy.model_validate(yaml.safe_load(written["policy.yaml"])).rules[-1].suites == ("halos",)

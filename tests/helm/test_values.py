@@ -1,4 +1,4 @@
-"""values.schema.json: closed, documented, and of one mind with the code."""
+"""values.schema.json: it is closed and documented, and agrees with the code."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ MINIMAL = scenario("minimal")
 
 
 def changed(path, value):
-    """The minimal values with one of them changed: ``changed("pools.gpu", 0)``."""
+    """Return the minimal values with one change: ``changed("pools.gpu", 0)``."""
     values = copy.deepcopy(MINIMAL)
     *parents, last = path.split(".")
-    place = values
+    section = values
     for parent in parents:
-        place = place.setdefault(parent, {})
-    place[last] = value
+        section = section.setdefault(parent, {})
+    section[last] = value
     return values
 
 
@@ -61,7 +61,7 @@ def changed(path, value):
         ("localQueue.name", "Evaluation"),
     ],
 )
-def test_a_slip_is_refused(render, path, value):
+def test_a_mistake_is_rejected(render, path, value):
     with pytest.raises(HelmValuesError):
         render(changed(path, value))
 
@@ -87,13 +87,13 @@ def test_a_secret_is_a_reference(render, plain):
         ("kubernetes.volumes", {"cache": {"mountPath": "/cache", "emptyDir": "1Gi"}}, "claims.cache.enabled=false"),
     ],
 )
-def test_what_is_missing_or_twice_is_named(render, path, value, remedy):
+def test_missing_and_duplicate_values_are_named(render, path, value, remedy):
     with pytest.raises(HelmError, match=remedy):
         render(changed(path, value))
 
 
 def nodes(node, path="$"):
-    """Every schema within the schema, with its path."""
+    """Yield every schema in the schema, with its path."""
     yield path, node
     for word in ("properties", "$defs"):
         for name, child in node.get(word, {}).items():
@@ -150,12 +150,12 @@ def without_titles(node):
     return [without_titles(value) for value in node] if isinstance(node, list) else node
 
 
-def test_what_the_code_reads_is_what_the_values_are_called():
-    """The definitions are the models of the two files: after a change there, put what this prints in $defs."""
+def test_the_definitions_are_those_of_the_code():
+    """The definitions come from the models of the two files. After a change there, copy the printed text to $defs."""
     expected = without_titles(Cluster.model_json_schema()["$defs"])
     kubernetes = expected["Kubernetes"]
-    del kubernetes["properties"]["namespace"]  # the release's
-    kubernetes["required"] = ["images"]  # the account is the chart's, unless one is named
+    del kubernetes["properties"]["namespace"]  # it is the release's
+    kubernetes["required"] = ["images"]  # the account is the chart's by default
     policy = without_titles(EvaluationPolicy.model_json_schema())
     expected |= policy.pop("$defs") | {"EvaluationPolicy": policy}
     for name, definition in expected.items():

@@ -1,4 +1,4 @@
-"""What holds for every image: a fixed base, locked packages, no root, no secret, and the commit it was made of."""
+"""Rules for all images: a fixed base, locked packages, no root, no secret, and the commit in a label."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ IMAGES = ("airflow", "worker", "judge")
 
 
 def instructions(image):
-    """The (instruction, arguments) pairs of a Dockerfile, without comments, continued lines joined."""
+    """Return the (instruction, arguments) pairs of a Dockerfile, without comments and with continued lines joined."""
     text = (ROOT / "images" / image / "Dockerfile").read_text(encoding="utf-8")
     lines = [line for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#")]
     joined = "\n".join(lines).replace("\\\n", " ").splitlines()
@@ -23,7 +23,7 @@ def arguments(image, instruction):
     return [found for name, found in instructions(image) if name == instruction]
 
 
-def test_there_are_no_others():
+def test_no_image_is_forgotten():
     assert {path.parent.name for path in (ROOT / "images").glob("*/Dockerfile")} == set(IMAGES)
 
 
@@ -37,7 +37,7 @@ def test_the_base_is_one_argument_with_a_fixed_tag(image):
 
 @pytest.mark.parametrize("image", IMAGES)
 def test_it_does_not_run_as_root(image):
-    user = {"airflow": "50000:0"}.get(image, "1000:1000")  # by number: Kubernetes can see that it is not root
+    user = {"airflow": "50000:0"}.get(image, "1000:1000")  # by number, so that Kubernetes can check that it is not root
     after = [name for name, _ in instructions(image)]
     assert arguments(image, "USER") == [user]
     assert set(after[after.index("USER") :]) <= {"USER", "ENTRYPOINT", "CMD"}
@@ -62,7 +62,7 @@ def test_a_source_is_built_with_locked_tools_or_not_at_all(image):
 
 @pytest.mark.parametrize("variant", ["cpu", "cuda"])
 def test_the_worker_has_a_lock_for_each_variant(variant):
-    assert "WORKER=cuda" in arguments("worker", "ARG")  # on a cluster's GPUs, unless somebody asks otherwise
+    assert "WORKER=cuda" in arguments("worker", "ARG")  # the default is for GPUs
     assert "images/worker/requirements-${WORKER}.txt /opt/halos-eval/requirements.txt" in arguments("worker", "COPY")
     assert (ROOT / "images" / "worker" / f"requirements-{variant}.txt").exists()
 
@@ -82,7 +82,7 @@ def test_dependencies_are_below_the_package(image):
 
 
 @pytest.mark.parametrize("image", IMAGES)
-def test_labels_tell_what_it_is_and_of_which_commit(image):
+def test_labels_describe_the_image_and_its_commit(image):
     labels = " ".join(arguments(image, "LABEL"))
     for name in ("title", "description", "licenses", "version", "revision"):
         assert f"org.opencontainers.image.{name}=" in labels
@@ -91,21 +91,21 @@ def test_labels_tell_what_it_is_and_of_which_commit(image):
 
 
 @pytest.mark.parametrize("image", IMAGES)
-def test_nothing_is_fetched_besides_and_no_secret_is_in_it(image):
+def test_it_adds_no_downloads_and_no_secrets(image):
     assert arguments(image, "ADD") == []
     known = {"ARG": arguments(image, "ARG"), "ENV": arguments(image, "ENV")}
     assert not re.search(r"KEY|TOKEN|SECRET|PASSWORD", str(known))
 
 
 @pytest.mark.parametrize("image", ["worker", "judge"])
-def test_what_is_kept_at_run_time_is_below_tmp(image):
+def test_files_are_written_below_tmp(image):
     variables = " ".join(arguments(image, "ENV"))
     assert " HOME=/tmp" in variables
     assert all(value.startswith("/tmp") for value in re.findall(r"(?:CACHE\w*|HF_HOME)=(\S+)", variables))
     assert arguments(image, "ENTRYPOINT") == ['["halos-eval"]']
 
 
-def test_a_build_sees_only_what_images_are_made_of():
+def test_the_build_context_has_only_needed_files():
     lines = [line for line in (ROOT / ".dockerignore").read_text().splitlines() if line and not line.startswith("#")]
     assert lines[0] == "*"
     kept = {line.removeprefix("!") for line in lines if line.startswith("!")}

@@ -1,4 +1,4 @@
-{{/* The file that HALOS_EVAL_CLUSTER names: the values as they are, with the names of what the chart makes. */}}
+{{/* The cluster file: the values, with the names of the objects that the chart creates. */}}
 {{- define "halos-eval.cluster" -}}
 {{- $kubernetes := deepCopy .Values.kubernetes -}}
 {{- $_ := set $kubernetes "namespace" .Release.Namespace -}}
@@ -12,7 +12,7 @@
 {{- dict "pools" .Values.pools "profiles" .Values.profiles "kubernetes" $kubernetes | toYaml -}}
 {{- end -}}
 
-{{/* The claims, the suites, and what kubernetes.volumes adds. */}}
+{{/* Volumes: the claims, the suites and kubernetes.volumes. */}}
 {{- define "halos-eval.volumes" -}}
 {{- $volumes := dict "suites" (dict "mountPath" "/suites" "readOnly" true "configMap" (include "halos-eval.name" (list . "suites"))) -}}
 {{- range $name, $claim := .Values.claims -}}
@@ -23,7 +23,7 @@
 {{- end -}}
 {{- range $name, $volume := .Values.kubernetes.volumes -}}
 {{- if hasKey $volumes $name -}}
-{{- fail (printf "kubernetes.volumes.%s is there twice: set claims.%s.enabled=false, or call it otherwise" $name $name) -}}
+{{- fail (printf "volume %s is defined twice (kubernetes.volumes and claims). Set claims.%s.enabled=false, or rename the volume" $name $name) -}}
 {{- end -}}
 {{- $_ := set $volumes $name $volume -}}
 {{- end -}}

@@ -1,6 +1,6 @@
-{{/* Every name is made here. */}}
+{{/* All names of objects. */}}
 
-{{/* (list . "cluster") -> RELEASE-cluster; short enough for a label. */}}
+{{/* (list . "cluster") -> RELEASE-cluster, short enough for a label. */}}
 {{- define "halos-eval.name" -}}
 {{- $root := index . 0 -}}
 {{- $release := $root.Release.Name -}}
@@ -8,12 +8,12 @@
 {{- printf "%s-%s" ($base | trunc 48 | trimSuffix "-") (index . 1) -}}
 {{- end -}}
 
-{{/* The account of the stages' pods: one that is there, or the chart's. */}}
+{{/* The service account of the stages' pods: an existing one, or the chart's. */}}
 {{- define "halos-eval.serviceAccountName" -}}
 {{- .Values.kubernetes.serviceAccountName | default (include "halos-eval.name" (list . "stage")) -}}
 {{- end -}}
 
-{{/* (list . "checkpoints") -> the claim of that volume. */}}
+{{/* (list . "checkpoints") -> the name of that volume's claim. */}}
 {{- define "halos-eval.claimName" -}}
 {{- $claim := index (index . 0).Values.claims (index . 1) -}}
 {{- $claim.existingClaim | default (include "halos-eval.name" .) -}}
@@ -31,7 +31,7 @@ app.kubernetes.io/part-of: halos-eval
 app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 {{- end -}}
 
-{{/* What every stage's pod carries (halos_eval/orchestration/pod_spec.py), and nothing of this chart. */}}
+{{/* Labels that all pods of stages have (halos_eval/orchestration/pod_spec.py), and no object of this chart. */}}
 {{- define "halos-eval.podLabels" -}}
 app.kubernetes.io/name: halos-eval
 {{- end -}}
