@@ -15,6 +15,7 @@ import pytest
 
 from halos_eval import errors
 from halos_eval.cli import main
+from halos_eval.cli.show import show_record
 from halos_eval.config.settings import Settings
 from halos_eval.config.suite import load_suite
 from halos_eval.planning.costs import Cost
@@ -425,7 +426,7 @@ def test_a_record_is_shown(capsys, monkeypatch):
         Score(task="ifeval", metric="acc", value=0.12345, stderr=0.01),
         Score(task="ifeval", metric="f1", filter="strict", value=1, stderr=0),
     )
-    main._show(make_record(task="ifeval", scores=scores, missing={"ifeval-[x]": "lm_eval gave nan"}))
+    show_record(make_record(task="ifeval", scores=scores, missing={"ifeval-[x]": "lm_eval gave nan"}))
     out = capsys.readouterr().out
     for words in ("one: harness", "0.1235", "0.0100", "strict", "ifeval-[x]: lm_eval gave nan", "1 of 1 scored"):
         assert words in out

@@ -1,0 +1,77 @@
+"""What commands print, as tables."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from rich.console import Console
+from rich.table import Column, Table
+
+from halos_eval.checkpoints.registry import Checkpoint
+from halos_eval.planning.costs import Cost
+from halos_eval.planning.plan import Plan
+from halos_eval.planning.progress import Overview
+from halos_eval.reports.results import Cell, why_unavailable
+from halos_eval.reports.terminal import plain
+from halos_eval.storage.manifest import Manifest
+from halos_eval.storage.records import Record
+
+
+def show_record(record: Record) -> None:
+    """Print the scores of a record, and the reasons of those that are missing."""
+    table = Table("task", "metric", "filter", "value", "stderr", title=f"{record.checkpoint.name}: {record.stage}")
+    for score in record.scores:
+        error = Cell(score.value, score.stderr).shown_stderr
+        stderr = "" if error is None else f"{error:.4f}"
+        table.add_row(score.task, score.metric, score.filter, f"{score.value:.4f}", stderr)
+    console = Console(markup=False)
+    if record.scores:
+        console.print(table)
+    for metric, reason in record.missing.items():
+        console.print(f"{metric}: {reason}", soft_wrap=True)
+    print(f"{record.coverage.scored} of {record.coverage.attempted} scored")
+
+
+def show_manifest(manifest: Manifest) -> None:
+    """Print the items of each part, or why it is unavailable."""
+    table = Table("part", "needs", "revision", Column("MB", justify="right"), title=f"{manifest.suite}: fetched")
+    for part, state in manifest.parts.items():
+        if state.reason:
+            table.add_row(part, why_unavailable(state.reason), "", "")
+            continue
+        sizes: dict[tuple[str, str], int] = {}
+        for item in manifest.needs(part):
+            key = f"{item.kind} {item.repo}", item.revision or ""
+            sizes[key] = sizes.get(key, 0) + item.bytes
+        for (need, revision), size in sizes.items() or {("nothing from the hub", ""): 0}.items():
+            table.add_row(part, need, revision[:12], f"{size / 1e6:.1f}")
+    Console(markup=False).print(table)
+
+
+def show_plan(plan: Plan, cost: Cost, over: str | None) -> None:
+    """Print the jobs of a plan with their reasons, the estimated cost, and whether that is ``over`` the limit."""
+    table = Table("", "stage", "task", "fingerprint", "why", title=f"{plan.suite} on {plan.checkpoint.name}")
+    for job in plan.jobs:
+        table.add_row("done" if job.done else "run", job.stage, job.task or "", job.fingerprint, job.why)
+    console = Console(markup=False)
+    console.print(table)
+    for part, reason in plan.unavailable.items():
+        console.print(f"{part} is {why_unavailable(reason)}", soft_wrap=True)
+    console.print(f"cost: {cost}", soft_wrap=True)
+    if over:
+        console.print(f"Airflow would reject this run: {over}", soft_wrap=True)
+
+
+def show_checkpoints(
+    title: str, checkpoints: Sequence[Checkpoint], found: Overview, skipped: Mapping[str, str]
+) -> None:
+    """Print the progress of each suite on each checkpoint, and the reasons of what is skipped or unreadable."""
+    table = Table("checkpoint", "registered (UTC)", "tags", *found.suites, title=title)
+    for one in checkpoints:
+        tags = ", ".join(f"{key}: {value}" for key, value in sorted(one.metadata.tags.items()))
+        states = [str(found.progress[one.name].get(suite, "")) for suite in found.suites]
+        table.add_row(one.name, f"{one.registered:%Y-%m-%d %H:%M}" if one.registered else "", plain(tags), *states)
+    console = Console(markup=False)
+    console.print(table)
+    for name, why in {**skipped, **found.unreadable}.items():
+        console.print(plain(f"{name}: {why}"), soft_wrap=True)
