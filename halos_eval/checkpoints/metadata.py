@@ -9,13 +9,13 @@ from datetime import datetime
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
-import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
 from halos_eval.checkpoints.registry import Checkpoint, Metadata
 from halos_eval.checkpoints.safetensors import check_weights, files_of, read
 from halos_eval.checkpoints.weights import SCORED, short_name
-from halos_eval.errors import BadInput, describe
+from halos_eval.config.yaml_file import parse_yaml, validated
+from halos_eval.errors import BadInput
 from halos_eval.storage import filesystem
 from halos_eval.storage.filesystem import Entry
 from halos_eval.storage.layout import check_name
@@ -81,18 +81,9 @@ def folder_url(location: str, home: str | None = None) -> str:
 
 
 def parse(data: bytes, model: type[Model], where: str, context: object = None) -> Model:
-    """Return a YAML document as a ``model``. Raises BadInput with all its errors."""
-    try:
-        document = yaml.safe_load(data)
-        return model.model_validate({} if document is None else document, context=context)
-    except ValidationError as error:
-        raise BadInput(f"{where}: {describe(error)}") from error
-    except (
-        yaml.YAMLError,
-        ValueError,
-        RecursionError,
-    ) as error:  # ValueError: a day such as 2026-02-30, or invalid UTF-8
-        raise BadInput(f"{where} is not valid YAML: {error}") from error
+    """Return a YAML document as a ``model``; an empty one has all defaults. Raises BadInput with all its errors."""
+    document = parse_yaml(data, where)
+    return validated({} if document is None else document, model, where, context=context)
 
 
 def with_template(metadata: Metadata, folder: str, where: str) -> Metadata:

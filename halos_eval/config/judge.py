@@ -8,12 +8,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field
 
 from halos_eval.config.settings import FROZEN
+from halos_eval.config.yaml_file import parse_yaml, validated
 from halos_eval.digests import digest_bytes
-from halos_eval.errors import BadInput, describe
+from halos_eval.errors import BadInput
 from halos_eval.shipped import shipped
 
 CLASSIFICATION_PROMPT = "alpaca_eval_clf_gpt4_turbo/alpaca_eval_clf.txt"
@@ -87,22 +87,19 @@ def load_judge(name: str) -> Judge:
     """Return a judge by its shipped name or its file. Raises BadInput."""
     names = shipped_names()
     path = shipped("judges") / f"{name}.yaml" if name in names else Path(name)
+    where = f"judge {name}"
     try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+        data = path.read_bytes()
     except OSError as error:
         available = ", ".join(names)
         raise BadInput(f"unknown judge {name!r}; available: {available}. Name one of these or a YAML file") from error
-    except (UnicodeDecodeError, yaml.YAMLError) as error:
-        raise BadInput(f"judge {name} is not valid YAML: {error}") from error
+    document = parse_yaml(data, where)
     if not isinstance(document, dict) or len(document) != 1:
-        raise BadInput(f"judge {name}: expected one entry, NAME: {{prompt_template: ..., completions_kwargs: ...}}")
+        raise BadInput(f"{where}: expected one entry, NAME: {{prompt_template: ..., completions_kwargs: ...}}")
     (key, entry), *_ = document.items()
-    try:
-        judge = Judge.model_validate({**(entry if isinstance(entry, dict) else {}), "name": str(key)})
-    except ValidationError as error:
-        raise BadInput(f"judge {name}: {describe(error)}") from error
+    judge = validated({**(entry if isinstance(entry, dict) else {}), "name": str(key)}, Judge, where)
     if "model_name" not in judge.completions_kwargs:
-        raise BadInput(f"judge {name}: completions_kwargs has no model_name. Add the model's name at the endpoint")
+        raise BadInput(f"{where}: completions_kwargs has no model_name. Add the model's name at the endpoint")
     return judge.model_copy(update={"template_text": _template_text(judge.prompt_template, path.parent)})
 
 

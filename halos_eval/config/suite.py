@@ -7,14 +7,14 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import BaseModel, BeforeValidator, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, Field, field_validator, model_validator
 from pydantic_settings import NoDecode
 
 from halos_eval.config.cluster import DEFAULT_PROFILE
 from halos_eval.config.settings import FROZEN, Settings
+from halos_eval.config.yaml_file import parse_yaml, validated
 from halos_eval.digests import digest_json
-from halos_eval.errors import BadInput, describe
+from halos_eval.errors import BadInput
 from halos_eval.shipped import shipped
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
@@ -222,18 +222,17 @@ def suite_names() -> list[str]:
 def load_suite(name: str) -> Suite:
     """Return a suite by its name or by the path of its file. Raises BadInput with all errors of the file."""
     path = _locate(name)
+    where = f"suite {path}"
     try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise BadInput(f"suite {path} cannot be read: {error}") from error
+        data = path.read_bytes()
+    except OSError as error:
+        raise BadInput(f"{where} cannot be read ({error}). Check the path and its permissions") from error
+    document = parse_yaml(data, where)
     if not isinstance(document, dict):
-        raise BadInput(f"suite {path}: expected a YAML mapping with alpaca_eval or tasks")
+        raise BadInput(f"{where}: expected a YAML mapping with alpaca_eval or tasks")
     if not NAME.fullmatch(path.stem):
-        raise BadInput(f"suite {path}: file name is invalid; expected letters, digits, '-' and '_'. Rename the file")
-    try:
-        return _resolve(Suite.model_validate({**document, "name": path.stem}), path.parent)
-    except ValidationError as error:
-        raise BadInput(f"suite {path}: {describe(error)}") from error
+        raise BadInput(f"{where}: file name is invalid; expected letters, digits, '-' and '_'. Rename the file")
+    return _resolve(validated({**document, "name": path.stem}, Suite, where), path.parent)
 
 
 def _resolve(suite: Suite, folder: Path) -> Suite:

@@ -417,7 +417,7 @@ def test_pools_of_a_broken_file(call, tmp_path, monkeypatch):
     monkeypatch.setenv("HALOS_EVAL_CLUSTER", str(tmp_path / "cluster.yaml"))
     code, out, err = call("pools")
     assert (code, out) == (2, "")
-    assert f"BadInput: cluster file {tmp_path}/cluster.yaml: pools.judge: " in err
+    assert f"BadInput: cluster file {tmp_path}/cluster.yaml (HALOS_EVAL_CLUSTER): pools.judge: " in err
 
 
 def test_a_record_is_shown(capsys, monkeypatch):

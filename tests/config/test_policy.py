@@ -70,5 +70,5 @@ def test_what_is_no_policy(text, policy):
 
 def test_a_file_that_is_not_there(monkeypatch):
     monkeypatch.setenv("HALOS_EVAL_POLICY", "/nowhere.yaml")
-    with pytest.raises(BadInput, match="Check HALOS_EVAL_POLICY"):
+    with pytest.raises(BadInput, match="HALOS_EVAL_POLICY"):
         load_policy()

@@ -112,7 +112,8 @@ def test_a_misspelt_key_is_named(error, text, key):
         ("alpaca_eval: {sampling: {samples_per_prompt: 2}}", "samples_per_prompt must be 1"),
         ("alpaca_eval: {sampling: {stop: '###'}}", "expected a JSON list"),
         ("gpu_memory_utilization: 1.5\nalpaca_eval: {}", "gpu_memory_utilization"),
-        ("a: [", "cannot be read"),
+        ("description: 2026-02-30", "is not valid YAML"),  # YAML's own dates
+        ("a: [", "is not valid YAML"),
         ("[a]", "YAML mapping"),
         ("", "YAML mapping"),
     ],
@@ -134,7 +135,7 @@ def test_a_files_name_is_a_suites_name(error, name):
 
 def test_a_suite_that_is_no_text(tmp_path):
     (tmp_path / "mine.yaml").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(BadInput, match="cannot be read"):
+    with pytest.raises(BadInput, match="is not valid YAML"):
         load_suite(str(tmp_path / "mine.yaml"))
 
 

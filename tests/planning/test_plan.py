@@ -400,7 +400,7 @@ def test_a_profile_that_cannot_run_is_found_before_anything_runs(plan, cluster, 
 
 def test_a_broken_cluster_file_is_found_before_anything_runs(plan, cluster):
     cluster(pools={"gpu": 0})
-    with pytest.raises(BadInput, match=r"cluster\.yaml: pools\.gpu: .*; pools\.judge: "):
+    with pytest.raises(BadInput, match=r"cluster\.yaml \(HALOS_EVAL_CLUSTER\): pools\.gpu: .*; pools\.judge: "):
         plan()
 
 

@@ -76,7 +76,7 @@ def test_a_suite_that_is_no_yaml(run, model, tmp_path):
     (tmp_path / "mine.yaml").write_text("tasks: {gsm8k_cot: {\n")
     done = run("airflow", "plan", tmp_path / "mine.yaml", model)
     assert done.returncode == 2
-    assert "mine.yaml cannot be read" in failure(done)
+    assert "mine.yaml is not valid YAML" in failure(done)
 
 
 @pytest.mark.parametrize("command", ["judge", "plan"])
