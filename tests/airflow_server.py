@@ -132,7 +132,7 @@ def standalone(environment, port):
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGINT)
             try:
-                process.wait(timeout=40)
+                process.wait(timeout=10)  # it often takes longer than anybody needs
             except subprocess.TimeoutExpired:
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 from collections.abc import Iterable, Iterator
@@ -105,4 +106,12 @@ def tiny(environments: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tiny") / "tiny" / "FINAL"
     words = [environments / "worker" / "bin" / "python", ROOT / "tests" / "tiny_model.py", folder]
     subprocess.run(words, check=True, capture_output=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoints(tiny: Path) -> Path:
+    """A folder of checkpoints with `tiny`, and `other` with the same weights."""
+    folder = tiny.parents[1]
+    shutil.copytree(tiny.parent, folder / "other", dirs_exist_ok=True)
     return folder

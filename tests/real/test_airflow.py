@@ -13,7 +13,7 @@ pytestmark = pytest.mark.real
 
 SUITE = """
 enforce_eager: true
-harness: {max_model_len: 1024, dtype: float32}
+harness: {max_model_len: 4096, dtype: float32}
 tasks:
   demo_cloze: {}
   demo_choice: {max_model_len: 1000000}
@@ -22,7 +22,7 @@ tasks:
 
 
 @pytest.fixture(scope="module")
-def airflow(environments, checkpoints, tmp_path_factory):
+def airflow(environments, tiny_checkpoints, tmp_path_factory):
     """A running Airflow with an empty store and one suite of its own."""
     folder = tmp_path_factory.mktemp("airflow")
     (folder / "suites").mkdir()
@@ -33,7 +33,7 @@ def airflow(environments, checkpoints, tmp_path_factory):
         folder,
         port,
         HALOS_EVAL_STORE=f"file://{folder / 'store'}",
-        HALOS_EVAL_CHECKPOINTS=str(checkpoints),
+        HALOS_EVAL_CHECKPOINTS=str(tiny_checkpoints),
         HALOS_EVAL_SUITES=str(folder / "suites"),
     )
     migrate(environment)
@@ -71,7 +71,7 @@ def test_parameters_that_could_leave_their_place_are_refused(airflow, conf):
 @pytest.fixture(scope="module")
 def half(airflow):
     """A run of the suite: its end, and its tasks'. demo_choice asks for more than the model takes."""
-    return airflow.finish(airflow.trigger(checkpoint="smollm2-135m", suite="half"))
+    return airflow.finish(airflow.trigger(checkpoint="tiny", suite="half"))
 
 
 def test_one_failed_task_costs_its_own_cell_only(airflow, half):
@@ -81,8 +81,8 @@ def test_one_failed_task_costs_its_own_cell_only(airflow, half):
     assert tasks["harness", "demo_choice"] == tasks["verdict", -1] == "failed"
     assert ("harness", "no_such_task") not in tasks
     table = pd.read_csv(airflow.store / "reports" / "half" / "summary.csv").to_dict("records")
-    (row,) = [row for row in table if row["model_name"] == "smollm2-135m"]
-    assert row["demo_cloze-acc"] > 0.3
+    (row,) = [row for row in table if row["model_name"] == "tiny"]
+    assert 0 <= row["demo_cloze-acc"] <= 1
     assert "avg" not in row
     assert row["status"].startswith("demo_choice: EvaluationFailed: ")
     assert "; no_such_task: unavailable: there is no lm_eval task 'no_such_task'" in row["status"]
@@ -93,14 +93,14 @@ def test_one_failed_task_costs_its_own_cell_only(airflow, half):
 def test_a_second_run_does_only_what_is_missing(airflow, half):
     before = {path: path.stat().st_mtime_ns for path in (airflow.store / "runs").rglob("record.json")}
     assert before
-    _, tasks = airflow.finish(airflow.trigger(checkpoint="smollm2-135m", suite="half"))
+    _, tasks = airflow.finish(airflow.trigger(checkpoint="tiny", suite="half"))
     assert ("harness", "demo_cloze") not in tasks
     assert tasks["harness", "demo_choice"] == "failed"
     assert before == {path: path.stat().st_mtime_ns for path in (airflow.store / "runs").rglob("record.json")}
 
 
 def test_a_task_marked_failed_leaves_no_process(airflow):
-    run_id = airflow.trigger(checkpoint="smollm2-135m-rounded", suite="half", tasks=["demo_cloze"])
+    run_id = airflow.trigger(checkpoint="other", suite="half", tasks=["demo_cloze"])
     wait_for(lambda: stages_running(airflow), 120, lambda: airflow.states(run_id))
     path = f"/dags/evaluate_checkpoint/dagRuns/{run_id}/taskInstances/harness/0"
     airflow.call("PATCH", path, {"new_state": "failed"})

@@ -40,7 +40,7 @@ TASKS = (
         "answer": "target",
     },
 )
-CHECKPOINT = "smollm2-135m"
+CHECKPOINT = "tiny"
 REASON = "the dataset SaylorTwift/bbh is gated. Accept its terms on the hub and set HF_TOKEN"
 
 
@@ -58,7 +58,7 @@ class Lab(Airflow):
 
 
 @pytest.fixture(scope="module")
-def lab(environments, checkpoints, hub_data, tmp_path_factory):
+def lab(environments, tiny_checkpoints, hub_data, tmp_path_factory):
     folder = tmp_path_factory.mktemp("staged")
     (folder / "suites" / "tasks").mkdir(parents=True)
     for task in TASKS:
@@ -77,7 +77,7 @@ def lab(environments, checkpoints, hub_data, tmp_path_factory):
         folder,
         port,
         HALOS_EVAL_STORE=f"file://{folder / 'store'}",
-        HALOS_EVAL_CHECKPOINTS=str(checkpoints),
+        HALOS_EVAL_CHECKPOINTS=str(tiny_checkpoints),
         HALOS_EVAL_SUITES=str(folder / "suites"),
         HF_ENDPOINT=f"http://127.0.0.1:{hub_port}",
         HF_HOME=str(folder / "cache"),
@@ -134,12 +134,12 @@ def test_a_gated_set_without_a_token_costs_its_own_cell_only(lab, first):
 
 def test_where_nothing_can_be_had_the_run_is_red_with_the_reason(lab):
     with lab.hub():
-        run_id = lab.trigger(checkpoint="smollm2-135m-rounded", suite="offline", tasks=["bbh_likelihood"])
+        run_id = lab.trigger(checkpoint="other", suite="offline", tasks=["bbh_likelihood"])
         state, tasks = lab.finish(run_id)
     assert state == tasks["fetch", -1] == tasks["verdict", -1] == "failed"
     assert tasks["plan", -1] == tasks["summarize", -1] == "success"
     assert f"DataUnavailable: bbh_likelihood: {REASON}" in lab.log(run_id, "fetch")
-    assert f"bbh_likelihood: unavailable: {REASON}" in lab.row("smollm2-135m-rounded")["status"]
+    assert f"bbh_likelihood: unavailable: {REASON}" in lab.row("other")["status"]
 
 
 def test_what_is_staged_needs_no_stage_and_no_hub(lab, first):
