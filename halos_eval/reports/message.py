@@ -1,4 +1,4 @@
-"""What people are told in the morning: what is new, what failed and why, in Markdown that is short on every night."""
+"""Compose the morning message: what is new, what failed and why, in Markdown that is short on every night."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PENDING = {"queued", "running"}
 
 
 class Message(BaseModel):
-    """What people are told."""
+    """The morning message."""
 
     model_config = FROZEN
 
@@ -45,7 +45,7 @@ class _Outcome:
     row: Row | None = None
     """Its row of the table; None where there is none."""
     troubles: tuple[str, ...] = ()
-    """What is missing, each with its reason, as code spans or words of ours."""
+    """Missing parts, each with its reason, as code spans or as text of this module."""
 
     @property
     def name(self) -> str:

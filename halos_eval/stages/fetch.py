@@ -1,7 +1,8 @@
-"""Fetch all that a suite needs into the cache, pin it, and say what cannot be had, before a GPU is used.
+"""Fetch and pin the data that a suite needs, and report what is unavailable, before a GPU is used.
 
-Each lm_eval task is loaded, and scores nonsense on one document, as the harness stage will do it: what it asks for on
-the way is fetched at the commit where its branch stands, and noted. A GPU pod then runs with the hub switched off.
+Each lm_eval task is loaded as the harness stage loads it, and scores one document with dummy answers. Everything that
+the task requests is fetched at the current commit of its branch and recorded. GPU pods then run with the hub switched
+off.
 """
 
 from __future__ import annotations
@@ -62,10 +63,10 @@ class FetchConfig(BaseModel):
 
 
 def fetch(config: FetchConfig) -> Manifest:
-    """Run the stage. What cannot be had stands in the manifest with its reason, and costs nothing else.
+    """Run the stage. The manifest lists unavailable parts with the reason; other parts are unaffected.
 
-    Raises BadInput; StoreError; Incomplete where the hub could not be reached for some part (run it again);
-    DataUnavailable where nothing can be had.
+    Raise BadInput, StoreError, Incomplete if the hub was out of reach for some part (a retry can help), and
+    DataUnavailable if every part is unavailable.
     """
     suite = load_suite(config.suite).keep(list(config.tasks))
     manifest = read_manifest(config.manifest) or Manifest(suite=suite.name)
@@ -79,7 +80,7 @@ def fetch(config: FetchConfig) -> Manifest:
         items, error = _try(need, fetcher)
         reason = None if error is None else " ".join(str(error).split())
         if error is not None:
-            log.warning("%s cannot be had: %s", need.title, reason)
+            log.warning("%s is unavailable: %s", need.title, reason)
             unreached += [need.title] if hub.out_of_reach(error) else []
         manifest = _with(manifest, need.title, Part(definition=need.definition, reason=reason), items)
     manifest = manifest.model_copy(update={"pins": fetcher.pins})
@@ -102,7 +103,7 @@ def unfetched(suite: Suite, checkpoints: Iterable[str], manifest: Manifest) -> l
 
 
 def _try(need: _Need, fetcher: Fetcher) -> tuple[list[Item], HalosEvalError | None]:
-    """What a part needs, or why it cannot be had. Raises StoreError where the disk is full."""
+    """Return the items that a part needs, or the error if it is unavailable. Raise StoreError if the disk is full."""
     fetcher.begin(need.title)
     try:
         need.fetch(fetcher)

@@ -13,7 +13,7 @@ from halos_eval.storage import filesystem
 from halos_eval.storage.records import CheckpointRef, StageName
 
 LOGIC = 1
-"""Version of what this project itself does to a score. Raise it when a mended defect has made records wrong."""
+"""Version of what this project itself does to a score. Raise it when a fixed bug has made records wrong."""
 
 
 class Identity(BaseModel):

@@ -1,4 +1,4 @@
-"""What is known about this process: packages, commit, hardware."""
+"""Describe this process for the record: packages, commit, hardware."""
 
 from __future__ import annotations
 

@@ -146,7 +146,7 @@ def test_a_dataset_that_the_hub_does_not_have(run, serve_hub, model, tmp_path):
     endpoint = serve_hub(tmp_path / "hub").endpoint
     done = harness(run, model, "gsm8k_cot", tmp_path, HF_ENDPOINT=endpoint, HF_HOME=str(tmp_path / "cache"))
     assert done.returncode == 3
-    assert "DataUnavailable: the data of gsm8k_cot cannot be had" in failure(done)
+    assert "DataUnavailable: the data of gsm8k_cot is unavailable" in failure(done)
 
 
 def test_gated_prompts_need_the_token_and_once_fetched_no_hub(run, serve_hub, hub_data, model, tmp_path):

@@ -103,8 +103,8 @@ def readings(
 ) -> list[Reading]:
     """Scores of the evaluated models, each from the row of its own name.
 
-    Where the evaluated model cannot be told, all rows are kept under their own names, with a warning: that leaves
-    nothing out and gives no model another's score.
+    If the evaluated model is unknown, all rows are kept under their own names, with a warning. No score is lost, and no
+    model gets another's score.
     """
     found: list[Reading] = []
     for table in tables:

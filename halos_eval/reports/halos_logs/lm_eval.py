@@ -90,7 +90,7 @@ class LmEvalLog:
 
     @classmethod
     def read(cls, lines: Iterable[str], source: str) -> Self:
-        """Read all lines. Tables and rows whose model or task cannot be told are left out with a warning."""
+        """Read all lines. Skip tables and rows whose model or task is unknown, with a warning."""
         log = cls(source)
         for line in lines:
             if not log._take_model(line):
@@ -134,7 +134,7 @@ class LmEvalLog:
         if first_of_task:
             self._task, self._metrics = row["Task"], set()
         if self._task is None:
-            logger.warning("%s: a row of metric %r is left out: its task cannot be told", self.source, metric)
+            logger.warning("%s: skipped a row of metric %r: its task is unknown", self.source, metric)
             return
         if self._task.startswith("- "):  # part of a group; the group's own row has the aggregate
             return

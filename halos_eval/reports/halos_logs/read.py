@@ -66,7 +66,7 @@ def _bytes_of(file: Path) -> bytes:
     try:
         return file.read_bytes()
     except OSError as error:
-        raise BadInput(f"{file} cannot be read ({error.strerror}): mend its permissions") from error
+        raise BadInput(f"{file} cannot be read ({error.strerror}): fix its permissions") from error
 
 
 def _rows(readings: Iterable[Reading]) -> list[Row]:

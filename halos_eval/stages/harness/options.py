@@ -53,8 +53,8 @@ def harness_identity(
 ) -> Identity:
     """Return the identity. lm_eval's own tasks are pinned by its version, others by the content of their folder.
 
-    Their data is pinned by the manifest's digest of its content. Raises BadInput, and DataUnavailable with the
-    manifest's reason where the task cannot be had.
+    Their data is pinned by the digest in the manifest. Raise BadInput, or DataUnavailable with the manifest's reason
+    if the task is unavailable.
     """
     own = shipped("tasks")
     inputs = {"model": checkpoint.digest}

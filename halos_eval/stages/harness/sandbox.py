@@ -39,10 +39,8 @@ def close_network_in_children() -> None:
     program = _program(*MACHINES[platform.machine()])
     os.register_at_fork(after_in_child=lambda: _install(program))
     if not _is_closed():
-        # A child that cannot be shut in would be counted as an answer that failed: no score may come of that.
-        raise EvaluationFailed(
-            "this system refuses a seccomp filter, so a model's code cannot be shut in: not executed"
-        )
+        # Without the filter each child exits, and lm_eval would score that as a wrong answer.
+        raise EvaluationFailed("refusing to run model-written code: the kernel does not allow the seccomp filter")
 
 
 def _is_closed() -> bool:

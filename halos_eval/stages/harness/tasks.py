@@ -40,8 +40,8 @@ def load_tasks(config: HarnessConfig, manager: TaskManager) -> list[Any]:
         found = manager.load([config.task])
     except (DatasetsError, *hub_errors(), ConnectionError, FileNotFoundError) as error:
         raise DataUnavailable(
-            f"the data of {config.task} cannot be had: {error}. Check HF_ENDPOINT and the network; a gated dataset "
-            "needs HF_TOKEN and its terms accepted"
+            f"the data of {config.task} is unavailable: {error}. Check HF_ENDPOINT and the network; for a gated dataset "
+            "accept its terms on the hub and set HF_TOKEN"
         ) from error
     if not config.confirm_unsafe_code and any(getattr(task, "UNSAFE_CODE", False) for task in found["tasks"].values()):
         raise BadInput(f"{config.task} executes code that the model writes: give --confirm-unsafe-code, in a sandbox")
@@ -82,9 +82,10 @@ def evaluate(config: HarnessConfig, model: LM, manager: TaskManager, tasks: list
 
 
 def rehearse(config: HarnessConfig, manager: TaskManager, tasks: list[Any]) -> None:
-    """Score nonsense answers to one document of each task: what is needed only for scoring is fetched, or found absent.
+    """Score one document of each task with dummy answers, to fetch what only scoring needs.
 
-    Raises what says that something cannot be had; whatever else a task thinks of nonsense is no harm.
+    Raise DataUnavailable, Incomplete or ImportError if some of it is unavailable. Any other error is only logged,
+    because dummy answers may cause it.
     """
     from lm_eval.models.dummy import DummyLM
 
