@@ -40,8 +40,8 @@ def load_tasks(config: HarnessConfig, manager: TaskManager) -> list[Any]:
         found = manager.load([config.task])
     except (DatasetsError, *hub_errors(), ConnectionError, FileNotFoundError) as error:
         raise DataUnavailable(
-            f"the data of {config.task} is unavailable: {error}. Check HF_ENDPOINT and the network; for a gated dataset "
-            "accept its terms on the hub and set HF_TOKEN"
+            f"the data of {config.task} is unavailable: {error}. Check HF_ENDPOINT and the network. "
+            "For a gated dataset, accept its terms on the hub and set HF_TOKEN"
         ) from error
     if not config.confirm_unsafe_code and any(getattr(task, "UNSAFE_CODE", False) for task in found["tasks"].values()):
         raise BadInput(f"{config.task} executes code that the model writes: give --confirm-unsafe-code, in a sandbox")

@@ -146,7 +146,8 @@ def _no_judgement(completions: Completions, judge: Judge, read: int) -> JudgeRef
         reason = f"; it refused {len(completions.refused)}: {completions.refused[0]}" if completions.refused else ""
         return EvaluationFailed(
             f"only {read} of {completions.asked} answers of {judge.model} could be read by "
-            f"{judge.fn_completion_parser}{reason}. The answers are kept. Fix the judge, or request new answers with --force"
+            f"{judge.fn_completion_parser}{reason}. The answers are kept. Fix the judge, "
+            "or request new answers with --force"
         )
     if len(completions.refused) == completions.asked:
         return JudgeRefused(

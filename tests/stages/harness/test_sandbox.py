@@ -132,7 +132,10 @@ REFUSING = {
 def test_a_system_that_refuses_executes_nothing(how):
     done = run(f"from halos_eval.stages.harness import sandbox\n{REFUSING[how]}\nsandbox.close_network_in_children()")
     assert done.returncode == 1
-    assert "EvaluationFailed: this system refuses a seccomp filter" in done.stderr
+    assert (
+        "EvaluationFailed: refusing to run model-written code: the kernel does not allow the seccomp filter"
+        in done.stderr
+    )
 
 
 def test_a_machine_that_is_not_known_executes_nothing(monkeypatch):
