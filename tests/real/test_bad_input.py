@@ -118,7 +118,7 @@ def test_outputs_that_miss_an_instruction(run, serve_judge, few, tmp_path):
     endpoint = serve_judge()
     done = run("judge", "judge", outputs, *few[2:], f"--output-dir={tmp_path}", env=endpoint.environment)
     assert done.returncode == 2
-    assert "has no output for 1 of 12 reference instructions: sample them first" in failure(done)
+    assert "has no output for 1 of 12 reference instructions. Sample them first" in failure(done)
     assert endpoint.stats() == {}
 
 
@@ -129,7 +129,7 @@ def harness(run, model, task, tmp_path, **env):
 @pytest.mark.parametrize(
     ("task", "words"),
     [
-        ("gsm8k_cott", "there is no lm_eval task 'gsm8k_cott'"),
+        ("gsm8k_cott", "unknown lm_eval task 'gsm8k_cott'"),
         ("humaneval", "executes code that the model writes: give --confirm-unsafe-code, in a sandbox"),
     ],
     ids=["no such task", "unsafe code"],
