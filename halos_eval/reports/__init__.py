@@ -1,1 +1,1 @@
-"""What people read."""
+"""Tables and messages for people."""

@@ -1,4 +1,4 @@
-"""What people are told in the morning: what is new, what failed and why, in Markdown that is short on every night."""
+"""Compose the morning message: what is new, what failed and why, in Markdown that is short on every night."""
 
 from __future__ import annotations
 
@@ -17,45 +17,45 @@ from halos_eval.reports.table import COMPLETE
 from halos_eval.storage import layout
 
 ROWS, REASONS, NAMES = 20, 10, 5
-"""At most so many rows, reasons, and names for a reason: the table in the store has them all."""
+"""Maximum numbers of rows, of reasons, and of names per reason. The table in the store has all of them."""
 # Airflow's states of a run that has not ended.
 PENDING = {"queued", "running"}
 
 
 class Message(BaseModel):
-    """What people are told."""
+    """The morning message."""
 
     model_config = FROZEN
 
     title: str
     """One line: the outcome in numbers."""
     body: str
-    """Markdown that reads well as plain text as well. Words of others stand in code spans."""
+    """Markdown that is also legible as plain text. Text of other sources is in code spans."""
     failed: bool
-    """Whether somebody has to look: something failed, or nobody knows how it ended."""
+    """Whether someone must act: a run failed, or its final state is unknown."""
 
 
 @dataclass(frozen=True)
 class _Outcome:
-    """How one evaluation ended."""
+    """The outcome of one evaluation."""
 
     evaluation: Evaluation
     state: str
-    """success, pending, unknown, or failed, as has what cannot be read from the store."""
+    """success, pending, unknown or failed; failed also if the store has no readable result."""
     row: Row | None = None
-    """Its row of the table; None where there is none."""
+    """Its row of the table, if any."""
     troubles: tuple[str, ...] = ()
-    """What is missing, each with its reason, as code spans or words of ours."""
+    """Missing parts, each with its reason, as code spans or as text of this module."""
 
     @property
     def name(self) -> str:
-        """The evaluation, and where it failed the run whose log tells more."""
+        """The evaluation and, if it did not succeed, the run whose log has the details."""
         run = f", run {code(self.evaluation.run_id)}" if self.state in {"failed", "unknown"} else ""
         return f"{code(self.evaluation.checkpoint)} ({code(self.evaluation.suite)}{run})"
 
     @property
     def status(self) -> str:
-        """One word or two for the table."""
+        """The short status for the table."""
         missing = [f"{len(self.troubles)} missing"] if self.troubles and self.row else []
         return ", ".join(([] if self.state == "success" else [self.state]) + missing) or COMPLETE
 
@@ -74,29 +74,27 @@ class _Outcome:
 
 
 def compose(title: str, selection: Selection | None, states: dict[str, str], root: str) -> Message:
-    """The message about what was selected; ``selection`` is None where finding that out failed.
+    """Return the message about the selected evaluations; ``selection`` is None if the task `find` failed.
 
-    ``title`` names the night. ``states`` has Airflow's state of each run by its run_id; ``root`` is the store.
+    ``title`` names the night. ``states`` maps each run_id to Airflow's state of the run; ``root`` is the store.
     """
     if selection is None:
         return Message(
-            title=f"{title}: failed, nothing was started",
-            body="What there is to evaluate could not be found out, so nothing was started. The log of the task `find` "
-            "tells why: is the registry reachable, and is the policy file in order?\n",
+            title=f"{title}: failed, no evaluation was started",
+            body="The task `find` failed, so no evaluation was started. The log of the task `find` has the reason. "
+            "Check that the registry is reachable and that the policy file is valid.\n",
             failed=True,
         )
     outcomes = [_outcome(evaluation, states, root) for evaluation in selection.evaluations]
     counts = _counts(outcomes, selection)
-    parts = [f"**{counts.capitalize()}.** {len(selection.complete)} had been evaluated before."]
+    parts = [f"**{counts.capitalize()}.** Evaluated earlier: {len(selection.complete)}."]
     parts += _new(outcomes)
     parts += _by_reason("**Failed or missing, and why**", ((one.name, why) for one in outcomes for why in one.troubles))
     parts += _pending(outcomes)
-    parts += _by_reason("**Left out, and why**", ((code(name), code(why)) for name, why in selection.left_out.items()))
+    parts += _by_reason("**Skipped, and why**", ((code(name), code(why)) for name, why in selection.left_out.items()))
     suites = dict.fromkeys(evaluation.suite for evaluation in selection.evaluations)
     if suites:
-        parts.append(
-            f"The whole table: {first([code(layout.report_url(root, suite), 1000) for suite in suites], NAMES)}"
-        )
+        parts.append(f"Full table: {first([code(layout.report_url(root, suite), 1000) for suite in suites], NAMES)}")
     failed = any(outcome.state in {"failed", "unknown"} for outcome in outcomes)
     return Message(title=f"{title}: {counts}", body="\n\n".join(parts) + "\n", failed=failed)
 
@@ -106,7 +104,9 @@ def _outcome(evaluation: Evaluation, states: dict[str, str], root: str) -> _Outc
     if state in PENDING:
         return _Outcome(evaluation, "pending")
     if state not in {"success", "failed"}:
-        return _Outcome(evaluation, "unknown", troubles=("Airflow knows no end of it: was it started?",))
+        return _Outcome(
+            evaluation, "unknown", troubles=("Airflow has no final state for this run; it may never have started",)
+        )
     try:
         plan = read_plan(layout.plan_url(root, evaluation.suite, evaluation.checkpoint))
     except (BadInput, StoreError) as error:
@@ -116,8 +116,10 @@ def _outcome(evaluation: Evaluation, states: dict[str, str], root: str) -> _Outc
         return _Outcome(evaluation, state, row, tuple(code(str(one)) for one in row.missing or ()))
     if state == "success":
         return _Outcome(evaluation, "failed", troubles=("the run succeeded, but its plan is not in the store",))
-    # A plan without gaps is not of this run: its numbers are not new.
-    return _Outcome(evaluation, "failed", troubles=("only the run's log tells why (its plan failed, most likely)",))
+    # A plan with all results belongs to an earlier run, so its numbers are not new.
+    return _Outcome(
+        evaluation, "failed", troubles=("the reason is only in the run's log; most likely the task `plan` failed",)
+    )
 
 
 def _counts(outcomes: list[_Outcome], selection: Selection) -> str:
@@ -127,10 +129,10 @@ def _counts(outcomes: list[_Outcome], selection: Selection) -> str:
         "failed": states.count("failed"),
         "unknown": states.count("unknown"),
         "still running": states.count("pending"),
-        "left out": len(selection.left_out),
+        "skipped": len(selection.left_out),
     }
-    told = [f"{count} {word}" for word, count in numbers.items() if count]
-    return ", ".join(told if outcomes else ["nothing to do", *told])
+    counts = [f"{count} {word}" for word, count in numbers.items() if count]
+    return ", ".join(counts if outcomes else ["nothing to do", *counts])
 
 
 def _new(outcomes: list[_Outcome]) -> list[str]:
@@ -142,10 +144,10 @@ def _new(outcomes: list[_Outcome]) -> list[str]:
     return ["**New**", table(header, rows[:ROWS]), *more]
 
 
-def _by_reason(heading: str, told: Iterable[tuple[str, str]]) -> list[str]:
-    """One line for each reason, from names with their reasons: on a bad night all have the same."""
+def _by_reason(heading: str, reasons: Iterable[tuple[str, str]]) -> list[str]:
+    """Return one line per reason, because on a bad night most names have the same one."""
     affected: dict[str, list[str]] = {}
-    for name, reason in told:
+    for name, reason in reasons:
         affected.setdefault(reason, []).append(name)
     lines = [f"{first(names, NAMES)}: {reason}" for reason, names in affected.items()]
     return [heading, "- " + first(lines, REASONS, "\n- ")] if lines else []

@@ -1,7 +1,7 @@
-"""The result of a suite on a checkpoint, typed: scores, the average, and the reason for everything that is missing.
+"""The typed result of a suite on a checkpoint: scores, the average, and the reason for each missing part.
 
-The CSV, the terminal, the morning message and the verdict are made of these. Nothing is ever a zero that was not
-measured, and the average is decided here only.
+The CSV, the terminal, the morning message and the verdict are made from these. A missing score is never shown as zero,
+and only this module computes the average.
 """
 
 from __future__ import annotations
@@ -32,26 +32,26 @@ class Cell:
     value: float
     """In the tool's own unit: a fraction for lm_eval, percent for alpaca_eval."""
     stderr: float | None = None
-    """Standard error in the same unit; None where the tool gives none."""
+    """Standard error in the same unit; None if the tool reports none."""
 
     @property
     def shown_stderr(self) -> float | None:
-        """The standard error, or None where it is a 0 that is not true.
+        """The standard error, or None if it is 0 only because the score is at its bound.
 
-        All answers wrong, or all right, give the estimate 0, however few they are: the score is at its bound (1 of a
-        fraction, 100 of a win rate), and its error is not known.
+        If all answers are wrong or all are right, the estimate is 0, however few there are. The score is then at its
+        bound (0, 1 for a fraction, 100 for a win rate), and its error is unknown.
         """
         return None if self.stderr == 0 and self.value in BOUNDS else self.stderr
 
 
 @dataclass(frozen=True)
 class Missing:
-    """Something that a row should have and has not."""
+    """A missing item of a row, with the reason."""
 
     what: str
     """A part of the suite, a stage, or a column."""
     reason: str
-    """Why, with the remedy where there is one."""
+    """The reason, with the fix if there is one."""
 
     def __str__(self) -> str:
         return f"{self.what}: {self.reason}"
@@ -59,18 +59,18 @@ class Missing:
 
 @dataclass(frozen=True)
 class Row:
-    """One checkpoint."""
+    """The results of one checkpoint."""
 
     checkpoint: str
     """Its name."""
     cells: Mapping[str, Cell | None] = field(default_factory=dict)
-    """Scores by column, as HALOs calls it; None for one that should be there, whose reason is in ``missing``."""
+    """Scores by HALOs' column names; None for an expected score that is missing, with its reason in ``missing``."""
     judge: str | None = None
-    """The model that judged."""
+    """The judge's model."""
     average: float | None = None
-    """Mean of one metric for each task; None where a task lacks it, because it could not be compared."""
+    """Mean of one metric per task; None if a task lacks its metric, because the mean would not be comparable."""
     missing: tuple[Missing, ...] | None = ()
-    """Everything that is missing; None where nobody can tell, as in a log."""
+    """All missing items; None if they are unknown, as for a log."""
 
     @property
     def complete(self) -> bool:
@@ -79,7 +79,7 @@ class Row:
 
 
 def row_of_plan(plan: Plan) -> Row:
-    """Return the row of one checkpoint, from its plan and the records that are there. Raises StoreError."""
+    """Return the row of one checkpoint, from its plan and the existing records. Raise StoreError."""
     cells: dict[str, Cell | None] = {}
     missing: list[Missing] = []
     tasks: list[tuple[Record | None, str | None]] = []
@@ -97,21 +97,21 @@ def row_of_plan(plan: Plan) -> Row:
         judge = judge or _judge(record)
         missing += _shortfalls(record)
         if job.metric and _primary(record, job.metric) is None:
-            missing.append(Missing("avg", f"{job.title} has no {job.metric} to be averaged"))
+            missing.append(Missing("avg", f"{job.title} has no {job.metric}, which the average needs"))
     missing += [Missing(part, why_unavailable(reason)) for part, reason in plan.unavailable.items()]
-    missing += [Missing(part, "not asked for") for part in plan.left_out]
-    # A part without a job leaves no average, unless it is AlpacaEval, which has no part in it.
+    missing += [Missing(part, "not requested") for part in plan.left_out]
+    # Without a job for some part there is no average, except for AlpacaEval, which is not averaged.
     tasks += [(None, None) for part in (*plan.left_out, *(plan.unavailable.keys() - {ALPACA_EVAL}))]
     return Row(plan.checkpoint.name, cells, judge, average(tasks), tuple(missing))
 
 
 def rows_of_records(records: Iterable[Record]) -> list[Row]:
-    """Return rows from records alone: of each checkpoint's newest weights, the newest record of each stage and task."""
+    """Return rows from records alone: the newest of each stage and task, for each checkpoint's newest weights."""
     newest: dict[str, dict[tuple[str, str | None], Record]] = {}
     weights: dict[str, str] = {}
     for record in sorted(records, key=lambda record: record.provenance.ended, reverse=True):
         name, digest = record.checkpoint.name, record.checkpoint.digest
-        # Outputs that came without a record of their sampling are known by the file's digest, not by the weights'.
+        # Outputs without a record of the sample stage have the file's digest instead of the weights'.
         unsampled = record.identity.get("inputs", {}).get("outputs") == digest
         if unsampled or digest == weights.setdefault(name, digest):
             newest.setdefault(name, {}).setdefault((record.stage, record.task), record)
@@ -131,10 +131,10 @@ def _row_of_records(name: str, found: Mapping[tuple[str, str | None], Record], t
 
 
 def average(tasks: Sequence[tuple[Record | None, str | None]]) -> float | None:
-    """Return the mean over tasks, given as their records with the metric that counts; rounded as HALOs does.
+    """Return the mean over tasks, given as records with the chosen metric, rounded as in HALOs.
 
-    None where a task has no record or lacks its metric: the others' mean could not be compared. A task whose metrics
-    are all better when lower (perplexity) has no part in it.
+    Return None if a task has no record or lacks its metric, because the mean of the others would not be comparable.
+    Tasks whose metrics are all better when lower (perplexity) are excluded.
     """
     numbers: list[float] = []
     for record, metric in tasks:
@@ -149,7 +149,7 @@ def average(tasks: Sequence[tuple[Record | None, str | None]]) -> float | None:
 
 
 def cells_of(scores: Iterable[Score]) -> dict[str, Cell]:
-    """Return scores by column. The first filter of a metric has the bare name TASK-METRIC, as in HALOs' table."""
+    """Return scores by column. The column of a metric's first filter is TASK-METRIC, as in HALOs' table."""
     cells: dict[str, Cell] = {}
     own = (score for score in scores if score.group is None)
     for score in sorted(own, key=lambda score: (score.task, score.metric, score.filter)):
@@ -161,18 +161,18 @@ def cells_of(scores: Iterable[Score]) -> dict[str, Cell]:
 
 
 def why_missing(record_url: str) -> str:
-    """Return why a stage has no record, as far as anybody knows. Raises StoreError."""
+    """Return the reason why a stage has no record, from its failure note if any. Raise StoreError."""
     failure = read_failure(layout.failure_beside(record_url))
     return f"{failure.error}: {failure.message}" if failure else "no result (not run, or killed)"
 
 
 def why_unavailable(reason: str) -> str:
-    """Return the reason for a part that could not be planned."""
+    """Return the reason for an unavailable part, as it is shown."""
     return f"unavailable: {reason}"
 
 
 def _read(job: PlannedJob) -> tuple[Record | None, str]:
-    """A job's record, or None and why. A damaged one costs its own cells only."""
+    """Return a job's record, or None and the reason. If it is damaged, only its own cells are empty."""
     try:
         record = read_record(job.record)
         return record, "" if record else why_missing(job.record)
@@ -185,15 +185,15 @@ def _judge(record: Record) -> str | None:
 
 
 def _primary(record: Record, metric: str | None) -> float | None:
-    """The one number of a task for the average: the suite's choice, else the mean of what lm_eval prints first.
+    """Return the number of a task that enters the average: the suite's metric, else the first that lm_eval prints.
 
-    A tag (arc, gpqa) has several tasks of its own; their first metrics are averaged.
+    A tag (arc, gpqa) has several tasks; their first metrics are averaged.
     """
     if record.stage != "harness":
         return None
     own = [score for score in record.scores if score.group is None and score.higher_is_better is not False]
     if record.missing and not metric:
-        return None  # what is missing may be the first: another in its place could not be compared
+        return None  # the missing metric may be the first, and another would not be comparable
     if metric:
         name, _, filter_name = metric.partition(",")
         own = [score for score in own if score.metric == name and filter_name in {"", score.filter}]
@@ -204,6 +204,6 @@ def _primary(record: Record, metric: str | None) -> float | None:
 
 
 def _shortfalls(record: Record) -> list[Missing]:
-    """What a record says is missing, under the names of the columns."""
+    """Return the missing metrics of a record, by column."""
     own = {f"{ALPACA_EVAL}-{metric}": column for metric, column in ALPACA_COLUMNS.items()}
     return [Missing(own.get(metric, metric), reason) for metric, reason in record.missing.items()]

@@ -1,4 +1,4 @@
-"""Write the summary CSV: from the store's records, or from the log files that HALOs users already have."""
+"""Write the summary CSV, from the store's records or from the log files that HALOs users already have."""
 
 from __future__ import annotations
 
@@ -24,23 +24,23 @@ def _check_suite(name: str | None) -> str | None:
     from halos_eval.config.suite import NAME
 
     if name is not None and not NAME.fullmatch(name):
-        raise ValueError("a suite's name has letters, digits, '-' and '_' only")
+        raise ValueError(f"invalid suite name ({name}); expected only letters, digits, '-' and '_'")
     return name
 
 
 class SummarizeConfig(BaseModel):
-    """One row for each checkpoint, as CSV and as a table on the screen."""
+    """Write one row per checkpoint to a CSV, and print the table."""
 
     model_config = FROZEN
 
     root: CliPositionalArg[str | None] = None
-    """Store, or any folder or URL with records below it."""
+    """Store, or any folder or URL that contains records."""
     suite: Annotated[str | None, AfterValidator(_check_suite)] = None
-    """Only this suite, with what is missing from it (default: every record, the newest of each task)."""
+    """Only this suite, with its missing parts (default: the newest record of each task)."""
     outbox: str | None = None
-    """Folder where tasks without a network have left their results: they are carried into the store first."""
+    """Folder with the results of tasks without network access. They are moved into the store first."""
     logs: str | None = None
-    """Instead of records: a folder of *.log files of lm_eval and alpaca_eval, or one such file."""
+    """Read *.log files of lm_eval and alpaca_eval instead of records: a folder of them, or one file."""
     output: str = "summary.csv"
     """File or URL of the CSV."""
 
@@ -49,12 +49,12 @@ class SummarizeConfig(BaseModel):
         if (self.root is None) == (self.logs is None):
             raise ValueError("give either a store or --logs")
         if self.outbox and self.root is None:
-            raise ValueError("--outbox needs a store")
+            raise ValueError("--outbox requires a store")
         return self
 
 
 def summarize(config: SummarizeConfig) -> list[Row]:
-    """Make and write the table; return its rows. Raises BadInput, StoreError."""
+    """Write the table and return its rows. Raise BadInput, StoreError."""
     if config.logs is not None:
         rows = read_logs(Path(config.logs))
     elif config.root is not None:

@@ -1,6 +1,6 @@
-"""The summary table: rows with the columns that HALOs has (model_name, alpacaeval_lcwr, TASK-METRIC, avg), and status.
+"""The summary table: rows with HALOs' columns (model_name, alpacaeval_lcwr, TASK-METRIC, avg), and a status.
 
-A cell is empty where there is no score, and ``status`` says why.
+A cell without a score is empty, and ``status`` has the reason.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ SEPARATOR = "; "
 
 
 def read_rows(root: str, suite: str | None = None) -> list[Row]:
-    """Return the rows of ``suite`` from its plans; without a suite, of all records below ``root``, the newest of each.
+    """Return the rows of ``suite`` from its plans or, without a suite, from the newest records below ``root``.
 
-    Raises BadInput where there is nothing, StoreError.
+    Raise BadInput if there are none, or StoreError.
     """
     if suite:
         urls = filesystem.find(filesystem.join(root, "plans", suite), ".json")
@@ -38,13 +38,13 @@ def read_rows(root: str, suite: str | None = None) -> list[Row]:
         rows = rows_of_records(record for record in records if record)
     if not rows:
         raise BadInput(
-            f"{root} holds no {'plan of ' + suite if suite else 'record'}: nothing has been evaluated there yet"
+            f"{root} contains no {'plan of ' + suite if suite else 'record'}: nothing has been evaluated there yet"
         )
     return sorted(rows, key=lambda row: row.checkpoint)
 
 
 def frame(rows: Sequence[Row]) -> pd.DataFrame:
-    """Return rows as a table, one for each checkpoint, in the order of columns that the CSV has."""
+    """Return rows as a table, one per checkpoint, with the CSV's order of columns."""
     import pandas as pd
 
     documents = [document(row) for row in rows]
@@ -52,14 +52,14 @@ def frame(rows: Sequence[Row]) -> pd.DataFrame:
 
 
 def columns(documents: Iterable[dict[str, str | float]]) -> list[str]:
-    """Return the columns in their order: names and AlpacaEval first, tasks by name, average and status last."""
+    """Return the columns in order: names and AlpacaEval first, tasks by name, average and status last."""
     found = {column for one in documents for column in one}
     tasks = sorted(found.difference(FIRST, LAST))
     return [column for column in (*FIRST, *tasks, *LAST) if column in found]
 
 
 def document(row: Row) -> dict[str, str | float]:
-    """Return the cells of the CSV by their columns; an empty one is NaN."""
+    """Return the cells of the CSV by column; empty cells are NaN."""
     flat: dict[str, str | float] = {"model_name": row.checkpoint}
     for column, cell in row.cells.items():
         flat[column] = math.nan if cell is None else cell.value
@@ -70,6 +70,6 @@ def document(row: Row) -> dict[str, str | float]:
     if row.average is not None:
         flat["avg"] = row.average
     if row.missing is not None:
-        # A reason's own semicolons become commas: they separate the reasons.
+        # Semicolons separate the reasons, so those inside a reason become commas.
         flat["status"] = SEPARATOR.join(str(one).replace(SEPARATOR, ", ") for one in row.missing) or COMPLETE
     return flat

@@ -1,6 +1,6 @@
-"""The summary table as a terminal shows it: as many checkpoints as fit, a short status, and the reasons below.
+"""The summary table for a terminal: as many checkpoints as fit, a short status, and the reasons below.
 
-The CSV has every checkpoint. A screen has about 80 columns, and a reason is longer than that.
+The CSV has all checkpoints. A terminal has about 80 columns, and reasons are longer than that.
 """
 
 from __future__ import annotations
@@ -17,26 +17,26 @@ from halos_eval.reports.results import Cell, Row
 from halos_eval.reports.table import COMPLETE, JUDGE, columns, document
 
 FOLDED = 12
-"""Names and words are folded after so many characters where space is short; numbers never are."""
+"""Number of characters after which text is folded in a narrow terminal. Numbers are never folded."""
 NAMES = 5
-"""At most so many checkpoints are named for a reason: the CSV has them all."""
+"""Maximum number of checkpoints named per reason. The CSV has all of them."""
 BORDER, PADDING = 1, 2
-"""Characters beside a cell: a line before each column and after the last, and a space on each side."""
+"""Characters around a cell: a line before each column and after the last, and a space on each side."""
 
 
 class Summary:
-    """A summary table that fits the width of the console that prints it: one column a checkpoint, one row a metric.
+    """A summary table that fits the console's width, with one column per checkpoint and one row per metric.
 
-    All cells are Text, because names and reasons come from other people's files: rich reads no markup in them.
+    All cells are Text, in which rich reads no markup, because names and reasons come from files of other people.
     """
 
     def __init__(self, rows: Sequence[Row], csv: str) -> None:
-        """``csv`` is where the whole table is, which is named where checkpoints are hidden."""
+        """``csv`` is the path of the full table, which is shown if checkpoints are hidden."""
         self.rows, self.csv = rows, csv
         self.names = [plain(row.checkpoint) for row in rows]
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        """Give the table, how many checkpoints it does not show, and why anything is missing."""
+        """Yield the table, the number of hidden checkpoints, and the reasons for missing results."""
         rows = dict(self._rows())
         space = options.max_width - 2 * BORDER - PADDING
         longest = max(map(cell_len, rows), default=0)
@@ -61,7 +61,7 @@ class Summary:
                 yield column, [_cell(row.cells.get(column)) for row in self.rows]
 
     def _reasons(self) -> Iterator[Table | Text]:
-        """One item for each reason: a suite that cannot measure something cannot do so for all checkpoints alike."""
+        """Yield one item per reason, because checkpoints of one suite often share it."""
         affected: dict[str, list[str]] = {}
         for name, row in zip(self.names, self.rows, strict=True):
             for one in row.missing or ():
@@ -76,12 +76,12 @@ class Summary:
 
 
 def plain(text: str) -> str:
-    """Text from files of others without what a terminal would obey."""
+    """Return ``text`` without control characters, which a terminal would execute."""
     return "".join(char if char.isprintable() else "?" for char in text)
 
 
 def _fitting(names: Sequence[str], rows: Sequence[Sequence[str]], space: int) -> list[int]:
-    """The widths of the columns that fit into ``space``, at least one: with whole names if so all of them fit."""
+    """Return the widths of the columns that fit into ``space``, at least one. Fold text if not all of them fit."""
     columns = list(zip(names, *rows, strict=True))
     whole = [max(map(cell_len, column)) for column in columns]
     if sum(width + PADDING + BORDER for width in whole) <= space:
@@ -97,7 +97,7 @@ def _fitting(names: Sequence[str], rows: Sequence[Sequence[str]], space: int) ->
 
 
 def _least(cell: str) -> int:
-    """How narrow a cell may get: a number that is folded is misread."""
+    """Return the minimum width of a cell. Numbers are not folded, because folded numbers are misread."""
     return cell_len(cell) if cell[:1].isdigit() or cell[:1] == "-" else min(cell_len(cell), FOLDED)
 
 
@@ -119,4 +119,4 @@ def _average(row: Row) -> str:
 
 
 SPECIAL = {JUDGE: lambda row: plain(row.judge or ""), "avg": _average, "status": _state}
-"""Columns that hold no score."""
+"""Columns without scores."""

@@ -1,1 +1,1 @@
-"""What a pod does: one module for each stage. Heavy libraries are imported inside the functions that use them."""
+"""The stages that pods run, one module each. Functions import heavy libraries themselves, so that loading is fast."""

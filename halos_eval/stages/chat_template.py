@@ -9,9 +9,9 @@ from halos_eval.shipped import shipped
 
 
 def read_template(name: str | None) -> str | None:
-    """The text of a chat template by its shipped name or its path; None for the checkpoint's own.
+    """Return the text of a chat template by its shipped name or its path; None for the checkpoint's own.
 
-    Raises BadInput where there is no such template or it is no Jinja.
+    Raise BadInput if the template does not exist or is not valid Jinja.
     """
     if name is None:
         return None
@@ -20,9 +20,9 @@ def read_template(name: str | None) -> str | None:
     path = shipped("templates") / f"{name}.jinja" if "/" not in name and not name.endswith(".jinja") else Path(name)
     try:
         text = path.read_text(encoding="utf-8")
-        Environment(extensions=["jinja2.ext.loopcontrols"]).parse(text)  # noqa: S701 (parsed only; chat text is no HTML)
+        Environment(extensions=["jinja2.ext.loopcontrols"]).parse(text)  # noqa: S701 (parsed only; chat text is not HTML)
     except OSError as error:
-        raise BadInput(f"chat template {name}: there is none; give chatml or the path of a Jinja file") from error
+        raise BadInput(f"chat template {name} not found; expected chatml or the path of a Jinja file") from error
     except (TemplateSyntaxError, UnicodeDecodeError) as error:
-        raise BadInput(f"chat template {name} is not Jinja: {error}") from error
+        raise BadInput(f"chat template {name} is not valid Jinja: {error}") from error
     return text

@@ -1,7 +1,8 @@
-"""Fetch all that a suite needs into the cache, pin it, and say what cannot be had, before a GPU is used.
+"""Fetch and pin the data that a suite needs, and report what is unavailable, before a GPU is used.
 
-Each lm_eval task is loaded, and scores nonsense on one document, as the harness stage will do it: what it asks for on
-the way is fetched at the commit where its branch stands, and noted. A GPU pod then runs with the hub switched off.
+Each lm_eval task is loaded as the harness stage loads it, and scores one document with dummy answers. Everything that
+the task requests is fetched at the current commit of its branch and recorded. GPU pods then run with the hub switched
+off.
 """
 
 from __future__ import annotations
@@ -38,16 +39,16 @@ log = logging.getLogger(__name__)
 
 
 class _Need(NamedTuple):
-    """A part of the suite, or a checkpoint."""
+    """A part of the suite, or a checkpoint, whose data is fetched."""
 
     title: str
     definition: str
-    """Digest of what determines what it needs."""
+    """Digest of the settings that determine which items it needs."""
     fetch: Callable[[Fetcher], None]
 
 
 class FetchConfig(BaseModel):
-    """Fetch what SUITE needs into the cache (HF_HOME), and the models of CHECKPOINTS that are on the hub."""
+    """Fetch the data of SUITE into the cache (HF_HOME), and those models of CHECKPOINTS that are on the hub."""
 
     model_config = FROZEN
 
@@ -56,16 +57,16 @@ class FetchConfig(BaseModel):
     checkpoints: CliPositionalArg[tuple[str, ...]] = ()
     """Folders of checkpoints or of LoRA adapters, or NAMESPACE/NAME[@REVISION] on the hub."""
     manifest: str = "manifest.json"
-    """File or URL to write. What it has pinned already stays as it is."""
+    """File or URL to write. Commits that it already pins stay pinned."""
     tasks: tuple[str, ...] = Field(())
     """Only these parts of the suite: alpaca_eval or names of tasks (default: all)."""
 
 
 def fetch(config: FetchConfig) -> Manifest:
-    """Run the stage. What cannot be had stands in the manifest with its reason, and costs nothing else.
+    """Run the stage. The manifest lists unavailable parts with the reason; other parts are unaffected.
 
-    Raises BadInput; StoreError; Incomplete where the hub could not be reached for some part (run it again);
-    DataUnavailable where nothing can be had.
+    Raise BadInput, StoreError, Incomplete if the hub was out of reach for some part (a retry can help), and
+    DataUnavailable if every part is unavailable.
     """
     suite = load_suite(config.suite).keep(list(config.tasks))
     manifest = read_manifest(config.manifest) or Manifest(suite=suite.name)
@@ -79,30 +80,32 @@ def fetch(config: FetchConfig) -> Manifest:
         items, error = _try(need, fetcher)
         reason = None if error is None else " ".join(str(error).split())
         if error is not None:
-            log.warning("%s cannot be had: %s", need.title, reason)
+            log.warning("%s is unavailable: %s", need.title, reason)
             unreached += [need.title] if hub.out_of_reach(error) else []
         manifest = _with(manifest, need.title, Part(definition=need.definition, reason=reason), items)
     manifest = manifest.model_copy(update={"pins": fetcher.pins})
     write_manifest(config.manifest, manifest)
     reasons = {title: why for title in (need.title for need in needs) if (why := manifest.parts[title].reason)}
     if unreached:
-        raise Incomplete(f"{', '.join(unreached)}: {reasons[unreached[0]]}. Run it again: what was fetched is kept")
+        raise Incomplete(
+            f"{', '.join(unreached)}: {reasons[unreached[0]]}. Run it again; items already fetched are kept"
+        )
     if len(reasons) == len(needs):
         raise DataUnavailable("; ".join(f"{title}: {why}" for title, why in reasons.items()))
     return manifest
 
 
 def unfetched(suite: Suite, checkpoints: Iterable[str], manifest: Manifest) -> list[str]:
-    """The parts of the suite, and the checkpoints, that ``manifest`` does not have as they are defined now.
+    """Return the parts of the suite, and the checkpoints, whose current definition is not in ``manifest``.
 
-    Whether this machine's cache has what it names is not looked at. Raises BadInput.
+    This machine's cache is not checked. Raise BadInput.
     """
     needs = [*_parts(suite), *map(_checkpoint, checkpoints)]
     return [need.title for need in needs if manifest.parts.get(need.title) != Part(definition=need.definition)]
 
 
 def _try(need: _Need, fetcher: Fetcher) -> tuple[list[Item], HalosEvalError | None]:
-    """What a part needs, or why it cannot be had. Raises StoreError where the disk is full."""
+    """Return the items that a part needs, or the error if it is unavailable. Raise StoreError if the disk is full."""
     fetcher.begin(need.title)
     try:
         need.fetch(fetcher)
@@ -112,14 +115,14 @@ def _try(need: _Need, fetcher: Fetcher) -> tuple[list[Item], HalosEvalError | No
             raise named(error) from error
         if isinstance(error, HalosEvalError):
             return [], error
-        log.warning("%s: not foreseen", need.title, exc_info=True)
+        log.warning("%s: unexpected error", need.title, exc_info=True)
         failure = named(error)
         failure.__cause__ = error
         return [], failure
 
 
 def _with(manifest: Manifest, title: str, part: Part, items: list[Item]) -> Manifest:
-    """The manifest with what ``title`` needs put in the place of what it needed before."""
+    """Return the manifest with ``items`` in place of those that ``title`` needed before."""
     merged: dict[tuple[str, str], Item] = {}
     for item in manifest.items:
         if others := tuple(name for name in item.needed_by if name != title):
@@ -147,7 +150,7 @@ def _parts(suite: Suite) -> Iterator[_Need]:
 
 
 def _files(settings: AlpacaEvalSettings) -> list[str]:
-    """The files of AlpacaEval's dataset that sampling and judging read."""
+    """Return the files of AlpacaEval's dataset that sampling and judging read."""
     kinds: list[prompts.HubFile] = ["prompts"] if settings.prompts == ALPACA_EVAL else []
     kinds += ["reference", "calibration"] if settings.reference == ALPACA_EVAL else []
     return [prompts.HUB_FILES[kind] for kind in kinds]
@@ -159,7 +162,7 @@ def _fetch_files(files: list[str], fetcher: Fetcher) -> None:
 
 
 class _Tasks:
-    """Loads a suite's tasks one after the other with one index of them, made when it is needed first."""
+    """Loads a suite's tasks one by one. They share one task index, which is built on first use."""
 
     def __init__(self, suite: Suite) -> None:
         self.suite = suite
@@ -169,7 +172,7 @@ class _Tasks:
         with answered_by(fetcher):
             self._manager = self._manager or task_manager(self.suite.tasks, include_paths(self.suite.include_path))
             tasks = load_tasks(config, self._manager)
-            if not config.confirm_unsafe_code:  # that would execute a dataset's code where a token is
+            if not config.confirm_unsafe_code:  # scoring would execute a dataset's code next to the hub token
                 rehearse(config, self._manager, tasks)
 
 
@@ -187,5 +190,5 @@ def _checkpoint(location: str) -> _Need:
     try:
         definition = digest_json(wanted())
     except (BadInput, PermissionError) as error:
-        definition = str(error)  # what is wrong is found again, and told as this checkpoint's reason
+        definition = str(error)  # fetching raises it again, and it becomes this checkpoint's reason
     return _Need(checkpoint_part(location), definition, fetch)

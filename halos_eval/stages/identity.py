@@ -1,4 +1,4 @@
-"""What determines the scores of a stage, and the fingerprint of it."""
+"""The identity of a stage: everything that determines its scores, and the fingerprint of that."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from halos_eval.storage import filesystem
 from halos_eval.storage.records import CheckpointRef, StageName
 
 LOGIC = 1
-"""Version of what this project itself does to a score. Raise it when a mended defect has made records wrong."""
+"""Version of this project's own effect on scores. Raise it when a fixed bug has made records wrong."""
 
 
 class Identity(BaseModel):
-    """All that determines the scores of one stage. Other options say only where it runs, or how fast."""
+    """Everything that determines the scores of one stage. Other options affect only where and how fast it runs."""
 
     model_config = FROZEN
 
@@ -26,13 +26,13 @@ class Identity(BaseModel):
     checkpoint: CheckpointRef
     settings: dict[str, Any]
     inputs: dict[str, str]
-    """Digest or revision of everything that determines the scores besides the settings."""
+    """Digest or revision of each input that determines the scores."""
     packages: tuple[str, ...]
     """The pinned tools that determine the scores."""
 
     @property
     def document(self) -> dict[str, Any]:
-        """As the record keeps it."""
+        """The identity as it is kept in the record."""
         return {
             "logic": LOGIC,
             "stage": self.stage,
@@ -48,16 +48,16 @@ class Identity(BaseModel):
         return fingerprint(self.document)
 
     def at(self, record: str) -> Job:
-        """Return the job that leaves its record at the URL ``record``."""
+        """Return the job that writes its record to the URL ``record``."""
         return Job(**dict(self), record=record)
 
 
 class Job(Identity):
-    """One stage to be run: its identity, and where its record goes."""
+    """One stage to run: its identity, and the URL of its record."""
 
     record: str
     """URL of the record."""
 
     def journal(self, parts: str, force: bool) -> str:
-        """The folder below ``parts`` for what is finished. A forced run has its own, so that a retry can resume it."""
+        """Return the journal's folder below ``parts``. A forced run has its own, so that a retry can resume it."""
         return filesystem.join(parts, self.fingerprint + (".again" if force else ""))

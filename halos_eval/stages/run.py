@@ -1,6 +1,6 @@
-"""How a stage is run: it looks for its own finished record first, and writes the record last.
+"""Run a stage: look for its finished record first, and write the record last.
 
-A record that is found ends the stage at once.
+If the record exists, the stage ends at once.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 
 
 class Outcome(BaseModel):
-    """What the work of a stage gives back, before provenance is added."""
+    """Result of a stage's work, before provenance is added."""
 
     scores: tuple[Score, ...] = ()
     missing: dict[str, str] = Field(default_factory=dict)
@@ -44,11 +44,11 @@ class Outcome(BaseModel):
     files: dict[str, str] = Field(default_factory=dict)
     inputs: dict[str, str] = Field(default_factory=dict)
     parts: str | None = None
-    """Folder of the journal, which is needed no more once the record is there."""
+    """Folder of the journal. It is deleted once the record is written."""
 
 
 def run(job: Job, config: StageConfig, work: Callable[[], Outcome]) -> Record:
-    """Run one stage unless its record is there. Raises what the work raises, after leaving a failure note."""
+    """Run one stage unless its record exists. Raise the error of ``work``, after writing a failure note."""
     found = read_record(job.record)
     if (
         found
@@ -56,7 +56,7 @@ def run(job: Job, config: StageConfig, work: Callable[[], Outcome]) -> Record:
         and config.expect in {None, found.fingerprint}
         and not config.force
     ):
-        log.info("already there: %s", job.record)
+        log.info("skipped: the record exists (%s)", job.record)
         return found
     started = datetime.now(UTC)
     try:
@@ -78,15 +78,15 @@ def run(job: Job, config: StageConfig, work: Callable[[], Outcome]) -> Record:
 
 
 def named(error: Exception) -> HalosEvalError:
-    """What a library raised, as an error of ours. A full disk is one, wherever it was met."""
+    """Return a library's error as a HalosEvalError: StoreError for a full disk, otherwise EvaluationFailed."""
     words = f"{type(error).__name__}: {error}"
     if disk_full(error):
-        return StoreError(f"{words}. Free space there, or point TMPDIR and HF_HOME to a larger disk; then run it again")
+        return StoreError(f"{words}. Free space there, or set TMPDIR and HF_HOME to a larger disk; then run it again")
     return EvaluationFailed(words)
 
 
 def disk_full(error: BaseException | None) -> bool:
-    """Whether a full disk is what it, or what it was raised from, is about."""
+    """Return whether ``error``, or an error that it was raised from, reports a full disk."""
     while error is not None:
         if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}:
             return True
@@ -97,8 +97,8 @@ def disk_full(error: BaseException | None) -> bool:
 def _check_promises(job: Job, config: StageConfig) -> None:
     if config.expect and config.expect != job.fingerprint:
         raise BadInput(
-            f"planned as {config.expect}, found {job.fingerprint}: the checkpoint or an input has changed since it was "
-            "planned. Trigger the evaluation again"
+            f"the fingerprint changed since planning ({job.fingerprint}); expected {config.expect}. The checkpoint or "
+            "an input has changed. Trigger the evaluation again"
         )
     tools.check_installed(*job.packages)
 
@@ -127,7 +127,7 @@ def _record(job: Job, config: StageConfig, outcome: Outcome, started: datetime) 
 
 @contextmanager
 def reason_kept(config: StageConfig, record: str) -> Iterator[None]:
-    """Leave a failure note for what is wrong before the job is known, where a plan waits for its ``record``."""
+    """Write a failure note for an error before the job is known, if a plan expects the ``record``."""
     try:
         yield
     except HalosEvalError as error:
@@ -141,4 +141,4 @@ def _note_failure(record: str, error: HalosEvalError) -> None:
     try:
         write_model(layout.failure_beside(record), note)
     except HalosEvalError as second:
-        log.warning("the reason of the failure could not be kept: %s", second)
+        log.warning("the failure note could not be written: %s", second)

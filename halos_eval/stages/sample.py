@@ -1,7 +1,7 @@
 """Sample answers with vLLM, in the form that AlpacaEval and HALOs expect.
 
-Drop-in for HALOs' ``train.sample`` (github.com/ContextualAI/HALOs), which starts over when it is killed, skips prompts
-that are too long without a word, and has one chat template for every model.
+Drop-in replacement for HALOs' ``train.sample`` (github.com/ContextualAI/HALOs). That one starts over when it is killed,
+silently skips prompts that are too long, and has one chat template for all models.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class SampleConfig(SamplingSettings, StageConfig):
     prompts: str = ALPACA_EVAL
     """alpaca_eval (805 prompts from the hub), demo, or a JSON file: a list of objects with 'instruction'."""
     output: str = "outputs.json"
-    """File or URL to write; the record goes beside it."""
+    """File or URL to write; the record is written next to it."""
     chat_template: str | None = None
     """chatml (HALOs' own) or a Jinja file (default: the checkpoint's own template)."""
     tensor_parallel_size: int = Field(1, ge=1)
@@ -68,7 +68,7 @@ def sample_identity(
     checkpoint: CheckpointRef,
     manifest: Manifest | None = None,
 ) -> Identity:
-    """Return the identity; without a manifest it reads the prompts, which may fetch them from the hub."""
+    """Return the identity. Without a manifest, read the prompts, which may fetch them from the hub."""
     inputs = {"model": checkpoint.digest, "prompts": prompts.digest(prompt_set, "prompts", manifest)}
     if template := read_template(chat_template):
         inputs["chat_template"] = digest_bytes(template.encode())
@@ -82,7 +82,7 @@ def sample_identity(
 
 
 def sample(config: SampleConfig) -> Record:
-    """Run the stage. Raises BadInput, DataUnavailable, Incomplete, StoreError, EvaluationFailed."""
+    """Run the stage. Raise BadInput, DataUnavailable, Incomplete, StoreError, EvaluationFailed."""
     record = layout.record_beside(config.output)
     with reason_kept(config, record):
         manifest = config.load_manifest()
@@ -100,7 +100,7 @@ def _work(config: SampleConfig, weights: Weights, job: Job, manifest: Manifest |
     journal = Journal(job.journal(parts, config.force))
     done = journal.load()
     todo = {_key(row): row for row in prompt_set.rows if _key(row) not in done}
-    log.info("%d of %d prompts have their answers already", len(done), len(prompt_set.rows))
+    log.info("%d of %d prompts already have answers", len(done), len(prompt_set.rows))
     loaded = began
     if todo:
         llm = _load(config, weights)
@@ -116,7 +116,7 @@ def _work(config: SampleConfig, weights: Weights, job: Job, manifest: Manifest |
                     log.info("sampled %d of %d prompts", len(done), len(prompt_set.rows))
     missing = [row["instruction"] for row in prompt_set.rows if _key(row) not in done]
     if missing:
-        raise Incomplete(f"{len(missing)} prompts have no answer, the first is {missing[0][:80]!r}: run it again")
+        raise Incomplete(f"{len(missing)} prompts have no answer; the first is {missing[0][:80]!r}. Run it again")
     resumed = 1 - len(todo) / len(done)
     return _write(config, job, prompt_set, done, (began, loaded), resumed).model_copy(update={"parts": parts})
 
@@ -148,12 +148,12 @@ def _load(config: SampleConfig, weights: Weights) -> LLM:
 
 
 def _tokenize(llm: LLM, config: SampleConfig, rows: list[dict[str, Any]]) -> list[list[int]]:
-    """Apply the chat template to each prompt. Raises BadInput where there is none or a prompt is too long."""
+    """Apply the chat template to each prompt. Raise BadInput if there is no template or a prompt is too long."""
     tokenizer = llm.get_tokenizer()
     template = read_template(config.chat_template)
     if template is None and not getattr(tokenizer, "chat_template", None):
         raise BadInput(
-            f"{config.model} has no chat template (a base model?): give --chat-template chatml for HALOs' own, "
+            f"{config.model} has no chat template; it may be a base model. Set --chat-template chatml for HALOs' own, "
             "or the path of a Jinja file"
         )
     limit = llm.model_config.max_model_len
@@ -165,17 +165,17 @@ def _tokenize(llm: LLM, config: SampleConfig, rows: list[dict[str, Any]]) -> lis
         )
         if len(ids) >= limit:
             raise BadInput(
-                f"a prompt has {len(ids)} tokens and the model takes {limit}: {row['instruction'][:80]!r}. "
-                "No prompt is cut: raise --max-model-len or take it out"
+                f"a prompt is too long ({len(ids)} tokens: {row['instruction'][:80]!r}); expected fewer than {limit}. "
+                "Raise --max-model-len, or remove the prompt; prompts are never truncated"
             )
         all_ids.append(list(ids))
     return all_ids
 
 
 def _generate(llm: LLM, config: SampleConfig, weights: Weights, todo: dict[str, list[int]]) -> Any:
-    """Yield (key, answer) in the order in which prompts finish, the whole set being in flight at once.
+    """Yield (key, answer) in the order in which prompts finish; all prompts are in flight at once.
 
-    The engine is stepped here, because ``LLM.generate`` hands nothing over before the last prompt is finished.
+    The loop steps the engine itself, because ``LLM.generate`` returns nothing before the last prompt is finished.
     """
     from vllm import TokensPrompt
     from vllm.lora.request import LoRARequest
@@ -201,9 +201,10 @@ def _generate(llm: LLM, config: SampleConfig, weights: Weights, todo: dict[str, 
 
 
 def _stops(llm: LLM, config: SampleConfig) -> tuple[list[str], list[int]]:
-    """Stop strings, and the ids of those that are special tokens: vLLM looks for strings in text without these.
+    """Return the stop strings, and the ids of those that are special tokens.
 
-    A template in ChatML ends its turns with ``<|im_end|>``, whatever end token the base model has.
+    Special tokens need ids, because vLLM looks for stop strings in text without special tokens. ChatML templates end
+    each turn with ``<|im_end|>``, also for base models with another end token.
     """
     tokenizer = llm.get_tokenizer()
     template = read_template(config.chat_template) or str(getattr(tokenizer, "chat_template", None) or "")
@@ -216,7 +217,7 @@ def _params(config: SampleConfig, key: str, stop: list[str], stop_token_ids: lis
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind
 
-    # One seed a prompt: a resumed run draws the same numbers, whatever else is in the batch.
+    # One seed per prompt: a resumed run draws the same numbers, whatever else is in the batch.
     seed = int.from_bytes(hashlib.sha256(f"{config.seed}:{key}".encode()).digest()[:4], "big") >> 1
     return SamplingParams(
         n=config.samples_per_prompt,
@@ -252,7 +253,7 @@ def _write(
         for sample_id, one in enumerate(done[_key(prompt)]["samples"])
     ]
     data = (json.dumps(rows, indent=1, ensure_ascii=False) + "\n").encode()
-    filesystem.delete(job.record)  # an older record must not vouch for the new file
+    filesystem.delete(job.record)  # an older record must not refer to the new file
     filesystem.write_bytes(config.output, data)
     answers = [one for answer in done.values() for one in answer["samples"]]
     began, loaded = clock

@@ -1,7 +1,7 @@
 """The versions of the evaluation tools, which are part of every fingerprint.
 
-They are pinned once, in the extras of pyproject.toml; the images' locks are resolved from those. The planner runs
-where vLLM is not installed, so it reads the pins from this package's own metadata.
+They are pinned once, in the extras of pyproject.toml; the images' locks are resolved from these extras. The planner
+runs without vLLM installed, so it reads the pins from the metadata of this package.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from halos_eval.errors import EvaluationFailed
 
 @cache
 def pinned(package: str) -> str:
-    """The version that this project pins for ``package``."""
+    """Return the version that this project pins for ``package``."""
     for line in requires("halos-eval") or []:
         requirement = Requirement(line)
         if requirement.name == package:
@@ -28,7 +28,7 @@ def pinned(package: str) -> str:
 def check_installed(*packages: str) -> None:
     """Raise EvaluationFailed unless each of ``packages`` is installed in its pinned version.
 
-    A build tag (``0.32.0+cpu``) is not a difference: it names the hardware, which the record tells.
+    A build tag (``0.32.0+cpu``) is ignored: it names the hardware, which is in the record.
     """
     for package in packages:
         try:
@@ -37,6 +37,6 @@ def check_installed(*packages: str) -> None:
             found = "none"
         if found == "none" or Version(found).public != Version(pinned(package)).public:
             raise EvaluationFailed(
-                f"this environment has {package} {found}, the fingerprint promises {pinned(package)}: "
-                "rebuild the image (or the virtual environment) from its lock"
+                f"wrong version of {package} installed ({found}); expected {pinned(package)}, as in the fingerprint. "
+                "Rebuild the image or the virtual environment from its lock"
             )

@@ -1,4 +1,4 @@
-"""How vLLM's engine is started, for every stage that needs one."""
+"""Settings of vLLM's engine for the stages that start one."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ from typing import Any
 
 from halos_eval.checkpoints.weights import Weights
 
-# The engine in this process: requests are scheduled the same way in every run (vLLM's advice for reproducibility),
-# and a start takes 19 s instead of 44 s on two cores.
+# Runs the engine in this process. Requests are then scheduled the same way in every run (vLLM's advice for
+# reproducibility), and a start takes 19 s instead of 44 s on two cores.
 VLLM_ENVIRONMENT = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
 
 FULL_SEQUENCES = 8
-"""Sequences of full length that a CPU's cache holds. Most are shorter, and a CPU gains little from larger batches."""
+"""Full-length sequences that a CPU's cache holds. Most are shorter, and a CPU gains little from larger batches."""
 MOST_CACHE = 4 << 30
-"""Bytes of a CPU's cache for a model whose sequences would take more, unless a single one does."""
+"""Upper limit in bytes of a CPU's cache. A single sequence that needs more gets it."""
 
 
 def memory_arguments(weights: Weights, dtype: str, max_model_len: int | None, share: float) -> dict[str, Any]:
-    """Engine arguments for the memory: on a GPU vLLM's ``share`` of it, on a CPU the bytes of the KV cache.
+    """Return the engine arguments for memory: vLLM's ``share`` of a GPU's memory, or the KV cache's bytes on a CPU.
 
-    A share of a machine's memory would depend on how large the machine is: vLLM's CPU backend counts its own 1.7 GB in
-    it, so that what is enough on one machine leaves nothing for the cache on a smaller one.
+    On a CPU a share would depend on the size of the machine. vLLM's CPU backend counts its own 1.7 GB in the share, so
+    a share that is enough on one machine leaves nothing for the cache on a smaller one.
     """
     from transformers import PretrainedConfig
     from vllm.platforms import current_platform
@@ -33,7 +33,7 @@ def memory_arguments(weights: Weights, dtype: str, max_model_len: int | None, sh
 
 
 def kv_cache_bytes(config: Mapping[str, Any], dtype: str, max_model_len: int | None) -> int:
-    """Bytes of the KV cache for a model with this ``config.json``, on a CPU.
+    """Return the bytes of the KV cache on a CPU, for a model with this ``config.json``.
 
     Keys and values of one token take 2 x layers x KV heads x head size numbers.
     """
@@ -42,7 +42,7 @@ def kv_cache_bytes(config: Mapping[str, Any], dtype: str, max_model_len: int | N
     heads = config.get("num_attention_heads")
     layers = config.get("num_hidden_layers")
     if not (length and heads and layers):
-        return MOST_CACHE  # another kind of model: vLLM says if that is too little
+        return MOST_CACHE  # another kind of model: vLLM reports if this is too little
     head_size = config.get("head_dim") or config["hidden_size"] // heads
     stored = str(config.get("dtype") or config.get("torch_dtype") or "float32")
     width = 4 if "float32" in (stored if dtype == "auto" else dtype) else 2

@@ -169,7 +169,7 @@ def test_an_invalid_command(call, argv):
         (["sample", "/kto", "--stop=###"], '--stop: Value error, expected a JSON list, such as ["###"]'),
         (["harness", "/kto", "--task=../x", "--output-dir=/o"], "--task: "),
         (["harness", "/kto", "--task=x", "--output-dir=/o", "--fewshot-as-multiturn"], "requires apply_chat_template"),
-        (["judge", "/nowhere.json", "--output-dir=/o"], "/nowhere.json: there is no such file"),
+        (["judge", "/nowhere.json", "--output-dir=/o"], "/nowhere.json not found"),
     ],
 )
 def test_bad_input_is_one_line(call, argv, words, tmp_path, monkeypatch):
@@ -426,8 +426,8 @@ def test_a_record_is_shown(capsys, monkeypatch):
         Score(task="ifeval", metric="acc", value=0.12345, stderr=0.01),
         Score(task="ifeval", metric="f1", filter="strict", value=1, stderr=0),
     )
-    show_record(make_record(task="ifeval", scores=scores, missing={"ifeval-[x]": "lm_eval gave nan"}))
+    show_record(make_record(task="ifeval", scores=scores, missing={"ifeval-[x]": "lm_eval returned nan"}))
     out = capsys.readouterr().out
-    for words in ("one: harness", "0.1235", "0.0100", "strict", "ifeval-[x]: lm_eval gave nan", "1 of 1 scored"):
+    for words in ("one: harness", "0.1235", "0.0100", "strict", "ifeval-[x]: lm_eval returned nan", "1 of 1 scored"):
         assert words in out
     assert "0.0000" not in out

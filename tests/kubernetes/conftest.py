@@ -49,7 +49,7 @@ def admin():
 
 @pytest.fixture(scope="session")
 def folders(checkpoints):
-    """Folders that pods see at the same path: below one that another user can walk through, in an image as well."""
+    """Folders that pods see at the same path: below one that any user may traverse, in an image as well."""
     root = Path(tempfile.mkdtemp(prefix="halos-eval-", dir="/var/tmp"))
     root.chmod(0o755)
     found = {name: root / name for name in ("cache", "outbox", "suites")}
@@ -244,7 +244,7 @@ def lab(environments, folders, store, release, launcher, watcher, tmp_path_facto
         HALOS_EVAL_STORE=store.url,
         HALOS_EVAL_CHECKPOINTS=str(folders.checkpoints),
         HALOS_EVAL_SUITES=str(folders.suites),
-        # how soon a task whose scheduler or worker was killed is tried again; five minutes by default
+        # how soon a task whose scheduler or worker was killed is retried; five minutes by default
         AIRFLOW__SCHEDULER__ORPHANED_TASKS_CHECK_INTERVAL="30",
         AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT="60",
         AWS_ENDPOINT_URL=f"http://127.0.0.1:{store.port}",

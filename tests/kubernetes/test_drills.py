@@ -1,4 +1,4 @@
-"""What goes wrong on a cluster, tried for real: how it looks in the log, whether it is tried again, what is kept."""
+"""Failures on a real cluster: how they look in the log, whether they are retried, and what is kept."""
 
 import json
 import re
@@ -83,7 +83,7 @@ def test_a_pod_that_takes_too_much_memory(lab):
     assert "OutOfMemory" in log
     assert "raise memory in its profile" in log
     attempts = [one["try_number"] for one in lab.instances(run_id) if one["task_id"] == "harness"]
-    assert attempts == [1]  # not tried again
+    assert attempts == [1]  # not retried
 
 
 def test_a_pod_that_is_deleted_while_it_samples(admin, lab):
@@ -99,7 +99,7 @@ def test_a_pod_that_is_deleted_while_it_samples(admin, lab):
     assert (state, states["sample", "0"], states["judge", -1]) == ("success",) * 3
     assert len(lab.watcher.since(earlier, "sample")) == 2
     assert "PodLost" in lab.log(run_id, "sample", 0, attempt=1)
-    kept = re.search(r"(\d+) of 12 prompts have their answers already", lab.log(run_id, "sample", 0, attempt=2))
+    kept = re.search(r"(\d+) of 12 prompts already have answers", lab.log(run_id, "sample", 0, attempt=2))
     assert int(kept[1]) > 0
 
 

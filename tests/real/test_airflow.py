@@ -85,7 +85,7 @@ def test_one_failed_task_costs_its_own_cell_only(airflow, half):
     assert 0 <= row["demo_cloze-acc"] <= 1
     assert "avg" not in row
     assert row["status"].startswith("demo_choice: EvaluationFailed: ")
-    assert "; no_such_task: unavailable: there is no lm_eval task 'no_such_task'" in row["status"]
+    assert "; no_such_task: unavailable: unknown lm_eval task 'no_such_task'" in row["status"]
     record = next((airflow.store / "runs").rglob("record.json"))
     assert json.loads(record.read_text())["provenance"]["suite"] == "half"
 

@@ -118,7 +118,7 @@ def test_outputs_that_miss_an_instruction(run, serve_judge, few, tmp_path):
     endpoint = serve_judge()
     done = run("judge", "judge", outputs, *few[2:], f"--output-dir={tmp_path}", env=endpoint.environment)
     assert done.returncode == 2
-    assert "has no output for 1 of 12 reference instructions: sample them first" in failure(done)
+    assert "has no output for 1 of 12 reference instructions. Sample them first" in failure(done)
     assert endpoint.stats() == {}
 
 
@@ -129,7 +129,7 @@ def harness(run, model, task, tmp_path, **env):
 @pytest.mark.parametrize(
     ("task", "words"),
     [
-        ("gsm8k_cott", "there is no lm_eval task 'gsm8k_cott'"),
+        ("gsm8k_cott", "unknown lm_eval task 'gsm8k_cott'"),
         ("humaneval", "executes code that the model writes: give --confirm-unsafe-code, in a sandbox"),
     ],
     ids=["no such task", "unsafe code"],
@@ -146,7 +146,7 @@ def test_a_dataset_that_the_hub_does_not_have(run, serve_hub, model, tmp_path):
     endpoint = serve_hub(tmp_path / "hub").endpoint
     done = harness(run, model, "gsm8k_cot", tmp_path, HF_ENDPOINT=endpoint, HF_HOME=str(tmp_path / "cache"))
     assert done.returncode == 3
-    assert "DataUnavailable: the data of gsm8k_cot cannot be had" in failure(done)
+    assert "DataUnavailable: the data of gsm8k_cot is unavailable" in failure(done)
 
 
 def test_gated_prompts_need_the_token_and_once_fetched_no_hub(run, serve_hub, hub_data, model, tmp_path):

@@ -285,7 +285,7 @@ def test_a_gated_set_is_named_with_its_task_and_staged_once_there_is_a_token(run
     reason = "the dataset openai/openai_humaneval is gated. Accept its terms on the hub and set HF_TOKEN"
     parts = manifest_at(path)["parts"]
     assert {title: part["reason"] for title, part in parts.items()} == {"gsm8k_cot": None, "humaneval": reason}
-    assert f"humaneval cannot be had: {reason}" in refused.stderr
+    assert f"humaneval is unavailable: {reason}" in refused.stderr
     assert "/openai_humaneval/resolve/" not in made.log.read_text()
 
     before, log = made.requests(), made.log.read_text()

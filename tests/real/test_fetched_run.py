@@ -1,4 +1,4 @@
-"""``evaluate_checkpoint`` on data of the hub: once it is staged the hub may go away, and what is gated is told."""
+"""``evaluate_checkpoint`` on data of the hub: once fetched it needs no hub, and gated data is reported."""
 
 from __future__ import annotations
 

@@ -129,7 +129,7 @@ def test_published_figures_are_reproduced(model, run, published_hub, published_j
     folder = published_hub.root / "datasets" / "tatsu-lab" / "alpaca_eval"
     wanted = [row["instruction"] for row in json.loads((folder / "alpaca_eval.json").read_text(encoding="utf-8"))]
     absent = [text for text in wanted if text not in {row["instruction"] for row in rows}]
-    rows += [{"instruction": text, "output": "made up for this test", "generator": model} for text in absent]
+    rows += [{"instruction": text, "output": "written for this test", "generator": model} for text in absent]
     hub = {"HF_ENDPOINT": published_hub.endpoint, "HF_HOME": str(tmp_path / "cache")}
     outputs = write(tmp_path / "outputs.json", rows)
     done = judge(run, outputs, tmp_path, env=published_judge.environment | hub)
@@ -149,7 +149,7 @@ def test_published_figures_are_reproduced(model, run, published_hub, published_j
 
 
 def test_a_faulty_endpoint_changes_nothing(run, serve_judge, outputs, tmp_path):
-    """Nor is a price made up for a judge that has no price list."""
+    """A judge without a price list has no price in its record."""
     judge = yaml.safe_load((shipped("judges") / "gpt-4.1.yaml").read_text(encoding="utf-8"))
     del judge["gpt-4.1"]["price_per_million_tokens"]
     (tmp_path / "unpriced.yaml").write_text(yaml.safe_dump(judge), encoding="utf-8")

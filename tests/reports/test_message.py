@@ -61,12 +61,12 @@ def test_a_good_night(root, evaluated):
     assert message.title == f"{TITLE}: 1 evaluated"
     assert not message.failed
     assert message.body == (
-        "**1 evaluated.** 2 had been evaluated before.\n\n"
+        "**1 evaluated.** Evaluated earlier: 2.\n\n"
         "**New**\n\n"
         "| checkpoint | suite   | LC win rate (%) | win rate (%) | avg    | status   |\n"
         "| ---------- | ------- | --------------- | ------------ | ------ | -------- |\n"
         "| `kto`      | `quick` | 24.50           | 26.50 ± 1.25 | 0.5123 | complete |\n\n"
-        f"The whole table: `{root}/reports/quick/summary.csv`\n"
+        f"Full table: `{root}/reports/quick/summary.csv`\n"
     )
 
 
@@ -99,8 +99,8 @@ def test_a_run_whose_plan_failed_shows_no_number_of_an_earlier_one(root, evaluat
         ["`dpo`", "`quick`", "", "", "", "failed"],
     ]
     assert section(message.body, "Failed or missing, and why") == [
-        "- `kto` (`quick`, run `run-kto`), `dpo` (`quick`, run `run-dpo`): only the run's log tells why (its plan "
-        "failed, most likely)"
+        "- `kto` (`quick`, run `run-kto`), `dpo` (`quick`, run `run-dpo`): the reason is only in the run's log; "
+        "most likely the task `plan` failed"
     ]
 
 
@@ -124,7 +124,7 @@ def test_a_run_that_airflow_does_not_know_is_a_failure(root, evaluated):
     message = compose(TITLE, selection("kto"), {}, root)
     assert (message.title, message.failed) == (f"{TITLE}: 1 unknown", True)
     assert table_of(message.body) == [["`kto`", "`quick`", "", "", "", "unknown"]]
-    assert "was it started?" in message.body
+    assert "Airflow has no final state for this run; it may never have started" in message.body
 
 
 def test_what_is_damaged_costs_its_own_row(root, evaluated):
@@ -149,14 +149,14 @@ def test_a_score_of_zero_is_a_score(root, evaluated):
 def test_nothing_to_do_is_short_and_green(root):
     message = compose(TITLE, selection(complete=("a: quick",)), {}, root)
     assert (message.title, message.failed) == (f"{TITLE}: nothing to do", False)
-    assert message.body == "**Nothing to do.** 1 had been evaluated before.\n"
+    assert message.body == "**Nothing to do.** Evaluated earlier: 1.\n"
 
 
 def test_what_is_left_out_is_told_with_its_reason(root):
     left_out = {"half": "model.safetensors is missing", "late": "over the limit", "later": "over the limit"}
     message = compose(TITLE, selection(left_out=left_out), {}, root)
-    assert (message.title, message.failed) == (f"{TITLE}: nothing to do, 3 left out", False)
-    assert section(message.body, "Left out, and why") == [
+    assert (message.title, message.failed) == (f"{TITLE}: nothing to do, 3 skipped", False)
+    assert section(message.body, "Skipped, and why") == [
         "- `half`: `model.safetensors is missing`",
         "- `late`, `later`: `over the limit`",
     ]
@@ -164,7 +164,7 @@ def test_what_is_left_out_is_told_with_its_reason(root):
 
 def test_a_registry_that_cannot_be_read_is_told(root):
     message = compose(TITLE, None, {}, root)
-    assert message.title == f"{TITLE}: failed, nothing was started"
+    assert message.title == f"{TITLE}: failed, no evaluation was started"
     assert message.failed
     assert "log of the task `find`" in message.body
 
@@ -176,10 +176,10 @@ def test_a_night_of_fifty_is_readable(root, evaluated):
     left_out = {f"half-{number}": f"reason {number}" for number in range(50)}
     states = {f"run-{name}": "failed" for name in names}
     message = compose(TITLE, selection(*names, left_out=left_out), states, root)
-    assert message.title == f"{TITLE}: 50 failed, 50 left out"
+    assert message.title == f"{TITLE}: 50 failed, 50 skipped"
     assert len(table_of(message.body)) == 20
     assert "\n\nand 30 more\n\n" in message.body
-    failed, left = (section(message.body, name) for name in ("Failed or missing, and why", "Left out, and why"))
+    failed, left = (section(message.body, name) for name in ("Failed or missing, and why", "Skipped, and why"))
     assert "and 45 more: `judge: JudgeRefused: the key is refused`" in failed[0]
     assert (len(failed), failed[-1]) == (11, "- and 41 more")
     assert (len(left), left[-1]) == (11, "- and 40 more")
@@ -194,5 +194,5 @@ def test_words_of_others_stand_in_code_spans(root, evaluated):
     assert section(message.body, "Failed or missing, and why") == [
         f"- `kto` (`quick`, run `run-kto`): `gsm8k: Error: {shown}`"
     ]
-    assert section(message.body, "Left out, and why") == [f"- `{shown}`: `{shown}`"]
+    assert section(message.body, "Skipped, and why") == [f"- `{shown}`: `{shown}`"]
     assert "\n" not in message.title

@@ -128,13 +128,13 @@ def test_what_was_never_asked_for_is_told(job):
     assert row == {
         "model_name": "one",
         "arc-acc": 0.5,
-        "status": "alpaca_eval: not asked for; gsm8k: not asked for",
+        "status": "alpaca_eval: not requested; gsm8k: not requested",
     }
 
 
 def test_a_metric_that_could_not_be_computed_is_told(job):
-    row = row_of_plan(plan(job("ifeval", [score("ifeval")], missing={"ifeval-f1,none": "lm_eval gave nan"})))
-    assert row["status"] == "ifeval-f1,none: lm_eval gave nan"
+    row = row_of_plan(plan(job("ifeval", [score("ifeval")], missing={"ifeval-f1,none": "lm_eval returned nan"})))
+    assert row["status"] == "ifeval-f1,none: lm_eval returned nan"
 
 
 @pytest.mark.parametrize(

@@ -29,12 +29,12 @@ def test_a_file(tmp_path):
 
 @pytest.mark.parametrize("name", ["chatlm", "/none.jinja", "none.jinja", ""])
 def test_what_is_not_there(name):
-    with pytest.raises(BadInput, match="there is none; give chatml or the path"):
+    with pytest.raises(BadInput, match="not found; expected chatml or the path"):
         read_template(name)
 
 
 @pytest.mark.parametrize("content", [b"{% for %}", b"{{ a", b"\xff"])
 def test_what_is_no_template(tmp_path, content):
     (tmp_path / "a.jinja").write_bytes(content)
-    with pytest.raises(BadInput, match="is not Jinja"):
+    with pytest.raises(BadInput, match="is not valid Jinja"):
         read_template(str(tmp_path / "a.jinja"))

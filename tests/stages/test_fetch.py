@@ -1,4 +1,4 @@
-"""The staging stage without lm_eval: what is done again, what is told, and what the manifest says of it."""
+"""The fetch stage without lm_eval: what it repeats, what it reports, and what the manifest records."""
 
 from __future__ import annotations
 
@@ -226,7 +226,7 @@ def test_a_full_disk_is_no_tasks_fault(world, config, monkeypatch):
         try:
             raise OSError(errno.ENOSPC, "No space left on device")
         except OSError as error:
-            raise DataUnavailable("the data of gsm8k_cot cannot be had") from error
+            raise DataUnavailable("the data of gsm8k_cot is unavailable") from error
 
     monkeypatch.setattr(module._Tasks, "fetch", fetch_task)
     with pytest.raises(StoreError, match="Free space there"):

@@ -215,7 +215,7 @@ def test_what_was_planned_is_what_is_run(job):
 
 
 def test_what_has_changed_since_the_plan_is_not_run(job):
-    with pytest.raises(BadInput, match=f"planned as 0000, found {job.fingerprint}.*Trigger the evaluation again"):
+    with pytest.raises(BadInput, match=rf"\({job.fingerprint}\); expected 0000\..*Trigger the evaluation again"):
         run.run(job, StageConfig(expect="0000"), never)
     assert not filesystem.exists(job.record)
 
@@ -306,7 +306,7 @@ def test_a_reason_that_cannot_be_saved_does_not_hide_the_failure(job, tmp_path, 
     monkeypatch.setattr(filesystem, "write_bytes", full)
     with pytest.raises(EvaluationFailed, match="ZeroDivisionError"):
         run.run(job, CONFIG, lambda: 1 / 0)
-    assert "could not be kept: full" in caplog.text
+    assert "could not be written: full" in caplog.text
 
 
 @pytest.mark.parametrize(

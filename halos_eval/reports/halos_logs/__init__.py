@@ -1,1 +1,1 @@
-"""The logs that HALOs' own commands leave."""
+"""Read the logs of HALOs' own commands."""

@@ -1,7 +1,7 @@
-"""Scores in a log of alpaca_eval.
+"""Read scores from a log of alpaca_eval.
 
 Source of the format: tatsu-lab/alpaca_eval 0.6.6, ``utils.print_leaderboard`` (``DataFrame.to_string``) and the two
-INFO lines of ``main.evaluate`` that name the model. The table is a leaderboard: most of its rows are models of others.
+INFO lines of ``main.evaluate`` that name the model. The table is a leaderboard: most of its rows are published models.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from halos_eval.reports.halos_logs.text import Reading, number
 
 logger = logging.getLogger(__name__)
 
-# The first column is what the leaderboard is sorted by; AlpacaEval 1 sorts by win_rate and prints it once.
+# The leaderboard is sorted by its first column; AlpacaEval 1 sorts by win_rate and prints it once.
 _HEADER = re.compile(
     r"(?<!\S)(?:[a-z_]*(?:winrate|win_rate|elo)\s+)?win_rate\s+standard_error\s+n_total(?:\s+\w+)*\s*$"
 )
@@ -30,7 +30,7 @@ _COLUMNS = {
     "n_total": "alpacaeval_n_total",
     "avg_length": "alpacaeval_avg_length",
 }
-# What users add to a model's name when they name the log of its AlpacaEval run.
+# Words that users add to a model's name in the name of its AlpacaEval log.
 _LOG_WORDS = re.compile(r"^alpaca[-_]?(?:eval)?2?[-_.]+|[-_.]+alpaca[-_]?(?:eval)?2?$", re.IGNORECASE)
 
 
@@ -41,13 +41,13 @@ class Leaderboard:
     announced: frozenset[str]
     """Models that the INFO lines above it name."""
     rows: dict[str, dict[str, float]] = field(default_factory=dict)
-    """Row name to our columns. Cells without a number are left out."""
+    """Row name to values by this project's columns. Cells without a number are skipped."""
 
     def evaluated(self, lm_eval_models: Set[str], stem: str, other_models: Set[str]) -> list[str] | None:
-        """Row names of the models that this log evaluated, or None if nothing tells them.
+        """Return the row names of the models that this log evaluated, or None if they are unknown.
 
-        The surest evidence that there is decides: the models of the log's own lm_eval runs together with those of the
-        INFO lines; a table of one row; names that are paths (no published model's is, HALOs' always are); the log's
+        The first evidence in this list that matches applies: the models of the log's own lm_eval runs and of the INFO
+        lines; a table of one row; names that are paths (HALOs' always are, those of published models never); the log's
         file name; models of the other logs' lm_eval runs.
         """
         stems = {stem.lower(), _LOG_WORDS.sub("", stem).lower()}
@@ -62,7 +62,7 @@ class Leaderboard:
 
 
 def leaderboards(lines: Iterable[str], source: str) -> list[Leaderboard]:
-    """All tables of a log, in its order."""
+    """Return all tables of a log, in order."""
     tables: list[Leaderboard] = []
     announced: set[str] = set()
     header: re.Match[str] | None = None
@@ -76,15 +76,15 @@ def leaderboards(lines: Iterable[str], source: str) -> list[Leaderboard]:
         else:
             header = None
             if skipped := _SKIPPED.search(line):
-                logger.warning("%s: alpaca_eval did not judge %s again; its scores are older", source, skipped[1])
+                logger.warning("%s: alpaca_eval skipped %s, so its scores are from an earlier run", source, skipped[1])
             announced.update(match[1] for match in (_EVALUATED.search(line), skipped) if match)
     return [table for table in tables if table.rows]
 
 
 def _row(line: str, header: re.Match[str]) -> tuple[str, dict[str, float]] | None:
-    """Name and values of a row, or None if the line is none, which ends the table.
+    """Return the name and values of a row, or None for a line that is not a row, which ends the table.
 
-    Read from the right: a name may hold spaces. Where a timestamp stands before each line, it may not.
+    Cells are read from the right, because a name may contain spaces, unless each line starts with a timestamp.
     """
     columns = header[0].split()
     parts = line.strip().rsplit(None, len(columns))
@@ -101,18 +101,18 @@ def _row(line: str, header: re.Match[str]) -> tuple[str, dict[str, float]] | Non
 def readings(
     tables: Iterable[Leaderboard], source: PurePath, lm_eval_models: Set[str], other_models: Set[str]
 ) -> list[Reading]:
-    """Scores of the evaluated models, each from the row of its own name.
+    """Return the scores of the evaluated models, each from the row with its name.
 
-    Where the evaluated model cannot be told, all rows are kept under their own names, with a warning: that leaves
-    nothing out and gives no model another's score.
+    If the evaluated model is unknown, all rows are kept under their own names, with a warning. No score is lost, and no
+    model gets another's score.
     """
     found: list[Reading] = []
     for table in tables:
         names = table.evaluated(lm_eval_models, source.stem, other_models)
         if names is None:
             logger.warning(
-                "%s: cannot tell which of %d AlpacaEval rows this log evaluated; all are kept (rename the log to the "
-                "row's name, or cut the other rows)",
+                "%s: unknown which of %d AlpacaEval rows this log evaluated; all are kept. Rename the log to the row's "
+                "name, or remove the other rows",
                 source.name,
                 len(table.rows),
             )

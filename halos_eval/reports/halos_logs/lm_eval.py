@@ -1,7 +1,7 @@
-"""Scores in a log of lm_eval.
+"""Read scores from a log of lm_eval.
 
 Source of the format: EleutherAI/lm-evaluation-harness, ``utils.make_table`` and the line that its command prints above
-the tables, versions 0.4.0 to 0.4.13. Columns are found by their names, because 0.4.3 put one more in the middle.
+the tables, versions 0.4.0 to 0.4.13. Columns are found by name, because 0.4.3 inserted one in the middle.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ def _unquoted(text: str) -> str:
 
 
 def model_in_arguments(arguments: str) -> str | None:
-    """Short name of the model in lm_eval's model arguments, or None where they name no model.
+    """Return the short name of the model in lm_eval's model arguments, or None if they name no model.
 
-    Both styles are read: ``pretrained=/a/b/FINAL,dtype=...`` and the printed dictionary of newer versions. Models
-    behind an API have ``model`` in place of ``pretrained``.
+    Both styles are supported: ``pretrained=/a/b/FINAL,dtype=...`` and the printed dictionary of newer versions. Models
+    behind an API have ``model`` instead of ``pretrained``.
     """
     for key in ("pretrained", "model"):
         in_dictionary = re.search(rf"""['"]{key}['"]\s*:\s*({_QUOTED})""", arguments)
@@ -52,7 +52,7 @@ class _Table:
 
     @classmethod
     def below(cls, line: str) -> Self | None:
-        """The table whose header this line is, or None."""
+        """Return the table with this line as its header, or None if it is not a header."""
         cells = [cell.strip() for cell in line.split("|")]
         for start, cell in enumerate(cells):
             names = cells[start + 1 : -1]
@@ -63,9 +63,9 @@ class _Table:
         return None
 
     def row(self, line: str) -> dict[str, str] | None:
-        """Cells by column name, or None if the line is no row.
+        """Return the cells by column name, or None if the line is not a row.
 
-        Counted from the right, so that a timestamp or a rank put before each line does no harm.
+        Cells are counted from the right, because lines may start with a timestamp or a rank.
         """
         cells = [cell.strip() for cell in line.split("|")]
         if len(cells) < len(self.names) + 2:
@@ -77,7 +77,7 @@ class _Table:
 
 @dataclass
 class LmEvalLog:
-    """One pass over the lines of a log; afterwards `models` and `readings` hold what was found."""
+    """The models and readings that one pass over the lines of a log found."""
 
     source: str
     models: set[str] = field(default_factory=set)
@@ -90,7 +90,7 @@ class LmEvalLog:
 
     @classmethod
     def read(cls, lines: Iterable[str], source: str) -> Self:
-        """Read all lines. Tables and rows whose model or task cannot be told are left out with a warning."""
+        """Read all lines. Skip tables and rows whose model or task is unknown, with a warning."""
         log = cls(source)
         for line in lines:
             if not log._take_model(line):
@@ -98,11 +98,11 @@ class LmEvalLog:
         return log
 
     def _take_model(self, line: str) -> bool:
-        """Whether the line names the model of the tables below it.
+        """Return whether the line names the model of the tables below it, and remember that model.
 
-        The line that lm_eval prints above its tables decides; it need not start its line, as a progress bar on stderr
-        often ends without a line break. Only in a log without any (tables printed by a script of the user's own) does
-        another mention count, as it does for HALOs' summarize_metrics.py (not a shell variable's name, though).
+        lm_eval prints the model's arguments above its tables. This text may follow other text on its line, because a
+        progress bar on stderr often ends without a line break. In a log without such text (the user's own script
+        printed the tables) any other mention counts, as in HALOs' summarize_metrics.py, except shell variables.
         """
         arguments, is_header, _ = line.partition("), gen_kwargs: (")
         if is_header:
@@ -120,11 +120,11 @@ class LmEvalLog:
         if table := _Table.below(line):
             self._table, self._task = table, None
             if self._model is None:
-                logger.warning("%s: no line above an lm_eval table names its model; the table is left out", self.source)
+                logger.warning("%s: skipped an lm_eval table: no line above it names its model", self.source)
             return
         row = self._table.row(line) if self._table else None
         if row is None:
-            # What stands in between may have swallowed the row that names the task of the rows below.
+            # Lines in between may have replaced the row that names the task of the rows below.
             self._task = None
         elif self._model and set(row["Task"]) != {"-"}:
             self._take_row(row, self._model)
@@ -134,7 +134,7 @@ class LmEvalLog:
         if first_of_task:
             self._task, self._metrics = row["Task"], set()
         if self._task is None:
-            logger.warning("%s: a row of metric %r is left out: its task cannot be told", self.source, metric)
+            logger.warning("%s: skipped a row of metric %r: its task is unknown", self.source, metric)
             return
         if self._task.startswith("- "):  # part of a group; the group's own row has the aggregate
             return

@@ -1,7 +1,8 @@
-"""The summary of logs that users of ContextualAI's HALOs already have: one row a model.
+"""Summarize the logs that users of ContextualAI's HALOs already have, with one row per model.
 
-Same question and column names as HALOs' ``evals/scripts/summarize_metrics.py``, but further metrics, filters, several
-runs in a log and logs of AlpacaEval alone are read as well. New evaluations need none of this: they save typed records.
+Column names are those of HALOs' ``evals/scripts/summarize_metrics.py``. This module also reads further metrics,
+filters, several runs in a log, and logs of AlpacaEval alone. New evaluations do not need it, because they save typed
+records.
 """
 
 from __future__ import annotations
@@ -20,15 +21,15 @@ logger = logging.getLogger(__name__)
 
 
 def read_logs(path: Path) -> list[Row]:
-    """Return one row a model, sorted by name, from a log file or the ``*.log`` files of a directory.
+    """Return one row per model, sorted by name, from a log file or the ``*.log`` files of a directory.
 
-    Columns, each only where there is a number: ``alpacaeval_lcwr``, ``alpacaeval_wr``, ``alpacaeval_wr_stderr``
+    The columns, each only if it has a number: ``alpacaeval_lcwr``, ``alpacaeval_wr``, ``alpacaeval_wr_stderr``
     (percent), ``alpacaeval_n_total`` (comparisons), ``alpacaeval_avg_length`` (characters); per top-level task or
     group ``TASK-METRIC`` for the first filter, ``TASK-METRIC,FILTER`` for each further one, in lm_eval's unit, and the
     same with ``_stderr``; ``avg``, the mean of each task's first metric, rounded to four places, without metrics that
-    are better when lower. Where two readings differ, the later file's, by modification time, is kept with a warning.
+    are better when lower. If two readings differ, that of the last modified file is kept, with a warning.
 
-    Raises BadInput when the path or its logs are missing, unreadable, or hold no score.
+    Raise BadInput if the path or its logs are missing, unreadable, or contain no score.
     """
     files = _log_files(path)
     texts = {file: clean_lines(_bytes_of(file)) for file in files}
@@ -44,21 +45,21 @@ def read_logs(path: Path) -> list[Row]:
         readings += found
     if not readings:
         raise BadInput(
-            f"no score found in {path}: logs must hold the tables that lm_eval or alpaca_eval print at their end, with "
-            "lm_eval's line above its tables; did the evaluations finish?"
+            f"no score found in {path}; expected the tables that lm_eval or alpaca_eval print at the end, with "
+            "lm_eval's line above its tables. Check that the evaluations finished"
         )
     return sorted(_rows(readings), key=lambda row: row.checkpoint)
 
 
 def _log_files(path: Path) -> list[Path]:
-    """The logs, oldest first, so that a rerun comes after what it replaces."""
+    """Return the logs, oldest first, so that a rerun overrides the earlier run."""
     if path.is_file():
         return [path]
     if not path.is_dir():
-        raise BadInput(f"{path} does not exist: give a log file, or a directory with *.log files")
+        raise BadInput(f"{path} does not exist; expected a log file, or a directory with *.log files")
     files = [file for file in path.glob("*.log") if file.is_file()]
     if not files:
-        raise BadInput(f"{path} holds no *.log file: save the evaluations' output as NAME.log, or give one file")
+        raise BadInput(f"{path} contains no *.log file. Save the evaluations' output as NAME.log, or pass one file")
     return sorted(files, key=lambda file: (file.stat().st_mtime_ns, file.name))
 
 
@@ -66,7 +67,7 @@ def _bytes_of(file: Path) -> bytes:
     try:
         return file.read_bytes()
     except OSError as error:
-        raise BadInput(f"{file} cannot be read ({error.strerror}): mend its permissions") from error
+        raise BadInput(f"{file} cannot be read ({error.strerror}): fix its permissions") from error
 
 
 def _rows(readings: Iterable[Reading]) -> list[Row]:

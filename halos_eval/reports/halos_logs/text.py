@@ -1,4 +1,4 @@
-"""What the readers of both tools' logs share: clean lines, numbers, model names, and what a reading is."""
+"""Shared by the readers of both tools' logs: clean lines, numbers, and the class of a reading."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 # Colours and cursor movements (CSI), and terminal titles or hyperlinks (OSC).
 _ESCAPES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\))")
-# Not float() alone: that also takes "1_000", "nan" and "infinity".
+# float() alone also accepts "1_000", "nan" and "infinity".
 _NUMBER = re.compile(r"[-+]?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?")
 
 
@@ -29,17 +29,17 @@ class Reading:
 
 
 def clean_lines(raw: bytes) -> list[str]:
-    """Lines of a log as a reader would have seen them scroll by.
+    """Return the lines of a log, as a terminal showed them.
 
-    A carriage return ends a line too: a progress bar that is redrawn in place leaves one line per state, and the text
-    printed after its last state is a line of its own.
+    A carriage return also ends a line: a progress bar that is redrawn in place leaves one line per state, and the text
+    after its last state is a separate line.
     """
     text = raw.decode("utf-8-sig", errors="replace")
     return re.split(r"\r\n|\r|\n", _ESCAPES.sub("", text))
 
 
 def number(cell: str) -> float | None:
-    """Value of a table's cell; None for ``N/A``, ``NaN``, infinities and blanks."""
+    """Return the value of a table's cell; None for ``N/A``, ``NaN``, infinities and blanks."""
     cell = cell.strip()
     if not _NUMBER.fullmatch(cell):
         return None

@@ -1,4 +1,4 @@
-"""The model that lm_eval asks: loaded on vLLM or transformers, and journaled so that a killed run resumes."""
+"""The model under test, loaded with vLLM or transformers. Its answers are journaled, so that a killed run resumes."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-HF_BATCH_SIZE = 4  # HALOs' own; its README warns of auto with gsm8k_cot
+HF_BATCH_SIZE = 4  # as in HALOs, whose README warns against auto with gsm8k_cot
 
 
 def load_model(config: HarnessConfig, weights: Weights) -> LM:
-    """Return the model as lm_eval knows it. Raises BadInput where it needs a chat template and has none."""
+    """Return the model as an lm_eval LM. Raise BadInput if it needs a chat template and has none."""
     os.environ.update(VLLM_ENVIRONMENT)
     from lm_eval.api.registry import get_model
 
@@ -55,7 +55,7 @@ def load_model(config: HarnessConfig, weights: Weights) -> LM:
         from torch.cuda import is_available
 
         arguments |= {"use_safetensors": True, "max_length": config.max_model_len}
-        # parallelize splits the layers over the GPUs, as HALOs does; without a GPU it would offload them to the disk
+        # parallelize splits the layers over the GPUs, as HALOs does; without a GPU it would offload them to disk
         arguments |= {"parallelize": True} if is_available() else {"device": "cpu"}
         if weights.adapter:
             arguments["peft"] = weights.adapter
@@ -65,16 +65,16 @@ def load_model(config: HarnessConfig, weights: Weights) -> LM:
         model.tokenizer.chat_template = model.hf_chat_template = template
     if config.apply_chat_template and not model.tokenizer.chat_template:
         raise BadInput(
-            f"{config.model} has no chat template: give --chat-template chatml or set apply_chat_template off"
+            f"{config.model} has no chat template. Set --chat-template chatml, or turn apply_chat_template off"
         )
     return model
 
 
 def journaled(model: LM, journal: Journal, save_every: int) -> Counter[str]:
-    """Make the model's three methods keep finished chunks and skip them in a later run.
+    """Make the model's three methods journal finished chunks, and skip these in a later run.
 
-    Chunks are cut from the whole list of requests, so a resumed run makes the same batches and gets the same numbers.
-    Gives the requests, counted as they are answered: ``computed`` or ``resumed``.
+    Chunks are cut from the whole list of requests, so a resumed run forms the same batches and gets the same numbers.
+    Return a counter of requests, ``computed`` or ``resumed``, that is updated as they are answered.
     """
     done = journal.load()
     requests_by: Counter[str] = Counter()

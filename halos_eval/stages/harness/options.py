@@ -30,7 +30,7 @@ class HarnessConfig(HarnessSettings, StageConfig):
     output_dir: str
     """Folder or URL for record.json, results.json and samples/."""
     include_path: str | None = None
-    """Folder with task files of your own."""
+    """Folder with your own task files."""
     chat_template: str | None = None
     """chatml (HALOs' own) or a Jinja file (default: the checkpoint's own); used with apply_chat_template."""
     tensor_parallel_size: int = Field(1, ge=1)
@@ -40,7 +40,7 @@ class HarnessConfig(HarnessSettings, StageConfig):
     enforce_eager: bool = False
     """Skip compilation and CUDA graphs: starts sooner, runs slower."""
     save_every: int = Field(512, ge=1)
-    """Requests between two savings: what a kill can cost."""
+    """Requests between two saves; a killed run repeats at most that many."""
 
 
 def harness_identity(
@@ -53,8 +53,8 @@ def harness_identity(
 ) -> Identity:
     """Return the identity. lm_eval's own tasks are pinned by its version, others by the content of their folder.
 
-    Their data is pinned by the manifest's digest of its content. Raises BadInput, and DataUnavailable with the
-    manifest's reason where the task cannot be had.
+    Their data is pinned by the digest in the manifest. Raise BadInput, or DataUnavailable with the manifest's reason
+    if the task is unavailable.
     """
     own = shipped("tasks")
     inputs = {"model": checkpoint.digest}
@@ -78,6 +78,6 @@ def harness_identity(
 
 def _digest_folder(folder: Path) -> str:
     if not folder.is_dir():
-        raise BadInput(f"--include-path {folder}: there is no such folder")
+        raise BadInput(f"--include-path {folder} is not a folder")
     files = [path.relative_to(folder) for path in folder.rglob("*") if path.is_file()]
     return digest_files(folder, [str(path) for path in files if path.suffix != ".pyc"])

@@ -1,4 +1,4 @@
-"""What lm_eval gives, as files and as scores of the record."""
+"""Write lm_eval's results to files, and convert them to scores of the record."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def save(output_dir: str, results: dict[str, Any]) -> dict[str, str]:
 
     contents = {"results.json": encode({key: value for key, value in results.items() if key != "samples"})}
     for task, rows in results.get("samples", {}).items():
-        # mtime=0: the same samples give the same bytes
+        # mtime=0, so that the same samples give the same bytes
         contents[f"samples/{task}.jsonl.gz"] = gzip.compress(b"\n".join(encode(row) for row in rows) + b"\n", mtime=0)
     for name, data in contents.items():
         filesystem.write_bytes(filesystem.join(output_dir, name), data)
@@ -31,13 +31,13 @@ def save(output_dir: str, results: dict[str, Any]) -> dict[str, str]:
 
 
 def scores_of(results: dict[str, Any]) -> tuple[list[Score], dict[str, str]]:
-    """Return every metric with its filter and standard error, and the reasons of those that are missing.
+    """Return all metrics with filter and standard error, and for each missing metric the reason.
 
-    Raises EvaluationFailed where there is no number at all.
+    Raise EvaluationFailed if lm_eval returned no number at all.
     """
     scores: list[Score] = []
     missing: dict[str, str] = {}
-    # A group without a score of its own has no breakdown: then its tasks stand for themselves.
+    # Tasks of a group that has no score of its own are listed without a group.
     scored = {task for task, row in results["results"].items() if any("," in key for key in row)}
     groups = results.get("group_subtasks", {}).items()
     parent = {child: group for group, children in groups if group in scored for child in children}
@@ -48,7 +48,7 @@ def scores_of(results: dict[str, Any]) -> tuple[list[Score], dict[str, str]]:
                 continue
             value, stderr = row[key], row.get(f"{metric}_stderr,{filter_name}")
             if not _is_number(value):
-                missing[f"{task}-{metric},{filter_name}"] = f"lm_eval gave {value!r}"
+                missing[f"{task}-{metric},{filter_name}"] = f"lm_eval returned {value!r}"
                 continue
             better = results.get("higher_is_better", {}).get(task, {}).get(metric)
             scores.append(
@@ -63,7 +63,7 @@ def scores_of(results: dict[str, Any]) -> tuple[list[Score], dict[str, str]]:
                 )
             )
     if not scores:
-        raise EvaluationFailed(f"lm_eval gave no number: {missing or 'no metric at all'}")
+        raise EvaluationFailed(f"lm_eval returned no number: {missing or 'no metric at all'}")
     return scores, missing
 
 
@@ -72,7 +72,7 @@ def _is_number(value: Any) -> bool:
 
 
 def coverage_of(results: dict[str, Any]) -> Coverage:
-    """Return how many documents should have a score, and how many have one."""
+    """Return the number of documents that should have a score, and the number that have one."""
     counts = results.get("n-samples", {})
     scored = sum(len({row["doc_id"] for row in rows}) for rows in results["samples"].values())
     return Coverage(attempted=sum(count["effective"] for count in counts.values()), scored=scored)

@@ -1,8 +1,9 @@
-"""Take the network away from code that a model wrote.
+"""Block network access for code that a model wrote.
 
-On a cluster a NetworkPolicy does it for the whole pod. Not every cluster enforces those, and a local process has none,
-so each child process that lm_eval forks to execute such code also loses the system calls that make network sockets
-(seccomp, https://docs.kernel.org/userspace-api/seccomp_filter.html). It needs no privilege and cannot be undone.
+On a cluster a NetworkPolicy does so for the whole pod, but some clusters do not enforce it, and local processes have
+none. lm_eval forks a child process to execute such code, so a seccomp filter also blocks the creation of network
+sockets in each child (https://docs.kernel.org/userspace-api/seccomp_filter.html). The filter needs no privilege and
+cannot be removed.
 """
 
 from __future__ import annotations
@@ -22,31 +23,30 @@ LOAD, EQUAL, AT_LEAST, RETURN = 0x20, 0x15, 0x35, 0x06
 ALLOW, DENY = 0x7FFF0000, 0x00050000 | errno.EPERM
 NUMBER, ARCHITECTURE, FIRST_ARGUMENT = 0, 4, 16  # offsets in struct seccomp_data
 X32 = 0x40000000  # numbers of x86-64's second set of calls begin here
-IO_URING_SETUP = 425  # io_uring makes sockets without the call ``socket``
+IO_URING_SETUP = 425  # io_uring creates sockets without the call ``socket``
 # machine -> (audit architecture, number of the call ``socket``)
 MACHINES = {"x86_64": (0xC000003E, 41), "aarch64": (0xC00000B7, 198)}
 
 
 def close_network_in_children() -> None:
-    """From now on every process that is forked from this one can make local sockets only. Raises EvaluationFailed.
+    """Limit all processes that are forked from this one to local sockets. Raise EvaluationFailed if that is impossible.
 
-    Programs started by ``subprocess`` are not forked by Python and keep the network.
+    Programs that ``subprocess`` starts are not forked by Python and keep the network.
     """
     if platform.machine() not in MACHINES:
         raise EvaluationFailed(
-            f"code of a model is executed on {' and '.join(MACHINES)} only: it needs a seccomp filter"
+            f"refusing to run model-written code on {platform.machine()}; expected {' or '.join(MACHINES)}, for which "
+            "a seccomp filter is available"
         )
     program = _program(*MACHINES[platform.machine()])
     os.register_at_fork(after_in_child=lambda: _install(program))
     if not _is_closed():
-        # A child that cannot be shut in would be counted as an answer that failed: no score may come of that.
-        raise EvaluationFailed(
-            "this system refuses a seccomp filter, so a model's code cannot be shut in: not executed"
-        )
+        # Without the filter each child exits, and lm_eval would score that as a wrong answer.
+        raise EvaluationFailed("refusing to run model-written code: the kernel does not allow the seccomp filter")
 
 
 def _is_closed() -> bool:
-    """Whether a child gets no socket."""
+    """Return whether a child process is denied a network socket."""
     child = os.fork()
     if not child:
         try:
@@ -59,7 +59,7 @@ def _is_closed() -> bool:
 
 
 def _program(architecture: int, socket_call: int) -> bytes:
-    """A filter in classic BPF: (operation, value, steps if true, steps if not)."""
+    """Return the filter in classic BPF. Lines are (operation, value, lines to skip if true, lines to skip if not)."""
     lines = [
         (LOAD, ARCHITECTURE, 0, 0),
         (EQUAL, architecture, 0, 7),
@@ -76,7 +76,7 @@ def _program(architecture: int, socket_call: int) -> bytes:
 
 
 def _install(program: bytes) -> None:
-    """Filter this process's calls; where that fails it must not go on."""
+    """Filter the system calls of this process. Exit if that fails, so that no code runs without the filter."""
     code = ctypes.create_string_buffer(program, len(program))
     # struct sock_fprog: the number of lines, padding, a pointer to them
     filters = ctypes.create_string_buffer(struct.pack("@HP", len(program) // 8, ctypes.addressof(code)))

@@ -1,7 +1,7 @@
-"""Run one lm-evaluation-harness task, and keep all that it gives.
+"""Run one lm-evaluation-harness task, and save all of its results.
 
-lm_eval's own tracker swallows errors while saving, and its cache keys generated text by arguments that it never looks
-up again; so results are written here, and finished requests are journaled here.
+This module writes results itself, because lm_eval's own tracker hides errors while saving. It also journals finished
+requests itself, because lm_eval's cache stores generated text under keys that it never looks up.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from halos_eval.storage.records import Record, Usage
 
 
 def harness(config: HarnessConfig) -> Record:
-    """Run the stage. Raises BadInput, DataUnavailable, StoreError, EvaluationFailed."""
+    """Run the stage. Raise BadInput, DataUnavailable, StoreError, EvaluationFailed."""
     record = filesystem.join(config.output_dir, layout.RECORD)
     with reason_kept(config, record):
         manifest = config.load_manifest()
@@ -39,8 +39,8 @@ def harness(config: HarnessConfig) -> Record:
         check_fetched(config.model, config.revision, manifest)
         with replayed(manifest):
             outcome = _work(config, weights, job)
-        staged = manifest.needs(config.task) if manifest else []
-        more = {f"{item.kind}:{item.repo}": item.revision or item.digest for item in staged if item.kind != "dataset"}
+        fetched = manifest.needs(config.task) if manifest else []
+        more = {f"{item.kind}:{item.repo}": item.revision or item.digest for item in fetched if item.kind != "dataset"}
         return outcome.model_copy(update={"inputs": more | outcome.inputs})
 
     return run(job, config, work)
@@ -52,13 +52,13 @@ def _work(config: HarnessConfig, weights: Weights, job: Job) -> Outcome:
     tasks = load_tasks(config, manager)
     model = load_model(config, weights)
     if config.confirm_unsafe_code:
-        sandbox.close_network_in_children()  # after the model's own processes have started: they need it
+        sandbox.close_network_in_children()  # after the start of the model's own processes, which need the network
     parts = filesystem.join(config.output_dir, "parts")
     loaded = time.monotonic()
     with Journal(job.journal(parts, config.force), seconds=0) as journal:
         requests = journaled(model, journal, config.save_every)
         results = evaluate(config, model, manager, tasks)
-    filesystem.delete(job.record)  # an older record must not vouch for the new files
+    filesystem.delete(job.record)  # an older record must not refer to the new files
     files = save(config.output_dir, results)
     scores, missing = scores_of(results)
     return Outcome(

@@ -1,8 +1,8 @@
-"""lm_eval's index of tasks, reduced to what is asked for.
+"""lm_eval's index of tasks, reduced to the requested ones.
 
-``TaskManager()`` of lm_eval 0.4.13 parses 14,000 YAML files, and their includes as often as they are included: 20 s of
-CPU in every process, on a GPU pod while its GPU waits. Here all files are read as bytes, which takes less than a
-second, and only those that mention a wanted name, directly or through an include, are parsed. The tasks are the same.
+``TaskManager()`` of lm_eval 0.4.13 parses 14,000 YAML files, and each include as often as it is included. That takes
+20 s of CPU in every process, during which a pod's GPU is idle. This module reads all files as bytes in less than a
+second. It parses only those that mention a wanted name, directly or through an include. The tasks are the same.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ IGNORED_FOLDERS = {"__pycache__", ".ipynb_checkpoints"}  # as in lm_eval
 
 
 def task_manager(names: Iterable[str], include_paths: Iterable[Path]) -> TaskManager:
-    """lm_eval's manager with the tasks, groups and tags in ``names``, and what these consist of.
+    """Return lm_eval's manager with the tasks, groups and tags in ``names``, and their members.
 
     A task below a later one of ``include_paths`` overrides one of the same name, as in lm_eval itself.
     """
@@ -51,7 +51,7 @@ def task_manager(names: Iterable[str], include_paths: Iterable[Path]) -> TaskMan
 
 
 def _members(entry: Entry | None) -> Iterator[str]:
-    """The names that a group or a tag refers to."""
+    """Yield the names that a group or a tag refers to."""
     if entry is None:
         return
     if entry.yaml_path is None:
@@ -70,7 +70,7 @@ def _listed(members: Any) -> Iterator[str]:
 
 
 class _Folder:
-    """The YAML files below a folder, as bytes, and those of them that mention a wanted name."""
+    """The YAML files below a folder, as bytes, and the subset that mentions a wanted name."""
 
     def __init__(self, folder: Path) -> None:
         self._texts = {path: Path(path).read_bytes() for path in sorted(_yaml_files(folder))}
@@ -81,7 +81,7 @@ class _Folder:
         self._mentioning: set[str] = set()
 
     def _follow_includes(self, path: str) -> None:
-        """Note who includes what; the files included often do not end in .yaml."""
+        """Record which files include which. Included files often have another extension than .yaml."""
         if b"include" not in self._texts[path]:
             return
         for name in _included(self._texts[path]):
@@ -104,7 +104,7 @@ class _Folder:
                     found += self._includers[path]
 
     def entries(self) -> dict[str, Entry]:
-        """lm_eval's entries of these files; of two with the same name the first one's."""
+        """Return lm_eval's entries for these files; of two with the same name, the first."""
         from lm_eval.tasks._index import TaskIndex
         from lm_eval.tasks._yaml_loader import load_yaml
 
@@ -112,7 +112,7 @@ class _Folder:
         for path in sorted(self._mentioning & self._files):
             try:
                 TaskIndex.process_cfg(load_yaml(path, resolve_func=False), Path(path), entries)
-            except Exception as error:  # noqa: BLE001 (lm_eval skips a file for whatever it raises, too)
+            except Exception as error:  # noqa: BLE001 (lm_eval also skips a file on any error)
                 log.debug("skipped %s (%s)", path, error)
         return entries
 
@@ -124,13 +124,13 @@ def _yaml_files(folder: Path) -> Iterator[str]:
 
 
 def _included(content: bytes) -> list[str]:
-    """What a file includes, without parsing the rest of it."""
+    """Return the names of the files that a file includes, without parsing the rest of it."""
     if (found := INCLUDE.search(content)) is None:
         return []
     try:
         names = _value(found[0])
     except (yaml.YAMLError, UnicodeDecodeError):
-        return []  # then lm_eval cannot read the file either
+        return []  # lm_eval cannot read such a file either
     return [name for name in (names if isinstance(names, list) else [names]) if isinstance(name, str)]
 
 

@@ -1,4 +1,4 @@
-"""lm_eval's tasks: loaded with their data before a model is, and scored once without one."""
+"""Load lm_eval's tasks with their data before a model is loaded, and rehearse their scoring without a model."""
 
 from __future__ import annotations
 
@@ -22,26 +22,29 @@ log = logging.getLogger(__name__)
 
 
 def include_paths(own: str | None) -> list[Path]:
-    """Folders with tasks besides lm_eval's own: this project's, and the user's."""
+    """Return the folders with tasks besides lm_eval's own: this project's, and the user's."""
     return [shipped("tasks"), *([Path(own)] if own else [])]
 
 
 def load_tasks(config: HarnessConfig, manager: TaskManager) -> list[Any]:
-    """The task or group with its data, before a model is loaded. Raises BadInput, DataUnavailable."""
+    """Return the task or group with its data, before a model is loaded. Raise BadInput, DataUnavailable."""
     from datasets.exceptions import DatasetsError
 
     if config.task not in manager.task_index:
-        raise BadInput(f"there is no lm_eval task {config.task!r}: see `lm_eval ls tasks`, or give --include-path")
+        raise BadInput(
+            f"unknown lm_eval task {config.task!r}. `lm_eval ls tasks` lists the available ones; "
+            "set --include-path for others"
+        )
     if config.confirm_unsafe_code:
-        os.environ["HF_ALLOW_CODE_EVAL"] = "1"  # humaneval asks for it when it is imported
+        os.environ["HF_ALLOW_CODE_EVAL"] = "1"  # humaneval checks it on import
     elif _executes_code(manager, config.task):
         raise BadInput(f"{config.task} executes code that the model writes: give --confirm-unsafe-code, in a sandbox")
     try:
         found = manager.load([config.task])
     except (DatasetsError, *hub_errors(), ConnectionError, FileNotFoundError) as error:
         raise DataUnavailable(
-            f"the data of {config.task} cannot be had: {error}. Check HF_ENDPOINT and the network; a gated dataset "
-            "needs HF_TOKEN and its terms accepted"
+            f"the data of {config.task} is unavailable: {error}. Check HF_ENDPOINT and the network. "
+            "For a gated dataset, accept its terms on the hub and set HF_TOKEN"
         ) from error
     if not config.confirm_unsafe_code and any(getattr(task, "UNSAFE_CODE", False) for task in found["tasks"].values()):
         raise BadInput(f"{config.task} executes code that the model writes: give --confirm-unsafe-code, in a sandbox")
@@ -50,7 +53,7 @@ def load_tasks(config: HarnessConfig, manager: TaskManager) -> list[Any]:
 
 
 def _executes_code(manager: TaskManager, task: str) -> bool:
-    """Whether a task's own file says so; asked before its Python is imported."""
+    """Return whether a task's own file declares unsafe code. It is checked before the task's Python is imported."""
     from lm_eval.tasks._yaml_loader import load_yaml
 
     path = manager.task_index[task].yaml_path
@@ -58,7 +61,7 @@ def _executes_code(manager: TaskManager, task: str) -> bool:
 
 
 def evaluate(config: HarnessConfig, model: LM, manager: TaskManager, tasks: list[Any]) -> dict[str, Any]:
-    """Return what lm_eval gives for ``tasks``. Raises EvaluationFailed where that is nothing."""
+    """Return lm_eval's results for ``tasks``. Raise EvaluationFailed if there are none."""
     from lm_eval import simple_evaluate
 
     python_seed, numpy_seed, torch_seed, fewshot_seed = config.seed
@@ -77,30 +80,31 @@ def evaluate(config: HarnessConfig, model: LM, manager: TaskManager, tasks: list
         confirm_run_unsafe_code=config.confirm_unsafe_code,
     )
     if not results or not results.get("results"):
-        raise EvaluationFailed(f"lm_eval gave no results for {config.task}: read its log above")
+        raise EvaluationFailed(f"lm_eval returned no results for {config.task}. Its log above has the reason")
     return dict(results)
 
 
 def rehearse(config: HarnessConfig, manager: TaskManager, tasks: list[Any]) -> None:
-    """Score nonsense answers to one document of each task: what is needed only for scoring is fetched, or found absent.
+    """Score one document of each task with dummy answers, to fetch what only scoring needs.
 
-    Raises what says that something cannot be had; whatever else a task thinks of nonsense is no harm.
+    Raise DataUnavailable, Incomplete or ImportError if some of it is unavailable. Any other error is only logged,
+    because dummy answers may cause it.
     """
     from lm_eval.models.dummy import DummyLM
 
     model = DummyLM()
-    model.tokenizer = None  # its own would be fetched from the hub
+    model.tokenizer = None  # by default it is fetched from the hub
     plain = {"limit": 1, "apply_chat_template": False, "fewshot_as_multiturn": False}
     try:
         evaluate(config.model_copy(update=plain), model, manager, tasks)
     except (DataUnavailable, Incomplete, ImportError):
         raise
     except Exception as error:  # noqa: BLE001 (a task may raise anything)
-        log.warning("%s: its scoring could not be tried (%s: %s)", config.task, type(error).__name__, error)
+        log.warning("%s: scoring dummy answers failed (%s: %s)", config.task, type(error).__name__, error)
 
 
 def dataset_revisions(tasks: list[Any]) -> dict[str, str]:
-    """Hub commit (or the data's own fingerprint, off the hub) of every dataset that was read."""
+    """Return the hub commit of every dataset that was read, or its fingerprint if it is not from the hub."""
     leaves = [leaf for task in tasks for leaf in (task.get_all_tasks() if hasattr(task, "get_all_tasks") else [task])]
     revisions = {}
     for leaf in leaves:
@@ -112,7 +116,7 @@ def dataset_revisions(tasks: list[Any]) -> dict[str, str]:
 
 
 def _revision(split: Dataset) -> str:
-    # datasets caches a hub repository's tables in a folder that is called by the commit
+    # datasets caches a hub repository's tables in a folder that is named after the commit
     folders = {Path(file["filename"]).parent.name for file in split.cache_files}
     commits = sorted(folder for folder in folders if re.fullmatch("[0-9a-f]{40}", folder))
     return ",".join(commits) or f"fingerprint:{split._fingerprint}"

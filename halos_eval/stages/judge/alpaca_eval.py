@@ -1,4 +1,4 @@
-"""alpaca_eval, called as a library: it makes the prompts, parses the answers and computes the win rates.
+"""Call alpaca_eval as a library: it builds the prompts, parses the answers and computes the win rates.
 
 github.com/tatsu-lab/alpaca_eval; length control: arXiv 2404.04475.
 """
@@ -23,11 +23,11 @@ from halos_eval.errors import BadInput
 from halos_eval.stages.judge.client import Completions
 
 LEAST_READ = 0.95
-"""Share of the judge's answers that must be readable: a win rate over a few of them is no win rate of the set."""
+"""Share of the judge's answers that must be readable: a win rate over fewer does not represent the set."""
 
 
 class TooFewReadError(Exception):
-    """So few answers of the judge could be read that their win rate would not be that of the set."""
+    """Too few of the judge's answers were readable for a win rate that represents the set."""
 
     def __init__(self, read: int) -> None:
         super().__init__(read)
@@ -42,14 +42,14 @@ def evaluate_pairs(
     calibration: str | None,
     name: str,
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """alpaca_eval's figures for the pairs, and the annotation of each pair.
+    """Return alpaca_eval's figures for the pairs, and the annotation of each pair.
 
-    ``calibration``: commit of the data for length control; None without length control.
+    ``calibration`` is the commit of the data for length control; None without length control.
     """
     import pandas as pd
 
     def metric(annotations: list[dict[str, Any]], **options: Any) -> Any:
-        # Equal outputs are draws without a judge's answer: by themselves they would make a win rate of 50.
+        # Equal outputs are draws that need no answer of the judge. On their own they would give a win rate of 50.
         read = int(sum(pd.notna(one["preference"]) for one in annotations)) - (len(reference.rows) - completions.asked)
         if completions.asked and read < LEAST_READ * completions.asked:
             raise TooFewReadError(read)
@@ -83,10 +83,10 @@ def evaluate_pairs(
 
 @contextmanager
 def _known_noise_silenced() -> Iterator[None]:
-    """Keep out of the log what alpaca_eval 0.6.6 says of its own dependencies and of each answer that it cannot read.
+    """Silence alpaca_eval 0.6.6's deprecation warnings, and its traceback for each unreadable answer.
 
-    It uses what setuptools and scikit-learn are about to change (the lock pins both), and it logs a traceback for each
-    such answer on the root logger; they are counted in the record, and annotations.json has them.
+    The warnings are about setuptools and scikit-learn, which the lock pins. The tracebacks go to the root logger; the
+    record has the number of unreadable answers, and annotations.json has the answers.
     """
 
     def no_traceback(record: logging.LogRecord) -> bool:
@@ -105,7 +105,7 @@ def _known_noise_silenced() -> Iterator[None]:
 
 @contextmanager
 def _calibration_at(revision: str | None) -> Iterator[None]:
-    """Make alpaca_eval fetch the data for length control at ``revision``, not wherever the branch stands by then."""
+    """Make alpaca_eval fetch the data for length control at ``revision`` instead of the branch's current commit."""
     from alpaca_eval.metrics import glm_winrate
 
     download = glm_winrate.hf_hub_download
@@ -117,9 +117,9 @@ def _calibration_at(revision: str | None) -> Iterator[None]:
 
 
 def _write_config(judge: Judge, folder: Path) -> Path:
-    """Write the judge's file as alpaca_eval reads it: from a path only, which it joins to that of the template.
+    """Write the judge's configuration to a file, because alpaca_eval reads it only from one; return its path.
 
-    Its own cache and leaderboard would go into site-packages. Raises BadInput.
+    The template's path is absolute, because alpaca_eval joins relative ones to its own folder. Raise BadInput.
     """
     from alpaca_eval.constants import EVALUATORS_CONFIG_DIR
 
@@ -127,7 +127,9 @@ def _write_config(judge: Judge, folder: Path) -> Path:
     if judge.template_text is None:
         template = EVALUATORS_CONFIG_DIR / judge.prompt_template
         if not template.is_file():
-            raise BadInput(f"judge {judge.name}: alpaca_eval ships no {judge.prompt_template}")
+            raise BadInput(
+                f"judge {judge.name}: alpaca_eval does not include the prompt template {judge.prompt_template}"
+            )
     else:
         template = folder / "template.txt"
         template.write_text(judge.template_text, encoding="utf-8")

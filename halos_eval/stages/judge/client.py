@@ -1,7 +1,7 @@
-"""Requests to an OpenAI-compatible endpoint, many at a time, each paid for once.
+"""Send requests to an OpenAI-compatible endpoint, many at a time, and pay for each once.
 
-The client's own retries (429 with its Retry-After, 5xx, cut connections, time-outs) are used; an answer that is no
-JSON is asked for again. Every answer is journaled as it comes, so a killed run asks only for the rest.
+The OpenAI client retries 429 (after Retry-After), 5xx, dropped connections and time-outs. This module also retries
+answers that are not valid JSON. Each answer is journaled when it arrives, so a resumed run requests only the others.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-RETRIES = 8  # of the client, with its exponential back-off: half a minute, if each is refused at once
+RETRIES = 8  # of the client, with exponential back-off: half a minute if each is refused at once
 TIMEOUT_SECONDS = 60.0
 UNREADABLE_TRIES = 5
-DOWN_AFTER = 8  # requests that fail in a row, each with all its retries: the rest would only take hours to fail
+DOWN_AFTER = 8  # requests in a row that fail after all retries; the remaining ones would take hours to fail
 
 
 class Endpoint(BaseModel):
-    """Where the judge is. The key comes from the environment only, and is never shown."""
+    """The judge's URL and key. The key comes only from the environment, and is never logged."""
 
     model_config = FROZEN
 
@@ -47,21 +47,21 @@ class Endpoint(BaseModel):
 
     @property
     def place(self) -> str:
-        """The URL for people and records, without a user and password that it may carry."""
+        """The URL for messages and records, without a user name and password that it may contain."""
         parts = urlsplit(self.base_url)
         return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
 
     @classmethod
     def from_environment(cls) -> Endpoint:
-        """From OPENAI_BASE_URL and OPENAI_API_KEY. Raises JudgeRefused without a key."""
+        """Return the endpoint of OPENAI_BASE_URL and OPENAI_API_KEY. Raise JudgeRefused without a key."""
         key = os.environ.get("OPENAI_API_KEY", "")
         if not key:
-            raise JudgeRefused("OPENAI_API_KEY is not set: the judge's key comes from the environment only")
+            raise JudgeRefused("OPENAI_API_KEY is not set; the judge's key is read only from this variable. Set it")
         return cls(base_url=os.environ.get("OPENAI_BASE_URL") or "https://api.openai.com/v1", key=SecretStr(key))
 
 
 class Completions:
-    """A completion function for alpaca_eval: called with prompts, gives completions in their order."""
+    """A completion function for alpaca_eval: takes prompts, returns completions in the same order."""
 
     def __init__(self, endpoint: Endpoint, judge: Judge, journal: Journal, concurrency: int) -> None:
         self.endpoint = endpoint
@@ -69,16 +69,16 @@ class Completions:
         self.journal = journal
         self.concurrency = concurrency
         self.asked = 0
-        """Pairs that needed a judgement; alpaca_eval calls two equal outputs a draw without asking."""
+        """Pairs that needed a judgement; for two equal outputs alpaca_eval counts a draw without a request."""
         self.prompt_tokens = 0
         self.completion_tokens = 0
         self.uncounted = False
-        """Whether the endpoint did not count the tokens of some answer: then neither they nor the price are known."""
+        """Whether some answer came without a token count, so that the total and the price are unknown."""
         self.refused: list[str] = []
-        """What the endpoint said of single prompts that it would not take (content filter, too long)."""
+        """The endpoint's errors for single prompts that it rejected (content filter, too long)."""
 
     def __call__(self, prompts: Sequence[str], **options: Any) -> dict[str, list[Any]]:
-        """Complete ``prompts`` (ChatML text); raises JudgeRefused, Incomplete."""
+        """Return completions of ``prompts`` (ChatML text). Raise JudgeRefused, Incomplete."""
         from alpaca_eval.utils import prompt_to_chatml
 
         options = {("model" if key == "model_name" else key): value for key, value in options.items()}
@@ -101,11 +101,11 @@ class Completions:
         }
 
     def price_usd(self) -> float | None:
-        """The price of all answers, those of earlier runs included; None without a price list, or a count of tokens."""
+        """Return the price of all answers, also of earlier runs; None without a price list or token counts."""
         return None if self.uncounted else self._price(self.prompt_tokens, self.completion_tokens)
 
     def tokens(self) -> tuple[int | None, int | None]:
-        """Tokens read and made for all answers; None where the endpoint did not count them."""
+        """Return prompt and completion tokens of all answers; None if the endpoint did not count them."""
         return (None, None) if self.uncounted else (self.prompt_tokens, self.completion_tokens)
 
     def _price(self, prompt_tokens: int, completion_tokens: int) -> float | None:
@@ -118,7 +118,7 @@ class Completions:
         done = self.journal.load()
         keys = [digest_json(request) for request in requests]
         todo = {key: request for key, request in zip(keys, requests, strict=True) if key not in done}
-        log.info("%d of %d judgements are there already", len(requests) - len(todo), len(requests))
+        log.info("%d of %d pairs already have judgements", len(requests) - len(todo), len(requests))
         limit = asyncio.Semaphore(self.concurrency)
         failures: list[str] = []
         in_a_row = 0
@@ -139,7 +139,9 @@ class Completions:
                         failures.append(str(error))
                         in_a_row += 1
                         if in_a_row >= max(self.concurrency, DOWN_AFTER):
-                            raise Incomplete(f"{in_a_row} requests in a row have no answer ({error})") from None
+                            raise Incomplete(
+                                f"{in_a_row} requests in a row failed ({error}). Run it again once the endpoint works"
+                            ) from None
                         return
                 in_a_row = 0
                 self.journal.add(key, done[key])
@@ -153,13 +155,11 @@ class Completions:
             except* HalosEvalError as errors:
                 raise errors.exceptions[0] from None
         if failures:
-            raise Incomplete(
-                f"{len(failures)} of {len(requests)} judgements have no answer ({failures[0]}): run it again"
-            )
+            raise Incomplete(f"{len(failures)} of {len(requests)} judgements are missing ({failures[0]}). Run it again")
         return [done[key] for key in keys]
 
     async def _ask(self, client: AsyncOpenAI, request: dict[str, Any]) -> dict[str, Any]:
-        """One answer, or what the endpoint says against this prompt. Raises JudgeRefused, Incomplete."""
+        """Return one answer, or the endpoint's error for this prompt. Raise JudgeRefused, Incomplete."""
         import openai
 
         for _ in range(UNREADABLE_TRIES):
@@ -184,18 +184,21 @@ class Completions:
             except openai.APIStatusError as error:
                 raise Incomplete(f"{self.endpoint.place}: {self._words(error)}") from None
             except (json.JSONDecodeError, openai.APIResponseValidationError, AttributeError, IndexError, TypeError):
-                continue  # 200 with a body that is no answer: a proxy's page
+                continue  # status 200 with a body that is not an answer, such as a proxy's page
             usage = (reply.usage.prompt_tokens, reply.usage.completion_tokens) if reply.usage else None
             return {**choice.model_dump(), "text": choice.message.content or " ", "error": None, "usage": usage}
-        raise Incomplete(f"{self.endpoint.place} gives 200 with a body that is no answer")
+        raise Incomplete(f"{self.endpoint.place} returned status 200 with a body that is not a valid answer")
 
     def _words(self, error: Exception) -> str:
-        """What the endpoint says; some repeat the key that they refuse."""
+        """Return the endpoint's error without the key, because some endpoints repeat the key that they refuse."""
         return " ".join(str(error).replace(self.endpoint.key.get_secret_value(), "***").split())[:300]
 
 
 def _run_until_sigterm(work: Coroutine[Any, Any, list[dict[str, Any]]]) -> list[dict[str, Any]]:
-    """``asyncio.run``, ended by SIGTERM in order: an exception from a signal handler could hit any task's step."""
+    """Run ``work``, and cancel it on SIGTERM.
+
+    The signal handler raises nothing itself, because its exception could interrupt any task.
+    """
 
     async def cancellable() -> list[dict[str, Any]]:
         task = asyncio.ensure_future(work)
@@ -212,6 +215,6 @@ def _run_until_sigterm(work: Coroutine[Any, Any, list[dict[str, Any]]]) -> list[
 
 
 async def _spent_quota_is_final(response: Response) -> None:
-    """Keep the client from trying a spent quota again as if it were a rate limit: both are 429."""
+    """Stop the client from retrying a spent quota like a rate limit: both have status 429."""
     if response.status_code == 429 and b"insufficient_quota" in await response.aread():
         response.headers["x-should-retry"] = "false"

@@ -1,4 +1,4 @@
-"""The options of the judge stage, and what determines its scores."""
+"""The options of the judge stage, and which inputs determine its scores."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from halos_eval.storage.records import CheckpointRef
 
 
 class JudgeConfig(StageConfig):
-    """Compare OUTPUTS with reference outputs by an LLM judge (key: OPENAI_API_KEY; endpoint: OPENAI_BASE_URL)."""
+    """Compare OUTPUTS with reference outputs, using an LLM judge (key: OPENAI_API_KEY; endpoint: OPENAI_BASE_URL)."""
 
     outputs: CliPositionalArg[str]
     """File or URL of sampled outputs: a JSON list with instruction, output, generator."""
@@ -26,13 +26,13 @@ class JudgeConfig(StageConfig):
     output_dir: str
     """Folder or URL for record.json and annotations.json."""
     concurrency: int = Field(32, ge=1)
-    """Requests in flight at a time."""
+    """Maximum number of concurrent requests."""
 
 
 def judge_identity(
     judge: Judge, reference: str, outputs: str, checkpoint: CheckpointRef, manifest: Manifest | None = None
 ) -> Identity:
-    """Return the identity. ``outputs``: the sample stage's fingerprint, or the file's digest without one."""
+    """Return the identity. ``outputs`` is the sample stage's fingerprint or, without one, the file's digest."""
     inputs = {"outputs": outputs, "reference": prompts.digest(reference, "reference", manifest), **judge.inputs()}
     if reference == ALPACA_EVAL:
         inputs["calibration"] = prompts.digest(ALPACA_EVAL, "calibration", manifest)

@@ -1,7 +1,7 @@
 """Judge sampled outputs against reference outputs with alpaca_eval.
 
-The requests are made by our own client, because alpaca_eval's gives up on any error but a rate limit and keeps a failed
-answer as if it were one.
+This project's own client makes the requests. alpaca_eval's client gives up on any error other than a rate limit, and
+stores a failed request as an answer.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ NO_LENGTH_CONTROL = "length control is defined for AlpacaEval's own 805 instruct
 
 
 def judge(config: JudgeConfig) -> Record:
-    """Run the stage. Raises BadInput, DataUnavailable, JudgeRefused, Incomplete, StoreError, EvaluationFailed."""
+    """Run the stage. Raise BadInput, DataUnavailable, JudgeRefused, Incomplete, StoreError, EvaluationFailed."""
     rows, digest = _read_outputs(config.outputs)
     sampled = read_record(layout.record_beside(config.outputs))
     if sampled and sampled.files.get(Path(config.outputs).name) == digest:
@@ -53,7 +53,7 @@ def judge(config: JudgeConfig) -> Record:
     job = identity.at(filesystem.join(config.output_dir, layout.RECORD))
     judged = read_record(job.record)
     if judged and judged.provenance.inputs.get("outputs_sha256") != digest:
-        config = config.model_copy(update={"force": True})  # the same settings have given other outputs since
+        config = config.model_copy(update={"force": True})  # the same settings have produced other outputs since
     return run(job, config, lambda: _work(config, rows, digest, job, manifest))
 
 
@@ -61,33 +61,37 @@ def _read_outputs(url: str) -> tuple[list[dict[str, Any]], str]:
     try:
         data = filesystem.read_bytes(url)
     except FileNotFoundError as error:
-        raise BadInput(f"{url}: there is no such file; `halos-eval sample` writes it") from error
+        raise BadInput(f"{url} not found. Run `halos-eval sample`, which writes it") from error
     try:
         rows = json.loads(data)
     except ValueError as error:
-        raise BadInput(f"{url} is not JSON ({error}); `halos-eval sample` writes such a file") from error
+        raise BadInput(f"{url} is not valid JSON ({error}); expected a file that `halos-eval sample` wrote") from error
     if not isinstance(rows, list) or not rows:
-        raise BadInput(f"{url} holds no list of outputs")
+        raise BadInput(f"{url} does not contain outputs; expected a non-empty list")
     for number, row in enumerate(rows):
         if not isinstance(row, dict) or not all(isinstance(row.get(key), str) for key in ("instruction", "output")):
-            raise BadInput(f"{url}: item {number} has no text 'instruction' or 'output'")
+            raise BadInput(
+                f"{url}: item {number} is invalid; expected an object with the strings 'instruction' and 'output'"
+            )
     return rows, digest_bytes(data)
 
 
 def _pair(rows: list[dict[str, Any]], reference: prompts.PromptSet, url: str) -> list[dict[str, Any]]:
-    """The outputs for the reference's instructions, one for each: alpaca_eval would drop what is missing silently.
+    """Return the outputs for the reference's instructions, one each. Skip outputs for other instructions.
 
-    Raises BadInput where one is missing or there are several. Outputs for other instructions are left out.
+    Raise BadInput if an instruction has no output, which alpaca_eval would silently drop, or several.
     """
     wanted = {row["instruction"] for row in reference.rows}
     paired = [row for row in rows if row["instruction"] in wanted]
     given = {row["instruction"] for row in paired}
     if len(given) != len(paired):
-        raise BadInput(f"{url} has several outputs for one instruction: judge one sample a prompt (sample_id 0)")
+        raise BadInput(
+            f"{url} has several outputs for one instruction; expected one. Keep one sample per prompt (sample_id 0)"
+        )
     if missing := len(wanted - given):
-        raise BadInput(f"{url} has no output for {missing} of {len(wanted)} reference instructions: sample them first")
+        raise BadInput(f"{url} has no output for {missing} of {len(wanted)} reference instructions. Sample them first")
     if len(rows) > len(paired):
-        log.info("%d outputs are for instructions that the reference has not; left out", len(rows) - len(paired))
+        log.info("skipped %d outputs for instructions that are not in the reference", len(rows) - len(paired))
     return paired
 
 
@@ -116,11 +120,11 @@ def _work(config: JudgeConfig, rows: list[dict[str, Any]], digest: str, job: Job
             figures, annotations = evaluate_pairs(judge, rows, reference, completions, calibration, job.checkpoint.name)
     except TooFewReadError as error:
         if not error.read:
-            filesystem.delete(parts)  # or the next run would find the same useless answers; nothing is lost with them
+            filesystem.delete(parts)  # otherwise the next run would reuse these unreadable answers
         raise _no_judgement(completions, judge, error.read) from None
     prompt_tokens, completion_tokens = completions.tokens()
     data = (json.dumps(annotations, indent=1, ensure_ascii=False) + "\n").encode()
-    filesystem.delete(job.record)  # an older record must not vouch for the new file
+    filesystem.delete(job.record)  # an older record must not refer to the new file
     filesystem.write_bytes(filesystem.join(config.output_dir, "annotations.json"), data)
     scores, missing = _scores(figures, len(reference.rows), completions)
     return Outcome(
@@ -145,16 +149,17 @@ def _no_judgement(completions: Completions, judge: Judge, read: int) -> JudgeRef
     if read:
         reason = f"; it refused {len(completions.refused)}: {completions.refused[0]}" if completions.refused else ""
         return EvaluationFailed(
-            f"only {read} of {completions.asked} answers of {judge.model} could be read by "
-            f"{judge.fn_completion_parser}{reason}. They are kept; mend the judge, or ask again with --force"
+            f"{judge.fn_completion_parser} could parse only {read} of {completions.asked} answers of "
+            f"{judge.model}{reason}. The answers are kept. Fix the judge, "
+            "or request new answers with --force"
         )
     if len(completions.refused) == completions.asked:
         return JudgeRefused(
             f"every request was refused: {completions.refused[0]}. Check the judge's model_name and request options"
         )
     return EvaluationFailed(
-        f"no answer of {judge.model} could be read by {judge.fn_completion_parser}: does the endpoint give "
-        "log-probabilities? A local judge needs structured outputs (see the judge demo)"
+        f"{judge.fn_completion_parser} could parse no answer of {judge.model}. Check that the endpoint returns "
+        "log-probabilities; a local judge needs structured outputs (see the judge demo)"
     )
 
 
@@ -164,7 +169,7 @@ def _scores(figures: dict[str, Any], expected: int, completions: Completions) ->
     for metric, error in METRICS.items():
         value = figures.get(metric)
         if value is None or not math.isfinite(value):
-            missing[f"{ALPACA_EVAL}-{metric}"] = NO_LENGTH_CONTROL if value is None else f"alpaca_eval gave {value}"
+            missing[f"{ALPACA_EVAL}-{metric}"] = NO_LENGTH_CONTROL if value is None else f"alpaca_eval returned {value}"
             continue
         stderr = figures.get(error) if error else None
         scores.append(

@@ -132,10 +132,13 @@ REFUSING = {
 def test_a_system_that_refuses_executes_nothing(how):
     done = run(f"from halos_eval.stages.harness import sandbox\n{REFUSING[how]}\nsandbox.close_network_in_children()")
     assert done.returncode == 1
-    assert "EvaluationFailed: this system refuses a seccomp filter" in done.stderr
+    assert (
+        "EvaluationFailed: refusing to run model-written code: the kernel does not allow the seccomp filter"
+        in done.stderr
+    )
 
 
 def test_a_machine_that_is_not_known_executes_nothing(monkeypatch):
     monkeypatch.setattr(platform, "machine", lambda: "riscv64")
-    with pytest.raises(EvaluationFailed, match="x86_64 and aarch64 only"):
+    with pytest.raises(EvaluationFailed, match="expected x86_64 or aarch64"):
         sandbox.close_network_in_children()

@@ -82,7 +82,7 @@ def test_tasks_of_ones_own_are_pinned_by_their_content(tmp_path):
 
 
 def test_tasks_of_ones_own_that_are_not_there():
-    with pytest.raises(BadInput, match="--include-path /none: there is no such folder"):
+    with pytest.raises(BadInput, match="--include-path /none is not a folder"):
         job(include_path="/none")
 
 
@@ -209,7 +209,7 @@ def test_a_groups_parts_name_it():
 def test_what_is_no_number_is_missing_with_its_reason(value):
     scores, missing = scores_of(results(ifeval={"acc,none": value, "f1,none": 0}))
     assert [(score.metric, score.value) for score in scores] == [("f1", 0)]
-    assert missing == {"ifeval-acc,none": f"lm_eval gave {value!r}"}
+    assert missing == {"ifeval-acc,none": f"lm_eval returned {value!r}"}
 
 
 @pytest.mark.parametrize("stderr", [math.nan, "N/A", None])
@@ -220,7 +220,7 @@ def test_an_error_that_is_no_number_is_none(stderr):
 
 @pytest.mark.parametrize("row", [{}, {"alias": "a"}, {"acc,none": math.nan}])
 def test_no_number_at_all_is_a_failure(row):
-    with pytest.raises(EvaluationFailed, match="gave no number"):
+    with pytest.raises(EvaluationFailed, match="returned no number"):
         scores_of(results(a=row))
 
 

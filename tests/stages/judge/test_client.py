@@ -1,4 +1,4 @@
-"""What of the judge's requests can be told without a client: the key's way and the price."""
+"""The parts of the judge's requests that need no client: where the key comes from, and the price."""
 
 from __future__ import annotations
 

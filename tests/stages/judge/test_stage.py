@@ -55,13 +55,13 @@ def test_outputs_are_read(outputs):
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (b"", "is not JSON"),
-        (b"\xff", "is not JSON"),
-        ([], "holds no list of outputs"),
-        ({"instruction": "a"}, "holds no list of outputs"),
-        ([ROWS[0], "b"], "item 1 has no text"),
-        ([ROWS[0], {"instruction": "b"}], "item 1 has no text"),
-        ([{"instruction": "b", "output": None}], "item 0 has no text"),
+        (b"", "is not valid JSON"),
+        (b"\xff", "is not valid JSON"),
+        ([], "expected a non-empty list"),
+        ({"instruction": "a"}, "expected a non-empty list"),
+        ([ROWS[0], "b"], "item 1 is invalid"),
+        ([ROWS[0], {"instruction": "b"}], "item 1 is invalid"),
+        ([{"instruction": "b", "output": None}], "item 0 is invalid"),
     ],
 )
 def test_what_is_wrong_in_outputs(outputs, content, words):
@@ -71,7 +71,7 @@ def test_what_is_wrong_in_outputs(outputs, content, words):
 
 
 def test_outputs_that_are_not_there(tmp_path):
-    with pytest.raises(BadInput, match="`halos-eval sample` writes it"):
+    with pytest.raises(BadInput, match=r"not found\. Run `halos-eval sample`"):
         stage._read_outputs(str(tmp_path / "none.json"))
 
 
@@ -111,7 +111,7 @@ def test_length_control_is_not_there_for_other_prompts():
 
 def test_a_win_rate_that_is_no_number_is_missing():
     scores, missing = stage._scores(FIGURES | {"win_rate": math.nan}, 805, CLEAN)
-    assert missing == {"alpaca_eval-win_rate": "alpaca_eval gave nan"}
+    assert missing == {"alpaca_eval-win_rate": "alpaca_eval returned nan"}
     assert "win_rate" not in {score.metric for score in scores}
 
 
@@ -126,7 +126,7 @@ def test_no_answer_that_can_be_read_has_its_reason():
     judge = load_judge("demo")
     unread = stage._no_judgement(SimpleNamespace(asked=2, refused=["too long"]), judge, 0)
     assert isinstance(unread, EvaluationFailed)
-    assert "no answer of demo-judge could be read by logprob_parser" in str(unread)
+    assert "logprob_parser could parse no answer of demo-judge" in str(unread)
     refused = stage._no_judgement(SimpleNamespace(asked=2, **vars(REFUSED)), judge, 0)
     assert isinstance(refused, JudgeRefused)
     assert "every request was refused: content filter" in str(refused)
