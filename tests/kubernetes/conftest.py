@@ -264,30 +264,9 @@ def descendants(pid):
     return [pid, *(one for child in children for one in descendants(int(child)))]
 
 
-@pytest.fixture
-def local_row(environments, checkpoints, judge, tmp_path):
-    """``local_row(checkpoint)``: the demo's row, evaluated by local processes."""
-
-    def evaluate(checkpoint):
-        environment = airflow_environment(
-            environments,
-            tmp_path,
-            free_port(),
-            HALOS_EVAL_STORE=f"file://{tmp_path / 'store'}",
-            HALOS_EVAL_CHECKPOINTS=str(checkpoints),
-            OPENAI_BASE_URL=f"http://127.0.0.1:{judge}/v1",
-            OPENAI_API_KEY="loopback",
-        )
-        migrate(environment)
-        program = environments / "airflow" / "bin" / "airflow"
-        conf = f'{{"checkpoint": "{checkpoint}", "suite": "demo"}}'
-        subprocess.run(
-            [program, "dags", "test", "evaluate_checkpoint", "--conf", conf],
-            env=environment,
-            check=True,
-            capture_output=True,
-            timeout=600,
-        )
-        return tmp_path / "store"
-
-    return evaluate
+@pytest.fixture(scope="session")
+def demo_store(environments):
+    """The store of `make demo` in this checkout: the same suite by local processes."""
+    words = [environments / "airflow" / "bin" / "python", "-m", "halos_eval.demo.run"]
+    subprocess.run(words, cwd=ROOT, check=True, capture_output=True)
+    return ROOT / "var" / "store"

@@ -32,8 +32,8 @@ def evaluated(lab):
     return run_id, lab.watcher.since(earlier)
 
 
-def test_the_scores_are_those_of_one_machine(lab, evaluated, local_row):
-    here = local_row(CHECKPOINT)
+def test_the_scores_are_those_of_one_machine(lab, evaluated, demo_store):
+    here = demo_store
     there = rows(lab.store / "reports" / "demo" / "summary.csv")[CHECKPOINT]
     expected = rows(here / "reports" / "demo" / "summary.csv")[CHECKPOINT]
     assert there.keys() == expected.keys()
