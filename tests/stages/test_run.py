@@ -135,7 +135,7 @@ def test_every_option_is_in_the_property_above():
 
 @pytest.mark.parametrize("kind", SCORED)
 def test_every_option_is_classified(kind):
-    """The settings are in the fingerprint. Other options affect where and how fast, or name files whose digest is in it."""
+    """The settings are in the fingerprint. Other options affect only where and how fast, or name files by digest."""
     settings = {SampleConfig: SamplingSettings, HarnessConfig: HarnessSettings}
     assert set(settings[kind].model_fields if kind in settings else ()) == SCORED[kind]
     assert set(kind.model_fields) - SCORED[kind] == PLACEMENT[kind]
