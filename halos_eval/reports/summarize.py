@@ -47,7 +47,7 @@ class SummarizeConfig(BaseModel):
     @model_validator(mode="after")
     def _one_source(self) -> SummarizeConfig:
         if (self.root is None) == (self.logs is None):
-            raise ValueError("give either a store or --logs")
+            raise ValueError("expected either a store or --logs")
         if self.outbox and self.root is None:
             raise ValueError("--outbox requires a store")
         return self
@@ -62,6 +62,6 @@ def summarize(config: SummarizeConfig) -> list[Row]:
             collect(Path(config.outbox), config.root)
         rows = read_rows(config.root, config.suite)
     else:
-        raise BadInput("give either a store or --logs")
+        raise BadInput("expected either a store or --logs")
     filesystem.write_bytes(config.output, frame(rows).to_csv(index=False).encode())
     return rows

@@ -160,7 +160,7 @@ def test_an_invalid_command(call, argv):
     [
         (["plan", "nothing", "/nowhere"], "unknown suite 'nothing'"),
         (["plan", "demo", "/nowhere/kto"], "/nowhere/kto is neither a folder nor a hub repository"),
-        (["summarize"], "give either a store or --logs"),
+        (["summarize"], "expected either a store or --logs"),
         (["summarize", "/nowhere"], "nothing has been evaluated there yet"),
         (["summarize", "/nowhere", "--suite=../x"], "--suite: "),
         (["summarize", "--logs=/nowhere"], "/nowhere does not exist"),

@@ -130,7 +130,7 @@ def harness(run, model, task, tmp_path, **env):
     ("task", "words"),
     [
         ("gsm8k_cott", "unknown lm_eval task 'gsm8k_cott'"),
-        ("humaneval", "executes code that the model writes: give --confirm-unsafe-code, in a sandbox"),
+        ("humaneval", "executes code that the model writes. Run it in a sandbox, and set --confirm-unsafe-code"),
     ],
     ids=["no such task", "unsafe code"],
 )

@@ -90,7 +90,7 @@ def lab(environments, tiny_checkpoints, hub_data, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def first(lab):
-    """A run whose hub goes away once all is staged: its end, and its tasks'."""
+    """A run whose hub goes away once all data is fetched: its final state, and those of its tasks."""
     with lab.hub():
         run_id = lab.trigger(checkpoint=CHECKPOINT, suite="offline", tasks=["gsm8k_likelihood"])
         wait_for(lambda: lab.states(run_id).get(("fetch", -1)) == "success", 300, lambda: lab.states(run_id))
@@ -106,7 +106,7 @@ def test_once_it_is_staged_the_hub_may_go_away(lab, first):
     assert record["coverage"] == {"attempted": 2, "scored": 2}
     assert record["provenance"]["inputs"]["dataset:openai/gsm8k/main"] == item["revision"]
     assert "data" in record["identity"]["inputs"]
-    # Not by its place in the store: what is staged meanwhile is another manifest.
+    # Not by its URL in the store: data fetched meanwhile is in another manifest.
     assert record["provenance"]["config"]["manifest"].startswith(str(lab.store.parent / "cache" / "halos-eval"))
 
 

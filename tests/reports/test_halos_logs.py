@@ -42,7 +42,7 @@ def read_logs(path):
 
 
 def table(rows: Sequence[Sequence[str]], columns: Sequence[str] = COLUMNS) -> str:
-    """A table as lm_eval prints it (its alignment of numbers left aside)."""
+    """Return a table as lm_eval prints it, without its alignment of numbers."""
     widths = [max(3, *(len(line[at]) for line in [columns, *rows])) for at in range(len(columns))]
     lines = [columns, ["-" * width for width in widths], *rows]
     return "".join(f"|{'|'.join(c.ljust(w) for c, w in zip(line, widths, strict=True))}|\n" for line in lines)
@@ -54,7 +54,7 @@ def leaderboard(**rows: str) -> str:
 
 
 def published_rule(text: str) -> dict[str, float]:
-    """What HALOs' evals/scripts/summarize_metrics.py finds in tables of nine columns.
+    """Return the scores that HALOs' evals/scripts/summarize_metrics.py finds in tables of nine columns.
 
     Its rule: a row counts if its task cell is neither blank nor a subtask's, its version is whole or blank, its value
     has a decimal point and a ± follows; TASK-METRIC is the value (the last one found), with TASK-METRIC_stderr where
@@ -327,7 +327,7 @@ Tasks = list[tuple[str, int, str, str, dict[tuple[str, str], tuple[float | None,
 
 
 def rendered(tasks: Tasks) -> list[list[str]]:
-    """Rows as lm_eval makes them: metrics sorted, task and version in the first row of a task only."""
+    """Return rows in lm_eval's form: sorted metrics, with task and version only in the first row of a task."""
     rows = []
     for task, depth, version, shots, scores in tasks:
         start = [" " * depth + "- " + task if depth else task, version]
@@ -366,7 +366,7 @@ def scratch(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @given(tasks=TASKS)
 def test_every_table_is_read_back_and_nothing_of_the_original_is_lost(scratch: Path, tasks: Tasks) -> None:
-    # A top-level row stands first: a log of subtasks alone has nothing to read.
+    # The first row is top-level, because a log of subtasks alone has no score to read.
     tasks = [("first", 0, "1", "0", {("acc", "none"): (0.25, "number", 0.5, False)}), *tasks]
     text = HEADER.format("/data/models/some model/FINAL") + table(rendered(tasks))
     (row,) = read_text(scratch, text)

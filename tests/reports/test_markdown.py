@@ -1,4 +1,4 @@
-"""Words of others in Markdown: never interpreted, in whatever it is turned into; numbers that were not measured."""
+"""Text of other sources in Markdown is never interpreted, in any output format; unmeasured numbers are empty."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The morning's message: what is new, every reason, no number that was not measured, short on a bad night."""
+"""The morning message: new results, every reason, no unmeasured number, and short even after many failures."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ JUDGED = (
 
 @pytest.fixture
 def evaluated(root):
-    """``evaluated(name, judge=scores or (error, words) or None, gsm8k=...)`` leaves that in the store."""
+    """``evaluated(name, judge=scores or (error, words) or None, gsm8k=...)`` writes these results to the store."""
 
     def evaluated(name, **parts):
         jobs = []

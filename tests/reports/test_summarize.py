@@ -1,4 +1,4 @@
-"""The summary: one source, written where it was asked for."""
+"""The summary has one source, and is written to the requested file."""
 
 from __future__ import annotations
 

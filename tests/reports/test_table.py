@@ -1,4 +1,4 @@
-"""The summary table: HALOs' columns, no number that was not measured, and the reason of every gap."""
+"""The summary table: HALOs' columns, no unmeasured number, and the reason for each missing one."""
 
 from __future__ import annotations
 
@@ -218,7 +218,7 @@ def test_records_without_a_suite():
     one, two = rows_of_records(records)
     assert (one["model_name"], one["alpacaeval_wr"], one["avg"]) == ("one", 26.5, 0.475)
     assert one["status"] == "alpacaeval_lcwr: why"
-    # an average over other tasks could not be compared with the first
+    # an average over other tasks would not be comparable with the first
     assert two == {"model_name": "two", "arc-acc": 0.3, "status": "gsm8k: no record"}
 
 

@@ -1,4 +1,4 @@
-"""The summary on a screen: what fits, what is hidden, why something is missing."""
+"""The summary in a terminal: the columns that fit, the hidden ones, and the reasons for missing results."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ LENGTH = Missing("alpacaeval_lcwr", "length control is defined for AlpacaEval's 
 
 
 def printed(rows, width=80):
-    """The lines that a console of ``width`` shows of a table of ``rows``."""
+    """Return the lines of a table of ``rows`` in a console of ``width``."""
     console = Console(width=width, record=True, file=StringIO())
     console.print(Summary(rows, "summary.csv"))
     return [line.rstrip() for line in console.export_text().splitlines()]
@@ -47,7 +47,7 @@ def test_as_many_checkpoints_as_fit_are_shown_and_the_others_counted(width):
     assert max(map(len, lines)) <= width
     assert names == [f"kto-{number:02}" for number in range(len(names))]
     assert f"{30 - len(names)} more checkpoints: see summary.csv" in lines
-    # one more would not have fitted
+    # one more would not fit
     assert max(map(len, lines)) + len(" 0.4 ±0.021 │") > width
 
 
@@ -113,11 +113,11 @@ def test_a_table_without_a_status_says_nothing_of_it():
         (0.123456, 0.0123, "0.1235 ±0.012"),
         (1.0, None, "1"),
         (None, None, ""),
-        # the error of 0 of 16 is not 0: nobody knows it
+        # the error of 0 of 16 is not 0, but unknown
         (0.0, 0.0, "0"),
         (1.0, 0.0, "1"),
         (100.0, 0.0, "100"),
-        # elsewhere it says that all documents have the same score
+        # elsewhere 0 means that all documents have the same score
         (0.5, 0.0, "0.5 ±0"),
         (1.0, 0.3, "1 ±0.3"),
     ],

@@ -1,4 +1,4 @@
-"""Chat templates: HALOs' own by name, others by path, and an early word on what is no template."""
+"""Chat templates: HALOs' own by name, others by path, and an early error for an invalid one."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ NEEDS = {"gsm8k_cot": ["gsm8k"], "mmlu": ["mmlu", "gsm8k"]}
 
 
 class World:
-    """A hub and its datasets: what it is asked, and what it refuses."""
+    """A hub and its datasets: the requests it receives, and those it refuses."""
 
     def __init__(self, cache):
         self.cache = cache

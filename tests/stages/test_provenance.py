@@ -1,4 +1,4 @@
-"""Provenance: what a record knows of the process that made it."""
+"""Provenance: a record's facts about the process that wrote it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What all stages share: options that survive the command line, what counts for a fingerprint, the order of writing."""
+"""The parts that all stages share: options on the command line, the fingerprint's contents, the order of writing."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ CONFIGS = {
 ANY_CONFIG = st.one_of(st.builds(kind, **COMMON, **fields) for kind, fields in CONFIGS.items())
 COMMANDS = {SampleConfig: "sample", HarnessConfig: "harness", JudgeConfig: "judge"}
 
-# The whole classification: a new option has to be put on one side.
+# The whole classification: each new option must be added to one side.
 COMMON_PLACEMENT = {"name", "suite", "expect", "force", "manifest"}
 MODEL_PLACEMENT = COMMON_PLACEMENT | {
     "model", "revision", "chat_template", "tensor_parallel_size", "gpu_memory_utilization", "enforce_eager",
@@ -135,7 +135,7 @@ def test_every_option_is_in_the_property_above():
 
 @pytest.mark.parametrize("kind", SCORED)
 def test_every_option_is_classified(kind):
-    """The settings are in the fingerprint. The others say where and how fast, or name what is in it by its digest."""
+    """The settings are in the fingerprint. Other options affect only where and how fast, or name files by digest."""
     settings = {SampleConfig: SamplingSettings, HarnessConfig: HarnessSettings}
     assert set(settings[kind].model_fields if kind in settings else ()) == SCORED[kind]
     assert set(kind.model_fields) - SCORED[kind] == PLACEMENT[kind]

@@ -1,4 +1,4 @@
-"""The sample stage, as far as it goes without vLLM: all answers journaled, so that only the writing is left."""
+"""The sample stage without vLLM: all answers are in the journal, so that it only writes the output."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def identity(options):
 
 
 def answer(options, texts):
-    """Journal answers as an earlier run would have, before it was killed."""
+    """Journal answers like an earlier run that was killed."""
     config = SampleConfig(**options)
     parts = f"{config.output.removesuffix('.json')}.parts"
     with Journal(identity(options).journal(parts, config.force)) as journal:

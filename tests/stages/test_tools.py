@@ -18,7 +18,7 @@ PINNED = ["vllm", "lm-eval", "alpaca-eval"]
 
 
 def locked(lock):
-    """Versions by name of an image's lock."""
+    """Return the versions in an image's lock, by package."""
     text = (ROOT / "images" / lock).read_text(encoding="utf-8")
     return dict(re.findall(r"^([a-z0-9-]+)(?:\[[^]]*\])?==([^ ;\\\n]+)", text, re.MULTILINE))
 

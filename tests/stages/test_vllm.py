@@ -1,4 +1,4 @@
-"""The memory that vLLM is given."""
+"""The memory settings that vLLM receives."""
 
 from __future__ import annotations
 

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+UNCONFIRMED = "{} executes code that the model writes. Run it in a sandbox, and set --confirm-unsafe-code"
+
 
 def include_paths(own: str | None) -> list[Path]:
     """Return the folders with tasks besides lm_eval's own: this project's, and the user's."""
@@ -38,7 +40,7 @@ def load_tasks(config: HarnessConfig, manager: TaskManager) -> list[Any]:
     if config.confirm_unsafe_code:
         os.environ["HF_ALLOW_CODE_EVAL"] = "1"  # humaneval checks it on import
     elif _executes_code(manager, config.task):
-        raise BadInput(f"{config.task} executes code that the model writes: give --confirm-unsafe-code, in a sandbox")
+        raise BadInput(UNCONFIRMED.format(config.task))
     try:
         found = manager.load([config.task])
     except (DatasetsError, *hub_errors(), ConnectionError, FileNotFoundError) as error:
@@ -47,7 +49,7 @@ def load_tasks(config: HarnessConfig, manager: TaskManager) -> list[Any]:
             "For a gated dataset, accept its terms on the hub and set HF_TOKEN"
         ) from error
     if not config.confirm_unsafe_code and any(getattr(task, "UNSAFE_CODE", False) for task in found["tasks"].values()):
-        raise BadInput(f"{config.task} executes code that the model writes: give --confirm-unsafe-code, in a sandbox")
+        raise BadInput(UNCONFIRMED.format(config.task))
     group = found["groups"].get(config.task)
     return [group] if group else list(found["tasks"].values())
 

@@ -1,4 +1,4 @@
-"""A model's code gets no network: tried in processes of its own, because the filter cannot be taken away again."""
+"""Model-written code has no network. Each test uses separate processes, because the filter cannot be removed."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def run(program):
 
 @pytest.fixture(scope="module")
 def found():
-    """What every process of a family could make."""
+    """Return the sockets that each process of a family could create."""
     done = run(PROBE)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
@@ -118,7 +118,7 @@ def test_everything_else_works_in_children(found):
 
 @pytest.mark.parametrize("process", ["parent", "its own program"])
 def test_the_parent_keeps_its_network(found, process):
-    """It has to reach the model's own processes; programs that it starts are documented to keep it, too."""
+    """The parent must reach the model's own processes. Programs that it starts keep the network too, as documented."""
     assert found[process] == found["before"]
 
 

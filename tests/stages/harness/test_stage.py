@@ -1,4 +1,4 @@
-"""The harness stage, as far as it goes without lm_eval: identity, resuming, and numbers from its results."""
+"""The harness stage without lm_eval: identity, resuming, and scores from results."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ class Model:
 
 
 def ask(model, url, save_every, texts):
-    """Every method's answers, as simple_evaluate would ask for them."""
+    """Return the answers of every method, requested as simple_evaluate requests them."""
     requests = [SimpleNamespace(args=(text,)) for text in texts]
     with Journal(url, seconds=0) as journal:
         journaled(model, journal, save_every)
@@ -168,7 +168,7 @@ def test_other_requests_are_not_taken_for_those_that_are_done(tmp_path):
 
 
 def results(**tables):
-    """A results dict as lm_eval gives it."""
+    """Return a results dict as lm_eval does."""
     return {"results": tables, "group_subtasks": {}, "higher_is_better": {}}
 
 

@@ -1,4 +1,4 @@
-"""The judge stage, as far as it goes without alpaca_eval: what it takes, what it is, what it reports."""
+"""The judge stage without alpaca_eval: its inputs, its identity, and its reports."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_outputs_that_are_not_there(tmp_path):
 
 def test_pairs():
     assert stage._pair(ROWS, reference("b", "a"), "o") == ROWS
-    # more outputs than references: the others are not judged, and not counted in any average
+    # more outputs than references: the others are neither judged nor averaged
     assert [row["instruction"] for row in stage._pair(ROWS, reference("b"), "o")] == ["b"]
 
 
