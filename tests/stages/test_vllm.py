@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import sys
+from types import SimpleNamespace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from halos_eval.stages.vllm import FULL_SEQUENCES, MOST_CACHE, kv_cache_bytes
+from halos_eval.checkpoints.weights import Weights
+from halos_eval.stages.vllm import FULL_SEQUENCES, MOST_CACHE, kv_cache_bytes, memory_arguments
 
 SMOLLM2 = {
     "num_hidden_layers": 30,
@@ -54,3 +58,14 @@ def test_one_sequence_always_fits_and_no_more_than_the_most_is_taken_for_more(co
     heads = config["num_key_value_heads"] * config["hidden_size"] // config["num_attention_heads"]
     sequence = 2 * config["num_hidden_layers"] * heads * 2 * length
     assert sequence <= taken <= max(sequence, MOST_CACHE)
+
+
+@pytest.mark.parametrize(("is_cpu", "expected"), [(True, "kv_cache_memory_bytes"), (False, "gpu_memory_utilization")])
+def test_a_gpu_gets_a_share_and_a_cpu_gets_bytes(is_cpu, expected, monkeypatch):
+    config = SimpleNamespace(get_config_dict=lambda model, revision: (SMOLLM2, {}))
+    platforms = SimpleNamespace(current_platform=SimpleNamespace(is_cpu=lambda: is_cpu))
+    for name, module in (("transformers", SimpleNamespace(PretrainedConfig=config)), ("vllm.platforms", platforms)):
+        monkeypatch.setitem(sys.modules, name, module)
+    values = {"kv_cache_memory_bytes": kv_cache_bytes(SMOLLM2, "float32", 1024), "gpu_memory_utilization": 0.8}
+    weights = Weights(name="m", model="/m", digest="d")
+    assert memory_arguments(weights, "float32", 1024, 0.8) == {expected: values[expected]}
