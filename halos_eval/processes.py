@@ -127,7 +127,8 @@ def failure(what: str, code: int, log: Path) -> EvaluationFailed:
     how, reason = f"ended with code {code}", last_error
     if code < 0:
         memory = " (out of memory?)" if code == -signal.SIGKILL else ""
-        how, reason = f"was killed by {signal.Signals(-code).name}{memory}", last_line
+        names = {one.value: one.name for one in signal.Signals}  # most real-time signals have none
+        how, reason = f"was killed by {names.get(-code, f'signal {-code}')}{memory}", last_line
     return EvaluationFailed(f"{what} {how}: {reason(end_of(log)) or 'it wrote nothing'} (log: {log})")
 
 

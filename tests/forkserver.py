@@ -60,7 +60,7 @@ class Fork:
 
 
 def serve(path: str) -> None:
-    """Import what takes long, then fork a process for each order, until the parent ends."""
+    """Import what takes long, then fork a process for each order, until the process is ended."""
     for name in LIBRARIES:
         __import__(name)
     woken, wake = socket.socketpair()

@@ -106,7 +106,10 @@ def load_judge(name: str) -> Judge:
 def _template_text(template: str, folder: Path) -> str | None:
     path = folder / template
     if path.is_file():
-        return path.read_text(encoding="utf-8")
+        try:
+            return path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise BadInput(f"prompt_template {path} cannot be read: {error}. Save it as UTF-8 text") from error
     if Path(template).is_absolute():
         raise BadInput(
             f"prompt_template {template} does not exist; expected a file, or {CLASSIFICATION_PROMPT} of alpaca_eval"

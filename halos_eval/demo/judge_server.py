@@ -59,11 +59,15 @@ def judge_server(program: Path, checkpoint: Path, log: Path, host: str = "127.0.
         "setpriv", "--pdeathsig", "TERM", "--", str(program), "serve", str(checkpoint), "--host", host,
         "--port", str(port), "--served-model-name", load_judge("demo").model, "--max-model-len", str(MAX_MODEL_LEN),
         "--logprobs-mode", "processed_logprobs", "--enforce-eager", "--kv-cache-memory-bytes", str(cache),
+        "--gpu-memory-utilization", "0.2",  # of a GPU, which the stages use as well; on a CPU the cache counts
         "--load-format", "safetensors", "--dtype", "float32",
     ]  # fmt: skip
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("w") as file:
-        server = subprocess.Popen(command, stdout=file, stderr=file, start_new_session=True)  # noqa: S603
+        try:
+            server = subprocess.Popen(command, stdout=file, stderr=file, start_new_session=True)  # noqa: S603
+        except OSError as error:
+            raise EvaluationFailed(f"the judge's server did not start: {error}") from error
         try:
             judge = JudgeServer(f"http://127.0.0.1:{port}/v1", server, log)
             _wait(judge, f"http://127.0.0.1:{port}/health")

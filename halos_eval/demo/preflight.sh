@@ -50,10 +50,13 @@ left_by_limit() {
     [ -r "$group/memory.max" ] || return
     read -r limit <"$group/memory.max"
     read -r used <"$group/memory.current"
-    [ "$limit" = max ] || echo $(((limit - used + $(value_of inactive_file "$group/memory.stat")) / 1024))
+    inactive=$(value_of inactive_file "$group/memory.stat")
+    [ "$limit" = max ] || echo $(((limit - used + ${inactive:-0}) / 1024))
 }
 
 check_memory() {
+    # What has been evaluated is only printed.
+    is_installed && [ -e var/store/reports/demo/summary.csv ] && return
     available=$(value_of MemAvailable: "${PREFLIGHT_MEMINFO:-/proc/meminfo}")
     left=$(left_by_limit)
     advice='Close other programs'

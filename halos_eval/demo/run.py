@@ -27,7 +27,7 @@ from halos_eval.demo.installation import (
     serve_judge,
 )
 from halos_eval.demo.judge_server import JudgeServer
-from halos_eval.errors import HalosEvalError
+from halos_eval.errors import BadInput, HalosEvalError
 from halos_eval.planning.jobs import fetch_job
 from halos_eval.planning.plan import Plan, make_plan, read_plan, save_plan, suite_manifest
 from halos_eval.processes import failure, watched
@@ -55,7 +55,7 @@ def main() -> int:
     try:
         make_checkpoints()
         failed = _evaluate(_open_plans())
-        rows = _rows(report)
+        rows = _rows(report, failed)
     except HalosEvalError as error:
         console.print(f"{type(error).__name__}: {error}", markup=False, style="red", soft_wrap=True)
         return error.exit_code
@@ -93,9 +93,17 @@ def _contents(plan: Plan) -> tuple[str, set[str]]:
     return plan.checkpoint.digest, {job.record for job in plan.jobs}
 
 
-def _rows(report: str) -> list[Row]:
-    """Return the rows of the summary table. Write ``report`` if it is missing or not up to date."""
-    rows = read_rows(STORE, SUITE)
+def _rows(report: str, failed: list[str]) -> list[Row]:
+    """Return the rows of the summary table. Write ``report`` if it is missing or not up to date.
+
+    Raises EvaluationFailed with the reason of the first of ``failed`` if no run of them got as far as a plan.
+    """
+    try:
+        rows = read_rows(STORE, SUITE)
+    except BadInput:
+        if failed:
+            raise failure(f"Airflow's run of {failed[0]}", 1, LOGS / f"{failed[0]}.log") from None
+        raise
     up_to_date = filesystem.exists(report) and filesystem.read_bytes(report) == frame(rows).to_csv(index=False).encode()
     return rows if up_to_date else summarize(SummarizeConfig(root=STORE, suite=SUITE, output=report))
 

@@ -16,7 +16,7 @@ from typing import Any
 from airflow.sdk import BaseOperator, Context
 
 from halos_eval.config.settings import Settings
-from halos_eval.orchestration.failures import failure
+from halos_eval.orchestration.failures import StageFailed, failure
 from halos_eval.orchestration.secrets import allowed
 from halos_eval.planning.jobs import StageJob
 from halos_eval.processes import last_error, last_line
@@ -64,9 +64,12 @@ class LocalStageOperator(BaseOperator):
         self.log.info("running %s", shlex.join(command))
         kept: deque[str] = deque(maxlen=KEPT)
         with TemporaryDirectory(prefix="halos-eval-") as folder:
-            self._process = Popen(  # noqa: S603
-                command, stdout=PIPE, stderr=STDOUT, cwd=folder, env=environment, start_new_session=True
-            )
+            try:
+                self._process = Popen(  # noqa: S603
+                    command, stdout=PIPE, stderr=STDOUT, cwd=folder, env=environment, start_new_session=True
+                )
+            except OSError as error:
+                raise StageFailed(f"the stage did not start: {error}. Install that program") from error
             if output := self._process.stdout:
                 for raw in output:
                     line = raw.decode(errors="backslashreplace").rstrip()

@@ -11,8 +11,10 @@ from halos_eval.checkpoints.weights import Weights
 # reproducibility), and a start takes 19 s instead of 44 s on two cores.
 VLLM_ENVIRONMENT = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
 
-FULL_SEQUENCES = 8
+FULL_SEQUENCES = 4
 """Full-length sequences that a CPU's cache holds. Most are shorter, and a CPU gains little from larger batches."""
+BLOCK = 128
+"""Tokens of a block: vLLM's CPU backend gives a sequence whole blocks."""
 MOST_CACHE = 4 << 30
 """Upper limit in bytes of a CPU's cache. A single sequence that needs more gets it."""
 
@@ -38,13 +40,18 @@ def kv_cache_bytes(config: Mapping[str, Any], dtype: str, max_model_len: int | N
     Keys and values of one token take 2 x layers x KV heads x head size numbers.
     """
     config = config.get("text_config") or config
-    length = max_model_len or config.get("max_position_embeddings")
-    heads = config.get("num_attention_heads")
-    layers = config.get("num_hidden_layers")
-    if not (length and heads and layers):
+    heads, hidden = config.get("num_attention_heads"), config.get("hidden_size")
+    sizes: list[Any] = [
+        max_model_len or config.get("max_position_embeddings"),
+        config.get("num_hidden_layers"),
+        config.get("num_key_value_heads") or heads,
+        config.get("head_dim")
+        or (hidden // heads if isinstance(hidden, int) and isinstance(heads, int) and heads else None),
+    ]
+    if not all(isinstance(size, int) and size for size in sizes):
         return MOST_CACHE  # another kind of model: vLLM reports if this is too little
-    head_size = config.get("head_dim") or config["hidden_size"] // heads
+    length, layers, kv_heads, head_size = sizes
     stored = str(config.get("dtype") or config.get("torch_dtype") or "float32")
     width = 4 if "float32" in (stored if dtype == "auto" else dtype) else 2
-    sequence = 2 * layers * (config.get("num_key_value_heads") or heads) * head_size * width * length
+    sequence = 2 * layers * kv_heads * head_size * width * (-(-length // BLOCK) * BLOCK)
     return int(max(sequence, min(FULL_SEQUENCES * sequence, MOST_CACHE)))

@@ -89,11 +89,13 @@ class ForkedCommands(Commands):
 def fork(run: Commands, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkedCommands]:
     """Like ``run``, for what imports vLLM or lm_eval and reads the hub as ``run`` does: the imports are paid once."""
     folder = tmp_path_factory.mktemp("forks")
-    words = [run.environments / "worker" / "bin" / "python", ROOT / "tests" / "forkserver.py", folder / "socket"]
+    python = run.environments / "worker" / "bin" / "python"
+    words = ["setpriv", "--pdeathsig", "KILL", python, ROOT / "tests" / "forkserver.py", folder / "socket"]
     with (folder / "log").open("w") as log:
         server = subprocess.Popen(words, env=run.variables | {"PYTHONPATH": str(ROOT)}, stdout=log, stderr=log)
     try:
-        wait_for((folder / "socket").exists, 300, (folder / "log").read_text)
+        wait_for(lambda: (folder / "socket").exists() or server.poll() is not None, 300, (folder / "log").read_text)
+        assert server.poll() is None, (folder / "log").read_text()
         yield ForkedCommands(run, folder / "socket")
     finally:
         server.terminate()

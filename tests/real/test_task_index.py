@@ -74,10 +74,18 @@ def test_includes_groups_tags_and_overrides_in_a_folder_of_ones_own(environments
         "override.yaml": "task: arc_easy\noutput_type: generate_until\ndataset_path: json\n",
         "broken.yaml": "task: [my_lone\n",
         "__pycache__/cached.yaml": "task: my_lone\nnum_fewshot: 9\n",
+        "quoted.yaml": '"include": "deep/_middle_yaml"\ntask: my_quoted\n',
+        "list.yaml": "include:\n\n# beside it\n  - deep/_middle_yaml\ntask: my_list\nprocess: !function utils.f\n",
+        "date.yaml": "include: 2024-13-45\ntask: my_lone\n",
+        "../elsewhere/_base": "tag: [my_tag, other_tag]\n",
+        "../elsewhere/linked.yaml": "include: _base\ntask: my_linked\noutput_type: generate_until\n",
     }
+    folder = tmp_path / "tasks"
     for name, text in files.items():
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text(text)
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+    (folder / "linked.yaml").symlink_to(tmp_path / "elsewhere" / "linked.yaml")
+    (folder / ".#locked.yaml").symlink_to("user@host.1:2")  # as an editor leaves it
     names = ["my_group", "other_tag", "my_inline (odd) name", "arc_easy"]
-    (found,) = compare(environments, [tmp_path], names)
-    assert found == [11, []]  # some of them under two names
+    (found,) = compare(environments, [folder], names)
+    assert found == [17, []]  # some of them under two names

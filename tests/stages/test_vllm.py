@@ -48,16 +48,21 @@ def test_without_kv_heads_each_head_has_its_own():
     assert kv_cache_bytes(config, "auto", 1024) == 3 * kv_cache_bytes(SMOLLM2, "auto", 1024)
 
 
-def test_another_kind_of_model_gets_the_most():
-    assert kv_cache_bytes({"model_type": "mamba"}, "auto", 1024) == MOST_CACHE
+@pytest.mark.parametrize("changes", [{"num_attention_heads": [9, 9]}, {"hidden_size": None}, {"num_hidden_layers": 0}])
+def test_another_kind_of_model_gets_the_most(changes):
+    assert kv_cache_bytes(SMOLLM2 | changes, "auto", 1024) == MOST_CACHE
+
+
+def test_a_sequence_gets_whole_blocks():
+    assert kv_cache_bytes(SMOLLM2, "auto", 1000) == kv_cache_bytes(SMOLLM2, "auto", 1024)
 
 
 @given(config=st.sampled_from([SMOLLM2, LLAMA_70B]), length=st.integers(1, 131072))
 def test_one_sequence_always_fits_and_no_more_than_the_most_is_taken_for_more(config, length):
     taken = kv_cache_bytes(config, "bfloat16", length)
     heads = config["num_key_value_heads"] * config["hidden_size"] // config["num_attention_heads"]
-    sequence = 2 * config["num_hidden_layers"] * heads * 2 * length
-    assert sequence <= taken <= max(sequence, MOST_CACHE)
+    sequence = 2 * config["num_hidden_layers"] * heads * 2 * (length + 127)
+    assert sequence - 2 * config["num_hidden_layers"] * heads * 2 * 127 <= taken <= max(sequence, MOST_CACHE)
 
 
 @pytest.mark.parametrize(("is_cpu", "expected"), [(True, "kv_cache_memory_bytes"), (False, "gpu_memory_utilization")])

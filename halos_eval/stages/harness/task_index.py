@@ -12,7 +12,6 @@ import os
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,8 +23,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# The key and its value: a name, a list on the same line, or one on the lines below.
-INCLUDE = re.compile(rb"^include[ \t]*:.*\n?(?:[ \t]*-.*\n?|[ \t]+\S.*\n?)*", re.MULTILINE)
+# A name on the line of the key, as nearly all files have it.
+SIMPLE_INCLUDE = re.compile(rb"""^"?include"?: +["']?([\w./-]+)["']?[ \t]*\r?$""", re.MULTILINE)
 IGNORED_FOLDERS = {"__pycache__", ".ipynb_checkpoints"}  # as in lm_eval
 
 
@@ -73,22 +72,32 @@ class _Folder:
     """The YAML files below a folder, as bytes, and the subset that mentions a wanted name."""
 
     def __init__(self, folder: Path) -> None:
-        self._texts = {path: Path(path).read_bytes() for path in sorted(_yaml_files(folder))}
+        self._texts: dict[str, bytes] = {}
+        for path in sorted(_yaml_files(folder)):
+            self._read(path)
         self._files = set(self._texts)
         self._includers: dict[str, set[str]] = defaultdict(set)
         for path in list(self._texts):
             self._follow_includes(path)
         self._mentioning: set[str] = set()
 
+    def _read(self, path: str) -> bool:
+        """Keep the content of a file; return False for one that cannot be read, which lm_eval skips, too."""
+        try:
+            self._texts[path] = Path(path).read_bytes()
+        except OSError as error:
+            log.debug("skipped %s (%s)", path, error)
+            return False
+        return True
+
     def _follow_includes(self, path: str) -> None:
-        """Record which files include which. Included files often have another extension than .yaml."""
-        if b"include" not in self._texts[path]:
-            return
+        """Note who includes what; the files included often do not end in .yaml."""
+        # lm_eval looks beside the file itself, not beside a link to it.
+        parent = (os.path.realpath(path) if Path(path).is_symlink() else path).rpartition("/")[0]
         for name in _included(self._texts[path]):
-            target = os.path.normpath(f"{path.rpartition('/')[0]}/{name}") if name[:1] != "/" else name
+            target = os.path.normpath(name if name.startswith("/") else f"{parent}/{name}")
             self._includers[target].add(path)
-            if target not in self._texts and Path(target).is_file():
-                self._texts[target] = Path(target).read_bytes()
+            if target not in self._texts and self._read(target):
                 self._follow_includes(target)
 
     def want(self, names: Iterable[str]) -> None:
@@ -124,16 +133,21 @@ def _yaml_files(folder: Path) -> Iterator[str]:
 
 
 def _included(content: bytes) -> list[str]:
-    """Return the names of the files that a file includes, without parsing the rest of it."""
-    if (found := INCLUDE.search(content)) is None:
+    """Return the files that a file includes. It is parsed only where that cannot be seen at once."""
+    if b"include" not in content:
         return []
+    if len(found := SIMPLE_INCLUDE.findall(content)) == 1:
+        return [found[0].decode()]
     try:
-        names = _value(found[0])
-    except (yaml.YAMLError, UnicodeDecodeError):
-        return []  # lm_eval cannot read such a file either
+        names = yaml.load(content, Loader=_AnyTag).get("include", [])  # noqa: S506 (a safe loader)
+    except Exception as error:  # noqa: BLE001 (lm_eval skips such a file, too)
+        log.debug("no includes: %s", error)
+        return []
     return [name for name in (names if isinstance(names, list) else [names]) if isinstance(name, str)]
 
 
-@cache
-def _value(include: bytes) -> Any:
-    return yaml.safe_load(include)["include"]
+class _AnyTag(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
+    """YAML without what its tags stand for: lm_eval's files name functions with ``!function``."""
+
+
+_AnyTag.add_multi_constructor("!", lambda loader, suffix, node: None)
