@@ -46,8 +46,7 @@ def kv_cache_bytes(config: Mapping[str, Any], dtype: str, max_model_len: int | N
         max_model_len or config.get("max_position_embeddings"),
         config.get("num_hidden_layers"),
         config.get("num_key_value_heads") or heads,
-        config.get("head_dim")
-        or (hidden // heads if whole else None),
+        config.get("head_dim") or (hidden // heads if whole else None),
     ]
     if not all(isinstance(size, int) and size for size in sizes):
         return MOST_CACHE  # another kind of model: vLLM reports if this is too little
