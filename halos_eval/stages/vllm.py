@@ -40,7 +40,8 @@ def kv_cache_bytes(config: Mapping[str, Any], dtype: str, max_model_len: int | N
     Keys and values of one token take 2 x layers x KV heads x head size numbers.
     """
     config = config.get("text_config") or config
-    heads, hidden = config.get("num_attention_heads"), config.get("hidden_size")
+    heads: Any = config.get("num_attention_heads")
+    hidden: Any = config.get("hidden_size")
     whole = isinstance(hidden, int) and isinstance(heads, int) and heads > 0
     sizes: list[Any] = [
         max_model_len or config.get("max_position_embeddings"),
