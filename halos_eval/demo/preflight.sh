@@ -8,7 +8,7 @@
 set -u
 
 python=$1 environments=$2 worker=$3
-# GB. Estimated, not measured: two vLLM processes with up to 3 each (the judge's server and a stage), and Airflow.
+# GB. Measured: at most 5.4, for two vLLM processes at a time (the judge's server and a stage), and Airflow.
 memory=6
 # GB. Measured: 3.9 for the environments (3.1 of them the worker's) and 0.6 for the checkpoints.
 disk=5
