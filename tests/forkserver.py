@@ -110,9 +110,9 @@ def _become(order: dict) -> None:
     sys.argv = ["halos-eval", *order["argv"]]
     code = 1
     try:
-        from halos_eval.cli.main import run
+        from halos_eval.cli.main import main
 
-        code = run(order["argv"])
+        main()
     except SystemExit as ended:
         code = ended.code if isinstance(ended.code, int) else 1
     except BaseException:  # noqa: BLE001 (shown as Python would show it)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import signal
 import sys
 from types import FrameType
@@ -57,6 +58,9 @@ class HalosEval(BaseModel):
 
 def main() -> None:
     """Run the command of ``sys.argv`` and exit."""
+    # A library ends its forked workers with SIGTERM (lm_eval's bootstrap). A handler in Python runs between two
+    # instructions only: a worker that has just begun to wait for a lock would wait for ever, and this process for it.
+    os.register_at_fork(after_in_child=lambda: signal.signal(signal.SIGTERM, signal.SIG_DFL))
     sys.exit(run(sys.argv[1:]))
 
 

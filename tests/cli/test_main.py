@@ -6,6 +6,7 @@ import json
 import os
 import re
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -431,3 +432,25 @@ def test_a_record_is_shown(capsys, monkeypatch):
     for words in ("one: harness", "0.1235", "0.0100", "strict", "ifeval-[x]: lm_eval returned nan", "1 of 1 scored"):
         assert words in out
     assert "0.0000" not in out
+
+
+FORKS = """
+import os, signal, sys
+from halos_eval.cli import main
+
+def fork(command):
+    child = os.fork()
+    if not child:
+        os._exit(signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL)
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    os._exit(code or signal.getsignal(signal.SIGTERM) is signal.SIG_DFL)
+
+main._dispatch = fork
+sys.argv = ["halos-eval", "pools"]
+main.main()
+"""
+
+
+def test_workers_that_a_library_forks_end_at_sigterm_at_once():
+    """The command itself unwinds. A worker that did so could miss the signal while it begins to wait for a lock."""
+    assert subprocess.run([sys.executable, "-c", FORKS], check=False).returncode == 0
