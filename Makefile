@@ -32,7 +32,7 @@ COMMIT = $(shell git describe --always --abbrev=40 --exclude '*' --dirty=+dirty)
 # An image is for a cluster with GPUs, unless somebody says otherwise; the environments above are for this machine.
 WORKER_IMAGE = $(if $(filter file,$(origin WORKER)),cuda,$(WORKER))
 
-.PHONY: help demo preflight test test-fast cluster-test lint docs up locks images $(IMAGES:%=image-%) clean
+.PHONY: help demo preflight test test-all test-fast cluster-test lint docs up locks images $(IMAGES:%=image-%) clean
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -44,6 +44,10 @@ preflight:
 	@sh halos_eval/demo/preflight.sh $(PYTHON) $(VENV) $(WORKER)
 
 test: $(VENV)/dev/.done $(VENV)/airflow/.done $(VENV)/worker/.done $(VENV)/judge/.done ## install what is needed and run all tests, the fast ones first
+	$(FAST)
+	$(VENV)/dev/bin/pytest -m "real and not slow"
+
+test-all: $(VENV)/dev/.done $(VENV)/airflow/.done $(VENV)/worker/.done $(VENV)/judge/.done ## `make test` and what is too slow for every commit
 	$(FAST)
 	$(VENV)/dev/bin/pytest -m real
 

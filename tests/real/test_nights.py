@@ -207,6 +207,7 @@ def test_a_checkpoint_deleted_between_plan_and_run_costs_its_own_run_only(lab):
     assert "is neither a folder nor a hub repository" in words
 
 
+@pytest.mark.slow
 def test_a_backfill_over_a_month_runs_each_once_and_at_most_two_at_a_time(lab):
     olds = [f"old-{number}" for number in range(4)]
     for number, name in enumerate(olds):
@@ -220,6 +221,7 @@ def test_a_backfill_over_a_month_runs_each_once_and_at_most_two_at_a_time(lab):
     assert lab.evaluated() == {f"{name} demo_cloze": 1 for name in olds}
 
 
+@pytest.mark.slow
 def test_a_task_that_was_added_to_the_suite_runs_alone(lab):
     names = ["added-0", "added-1"]
     for name in names:
@@ -260,6 +262,7 @@ def test_a_burst_of_registrations_loses_none(lab):
     assert sorted(started()) == names
 
 
+@pytest.mark.slow
 def test_unpausing_starts_the_last_night_and_with_nothing_to_do_it_is_green(mlflow_lab):
     (first,) = (run for run in mlflow_lab.runs(NIGHT) if run["run_type"] == "scheduled")
     assert first["state"] == "success"
@@ -267,6 +270,7 @@ def test_unpausing_starts_the_last_night_and_with_nothing_to_do_it_is_green(mlfl
     assert "nothing to do" in mlflow_lab.log(first["dag_run_id"], "find", dag=NIGHT)
 
 
+@pytest.mark.slow
 def test_a_registry_that_is_away_is_told_and_asked_again(mlflow_lab, mlflow):
     lab = mlflow_lab
     for name in ("new-a", "new-b"):
