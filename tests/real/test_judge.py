@@ -326,7 +326,7 @@ def unhelpful_endpoint(case):
         ("wrong model", 4, "the judge's model_name"),
         ("spent quota", 4, "quota is spent"),
         ("every prompt", 4, "every request was refused"),
-        ("no log-probabilities", 7, "does the endpoint give log-probabilities?"),
+        ("no log-probabilities", 7, "Check that the endpoint returns log-probabilities"),
     ],
     ids=[*REFUSALS, "no log-probabilities"],
 )
