@@ -81,7 +81,7 @@ def test_a_pod_that_takes_too_much_memory(lab):
     assert state == harness(lab, run_id) == "failed", states
     log = lab.log(run_id, "harness", 0)
     assert "OutOfMemory" in log
-    assert "raise memory in its profile" in log
+    assert "Raise memory in its profile" in log
     attempts = [one["try_number"] for one in lab.instances(run_id) if one["task_id"] == "harness"]
     assert attempts == [1]  # not retried
 
