@@ -325,6 +325,7 @@ def test_a_hub_out_of_reach_is_worth_another_try(run, fetched, tmp_path):
     assert fetch(run, other, path).returncode == 0  # what is fetched needs no hub
 
 
+@pytest.mark.slow
 def test_killed_at_any_time_it_ends_the_same(fetched, run, tmp_path):
     place, path = fetched
     cache = tmp_path / "cache"
@@ -346,6 +347,7 @@ def test_killed_at_any_time_it_ends_the_same(fetched, run, tmp_path):
     assert manifest_at(tmp_path / "m.json") == manifest_at(path)
 
 
+@pytest.mark.slow
 def test_two_at_once_fill_one_cache(fetched, run, tmp_path):
     place, path = fetched
     environment = place.environment | {"HF_HOME": str(tmp_path / "cache")}
@@ -358,6 +360,7 @@ def test_two_at_once_fill_one_cache(fetched, run, tmp_path):
     assert [manifest_at(target) for target in targets] == [manifest_at(path)] * 2
 
 
+@pytest.mark.slow
 def test_a_model_and_data_of_the_hub_with_the_hub_out_of_reach(run, place, tiny, tmp_path):
     made = place()
     shutil.copytree(tiny, made.root / "models" / "lab" / "tiny")

@@ -369,6 +369,7 @@ def test_without_a_key_nothing_is_asked(run, serve_judge, few, tmp_path):
     assert endpoint.stats() == {}
 
 
+@pytest.mark.slow
 def test_an_endpoint_that_is_down_is_given_up(run, serve_judge, outputs, tmp_path):
     """As many requests as run at a time fail with all their retries, not all of them one after the other."""
     concurrency, tries = DOWN_AFTER, RETRIES + 1
