@@ -297,7 +297,8 @@ def s3(environments: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     folder = tmp_path_factory.mktemp("s3")
     (folder / "root" / "evaluations").mkdir(parents=True)
     keys = {"AWS_ACCESS_KEY_ID": "test-access-key", "AWS_SECRET_ACCESS_KEY": "test-secret-key"}
-    words = (
+    # A listing is never remembered: tests also write into the folder behind the bucket.
+    words = [
         environments / "dev" / "bin" / "rclone",
         "serve",
         "s3",
@@ -305,9 +306,9 @@ def s3(environments: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         "127.0.0.1:0",
         "--config",
         folder / "none",
-    )
-    auth = ("--auth-key", ",".join(keys.values()), "--vfs-cache-mode", "off", folder / "root")
-    with server(folder / "log", *words, *auth) as endpoint:
+    ]
+    words += ["--vfs-cache-mode", "off", "--dir-cache-time", "0s", "--auth-key", ",".join(keys.values())]
+    with server(folder / "log", *words, folder / "root") as endpoint:
         variables = {**keys, "AWS_ENDPOINT_URL": endpoint, "AWS_DEFAULT_REGION": "us-east-1"}
         yield S3(variables, "s3://evaluations", folder / "root" / "evaluations")
 

@@ -69,7 +69,17 @@ def store(environments, tmp_path_factory):
     port = free_port()
     words = [environments / "dev" / "bin" / "rclone", "serve", "s3", "--addr", f"0.0.0.0:{port}"]
     keys = f"{KEYS['AWS_ACCESS_KEY_ID']},{KEYS['AWS_SECRET_ACCESS_KEY']}"
-    options = ["--vfs-cache-mode", "off", "--config", folder.parent / "none", "--auth-key", keys, folder.parent]
+    options = [
+        "--vfs-cache-mode",
+        "off",
+        "--dir-cache-time",
+        "0s",
+        "--config",
+        folder.parent / "none",
+        "--auth-key",
+        keys,
+        folder.parent,
+    ]
     log = folder.parent.with_suffix(".log")
     with log.open("w") as file:
         server = subprocess.Popen([*words, *options], stdout=file, stderr=file)
