@@ -6,6 +6,7 @@ Errors are found before a GPU is used: folders that are not models, incomplete w
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -74,14 +75,16 @@ def short_name(location: str) -> str:
     return next((part for part in reversed(parts) if part != "FINAL"), location)
 
 
-def inspect(model: str, revision: str | None = None, manifest: Manifest | None = None) -> Weights:
+def inspect(
+    model: str, revision: str | None = None, manifest: Manifest | None = None, digests: Digests | None = None
+) -> Weights:
     """Check ``model``, a folder or NAMESPACE/NAME on the hub, and return its weights, as ``manifest`` pins them.
 
     Raises BadInput if it is incomplete or not a model, DataUnavailable if it does not exist.
     """
     _check_loadable(model)
     with readable(model):
-        return _inspect(Path(model), model, revision, manifest)
+        return _inspect(Path(model), model, revision, manifest, digests or digest_scored)
 
 
 def _check_loadable(model: str) -> None:
@@ -92,15 +95,15 @@ def _check_loadable(model: str) -> None:
         )
 
 
-def _inspect(folder: Path, model: str, revision: str | None, manifest: Manifest | None) -> Weights:
+def _inspect(folder: Path, model: str, revision: str | None, manifest: Manifest | None, digests: Digests) -> Weights:
     if not folder.exists():
         return _inspect_fetched(model, revision, manifest) if manifest else _inspect_hub(model, revision)
     if not folder.is_dir():
         raise BadInput(f"{model} is a file; expected the folder with config.json and *.safetensors")
     if (folder / ADAPTER_CONFIG).is_file():
-        return _inspect_adapter(folder, manifest)
+        return _inspect_adapter(folder, manifest, digests)
     check_weights(model, files_of(model))
-    return Weights(name=short_name(model), model=model, digest=_digest_scored(folder))
+    return Weights(name=short_name(model), model=model, digest=digests(folder))
 
 
 def scored_files(folder: Path) -> dict[str, Stamp]:
@@ -116,11 +119,16 @@ def scored_files(folder: Path) -> dict[str, Stamp]:
     return found
 
 
-def _digest_scored(folder: Path) -> str:
+def digest_scored(folder: Path) -> str:
+    """Return the digest of the files in ``folder`` that determine a model's outputs."""
     return digest_files(folder, list(scored_files(folder)))
 
 
-def _inspect_adapter(folder: Path, manifest: Manifest | None) -> Weights:
+Digests = Callable[[Path], str]
+"""Function that returns the digest of a folder, like ``digest_scored``; it may know the digest from before."""
+
+
+def _inspect_adapter(folder: Path, manifest: Manifest | None, digests: Digests) -> Weights:
     config = read_json(str(folder / ADAPTER_CONFIG))
     base = config.get("base_model_name_or_path")
     if config.get("peft_type") != "LORA" or not base:
@@ -130,8 +138,8 @@ def _inspect_adapter(folder: Path, manifest: Manifest | None) -> Weights:
     if (Path(str(base)) / ADAPTER_CONFIG).is_file():
         raise BadInput(f"{folder}: its base {base} is an adapter itself. Merge the base into full weights first")
     check_weights(str(folder), files_of(str(folder)))
-    own = _digest_scored(folder)
-    weights = inspect(str(base), config.get("revision"), manifest)
+    own = digests(folder)
+    weights = inspect(str(base), config.get("revision"), manifest, digests)
     return weights.model_copy(
         update={
             "name": short_name(str(folder)),

@@ -105,7 +105,7 @@ def checkpoints(config: CheckpointsConfig) -> None:
     listed = open_registry(settings.checkpoints, settings.steps).registered(start=config.since)
     selected = [one for one in listed.checkpoints if fnmatchcase(one.name, config.match)]
     skipped = {name: why for name, why in listed.skipped.items() if fnmatchcase(name, config.match)}
-    found = overview(config.store, selected, config.suite)
+    found = overview(config.store, selected, load_cluster(), config.suite)
     if config.json_output:
         rows = [one.model_dump(mode="json") | {"suites": _states(found.progress[one.name])} for one in selected]
         print(json.dumps({"checkpoints": rows, "skipped": skipped, "unreadable": found.unreadable}, indent=2))

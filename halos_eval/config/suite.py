@@ -13,7 +13,6 @@ from pydantic_settings import NoDecode
 from halos_eval.config.cluster import DEFAULT_PROFILE
 from halos_eval.config.settings import FROZEN, Settings
 from halos_eval.config.yaml_file import parse_yaml, validated
-from halos_eval.digests import digest_json
 from halos_eval.errors import BadInput
 from halos_eval.shipped import shipped
 
@@ -181,12 +180,6 @@ class Suite(BaseModel):
     def parts(self) -> list[str]:
         """Names of the parts that can be selected: alpaca_eval and the tasks."""
         return ([ALPACA_EVAL] if self.alpaca_eval else []) + list(self.tasks)
-
-    @property
-    def definitions(self) -> dict[str, str]:
-        """Digest of each part's settings. A plan stores them to detect parts that changed since."""
-        settings = {part: self.settings_of(part).model_dump(mode="json", exclude={"profile"}) for part in self.parts}
-        return {part: digest_json(one) for part, one in settings.items()}
 
     def settings_of(self, part: str) -> AlpacaEvalSettings | TaskSettings:
         """Return the settings of alpaca_eval or of a task."""

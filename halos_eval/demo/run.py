@@ -29,7 +29,7 @@ from halos_eval.demo.installation import (
 from halos_eval.demo.judge_server import JudgeServer
 from halos_eval.errors import BadInput, HalosEvalError
 from halos_eval.planning.jobs import fetch_job
-from halos_eval.planning.plan import Plan, make_plan, read_plan, save_plan, suite_manifest
+from halos_eval.planning.plan import Plan, make_plan, save_plan, suite_manifest
 from halos_eval.processes import failure, watched
 from halos_eval.reports.results import Row
 from halos_eval.reports.summarize import SummarizeConfig, summarize
@@ -82,15 +82,8 @@ def _open_plans() -> list[Plan]:
             found.append(plan)
             continue
         console.print(f"{name}: all results exist")
-        kept = read_plan(layout.plan_url(STORE, SUITE, name))
-        if kept is None or _contents(kept) != _contents(plan) or kept.definitions != suite.definitions:
-            save_plan(plan, suite, STORE)
+        save_plan(plan, suite, STORE, manifest)
     return found
-
-
-def _contents(plan: Plan) -> tuple[str, set[str]]:
-    """Return the values of a plan that determine the table."""
-    return plan.checkpoint.digest, {job.record for job in plan.jobs}
 
 
 def _rows(report: str, failed: list[str]) -> list[Row]:

@@ -67,7 +67,7 @@ def plan_evaluation(params: dict[str, Any]) -> list[dict[str, Any]]:
             manifest=manifest,
         )
         _check_cost(plan, suite, root)
-        save_plan(plan, suite, root)
+        save_plan(plan, suite, root, manifest)
     to_run = [job for job in plan.jobs if not job.done]
     exchange = get_current_context()["ti"]
     for stage in ("sample", "judge"):

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from halos_eval.checkpoints.open_registry import open_registry
 from halos_eval.checkpoints.registry import Registry
-from halos_eval.config.cluster import Priority
+from halos_eval.config.cluster import Priority, load_cluster
 from halos_eval.config.policy import load_policy
 from halos_eval.config.settings import Settings
 from halos_eval.errors import describe
@@ -33,7 +33,7 @@ def find_for_night() -> list[dict[str, Any]]:
     start = context.get("data_interval_start") or end
     backfilled = context["dag_run"].run_type == "backfill"
     begin = start if backfilled else look_back(policy, start)
-    selection = for_night(_registry(settings), policy, settings.store, run_exists, begin, end)
+    selection = for_night(_registry(settings), policy, settings.store, load_cluster(), run_exists, begin, end)
     return _publish(selection, "backfill" if backfilled else "nightly", wait=backfilled)
 
 
@@ -45,7 +45,9 @@ def find_for_backfill() -> list[dict[str, Any]]:
         asked = Backfill.model_validate({key: params[key] for key in Backfill.model_fields if params[key] is not None})
     except ValidationError as error:
         raise AirflowFailException(f"BadInput: {describe(error)}") from error
-    selection = for_backfill(_registry(settings), asked, settings.store, run_exists, context["dag_run"].run_id)
+    selection = for_backfill(
+        _registry(settings), asked, settings.store, load_cluster(), run_exists, context["dag_run"].run_id
+    )
     if params["dry_run"]:
         _log(selection)
         count = len(selection.evaluations)
@@ -61,7 +63,7 @@ def find_for_registration() -> list[dict[str, Any]]:
     name = context["dag_run"].partition_key
     if not name:
         raise AirflowFailException("BadInput: event has no partition_key; expected the name of a checkpoint")
-    selection = for_registration(_registry(settings), load_policy(), settings.store, run_exists, name)
+    selection = for_registration(_registry(settings), load_policy(), settings.store, load_cluster(), run_exists, name)
     return _publish(selection, "nightly", wait=False)
 
 

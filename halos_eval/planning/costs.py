@@ -17,7 +17,7 @@ from pydantic import BaseModel
 from halos_eval.checkpoints.registry import Checkpoint
 from halos_eval.config.policy import Limit
 from halos_eval.config.settings import FROZEN
-from halos_eval.config.suite import ALPACA_EVAL, Suite
+from halos_eval.config.suite import ALPACA_EVAL, AlpacaEvalSettings, Suite
 from halos_eval.errors import StoreError
 from halos_eval.planning.jobs import PlannedJob
 from halos_eval.planning.plan import Plan, read_plan
@@ -117,19 +117,27 @@ def read_history(suite: Suite, root: str) -> History:
 
 def _finished(suite: Suite, urls: list[str], pool: Executor) -> list[tuple[PlannedJob, Record]]:
     """Return jobs with their records, of the first ``ENOUGH`` plans in ``urls`` that have records."""
-    definitions = suite.definitions
     found: list[list[tuple[PlannedJob, Record]]] = []
     for start in range(0, len(urls), READERS):
         plans = [plan for plan in pool.map(_plan, urls[start : start + READERS]) if plan]
-        same = [
-            [job for job in one.jobs if one.definitions.get(job.part) == definitions.get(job.part)] for one in plans
-        ]
+        same = [[job for job in one.jobs if _as_now(job, suite)] for one in plans]
         records = pool.map(_record, [job.record for jobs in same for job in jobs])
         pairs = [[(job, record) for job in jobs if (record := next(records))] for jobs in same]
         found += [one for one in pairs if one]
         if len(found) >= ENOUGH:
             break
     return [pair for pairs in found[:ENOUGH] for pair in pairs]
+
+
+def _as_now(job: PlannedJob, suite: Suite) -> bool:
+    """Return whether a job was planned with the settings that the suite has now; a checkpoint may add stop strings."""
+    if job.part not in suite.parts or job.identity is None:
+        return False
+    settings, then = suite.settings_of(job.part), job.identity.settings
+    if isinstance(settings, AlpacaEvalSettings):
+        now = settings.sampling.model_dump(mode="json") | {"stop": then.get("stop")}
+        return job.stage == JUDGE or then == now
+    return then == settings.harness().model_dump(mode="json")
 
 
 def _plan(url: str) -> Plan | None:

@@ -14,6 +14,7 @@ from halos_eval.config.cluster import CPU_PROFILE, Cluster
 from halos_eval.config.settings import FROZEN
 from halos_eval.config.suite import ALPACA_EVAL, Suite, place_of
 from halos_eval.stages.fetch import unfetched
+from halos_eval.stages.identity import Identity
 from halos_eval.storage import layout
 from halos_eval.storage.manifest import read_manifest
 from halos_eval.storage.records import StageName
@@ -54,6 +55,8 @@ class PlannedJob(StageJob):
     """sample, judge or harness."""
     fingerprint: str
     """Fingerprint of its record."""
+    identity: Identity | None = None
+    """Everything that determines its scores; None in plans that other tools wrote."""
     record: str
     """URL of its record."""
     judge: str | None = None

@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel
+import logging
+from typing import Literal
 
+from pydantic import BaseModel, Field
+
+from halos_eval.checkpoints.known import KnownWeights, remember
 from halos_eval.checkpoints.registry import Checkpoint
 from halos_eval.config.cluster import Cluster
 from halos_eval.config.settings import FROZEN
 from halos_eval.config.suite import Suite
-from halos_eval.errors import DataUnavailable
+from halos_eval.digests import digest_json
+from halos_eval.errors import DataUnavailable, StoreError
+from halos_eval.planning.definition import UNKNOWN, Definitions, SuiteDefinition, save_definition
 from halos_eval.planning.jobs import PlannedJob
 from halos_eval.planning.planner import Planner
+from halos_eval.stages import tools
+from halos_eval.stages.chat_template import read_template
 from halos_eval.storage import layout
 from halos_eval.storage.manifest import Manifest, read_manifest
 from halos_eval.storage.records import CheckpointRef, read_model, write_model
+from halos_eval.storage.series import save_series
+
+log = logging.getLogger(__name__)
 
 
 class Plan(BaseModel):
@@ -21,10 +32,14 @@ class Plan(BaseModel):
 
     model_config = FROZEN
 
+    version: Literal[2]
+    """Version of this format."""
     suite: str
     """Name of the suite."""
     checkpoint: CheckpointRef
     """The checkpoint with its digest."""
+    metadata: str = ""
+    """Digest of the checkpoint's metadata that determine scores: chat template and stop strings."""
     tags: dict[str, str] = {}
     """The checkpoint's tags."""
     jobs: tuple[PlannedJob, ...]
@@ -32,9 +47,11 @@ class Plan(BaseModel):
     unavailable: dict[str, str] = {}
     """Parts without a job because their data is unavailable, with the reasons."""
     definitions: dict[str, str] = {}
-    """Digest of each part's settings in the suite when the plan was saved."""
+    """Digest of each part's definition when its jobs were planned."""
     left_out: tuple[str, ...] = ()
     """Parts of the suite that no run has selected yet."""
+    known: KnownWeights | None = Field(None, exclude=True, repr=False)
+    """The state of the weights, which is saved apart."""
 
 
 def suite_manifest(suite: str, root: str, cluster: Cluster) -> Manifest | None:
@@ -56,44 +73,75 @@ def make_plan(
     Raise BadInput, StoreError, and DataUnavailable if the checkpoint is unavailable. With a ``manifest``, unavailable
     data of a part becomes an entry of ``unavailable`` instead of an error.
     """
-    planner = Planner(suite, checkpoint, root, cluster, force, manifest)
+    definitions = Definitions(suite, manifest, judge)
+    planner = Planner(definitions, checkpoint, root, cluster, force)
     jobs: list[PlannedJob] = []
     unavailable = {}
     for part in suite.parts:
         try:
-            jobs += planner.part(part, judge)
+            jobs += planner.part(part)
         except DataUnavailable as error:
             if manifest is None:
                 raise
             unavailable[part] = str(error)
     reference = CheckpointRef(name=checkpoint.name, location=checkpoint.location, digest=planner.weights.digest)
+    template = read_template(checkpoint.metadata.chat_template)
     return Plan(
+        version=2,
         suite=suite.name,
         checkpoint=reference,
+        metadata=digest_json([template, checkpoint.metadata.stop]),
         tags=checkpoint.metadata.tags,
         jobs=tuple(jobs),
         unavailable=unavailable,
+        known=planner.known,
     )
 
 
-def save_plan(plan: Plan, suite: Suite, root: str) -> None:
-    """Save the plan, so that the summary can tell which results are missing.
+def save_plan(plan: Plan, suite: Suite, root: str, manifest: Manifest | None = None) -> None:
+    """Save the plan, the definition of the whole ``suite``, and the state of the weights. Raise StoreError.
 
-    If the run selected only some parts, the others are kept from the earlier plan, unless weights or settings changed.
-    Parts that no run has selected are listed in ``left_out``.
+    The summary tells from them which results are missing and which are not current. If the run selected only some
+    parts, the others are kept from the earlier plan, unless the checkpoint or their definitions changed. Parts that no
+    run has selected are listed in ``left_out``. Jobs of another judge than the suite's are a trial, and not saved.
     """
     url = layout.plan_url(root, plan.suite, plan.checkpoint.name)
-    jobs, unavailable, definitions = list(plan.jobs), plan.unavailable, suite.definitions
-    earlier = read_plan(url)
-    if earlier and earlier.checkpoint.digest == plan.checkpoint.digest:
-        same = {part for part, digest in earlier.definitions.items() if definitions.get(part) == digest}
-        same -= {job.part for job in plan.jobs} | plan.unavailable.keys()
+    definition = Definitions(suite, manifest).document
+    save_definition(root, definition)
+    save_series(root, tools.versions())
+    if plan.known:
+        remember(root, plan.checkpoint.name, plan.known)
+    digests = {part: one.digest for part, one in definition.parts.items()}
+    trials = {job.part for job in plan.jobs if _is_trial(job, definition)}
+    jobs, unavailable = [job for job in plan.jobs if job.part not in trials], dict(plan.unavailable)
+    earlier = _earlier(url)
+    if earlier and (earlier.checkpoint.digest, earlier.metadata) == (plan.checkpoint.digest, plan.metadata):
+        # The definition of a part without data is unknown: its jobs are kept with their own.
+        digests |= {part: digest for part, digest in earlier.definitions.items() if digests.get(part) == UNKNOWN}
+        same = {part for part, digest in earlier.definitions.items() if digests.get(part) == digest}
+        same -= {job.part for job in jobs} | plan.unavailable.keys()
         jobs = [job for job in earlier.jobs if job.part in same] + jobs
         unavailable = {part: why for part, why in earlier.unavailable.items() if part in same} | unavailable
     planned = {job.part for job in jobs} | unavailable.keys()
     left_out = tuple(part for part in suite.parts if part not in planned)
-    update = {"jobs": tuple(jobs), "unavailable": unavailable, "left_out": left_out, "definitions": definitions}
+    update = {"jobs": tuple(jobs), "unavailable": unavailable, "left_out": left_out, "definitions": digests}
     write_model(url, plan.model_copy(update=update))
+
+
+def _is_trial(job: PlannedJob, definition: SuiteDefinition) -> bool:
+    """Return whether a job has another judge than the suite's."""
+    usual = [one for one in definition.parts[job.part].identities if one.stage == job.stage == "judge"]
+    if not usual or job.identity is None:
+        return False
+    return usual[0].on("").definition != job.identity.on("").definition
+
+
+def _earlier(url: str) -> Plan | None:
+    try:
+        return read_plan(url)
+    except StoreError as error:
+        log.warning("the earlier plan is replaced: %s", error)
+        return None
 
 
 def read_plan(url: str) -> Plan | None:

@@ -5,22 +5,24 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal
 
+from halos_eval.checkpoints.known import Reader, recall
 from halos_eval.checkpoints.registry import Checkpoint
 from halos_eval.checkpoints.weights import inspect, to_fetch
 from halos_eval.config.cluster import CPU_PROFILE, OUTBOX, Cluster, Volume
-from halos_eval.config.judge import load_judge
-from halos_eval.config.suite import ALPACA_EVAL, AlpacaEvalSettings, Suite, TaskSettings
+from halos_eval.config.suite import AlpacaEvalSettings, Suite, TaskSettings
 from halos_eval.errors import BadInput
 from halos_eval.hub import cache_root
+from halos_eval.planning.changes import changes, newest_record
+from halos_eval.planning.definition import Definitions
 from halos_eval.planning.jobs import PlannedJob
-from halos_eval.stages.harness.options import HarnessConfig, harness_identity
+from halos_eval.stages.harness.options import HarnessConfig
 from halos_eval.stages.identity import Identity
-from halos_eval.stages.judge.options import JudgeConfig, judge_identity
+from halos_eval.stages.judge.options import JudgeConfig
 from halos_eval.stages.options import StageConfig
-from halos_eval.stages.sample import SampleConfig, sample_identity
+from halos_eval.stages.sample import SampleConfig
 from halos_eval.storage import filesystem, layout
 from halos_eval.storage.manifest import Manifest, cached_path, checkpoint_part
-from halos_eval.storage.records import Record, StageName, read_failure, read_record
+from halos_eval.storage.records import StageName, read_failure, readable_record
 
 IMAGES: dict[StageName, Literal["worker", "judge"]] = {"sample": "worker", "harness": "worker", "judge": "judge"}
 
@@ -35,52 +37,52 @@ class Planner:
 
     def __init__(
         self,
-        suite: Suite,
+        definitions: Definitions,
         checkpoint: Checkpoint,
         root: str,
         cluster: Cluster,
         force: bool,
-        manifest: Manifest | None,
     ) -> None:
         """Inspect the checkpoint's weights. Raise BadInput, DataUnavailable."""
-        self.suite, self.checkpoint, self.root, self.cluster = suite, checkpoint, root, cluster
-        self.force, self.manifest = force, manifest
-        if manifest and (model := to_fetch(checkpoint.location, checkpoint.revision)):
-            manifest.needs(checkpoint_part(model))
-        self.weights = inspect(checkpoint.location, checkpoint.revision, manifest)
-        self.reference = self.weights.reference(checkpoint.name, checkpoint.location)
+        self.definitions, self.checkpoint, self.root, self.cluster = definitions, checkpoint, root, cluster
+        self.suite, self.manifest, self.force = definitions.suite, definitions.manifest, force
+        location, revision = checkpoint.location, checkpoint.revision
+        if self.manifest and (model := to_fetch(location, revision)):
+            self.manifest.needs(checkpoint_part(model))
+        digests = Reader(recall(root, checkpoint.name, location, revision))
+        self.weights = inspect(location, revision, self.manifest, digests)
+        self.known = digests.known(location, revision, self.weights)
+        self.reference = self.weights.reference(checkpoint.name, location)
 
-    def part(self, part: str, judge: str | None) -> Sequence[PlannedJob]:
+    def part(self, part: str) -> Sequence[PlannedJob]:
         """Return the jobs of alpaca_eval or of a task. Raise DataUnavailable with the manifest's reason."""
-        if self.manifest:
-            self.manifest.needs(part)
-        if part == ALPACA_EVAL and self.suite.alpaca_eval:
-            return self.alpaca_eval(self.suite.alpaca_eval, judge)
-        return [self.task(part, self.suite.tasks[part])]
+        identities = self.definitions.identities(part, self.checkpoint.metadata, self.reference)
+        settings = self.suite.settings_of(part)
+        if isinstance(settings, AlpacaEvalSettings):
+            return self._alpaca_eval(settings, *identities)
+        return [self._task(settings, *identities)]
 
-    def alpaca_eval(self, settings: AlpacaEvalSettings, judge: str | None) -> tuple[PlannedJob, PlannedJob]:
+    def _alpaca_eval(
+        self, settings: AlpacaEvalSettings, sample: Identity, judge: Identity
+    ) -> tuple[PlannedJob, PlannedJob]:
         """Return the jobs that sample outputs and judge them."""
-        sample = self._sample(settings)
-        name = judge or settings.judge
-        identity = judge_identity(
-            load_judge(name), settings.reference, sample.fingerprint, self.reference, self.manifest
-        )
-        folder = self._folder(identity)
+        sampling = self._sample(settings, sample)
+        name = self.definitions.judge or settings.judge
+        folder = self._folder(judge)
         config = JudgeConfig(
-            **self._common(identity),
-            outputs=sample.record.removesuffix(".record.json") + ".json",
+            **self._common(judge),
+            outputs=sampling.record.removesuffix(".record.json") + ".json",
             reference=settings.reference,
             judge=name,
             output_dir=folder,
         )
-        judged = self._plan(identity, config, filesystem.join(folder, layout.RECORD), CPU_PROFILE, judge=name)
-        return sample, _judged_outputs_of(sample, judged)
+        judged = self._plan(judge, config, filesystem.join(folder, layout.RECORD), CPU_PROFILE, judge=name)
+        return sampling, _judged_outputs_of(sampling, judged)
 
-    def _sample(self, settings: AlpacaEvalSettings) -> PlannedJob:
+    def _sample(self, settings: AlpacaEvalSettings, identity: Identity) -> PlannedJob:
         profile = profile_of(self.suite, self.checkpoint, settings.profile)
         metadata = self.checkpoint.metadata
         sampling = settings.sampling.model_copy(update={"stop": (*settings.sampling.stop, *metadata.stop)})
-        identity = sample_identity(sampling, settings.prompts, metadata.chat_template, self.reference, self.manifest)
         outputs = filesystem.join(self._folder(identity), "outputs.json")
         config = SampleConfig(
             **dict(sampling),
@@ -92,24 +94,20 @@ class Planner:
         )
         return self._plan(identity, config, layout.record_beside(outputs), profile)
 
-    def task(self, task: str, settings: TaskSettings) -> PlannedJob:
+    def _task(self, settings: TaskSettings, identity: Identity) -> PlannedJob:
         """Return the job of one lm_eval task. On a cluster, tasks that execute code write to the outbox."""
+        task = str(identity.task)
         profile = profile_of(self.suite, self.checkpoint, settings.profile)
-        harness = settings.harness()
-        chat_template = self.checkpoint.metadata.chat_template if settings.apply_chat_template else None
-        identity = harness_identity(
-            task, harness, self.suite.include_path, chat_template, self.reference, self.manifest
-        )
         folder = self._folder(identity)
         isolated = settings.confirm_unsafe_code and self.cluster.kubernetes
         config = HarnessConfig(
-            **dict(harness),
+            **dict(settings.harness()),
             **self._common(identity),
             **self._engine(profile),
             task=task,
             output_dir=f"file://{self._outbox(task).mount_path}" if isolated else folder,
             include_path=self.suite.include_path,
-            chat_template=chat_template,
+            chat_template=self.checkpoint.metadata.chat_template if settings.apply_chat_template else None,
         )
         return self._plan(
             identity,
@@ -180,6 +178,7 @@ class Planner:
             tensor_parallel_size=gpu_profile.parts if gpu_profile else 1,
             manifest=config.manifest,
             fingerprint=identity.fingerprint,
+            identity=identity,
             record=record,
             done=done,
             why=why,
@@ -189,37 +188,28 @@ class Planner:
     def _state(self, identity: Identity, record: str) -> tuple[bool, str]:
         if self.force:
             return False, "forced"
-        if found := read_record(record):
+        found, damage = readable_record(record)
+        if found:
             return True, f"finished {found.provenance.ended:%Y-%m-%d %H:%M} UTC"
+        if damage:
+            return False, f"damaged record: {damage}"
         if failure := read_failure(layout.failure_beside(record)):
             return False, f"failed before: {failure.error}: {failure.message}"
         return False, self._difference(identity)
 
     def _difference(self, identity: Identity) -> str:
         """Return what has changed since the newest record of the same stage and task."""
-        parent = self._folder(identity).rsplit("/", 1)[0]
-        records = [record for url in filesystem.find(parent, layout.RECORD) if (record := read_record(url))]
-        if not records:
+        found = newest_record(self.root, self.checkpoint.name, identity.stage, identity.task)
+        if found is None:
             return "never run"
-        newest = max(records, key=lambda record: record.provenance.ended)
-        return f"changed since {newest.provenance.ended:%Y-%m-%d}: {', '.join(_changes(newest, identity))}"
+        _, newest = found
+        return f"changed since {newest.provenance.ended:%Y-%m-%d}: {', '.join(changes(newest, identity))}"
 
 
 def _judged_outputs_of(sample: PlannedJob, judged: PlannedJob) -> PlannedJob:
     """Mark the judge job as not done if its record is for other outputs than those of ``sample``."""
-    record = read_record(judged.record) if sample.done and judged.done else None
-    sampled = read_record(sample.record) if record else None
+    record = readable_record(judged.record)[0] if sample.done and judged.done else None
+    sampled = readable_record(sample.record)[0] if record else None
     if not judged.done or (record and sampled and record.provenance.inputs["outputs_sha256"] in sampled.files.values()):
         return judged
     return judged.model_copy(update={"done": False, "why": "the outputs are sampled again"})
-
-
-def _changes(old: Record, new: Identity) -> list[str]:
-    changes = []
-    for part in ("settings", "inputs", "tools"):
-        before, after = old.identity.get(part, {}), new.document[part]
-        for key in sorted(before.keys() | after.keys()):
-            if before.get(key) != after.get(key):
-                values = f" {before.get(key)} -> {after.get(key)}" if part != "inputs" else ""
-                changes.append(key + values)
-    return changes or ["the logic of halos-eval"]

@@ -1,52 +1,62 @@
-"""The progress of suites on many checkpoints: from plans and the names of records, without reading records.
+"""The progress of suites on many checkpoints, as everything is defined now.
 
-Digests of weights are not computed. ``halos-eval plan`` computes them for one checkpoint and shows exactly what would
-run.
+Weights are not read: their digest is known from the latest plan, as long as the files are as they were then.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 from pydantic import BaseModel
 
+from halos_eval.checkpoints.known import KnownWeights, recall
 from halos_eval.checkpoints.registry import Checkpoint
+from halos_eval.config.cluster import Cluster
 from halos_eval.config.settings import FROZEN
 from halos_eval.config.suite import load_suite, suite_names
-from halos_eval.errors import BadInput, StoreError
-from halos_eval.planning.jobs import PlannedJob
-from halos_eval.planning.plan import Plan, read_plan
+from halos_eval.errors import BadInput, DataUnavailable, HalosEvalError
+from halos_eval.planning.current import Standing, files_of, judged_again, standing
+from halos_eval.planning.definition import Definitions
+from halos_eval.planning.plan import suite_manifest
+from halos_eval.stages import tools
+from halos_eval.stages.identity import Identity
 from halos_eval.storage import filesystem, layout
+from halos_eval.storage.records import CheckpointRef
+from halos_eval.storage.series import Series, read_series
 
 READERS = 16  # threads: they wait for the store
+UNREAD = "weights not read yet"
+REWRITTEN = "other weights"
 
 
 class Progress(BaseModel):
-    """The progress of a suite on a checkpoint, by its newest plan."""
+    """The progress of a suite on a checkpoint."""
 
     model_config = FROZEN
 
-    done: tuple[str, ...]
-    """Jobs with a record: sample, judge, names of tasks."""
-    failed: tuple[str, ...]
-    """Jobs with a failure note, and parts whose data is unavailable."""
-    missing: tuple[str, ...]
-    """Jobs that have not run, and parts whose settings changed since the plan."""
-    outdated: bool
-    """Whether the checkpoint was registered again after the plan, so that the records are for older weights."""
+    done: tuple[str, ...] = ()
+    """Stages and tasks whose results are current: sample, judge, names of tasks."""
+    failed: tuple[str, ...] = ()
+    """Stages and tasks with a failure note, and parts whose data is unavailable."""
+    missing: tuple[str, ...] = ()
+    """Stages and tasks without a current result."""
+    series: int | None = None
+    """Number of the series of the results; None without any."""
+    note: str = ""
+    """Why all results are missing, if the weights are not those that were evaluated."""
 
     @property
     def complete(self) -> bool:
         """Whether nothing is left to do."""
-        return not (self.failed or self.missing or self.outdated)
+        return not (self.failed or self.missing)
 
     def __str__(self) -> str:
         total = len(self.done) + len(self.failed) + len(self.missing)
         parts = ["complete" if self.complete else f"{len(self.done)} of {total}"]
         parts += [f"{len(self.failed)} failed"] if self.failed else []
-        return ", ".join([*parts, "older weights"] if self.outdated else parts)
+        return ", ".join([*parts, *([self.note] if self.note else [])])
 
 
 class Overview(NamedTuple):
@@ -60,75 +70,81 @@ class Overview(NamedTuple):
     """Unreadable plans and suites, with the reasons."""
 
 
-def overview(root: str, checkpoints: Sequence[Checkpoint], suites: Sequence[str] = ()) -> Overview:
+def overview(
+    root: str, checkpoints: Sequence[Checkpoint], cluster: Cluster, suites: Sequence[str] = (), newest: bool = False
+) -> Overview:
     """Return the progress of ``checkpoints`` in the store ``root``, for ``suites`` or for all suites with a plan.
 
-    Raise BadInput for an unknown suite, and StoreError.
+    With ``newest``, only results of the tools that are pinned now count. Raise BadInput for an unknown suite, and
+    StoreError.
     """
     planned = sorted(name for name, entry in filesystem.entries(layout.plans_url(root)).items() if entry.is_folder)
     if unknown := [suite for suite in suites if suite not in {*planned, *suite_names()}]:
         raise BadInput(f"unknown suite {', '.join(map(repr, unknown))}; available: {', '.join(suite_names())}")
-    reader = _Reader(root, suites or planned)
+    reader = _Reader(root, suites or planned, cluster, newest)
     with ThreadPoolExecutor(READERS) as pool:
         progress = dict(zip((one.name for one in checkpoints), pool.map(reader.read, checkpoints), strict=True))
     return Overview(tuple(suites or planned), progress, reader.unreadable)
 
 
 class _Reader:
-    def __init__(self, root: str, suites: Iterable[str]) -> None:
+    def __init__(self, root: str, suites: Sequence[str], cluster: Cluster, newest: bool) -> None:
         self.root = root
         self.unreadable: dict[str, str] = {}
         self.plans = {suite: filesystem.entries(filesystem.join(layout.plans_url(root), suite)) for suite in suites}
-        self.definitions = {suite: self._definitions(suite) for suite in suites}
+        self.definitions = {suite: found for suite in suites if (found := self._definitions(suite, cluster))}
+        self.series = read_series(root).with_(tools.versions())
+        self.only: Series | None = self.series.of(tools.versions()) if newest else None
 
-    def _definitions(self, suite: str) -> dict[str, str] | None:
-        """Return the digests of the suite's parts as they are now; None if the suite is gone or unreadable."""
-        if suite not in suite_names():
-            return None
+    def _definitions(self, suite: str, cluster: Cluster) -> Definitions | None:
+        """Return the suite as it is defined now; None if it is gone or unreadable."""
         try:
-            return load_suite(suite).definitions
-        except BadInput as error:
+            return Definitions(load_suite(suite), suite_manifest(suite, self.root, cluster))
+        except HalosEvalError as error:
             self.unreadable[suite] = str(error)
             return None
 
     def read(self, checkpoint: Checkpoint) -> dict[str, Progress]:
         """Return the checkpoint's progress by suite. List its folder only once, for all suites."""
-        folder = layout.folder_name(checkpoint.name)
-        planned = {suite: one[f"{folder}.json"] for suite, one in self.plans.items() if f"{folder}.json" in one}
+        file = f"{layout.folder_name(checkpoint.name)}.json"
+        planned = [suite for suite in self.definitions if file in self.plans[suite]]
         if not planned:
             return {}
-        files = {_tail(url) for url in filesystem.find(filesystem.join(self.root, "runs", folder), ".json")}
+        files = files_of(self.root, checkpoint.name)
+        known = recall(self.root, checkpoint.name, checkpoint.location, checkpoint.revision)
         found = {}
-        for suite, entry in planned.items():
+        for suite in planned:
             try:
-                plan = read_plan(layout.plan_url(self.root, suite, checkpoint.name))
-            except StoreError as error:
+                found[suite] = self._progress(self.definitions[suite], checkpoint, known, files)
+            except HalosEvalError as error:
                 self.unreadable[f"{suite} on {checkpoint.name}"] = str(error)
-                continue
-            if plan:
-                outdated = bool(checkpoint.registered and entry.modified and checkpoint.registered > entry.modified)
-                found[suite] = _progress(plan, self.definitions[suite], files, outdated)
         return found
 
+    def _progress(
+        self, definitions: Definitions, checkpoint: Checkpoint, known: KnownWeights | None, files: frozenset[str]
+    ) -> Progress:
+        identities: dict[str, tuple[Identity, ...]] = {}
+        failed: list[str] = []
+        digest = known.digest if known else ""
+        reference = CheckpointRef(name=checkpoint.name, location=checkpoint.location, digest=digest)
+        for part in definitions.suite.parts:
+            try:
+                identities[part] = definitions.identities(part, checkpoint.metadata, reference)
+            except DataUnavailable:
+                failed.append(part)
+        found = standing(identities, files, self.series, self.only)
+        if known is None or not known.unchanged:
+            titles = tuple(one.title for one in found.stages)
+            return Progress(failed=tuple(failed), missing=titles, note=REWRITTEN if known else UNREAD)
+        done = found.done - {"judge"} if judged_again(self.root, checkpoint.name, found) else found.done
+        return _sorted(found, done, failed)
 
-def _progress(plan: Plan, definitions: dict[str, str] | None, files: set[str], outdated: bool) -> Progress:
-    wanted = plan.definitions if definitions is None else definitions
-    changed = [part for part, digest in wanted.items() if plan.definitions.get(part) != digest]
-    left_out = [part for part in plan.left_out if part in wanted and part not in changed]
-    states: dict[str, list[str]] = {"done": [], "failed": [], "missing": left_out + changed}
-    states["failed"] += [part for part in plan.unavailable if part in wanted and part not in changed]
-    for job in plan.jobs:
-        if job.part in wanted and job.part not in changed:
-            states[_state(job, files)].append(job.title)
-    return Progress(**{state: tuple(titles) for state, titles in states.items()}, outdated=outdated)
 
-
-def _state(job: PlannedJob, files: set[str]) -> str:
-    if _tail(job.record) in files:
-        return "done"
-    return "failed" if _tail(layout.failure_beside(job.record)) in files else "missing"
-
-
-def _tail(url: str) -> str:
-    """Return STAGE/FINGERPRINT/FILE, which does not depend on where the store is mounted."""
-    return "/".join(url.rsplit("/", 3)[1:])
+def _sorted(found: Standing, done: frozenset[str], failed: Sequence[str]) -> Progress:
+    titles = [one.title for one in found.stages]
+    return Progress(
+        done=tuple(title for title in titles if title in done),
+        failed=(*(title for title in titles if title in found.failed), *failed),
+        missing=tuple(title for title in titles if title not in done | found.failed),
+        series=found.series.number if done else None,
+    )

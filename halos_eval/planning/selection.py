@@ -7,13 +7,18 @@ from datetime import datetime, timedelta
 
 from pydantic import BaseModel
 
+from halos_eval.checkpoints.known import state_of
 from halos_eval.checkpoints.registry import Checkpoint, Moment, Registry
+from halos_eval.config.cluster import Cluster
 from halos_eval.config.policy import EvaluationPolicy, Limit, matches, matches_name
 from halos_eval.config.settings import FROZEN
 from halos_eval.config.suite import ALPACA_EVAL, Suite, load_suite
 from halos_eval.digests import digest_json
+from halos_eval.errors import BadInput
 from halos_eval.planning.costs import Cost, read_history, within
+from halos_eval.planning.definition import Definitions
 from halos_eval.planning.progress import Progress, overview
+from halos_eval.stages.chat_template import read_template
 from halos_eval.storage import layout
 
 LONGEST = 100  # characters of the checkpoint's name in a run's name, which Airflow limits to 250
@@ -72,6 +77,7 @@ def for_night(
     registry: Registry,
     policy: EvaluationPolicy,
     root: str,
+    cluster: Cluster,
     started: Started,
     start: datetime | None,
     end: datetime | None,
@@ -85,16 +91,23 @@ def for_night(
         load_suite(suite)  # raises in the first night, even if no checkpoint gets this suite yet
     listed = registry.registered(start, end)
     pairs, left_out = _apply(policy, listed.checkpoints)
-    return _Selector(root, started, policy.limits.night).select(pairs, listed.skipped | left_out)
+    return _Selector(root, cluster, started, policy.limits.night).select(pairs, listed.skipped | left_out)
 
 
-def for_registration(registry: Registry, policy: EvaluationPolicy, root: str, started: Started, name: str) -> Selection:
+def for_registration(
+    registry: Registry, policy: EvaluationPolicy, root: str, cluster: Cluster, started: Started, name: str
+) -> Selection:
     """Select the policy's suites for the checkpoint ``name``, without the limit. Raise the registry's errors."""
-    return _Selector(root, started).select(*_apply(policy, [registry.get(name)]))
+    return _Selector(root, cluster, started).select(*_apply(policy, [registry.get(name)]))
 
 
-def for_backfill(registry: Registry, asked: Backfill, root: str, started: Started, origin: str) -> Selection:
+def for_backfill(
+    registry: Registry, asked: Backfill, root: str, cluster: Cluster, started: Started, origin: str
+) -> Selection:
     """Select what a backfill asks for. Raise BadInput and the registry's errors.
+
+    Results of earlier versions of the tools do not count: a backfill brings checkpoints into the newest series, while a
+    night leaves them as they are.
 
     The names of the runs depend on ``origin``, so that each backfill runs failed evaluations again.
     """
@@ -107,7 +120,7 @@ def for_backfill(registry: Registry, asked: Backfill, root: str, started: Starte
     ]
     # By name only, because the tags of unreadable checkpoints are unknown.
     skipped = {name: why for name, why in listed.skipped.items() if matches_name(name, asked.match)}
-    return _Selector(root, started, origin=origin, rerun=not asked.only_missing).select(pairs, skipped)
+    return _Selector(root, cluster, started, origin=origin, rerun=not asked.only_missing).select(pairs, skipped)
 
 
 def look_back(policy: EvaluationPolicy, start: datetime) -> datetime:
@@ -131,44 +144,64 @@ def _apply(
 
 class _Selector:
     def __init__(
-        self, root: str, started: Started, limit: Limit | None = None, origin: str = "", rerun: bool = False
+        self,
+        root: str,
+        cluster: Cluster,
+        started: Started,
+        limit: Limit | None = None,
+        origin: str = "",
+        rerun: bool = False,
     ) -> None:
-        """``rerun``: select complete evaluations as well."""
-        self.root, self.started, self.limit, self.origin, self.rerun = root, started, limit or Limit(), origin, rerun
+        """``origin``: the backfill, if it is one. ``rerun``: select complete evaluations as well."""
+        self.root, self.cluster, self.started, self.limit = root, cluster, started, limit or Limit()
+        self.origin, self.rerun = origin, rerun
 
     def select(self, pairs: Sequence[tuple[Checkpoint, str]], left_out: dict[str, str]) -> Selection:
         suites = {name: load_suite(name) for _, name in pairs}
-        checkpoints = list({one.name: one for one, _ in pairs}.values())
-        progress = {} if self.rerun else overview(self.root, checkpoints, list(suites)).progress
+        own = {name: Definitions(suite).own for name, suite in suites.items()}
+        progress = self._progress([one for one, _ in pairs], suites)
         history = {name: read_history(suite, self.root) for name, suite in suites.items()}
         complete: list[str] = []
         left_out = dict(left_out)
         todo: list[tuple[Evaluation, Cost]] = []
         for checkpoint, name in pairs:
-            suite, title = suites[name], f"{checkpoint.name}: {name}"
-            state = progress.get(checkpoint.name, {}).get(name)
-            run_id = _run_id(checkpoint, suite, self.origin)
+            title, state = f"{checkpoint.name}: {name}", progress.get(checkpoint.name, {}).get(name)
+            run_id = _run_id(checkpoint, name, own[name], self.origin)
             if state and state.complete:
                 complete.append(title)
             elif self.started(run_id):
                 left_out[title] = f"started before, as run {run_id}. Clear the tasks of that run that failed"
             else:
-                cost = history[name].of_suite(suite, checkpoint, _parts(suite, state))
+                cost = history[name].of_suite(suites[name], checkpoint, _parts(suites[name], state))
                 todo.append((Evaluation(checkpoint=checkpoint.name, suite=name, run_id=run_id), cost))
         admitted, over = within(todo, self.limit)
         left_out |= {f"{one.checkpoint}: {one.suite}": why for one, why in over}
         return Selection(evaluations=tuple(admitted), complete=tuple(complete), left_out=left_out)
 
+    def _progress(self, checkpoints: Sequence[Checkpoint], suites: Iterable[str]) -> dict[str, dict[str, Progress]]:
+        if self.rerun:
+            return {}
+        once = list({one.name: one for one in checkpoints}.values())
+        return overview(self.root, once, self.cluster, list(suites), newest=bool(self.origin)).progress
+
 
 def _parts(suite: Suite, state: Progress | None) -> list[str]:
-    """Return the parts of ``suite`` that must run: all of them if the results are for older weights."""
-    done = set(state.done) if state and not state.outdated else set()
+    """Return the parts of ``suite`` that must run."""
+    done = set(state.done) if state else set()
     titles = {part: {"sample", "judge"} if part == ALPACA_EVAL else {part} for part in suite.parts}
     return [part for part, needed in titles.items() if not needed <= done]
 
 
-def _run_id(checkpoint: Checkpoint, suite: Suite, origin: str) -> str:
-    """Return the name of a run. It changes if the checkpoint is registered again or the suite changes."""
+def _run_id(checkpoint: Checkpoint, suite: str, definition: str, origin: str) -> str:
+    """Return the name of a run. It changes if the checkpoint or the suite changes, but not with new tools."""
     registered = checkpoint.registered.isoformat() if checkpoint.registered else None
-    digest = digest_json([checkpoint.name, registered, checkpoint.revision, suite.definitions, origin])
-    return f"{suite.name}__{layout.folder_name(checkpoint.name)[:LONGEST]}__{digest[:12]}"
+    state = [state_of([checkpoint.location]), _template(checkpoint), checkpoint.metadata.stop]
+    digest = digest_json([checkpoint.name, registered, checkpoint.revision, state, definition, origin])
+    return f"{suite}__{layout.folder_name(checkpoint.name)[:LONGEST]}__{digest[:12]}"
+
+
+def _template(checkpoint: Checkpoint) -> str | None:
+    try:
+        return read_template(checkpoint.metadata.chat_template)
+    except BadInput as error:
+        return str(error)  # its run fails in the task `plan`, with this reason

@@ -12,7 +12,8 @@ from halos_eval.errors import BadInput, StoreError
 from halos_eval.planning.plan import read_plan
 from halos_eval.planning.selection import Evaluation, Selection
 from halos_eval.reports.markdown import code, first, number, table
-from halos_eval.reports.results import Cell, Row, row_of_plan
+from halos_eval.reports.results import Cell, Row
+from halos_eval.reports.suite_rows import SuiteRows
 from halos_eval.reports.table import COMPLETE
 from halos_eval.storage import layout
 
@@ -109,9 +110,9 @@ def _outcome(evaluation: Evaluation, states: dict[str, str], root: str) -> _Outc
         )
     try:
         plan = read_plan(layout.plan_url(root, evaluation.suite, evaluation.checkpoint))
+        row = SuiteRows(root, evaluation.suite).row(plan) if plan else None
     except (BadInput, StoreError) as error:
         return _Outcome(evaluation, "failed", troubles=(code(f"{type(error).__name__}: {error}"),))
-    row = row_of_plan(plan) if plan else None
     if row and (row.missing or state == "success"):
         return _Outcome(evaluation, state, row, tuple(code(str(one)) for one in row.missing or ()))
     if state == "success":

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 from halos_eval.config.suite import ALPACA_EVAL
 from halos_eval.errors import StoreError
@@ -71,6 +72,8 @@ class Row:
     """Mean of one metric per task; None if a task lacks its metric, because the mean would not be comparable."""
     missing: tuple[Missing, ...] | None = ()
     """All missing items; None if they are unknown, as for a log."""
+    series: int | None = None
+    """Number of the series: rows of one series were made with the same versions of the tools."""
 
     @property
     def complete(self) -> bool:
@@ -78,8 +81,11 @@ class Row:
         return self.missing == ()
 
 
-def row_of_plan(plan: Plan) -> Row:
-    """Return the row of one checkpoint, from its plan and the existing records. Raise StoreError."""
+def row_of_plan(plan: Plan, outdated: Mapping[str, str] = MappingProxyType({})) -> Row:
+    """Return the row of one checkpoint, from its plan and the existing records. Raise StoreError.
+
+    ``outdated`` has the titles of jobs whose record is not current, with the reasons.
+    """
     cells: dict[str, Cell | None] = {}
     missing: list[Missing] = []
     tasks: list[tuple[Record | None, str | None]] = []
@@ -89,7 +95,9 @@ def row_of_plan(plan: Plan) -> Row:
     for job in plan.jobs:
         record, reason = _read(job)
         if job.stage == "harness":
-            tasks.append((record, job.metric))
+            tasks.append((None if job.title in outdated else record, job.metric))
+        if record and job.title in outdated:
+            missing.append(Missing(job.title, outdated[job.title]))
         if record is None:
             missing.append(Missing(job.title, reason))
             continue

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 from halos_eval.errors import BadInput
-from halos_eval.planning.plan import read_plan
-from halos_eval.reports.results import ALPACA_COLUMNS, Row, row_of_plan, rows_of_records
+from halos_eval.planning.progress import READERS
+from halos_eval.reports.results import ALPACA_COLUMNS, Row, rows_of_records
+from halos_eval.reports.suite_rows import SuiteRows
 from halos_eval.storage import filesystem, layout
 from halos_eval.storage.records import read_record
 
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
 
 JUDGE = "alpacaeval_judge"
 FIRST = ["model_name", *ALPACA_COLUMNS.values(), JUDGE]
-LAST = ["avg", "status"]
+LAST = ["avg", "series", "status"]
 COMPLETE = "complete"
 SEPARATOR = "; "
 
@@ -28,11 +30,15 @@ SEPARATOR = "; "
 def read_rows(root: str, suite: str | None = None) -> list[Row]:
     """Return the rows of ``suite`` from its plans or, without a suite, from the newest records below ``root``.
 
+    Rows of the newest series come first.
+
     Raise BadInput if there are none, or StoreError.
     """
     if suite:
-        urls = filesystem.find(filesystem.join(root, "plans", suite), ".json")
-        rows = [row_of_plan(plan) for url in urls if (plan := read_plan(url))]
+        urls = filesystem.find(filesystem.join(layout.plans_url(root), suite), ".json")
+        suite_rows = SuiteRows(root, suite)
+        with ThreadPoolExecutor(READERS) as pool:
+            rows = list(pool.map(suite_rows.read, urls))
     else:
         records = (read_record(url) for url in filesystem.find(root, layout.RECORD))
         rows = rows_of_records(record for record in records if record)
@@ -40,7 +46,7 @@ def read_rows(root: str, suite: str | None = None) -> list[Row]:
         raise BadInput(
             f"{root} contains no {'plan of ' + suite if suite else 'record'}: nothing has been evaluated there yet"
         )
-    return sorted(rows, key=lambda row: row.checkpoint)
+    return sorted(rows, key=lambda row: (-(row.series or 0), row.checkpoint))
 
 
 def frame(rows: Sequence[Row]) -> pd.DataFrame:
@@ -69,6 +75,8 @@ def document(row: Row) -> dict[str, str | float]:
         flat[JUDGE] = row.judge
     if row.average is not None:
         flat["avg"] = row.average
+    if row.series is not None:
+        flat["series"] = row.series
     if row.missing is not None:
         # Semicolons separate the reasons, so those inside a reason become commas.
         flat["status"] = SEPARATOR.join(str(one).replace(SEPARATOR, ", ") for one in row.missing) or COMPLETE

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Self
 
 from pydantic import BaseModel
 
@@ -12,8 +13,8 @@ from halos_eval.stages import tools
 from halos_eval.storage import filesystem
 from halos_eval.storage.records import CheckpointRef, StageName
 
-LOGIC = 1
-"""Version of this project's own effect on scores. Raise it when a fixed bug has made records wrong."""
+LOGIC: dict[StageName, int] = {"sample": 1, "judge": 1, "harness": 1}
+"""Version of this project's own effect on each stage's scores. Raise it when a fixed bug has made records wrong."""
 
 
 class Identity(BaseModel):
@@ -31,21 +32,42 @@ class Identity(BaseModel):
     """The pinned tools that determine the scores."""
 
     @property
-    def document(self) -> dict[str, Any]:
-        """The identity as it is kept in the record."""
+    def definition(self) -> dict[str, Any]:
+        """Everything that determines the scores except the versions of the tools."""
         return {
-            "logic": LOGIC,
+            "logic": LOGIC[self.stage],
             "stage": self.stage,
             "task": self.task,
             "settings": self.settings,
             "inputs": self.inputs,
-            "tools": {package: tools.pinned(package) for package in self.packages},
         }
+
+    @property
+    def document(self) -> dict[str, Any]:
+        """The identity as it is kept in the record."""
+        return self.document_with({package: tools.pinned(package) for package in self.packages})
+
+    def document_with(self, versions: Mapping[str, str]) -> dict[str, Any]:
+        """Return the identity with other ``versions`` of the tools, by package."""
+        return {**self.definition, "tools": {package: versions[package] for package in self.packages}}
 
     @property
     def fingerprint(self) -> str:
         """Digest of the document."""
         return fingerprint(self.document)
+
+    def fingerprint_with(self, versions: Mapping[str, str]) -> str:
+        """Return the fingerprint with other ``versions`` of the tools."""
+        return fingerprint(self.document_with(versions))
+
+    def of(self, checkpoint: CheckpointRef) -> Self:
+        """Return the same stage on other weights."""
+        inputs = self.inputs | ({"model": checkpoint.digest} if "model" in self.inputs else {})
+        return self.model_copy(update={"checkpoint": checkpoint, "inputs": inputs})
+
+    def on(self, outputs: str) -> Self:
+        """Return the same judge stage on the outputs of the sample stage with the fingerprint ``outputs``."""
+        return self.model_copy(update={"inputs": self.inputs | {"outputs": outputs}})
 
     def at(self, record: str) -> Job:
         """Return the job that writes its record to the URL ``record``."""

@@ -14,6 +14,9 @@ from packaging.version import Version
 
 from halos_eval.errors import EvaluationFailed
 
+PACKAGES = ("vllm", "lm-eval", "alpaca-eval")
+"""The tools whose versions determine scores."""
+
 
 @cache
 def pinned(package: str) -> str:
@@ -23,6 +26,11 @@ def pinned(package: str) -> str:
         if requirement.name == package:
             return next(iter(requirement.specifier)).version
     raise LookupError(f"{package} is not among the pinned extras in pyproject.toml")
+
+
+def versions() -> dict[str, str]:
+    """Return the pinned version of every tool."""
+    return {package: pinned(package) for package in PACKAGES}
 
 
 def check_installed(*packages: str) -> None:

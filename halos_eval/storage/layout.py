@@ -2,6 +2,9 @@
 
 runs/CHECKPOINT/STAGE/FINGERPRINT/{record.json, failure.json, ...}     STAGE is sample, judge or harness.TASK
 plans/SUITE/CHECKPOINT.json                                            the jobs of a run, with their fingerprints
+suites/SUITE.json                                                      the suite's definition at the latest plan
+weights/CHECKPOINT.json                                                digest and file stamps of the weights
+series.json                                                            versions of the tools, in order of first use
 manifests/SUITE.json                                                   pins of the data of a suite
 reports/SUITE/summary.csv
 """
@@ -36,7 +39,33 @@ def folder_name(checkpoint: str) -> str:
 
 def stage_folder(root: str, checkpoint: str, stage: str, task: str | None, fingerprint: str) -> str:
     """Return the folder of one stage's results."""
-    return filesystem.join(root, "runs", folder_name(checkpoint), f"{stage}.{task}" if task else stage, fingerprint)
+    return filesystem.join(runs_url(root, checkpoint), f"{stage}.{task}" if task else stage, fingerprint)
+
+
+def runs_url(root: str, checkpoint: str) -> str:
+    """Return the folder with the results of all stages of a checkpoint."""
+    return filesystem.join(root, "runs", folder_name(checkpoint))
+
+
+def record_tail(stage: str, task: str | None, fingerprint: str) -> str:
+    """Return the path of a record in the folder of ``runs_url``."""
+    name = f"outputs.{RECORD}" if stage == "sample" else RECORD
+    return f"{stage}.{task}/{fingerprint}/{name}" if task else f"{stage}/{fingerprint}/{name}"
+
+
+def definition_url(root: str, suite: str) -> str:
+    """Return the URL of a suite's definition as of its latest plan."""
+    return filesystem.join(root, "suites", f"{suite}.json")
+
+
+def weights_url(root: str, checkpoint: str) -> str:
+    """Return the URL of the digest of a checkpoint's weights."""
+    return filesystem.join(root, "weights", f"{folder_name(checkpoint)}.json")
+
+
+def series_url(root: str) -> str:
+    """Return the URL of the list of series."""
+    return filesystem.join(root, "series.json")
 
 
 def plans_url(root: str) -> str:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from datetime import datetime
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 from pydantic import BaseModel, Field, ValidationError
 
@@ -153,16 +154,43 @@ class Failure(BaseModel):
 
 
 def read_model(url: str, kind: type[Model]) -> Model | None:
-    """Return the document at ``url`` as ``kind``, or None if there is none. Raises StoreError if it is damaged."""
+    """Return the document at ``url`` as ``kind``, or None if there is none.
+
+    Raises StoreError if it is damaged, or of a newer format than this version knows.
+    """
     try:
-        return kind.model_validate_json(filesystem.read_bytes(url))
+        data = filesystem.read_bytes(url)
     except FileNotFoundError:
         return None
+    try:
+        return kind.model_validate_json(data)
     except ValidationError as error:
         name = kind.__name__.lower()
+        if _is_newer(data, kind):
+            raise StoreError(f"{url} is a {name} of a newer version of halos-eval. Upgrade this one") from error
         raise StoreError(
             f"{url} is not a valid {name} of this version ({describe(error)}). Delete it and run again"
         ) from error
+
+
+def _is_newer(data: bytes, kind: type[BaseModel]) -> bool:
+    """Return whether a document has a higher version than those that ``kind`` can be."""
+    known = get_args(kind.model_fields["version"].annotation) if "version" in kind.model_fields else ()
+    try:
+        found = json.loads(data)["version"]
+    except (ValueError, LookupError, TypeError):
+        return False
+    return isinstance(found, int) and found > max(known, default=found)
+
+
+def readable_record(url: str) -> tuple[Record | None, str]:
+    """Return the record at ``url`` and "", or None and the reason if it is damaged; None and "" if there is none."""
+    try:
+        return read_record(url), ""
+    except StoreError as error:
+        if isinstance(error.__cause__, ValidationError):
+            return None, str(error)
+        raise
 
 
 def read_record(url: str) -> Record | None:

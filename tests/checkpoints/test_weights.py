@@ -249,7 +249,7 @@ def test_a_folder_that_may_not_be_read_is_named(tmp_path, monkeypatch):
     def refuse(path):
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr("halos_eval.checkpoints.weights._digest_scored", refuse)
+    monkeypatch.setattr("halos_eval.checkpoints.weights.digest_scored", refuse)
     with pytest.raises(BadInput, match=f"{folder} is not readable by user"):
         inspect(str(folder))
 

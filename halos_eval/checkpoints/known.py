@@ -1,0 +1,113 @@
+"""Digests of weights that were read before. They hold as long as sizes, times and inodes of the files are the same."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel
+
+from halos_eval.checkpoints.weights import Stamp, Weights, digest_scored, scored_files
+from halos_eval.config.settings import FROZEN
+from halos_eval.digests import digest_json
+from halos_eval.errors import StoreError
+from halos_eval.hub import cache_root
+from halos_eval.storage import layout
+from halos_eval.storage.records import read_model, write_model
+
+log = logging.getLogger(__name__)
+
+
+class KnownFolder(BaseModel):
+    """A folder with weights, as it was when they were read."""
+
+    model_config = FROZEN
+
+    stamps: dict[str, Stamp]
+    """Stamp of each scored file, by name."""
+    digest: str
+    """Digest of the scored files."""
+
+
+class KnownWeights(BaseModel):
+    """The weights of a checkpoint, as they were at its latest plan."""
+
+    model_config = FROZEN
+
+    version: Literal[1] = 1
+    """Version of this format."""
+    location: str
+    """Folder or hub repository of the checkpoint."""
+    revision: str | None = None
+    """Requested revision of a hub repository."""
+    digest: str
+    """Digest of the checkpoint."""
+    folders: dict[str, KnownFolder]
+    """The checkpoint's folder and, for an adapter, that of its base; none for hub repositories."""
+
+    @property
+    def unchanged(self) -> bool:
+        """Whether the files are as they were. A hub repository's digest is its commit, which cannot change."""
+        return all(_stamps(folder) == known.stamps for folder, known in self.folders.items())
+
+
+class Reader:
+    """Digests of folders for ``inspect``: those of unchanged folders are not computed again."""
+
+    def __init__(self, known: KnownWeights | None) -> None:
+        self.folders = dict(known.folders) if known else {}
+        """All folders that are known now."""
+
+    def __call__(self, folder: Path) -> str:
+        """Return the digest of the scored files of ``folder``."""
+        stamps = _stamps(str(folder))
+        known = self.folders.get(str(folder))
+        if known is None or known.stamps != stamps:
+            known = KnownFolder(stamps=stamps, digest=digest_scored(folder))
+            self.folders[str(folder)] = known
+        return known.digest
+
+    def known(self, location: str, revision: str | None, weights: Weights) -> KnownWeights:
+        """Return what to remember of the checkpoint at ``location``."""
+        # The hub's cache never changes a file, and is not on every machine.
+        own = [folder for folder in (weights.adapter, weights.model) if folder and not _in_cache(folder)]
+        folders = {folder: self.folders[folder] for folder in own if folder in self.folders}
+        return KnownWeights(location=location, revision=revision, digest=weights.digest, folders=folders)
+
+
+def state_of(locations: Iterable[str]) -> str:
+    """Return a digest of the stamps of the files in these folders. It changes if they are saved again."""
+    return digest_json({location: _stamps(location) for location in locations})
+
+
+def recall(root: str, checkpoint: str, location: str, revision: str | None = None) -> KnownWeights | None:
+    """Return the weights of a checkpoint at its latest plan, whether they have changed or not; None without a plan.
+
+    A damaged file counts as none.
+    """
+    try:
+        known = read_model(layout.weights_url(root, checkpoint), KnownWeights)
+    except StoreError as error:
+        log.warning("the weights of %s are read again: %s", checkpoint, error)
+        return None
+    return known if known and (known.location, known.revision) == (location, revision) else None
+
+
+def remember(root: str, checkpoint: str, known: KnownWeights) -> None:
+    """Save the digest of a checkpoint's weights. Raise StoreError."""
+    if recall(root, checkpoint, known.location, known.revision) != known:
+        write_model(layout.weights_url(root, checkpoint), known)
+
+
+def _in_cache(folder: str) -> bool:
+    return Path(folder).is_relative_to(cache_root())
+
+
+def _stamps(folder: str) -> dict[str, Stamp]:
+    """Return the stamps of the scored files of a folder; none if it cannot be read."""
+    try:
+        return scored_files(Path(folder))
+    except OSError:
+        return {}

@@ -1,0 +1,42 @@
+"""What has changed between a record and the definition of its stage, in words."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from halos_eval.stages.identity import Identity
+from halos_eval.storage import filesystem, layout
+from halos_eval.storage.records import Record, readable_record
+
+LENGTH = 40  # characters of a value that are shown
+
+
+NAMES = {"model": "weights", "annotator": "judge"}
+"""Names of inputs that people know by another name."""
+
+
+def newest_record(root: str, checkpoint: str, stage: str, task: str | None) -> tuple[str, Record] | None:
+    """Return the newest record of a stage or task, whatever its fingerprint, and its URL. Skip damaged ones."""
+    parent = filesystem.join(layout.runs_url(root, checkpoint), f"{stage}.{task}" if task else stage)
+    found = [(url, record) for url in filesystem.find(parent, layout.RECORD) if (record := readable_record(url)[0])]
+    return max(found, key=lambda one: one[1].provenance.ended, default=None)
+
+
+def changes(old: Record, new: Identity, tools: bool = True, ignore: Collection[str] = ()) -> list[str]:
+    """Return the differences between the identity of a record and ``new``, with the values of settings and tools.
+
+    Inputs are only named, because their values are digests. Keys in ``ignore`` are not compared.
+    """
+    found = []
+    for part in ("settings", "inputs", "tools") if tools else ("settings", "inputs"):
+        before, after = old.identity.get(part, {}), new.document[part]
+        for key in sorted((before.keys() | after.keys()).difference(ignore)):
+            if before.get(key) != after.get(key):
+                values = f" {_short(before.get(key))} then, {_short(after.get(key))} now"
+                found.append(NAMES.get(key, key) if part == "inputs" else key + values)
+    return found or ["the logic of halos-eval"]
+
+
+def _short(value: object) -> str:
+    text = str(value)
+    return text if len(text) <= LENGTH else f"{text[:LENGTH]}..."

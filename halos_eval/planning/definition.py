@@ -1,0 +1,155 @@
+"""The definition of a suite: the identities of its stages, by the content of everything that it names.
+
+Two definitions are equal if and only if they give the same scores for the same checkpoint. The table compares results
+with the definition that the latest plan saved in the store; everything else compares with the suite as it is now.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel
+
+from halos_eval.checkpoints.registry import Metadata
+from halos_eval.config.judge import load_judge
+from halos_eval.config.settings import FROZEN
+from halos_eval.config.suite import AlpacaEvalSettings, Suite, TaskSettings
+from halos_eval.digests import digest_file, digest_json
+from halos_eval.errors import BadInput, DataUnavailable, StoreError
+from halos_eval.stages import tools
+from halos_eval.stages.harness.options import harness_identity
+from halos_eval.stages.identity import Identity
+from halos_eval.stages.judge.options import judge_identity
+from halos_eval.stages.sample import sample_identity
+from halos_eval.storage import layout
+from halos_eval.storage.manifest import Manifest
+from halos_eval.storage.records import CheckpointRef, read_model, write_model
+
+log = logging.getLogger(__name__)
+
+ANY = CheckpointRef(name="", location="", digest="")
+"""Stands for any checkpoint."""
+PLAIN = Metadata()
+UNKNOWN = ""
+"""Stands for the digest of a part whose data is unavailable."""
+
+
+class PartDefinition(BaseModel):
+    """The stages of one part: sample and judge, or a harness task."""
+
+    model_config = FROZEN
+
+    identities: tuple[Identity, ...] = ()
+    """Identity of each stage for a checkpoint without metadata; none if the data is unavailable."""
+    metric: str | None = None
+    """Metric for the column ``avg``; None: the first that lm_eval prints."""
+    unavailable: str | None = None
+    """Why this part cannot be planned: its data is unavailable, or one of its files is invalid."""
+
+    @property
+    def digest(self) -> str:
+        """Digest of everything that determines the scores, except the checkpoint and the versions of the tools."""
+        if not self.identities:
+            return UNKNOWN
+        return digest_json([(one.on("") if one.stage == "judge" else one).definition for one in self.identities])
+
+
+class SuiteDefinition(BaseModel):
+    """The definition of a suite, as it is kept in the store."""
+
+    model_config = FROZEN
+
+    version: Literal[1] = 1
+    """Version of this format."""
+    suite: str
+    """Name of the suite."""
+    parts: dict[str, PartDefinition]
+    """Definitions by part: alpaca_eval and the tasks."""
+
+
+class Definitions:
+    """Identities of the stages of ``suite`` for many checkpoints. Files are read once for equal metadata."""
+
+    def __init__(self, suite: Suite, manifest: Manifest | None = None, judge: str | None = None) -> None:
+        """``judge`` replaces the suite's judge."""
+        self.suite, self.manifest, self.judge = suite, manifest, judge
+        self._known: dict[tuple[str, str | None, tuple[str, ...]], tuple[Identity, ...]] = {}
+
+    @cached_property
+    def document(self) -> SuiteDefinition:
+        """The definition, without metadata of a checkpoint."""
+        return SuiteDefinition(suite=self.suite.name, parts={part: self._part(part) for part in self.suite.parts})
+
+    @cached_property
+    def own(self) -> str:
+        """Digest of the lab's own definitions: settings, judge, prompts, tasks. Data of the hub does not change it."""
+        suite = self.suite
+        parts: list[Any] = []
+        for task, settings in suite.tasks.items():
+            parts.append(harness_identity(task, settings.harness(), suite.include_path, None, ANY).definition)
+        if alpaca := suite.alpaca_eval:
+            files = [path for path in (alpaca.prompts, alpaca.reference) if Path(path).is_file()]
+            parts += [alpaca.prompts, alpaca.reference, *(digest_file(Path(path)) for path in files)]
+            parts += [alpaca.sampling.model_dump(mode="json"), load_judge(alpaca.judge).inputs()]
+        return digest_json(parts)
+
+    def _part(self, part: str) -> PartDefinition:
+        settings = self.suite.settings_of(part)
+        metric = settings.metric if isinstance(settings, TaskSettings) else None
+        try:
+            return PartDefinition(identities=self.identities(part, PLAIN, ANY), metric=metric)
+        except (BadInput, DataUnavailable) as error:
+            return PartDefinition(unavailable=str(error), metric=metric)
+
+    def identities(self, part: str, metadata: Metadata, checkpoint: CheckpointRef) -> tuple[Identity, ...]:
+        """Return the identities of a part's stages on a checkpoint, with the tools as they are pinned now.
+
+        Raise BadInput, DataUnavailable.
+        """
+        key = part, metadata.chat_template, metadata.stop
+        if key not in self._known:
+            self._known[key] = self._read(part, metadata)
+        return chained([one.of(checkpoint) for one in self._known[key]], tools.versions())
+
+    def _read(self, part: str, metadata: Metadata) -> tuple[Identity, ...]:
+        if self.manifest:
+            self.manifest.needs(part)
+        settings = self.suite.settings_of(part)
+        if isinstance(settings, AlpacaEvalSettings):
+            return self._alpaca_eval(settings, metadata)
+        template = metadata.chat_template if settings.apply_chat_template else None
+        path = self.suite.include_path
+        return (harness_identity(part, settings.harness(), path, template, ANY, self.manifest),)
+
+    def _alpaca_eval(self, settings: AlpacaEvalSettings, metadata: Metadata) -> tuple[Identity, ...]:
+        sampling = settings.sampling.model_copy(update={"stop": (*settings.sampling.stop, *metadata.stop)})
+        sample = sample_identity(sampling, settings.prompts, metadata.chat_template, ANY, self.manifest)
+        judge = load_judge(self.judge or settings.judge)
+        return sample, judge_identity(judge, settings.reference, sample.fingerprint, ANY, self.manifest)
+
+
+def chained(identities: Sequence[Identity], versions: Mapping[str, str]) -> tuple[Identity, ...]:
+    """Return a part's identities for these versions of the tools: a judgement depends on the outputs it judges."""
+    if len(identities) == 1:
+        return tuple(identities)
+    sample, judge = identities
+    return sample, judge.on(sample.fingerprint_with(versions))
+
+
+def read_definition(root: str, suite: str) -> SuiteDefinition | None:
+    """Return the definition of ``suite`` at its latest plan; None without one. A damaged file counts as none."""
+    try:
+        return read_model(layout.definition_url(root, suite), SuiteDefinition)
+    except StoreError as error:
+        log.warning("results are not compared with the suite's definition: %s", error)
+        return None
+
+
+def save_definition(root: str, definition: SuiteDefinition) -> None:
+    """Save a suite's definition, unless the store has the same. Raise StoreError."""
+    if read_definition(root, definition.suite) != definition:
+        write_model(layout.definition_url(root, definition.suite), definition)

@@ -1,0 +1,74 @@
+"""Series: rows that were made with the same versions of the evaluation tools, so that they are comparable.
+
+A tool upgrade begins a new series. It neither outdates earlier results nor starts evaluations.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Literal
+
+from pydantic import BaseModel
+
+from halos_eval.config.settings import FROZEN
+from halos_eval.errors import StoreError
+from halos_eval.storage import layout
+from halos_eval.storage.records import read_model, write_model
+
+log = logging.getLogger(__name__)
+
+
+class Series(BaseModel):
+    """One set of versions of the evaluation tools."""
+
+    model_config = FROZEN
+
+    number: int
+    """1 for the first series of a store."""
+    tools: dict[str, str]
+    """Version of each tool, by package."""
+    began: datetime
+    """UTC time of the first plan with these versions."""
+
+    def __str__(self) -> str:
+        versions = ", ".join(f"{package} {version}" for package, version in sorted(self.tools.items()))
+        return f"series {self.number} since {self.began:%Y-%m-%d} ({versions})"
+
+
+class AllSeries(BaseModel):
+    """All series of a store."""
+
+    model_config = FROZEN
+
+    version: Literal[1] = 1
+    """Version of this format."""
+    series: tuple[Series, ...] = ()
+    """In the order in which they began."""
+
+    def of(self, tools: Mapping[str, str]) -> Series:
+        """Return the series with these tools, or the one that would be next."""
+        known = next((one for one in self.series if one.tools == tools), None)
+        return known or Series(number=len(self.series) + 1, tools=dict(tools), began=datetime.now(UTC))
+
+    def with_(self, tools: Mapping[str, str]) -> AllSeries:
+        """Return all series, including the one with these tools."""
+        one = self.of(tools)
+        return self if one in self.series else AllSeries(series=(*self.series, one))
+
+
+def read_series(root: str) -> AllSeries:
+    """Return the series of the store ``root``. A damaged file counts as none: the next plan writes it again."""
+    try:
+        return read_model(layout.series_url(root), AllSeries) or AllSeries()
+    except StoreError as error:
+        log.warning("series are numbered anew: %s", error)
+        return AllSeries()
+
+
+def save_series(root: str, tools: Mapping[str, str]) -> None:
+    """Add the series with these tools to the store, unless it is there. Raise StoreError."""
+    found = read_series(root)
+    if (more := found.with_(tools)) != found:
+        write_model(layout.series_url(root), more)
