@@ -15,7 +15,7 @@ from halos_eval.digests import digest_json
 from halos_eval.errors import StoreError
 from halos_eval.hub import cache_root
 from halos_eval.storage import layout
-from halos_eval.storage.records import read_model, write_model
+from halos_eval.storage.records import read_model
 
 log = logging.getLogger(__name__)
 
@@ -93,12 +93,6 @@ def recall(root: str, checkpoint: str, location: str, revision: str | None = Non
         log.warning("the weights of %s are read again: %s", checkpoint, error)
         return None
     return known if known and (known.location, known.revision) == (location, revision) else None
-
-
-def remember(root: str, checkpoint: str, known: KnownWeights) -> None:
-    """Save the digest of a checkpoint's weights. Raise StoreError."""
-    if recall(root, checkpoint, known.location, known.revision) != known:
-        write_model(layout.weights_url(root, checkpoint), known)
 
 
 def _in_cache(folder: str) -> bool:

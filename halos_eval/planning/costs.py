@@ -120,7 +120,7 @@ def _finished(suite: Suite, urls: list[str], pool: Executor) -> list[tuple[Plann
     found: list[list[tuple[PlannedJob, Record]]] = []
     for start in range(0, len(urls), READERS):
         plans = [plan for plan in pool.map(_plan, urls[start : start + READERS]) if plan]
-        same = [[job for job in one.jobs if _as_now(job, suite)] for one in plans]
+        same = [[job for job in (*one.jobs, *one.trials) if _as_now(job, suite)] for one in plans]
         records = pool.map(_record, [job.record for jobs in same for job in jobs])
         pairs = [[(job, record) for job in jobs if (record := next(records))] for jobs in same]
         found += [one for one in pairs if one]

@@ -27,7 +27,7 @@ from halos_eval.stages.judge.options import judge_identity
 from halos_eval.stages.sample import sample_identity
 from halos_eval.storage import layout
 from halos_eval.storage.manifest import Manifest
-from halos_eval.storage.records import CheckpointRef, read_model, write_model
+from halos_eval.storage.records import CheckpointRef, read_model
 
 log = logging.getLogger(__name__)
 
@@ -147,9 +147,3 @@ def read_definition(root: str, suite: str) -> SuiteDefinition | None:
     except StoreError as error:
         log.warning("results are not compared with the suite's definition: %s", error)
         return None
-
-
-def save_definition(root: str, definition: SuiteDefinition) -> None:
-    """Save a suite's definition, unless the store has the same. Raise StoreError."""
-    if read_definition(root, definition.suite) != definition:
-        write_model(layout.definition_url(root, definition.suite), definition)

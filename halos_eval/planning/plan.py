@@ -7,21 +7,21 @@ from typing import Literal
 
 from pydantic import BaseModel, Field
 
-from halos_eval.checkpoints.known import KnownWeights, remember
+from halos_eval.checkpoints.known import KnownWeights
 from halos_eval.checkpoints.registry import Checkpoint
 from halos_eval.config.cluster import Cluster
 from halos_eval.config.settings import FROZEN
 from halos_eval.config.suite import Suite
 from halos_eval.digests import digest_json
 from halos_eval.errors import DataUnavailable, StoreError
-from halos_eval.planning.definition import UNKNOWN, Definitions, SuiteDefinition, save_definition
+from halos_eval.planning.definition import UNKNOWN, Definitions, SuiteDefinition
 from halos_eval.planning.jobs import PlannedJob
 from halos_eval.planning.planner import Planner
 from halos_eval.stages import tools
 from halos_eval.stages.chat_template import read_template
 from halos_eval.storage import layout
 from halos_eval.storage.manifest import Manifest, read_manifest
-from halos_eval.storage.records import CheckpointRef, read_model, write_model
+from halos_eval.storage.records import CheckpointRef, read_model, update_model
 from halos_eval.storage.series import save_series
 
 log = logging.getLogger(__name__)
@@ -50,6 +50,8 @@ class Plan(BaseModel):
     """Digest of each part's definition when its jobs were planned."""
     left_out: tuple[str, ...] = ()
     """Parts of the suite that no run has selected yet."""
+    trials: tuple[PlannedJob, ...] = ()
+    """Jobs of other judges than the suite's. They are history for the cost, but no results of the suite."""
     known: KnownWeights | None = Field(None, exclude=True, repr=False)
     """The state of the weights, which is saved apart."""
 
@@ -107,25 +109,28 @@ def save_plan(plan: Plan, suite: Suite, root: str, manifest: Manifest | None = N
     """
     url = layout.plan_url(root, plan.suite, plan.checkpoint.name)
     definition = Definitions(suite, manifest).document
-    save_definition(root, definition)
+    update_model(layout.definition_url(root, suite.name), definition)
     save_series(root, tools.versions())
     if plan.known:
-        remember(root, plan.checkpoint.name, plan.known)
+        update_model(layout.weights_url(root, plan.checkpoint.name), plan.known)
     digests = {part: one.digest for part, one in definition.parts.items()}
-    trials = {job.part for job in plan.jobs if _is_trial(job, definition)}
-    jobs, unavailable = [job for job in plan.jobs if job.part not in trials], dict(plan.unavailable)
+    trials = {str(job.judge): job for job in plan.jobs if _is_trial(job, definition)}
+    jobs, unavailable = [job for job in plan.jobs if job not in trials.values()], dict(plan.unavailable)
     earlier = _earlier(url)
     if earlier and (earlier.checkpoint.digest, earlier.metadata) == (plan.checkpoint.digest, plan.metadata):
         # The definition of a part without data is unknown: its jobs are kept with their own.
         digests |= {part: digest for part, digest in earlier.definitions.items() if digests.get(part) == UNKNOWN}
         same = {part for part, digest in earlier.definitions.items() if digests.get(part) == digest}
-        same -= {job.part for job in jobs} | plan.unavailable.keys()
-        jobs = [job for job in earlier.jobs if job.part in same] + jobs
-        unavailable = {part: why for part, why in earlier.unavailable.items() if part in same} | unavailable
+        same -= plan.unavailable.keys()
+        titles = {job.title for job in jobs}
+        jobs = [job for job in earlier.jobs if job.part in same and job.title not in titles] + jobs
+        trials = {str(job.judge): job for job in earlier.trials} | trials
+        planned = {job.part for job in plan.jobs}
+        unavailable |= {part: why for part, why in earlier.unavailable.items() if part in same - planned}
     planned = {job.part for job in jobs} | unavailable.keys()
     left_out = tuple(part for part in suite.parts if part not in planned)
     update = {"jobs": tuple(jobs), "unavailable": unavailable, "left_out": left_out, "definitions": digests}
-    write_model(url, plan.model_copy(update=update))
+    update_model(url, plan.model_copy(update=update | {"trials": tuple(trials.values())}))
 
 
 def _is_trial(job: PlannedJob, definition: SuiteDefinition) -> bool:

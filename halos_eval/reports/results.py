@@ -108,8 +108,8 @@ def row_of_plan(plan: Plan, outdated: Mapping[str, str] = MappingProxyType({})) 
             missing.append(Missing("avg", f"{job.title} has no {job.metric}, which the average needs"))
     missing += [Missing(part, why_unavailable(reason)) for part, reason in plan.unavailable.items()]
     missing += [Missing(part, "not requested") for part in plan.left_out]
-    # Without a job for some part there is no average, except for AlpacaEval, which is not averaged.
-    tasks += [(None, None) for part in (*plan.left_out, *(plan.unavailable.keys() - {ALPACA_EVAL}))]
+    # Without a job for some task there is no average. AlpacaEval is not averaged.
+    tasks += [(None, None) for part in {*plan.left_out, *plan.unavailable} - {ALPACA_EVAL, "judge"}]
     return Row(plan.checkpoint.name, cells, judge, average(tasks), tuple(missing))
 
 

@@ -13,7 +13,7 @@ from halos_eval.config.suite import ALPACA_EVAL
 from halos_eval.errors import StoreError
 from halos_eval.planning.changes import changes, newest_record
 from halos_eval.planning.current import Standing, files_of, judged_again, standing
-from halos_eval.planning.definition import UNKNOWN, PartDefinition, read_definition
+from halos_eval.planning.definition import UNKNOWN, read_definition
 from halos_eval.planning.jobs import PlannedJob
 from halos_eval.planning.plan import Plan, read_plan
 from halos_eval.reports.results import Missing, Row, row_of_plan
@@ -55,12 +55,13 @@ class SuiteRows:
         current = [job for job in plan.jobs if job.part in parts and self._as_defined(plan, job.part)]
         found = standing(_identities(current), files_of(self.root, plan.checkpoint.name), self.series)
         jobs, outdated = self._current(plan, current, found)
-        others = [part for part in parts if part not in {*(job.part for job in current), *plan.unavailable}]
         left_out = []
-        for part in others:
-            old, reasons = self._older(plan, part, parts[part])
-            jobs, outdated = jobs + old, outdated | reasons
-            left_out += [] if old else [part]
+        for part, stages in self._unplanned(plan, current).items():
+            older = [found_one for stage in stages if (found_one := self._older(plan, part, stage))]
+            jobs += [job for job, _ in older]
+            outdated |= {job.title: why for job, why in older}
+            there = {job.stage for job in jobs if job.part == part}
+            left_out += [part] if not there else ["judge"] if not there.issuperset(stages) else []
         unavailable = {part: why for part, why in plan.unavailable.items() if part in parts}
         update = {"jobs": _in_order(jobs, parts), "left_out": tuple(left_out), "unavailable": unavailable}
         row = row_of_plan(plan.model_copy(update=update), outdated)
@@ -90,27 +91,31 @@ class SuiteRows:
             outdated["judge"] = "not current: the outputs were sampled again"
         return shown, outdated
 
-    def _older(self, plan: Plan, part: str, definition: PartDefinition) -> tuple[list[PlannedJob], dict[str, str]]:
-        """Return the newest results of a part that was planned for another definition or for other weights."""
-        jobs, reasons = [], {}
-        stages: list[StageName] = ["sample", "judge"] if part == ALPACA_EVAL else ["harness"]
-        now = {one.stage: one for one in definition.identities}
-        for stage in stages:
-            task = None if part == ALPACA_EVAL else part
-            found = newest_record(self.root, plan.checkpoint.name, stage, task)
-            if found is None:
-                continue
-            url, record = found
-            words = changes(record, now[stage], tools=False, ignore=OWN) if stage in now else []
-            if record.checkpoint.digest != plan.checkpoint.digest:
-                words = ["weights"]
-            job = PlannedJob(
-                stage=stage, task=task, image="worker", argv=(), profile="", fingerprint=record.fingerprint,
-                record=url, metric=definition.metric, done=True, why="",
-            )  # fmt: skip
-            jobs.append(job)
-            reasons[job.title] = _reason(words)
-        return jobs, reasons
+    def _unplanned(self, plan: Plan, jobs: Iterable[PlannedJob]) -> dict[str, list[StageName]]:
+        """Return the stages, by part, for which the plan has no job as the suite is defined now."""
+        planned = {(job.part, job.stage) for job in jobs}
+        found: dict[str, list[StageName]] = {}
+        for part in (self.definition.parts if self.definition else {}).keys() - plan.unavailable.keys():
+            stages: list[StageName] = ["sample", "judge"] if part == ALPACA_EVAL else ["harness"]
+            if missing := [stage for stage in stages if (part, stage) not in planned]:
+                found[part] = missing
+        return dict(sorted(found.items()))
+
+    def _older(self, plan: Plan, part: str, stage: StageName) -> tuple[PlannedJob, str] | None:
+        """Return the newest result of a stage that was planned for another definition or for other weights."""
+        task = part if stage == "harness" else None
+        found = newest_record(self.root, plan.checkpoint.name, stage, task)
+        if found is None or self.definition is None:
+            return None
+        url, record = found
+        definition = self.definition.parts[part]
+        now = next((one for one in definition.identities if one.stage == stage), None)
+        words = changes(record, now, tools=False, ignore=OWN) if now else ["definition"]
+        job = PlannedJob(
+            stage=stage, task=task, image="worker", argv=(), profile="", fingerprint=record.fingerprint,
+            record=url, metric=definition.metric, done=True, why="",
+        )  # fmt: skip
+        return job, _reason(["weights"] if record.checkpoint.digest != plan.checkpoint.digest else words)
 
 
 def _identities(jobs: Iterable[PlannedJob]) -> dict[str, list[Identity]]:

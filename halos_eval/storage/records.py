@@ -206,3 +206,14 @@ def read_failure(url: str) -> Failure | None:
 def write_model(url: str, model: BaseModel) -> None:
     """Write a record, failure or plan atomically."""
     filesystem.write_bytes(url, (model.model_dump_json(indent=2) + "\n").encode())
+
+
+def update_model(url: str, model: BaseModel) -> None:
+    """Write a document atomically, unless the same is there."""
+    data = (model.model_dump_json(indent=2) + "\n").encode()
+    try:
+        same = filesystem.read_bytes(url) == data
+    except FileNotFoundError:
+        same = False
+    if not same:
+        filesystem.write_bytes(url, data)

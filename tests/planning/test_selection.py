@@ -14,8 +14,9 @@ from halos_eval.errors import BadInput, DataUnavailable
 from halos_eval.planning.plan import make_plan, save_plan
 from halos_eval.planning.selection import Backfill, for_backfill, for_night, for_registration, look_back
 from halos_eval.storage import layout
-from halos_eval.storage.records import Usage, write_model
-from tests.doubles import make_checkpoint, make_record, write_failure
+from halos_eval.storage.records import Usage
+from tests.doubles import finish as finish_job
+from tests.doubles import make_checkpoint, write_failure, write_safetensors
 
 NOW = datetime(2026, 5, 10, 20, tzinfo=UTC)
 POLICY = EvaluationPolicy(
@@ -77,7 +78,7 @@ def evaluate(root, checkpoint, finish=True, titles=None, **record):
         if titles and job.title not in titles:
             continue
         if finish:
-            write_model(job.record, make_record(job.stage, job.task, fingerprint=job.fingerprint, **record))
+            finish_job(job, **record)
         else:
             write_failure(layout.failure_beside(job.record))
 
@@ -97,7 +98,11 @@ def never(run_id):
 
 
 def night(root, *checkpoints, start=NOW - timedelta(days=1), **more):
-    return for_night(Registered(*checkpoints, **more), POLICY, root, never, start, NOW)
+    return for_night(Registered(*checkpoints, **more), POLICY, root, load_cluster(), never, start, NOW)
+
+
+def backfill(root, registry, origin="origin", **asked):
+    return for_backfill(registry, Backfill(suite="own", **asked), root, load_cluster(), never, origin)
 
 
 def test_a_night_takes_the_checkpoints_of_its_interval_with_the_suites_of_the_policy(root, checkpoint):
@@ -115,7 +120,7 @@ def test_a_night_and_an_event_give_a_run_the_same_name(root, checkpoint):
     assert first.run_id.startswith("own__team__a__")
     assert (
         night(root, a).evaluations
-        == for_registration(Registered(a), POLICY, root, never, "team/a").evaluations
+        == for_registration(Registered(a), POLICY, root, load_cluster(), never, "team/a").evaluations
         == (first,)
     )
 
@@ -165,11 +170,13 @@ def test_a_backfill_selects_by_pattern_tags_and_dates(root, checkpoint):
     asked = Backfill.model_validate(
         {"suite": "own", "match": ["llama-*"], "tags": {"method": "k*"}, "registered_from": "2026-04-15"}
     )
-    found = for_backfill(shelf, asked, root, never, "origin")
+    found = for_backfill(shelf, asked, root, load_cluster(), never, "origin")
     assert names(found) == [("llama-3", "own")]
     assert found.left_out == {"llama-4": "it is incomplete"}
     assert names(
-        for_backfill(shelf, Backfill(suite="own", registered_until=NOW - timedelta(days=15)), root, never, "")
+        for_backfill(
+            shelf, Backfill(suite="own", registered_until=NOW - timedelta(days=15)), root, load_cluster(), never, ""
+        )
     ) == [
         ("llama-1", "own"),
         ("llama-2", "own"),
@@ -178,43 +185,41 @@ def test_a_backfill_selects_by_pattern_tags_and_dates(root, checkpoint):
 
 def test_each_backfill_has_runs_of_its_own(root, checkpoint):
     shelf = Registered(checkpoint("a"))
-    runs = [
-        for_backfill(shelf, Backfill(suite="own"), root, never, origin).evaluations for origin in ("one", "two", "one")
-    ]
+    runs = [backfill(root, shelf, origin).evaluations for origin in ("one", "two", "one")]
     assert runs[0] == runs[2] != runs[1]
 
 
 def test_a_backfill_runs_everything_again_if_asked(root, checkpoint):
     done = checkpoint("done")
     evaluate(root, done)
-    assert names(for_backfill(Registered(done), Backfill(suite="own"), root, never, "")) == []
-    assert names(for_backfill(Registered(done), Backfill(suite="own", only_missing=False), root, never, "")) == [
-        ("done", "own")
-    ]
+    assert names(for_backfill(Registered(done), Backfill(suite="own"), root, load_cluster(), never, "")) == []
+    assert names(
+        for_backfill(Registered(done), Backfill(suite="own", only_missing=False), root, load_cluster(), never, "")
+    ) == [("done", "own")]
 
 
 def test_an_unknown_suite_is_bad_input(root, checkpoint):
     policy = EvaluationPolicy(rules=(Rule(suites=("nothing",)),))
     with pytest.raises(BadInput, match="nothing"):
-        for_night(Registered(checkpoint("a")), policy, root, never, None, None)
+        for_night(Registered(checkpoint("a")), policy, root, load_cluster(), never, None, None)
     with pytest.raises(BadInput, match="nothing"):
-        for_backfill(Registered(), Backfill(suite="nothing"), root, never, "")
+        for_backfill(Registered(), Backfill(suite="nothing"), root, load_cluster(), never, "")
 
 
 def test_an_unavailable_registry_is_not_an_empty_night(root, suite):
     with pytest.raises(DataUnavailable):
-        for_night(Unreadable(), POLICY, root, never, None, None)
+        for_night(Unreadable(), POLICY, root, load_cluster(), never, None, None)
 
 
 def test_an_event_of_an_unknown_checkpoint(root, suite):
     with pytest.raises(NotRegistered):
-        for_registration(Registered(), POLICY, root, never, "nobody")
+        for_registration(Registered(), POLICY, root, load_cluster(), never, "nobody")
 
 
 def test_runs_that_exist_are_left_out_with_the_reason(root, checkpoint):
     a, b = checkpoint("a"), checkpoint("b")
     there = run_id(root, a)
-    found = for_night(Registered(a, b), POLICY, root, there.__eq__, None, NOW)
+    found = for_night(Registered(a, b), POLICY, root, load_cluster(), there.__eq__, None, NOW)
     assert names(found) == [("b", "own")]
     assert there in found.left_out["a: own"]
 
@@ -224,11 +229,11 @@ def test_a_night_starts_the_runs_that_fit_in_its_limit(root, checkpoint):
     evaluate(root, checkpoint("old", 5), usage=usage)
     limited = POLICY.model_copy(update={"limits": Limits(night=Limit(gpu_hours=2.5))})
     shelf = Registered(*(checkpoint(name) for name in "abc"))
-    found = for_night(shelf, limited, root, never, None, NOW)
+    found = for_night(shelf, limited, root, load_cluster(), never, None, NOW)
     assert names(found) == [("a", "own"), ("b", "own")]
     assert "over the limit of 2.5" in found.left_out["c: own"]
     # Runs that exist do not count for this night's limit.
-    found = for_night(shelf, limited, root, run_id(root, shelf.get("a")).__eq__, None, NOW)
+    found = for_night(shelf, limited, root, load_cluster(), run_id(root, shelf.get("a")).__eq__, None, NOW)
     assert names(found) == [("b", "own"), ("c", "own")]
 
 
@@ -240,4 +245,31 @@ def test_only_missing_parts_count_for_the_limit(root, checkpoint, suite):
     evaluate(root, half, titles=("demo_cloze",), usage=usage)
     for hours, wanted in ((1, [("half", "own")]), (0.9, [])):
         limited = POLICY.model_copy(update={"limits": Limits(night=Limit(gpu_hours=hours))})
-        assert names(for_night(Registered(half), limited, root, never, None, NOW)) == wanted
+        assert names(for_night(Registered(half), limited, root, load_cluster(), never, None, NOW)) == wanted
+
+
+def test_new_tools_start_no_evaluation_but_a_backfill_brings_all_into_the_new_series(root, checkpoint, monkeypatch):
+    done, failed = checkpoint("done"), checkpoint("failed")
+    evaluate(root, done)
+    evaluate(root, failed, finish=False)
+    before = run_id(root, failed)
+    monkeypatch.setattr("halos_eval.stages.tools.pinned", lambda package: "9.9")
+    assert names(night(root, done)) == []
+    assert run_id(root, failed) == before
+    assert names(backfill(root, Registered(done))) == [("done", "own")]
+
+
+def test_weights_that_were_saved_again_are_another_run(root, checkpoint, tmp_path):
+    one = checkpoint("a")
+    evaluate(root, one)
+    assert names(night(root, one)) == []
+    write_safetensors(tmp_path / "a" / "FINAL" / "model.safetensors", b"other   ")
+    (again,) = night(root, one).evaluations
+    assert again.run_id != run_id(root, checkpoint("a").model_copy(update={"name": "b"}))
+
+
+def test_the_name_of_a_run_does_not_change_while_it_runs(root, checkpoint):
+    one = checkpoint("a")
+    before = run_id(root, one)
+    evaluate(root, one, finish=False)
+    assert run_id(root, one) == before

@@ -34,7 +34,7 @@ def evaluated(root):
                 write_model(url, make_record(stage, task, name=name, scores=scores))
             jobs.append(make_job(stage, task, url))
         reference = CheckpointRef(name=name, location=f"/{name}", digest="d")
-        plan = Plan(suite="quick", checkpoint=reference, jobs=tuple(jobs))
+        plan = Plan(version=2, suite="quick", checkpoint=reference, jobs=tuple(jobs))
         write_model(layout.plan_url(root, "quick", name), plan)
 
     return evaluated

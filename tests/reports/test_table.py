@@ -62,7 +62,9 @@ def rows_of_records(records):
 
 def plan(*jobs, name="one", left_out=(), unavailable=None):
     reference = CheckpointRef(name=name, location="/one", digest="d")
-    return Plan(suite="halos", checkpoint=reference, jobs=jobs, left_out=left_out, unavailable=unavailable or {})
+    return Plan(
+        version=2, suite="halos", checkpoint=reference, jobs=jobs, left_out=left_out, unavailable=unavailable or {}
+    )
 
 
 def test_an_unavailable_task_is_named_and_leaves_no_average(job):

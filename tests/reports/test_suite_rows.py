@@ -1,0 +1,203 @@
+"""A suite's table: rows that may be compared have an average; results that are not current say why."""
+
+from __future__ import annotations
+
+import math
+from datetime import timedelta
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from halos_eval.checkpoints.registry import Checkpoint, Metadata
+from halos_eval.config.cluster import load_cluster
+from halos_eval.config.suite import load_suite
+from halos_eval.planning.plan import make_plan, save_plan
+from halos_eval.reports.table import document, frame, read_rows
+from halos_eval.storage import filesystem, layout
+from halos_eval.storage.records import Score
+from tests.doubles import NOW, finish, make_checkpoint, make_provenance, write_safetensors
+
+SUITE = "tasks: {demo_choice: {num_fewshot: 5}, demo_cloze: {}}"
+WITH_JUDGE = "alpaca_eval: {prompts: demo, reference: demo, judge: demo}\ntasks: {demo_cloze: {}}"
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    """``checkpoint(name)`` makes a checkpoint."""
+
+    def checkpoint(name, **metadata):
+        folder = make_checkpoint(tmp_path / "checkpoints" / name)
+        return Checkpoint(name=name, location=str(folder), metadata=Metadata(**metadata))
+
+    return checkpoint
+
+
+@pytest.fixture
+def evaluate(root):
+    """``evaluate(checkpoint, *parts)`` plans the suite ``own``, or some parts of it, and writes all records."""
+    runs = iter(range(1000))
+
+    def evaluate(checkpoint, *parts, value=0.5, judge=None, until=None):
+        own = load_suite("own")
+        plan = make_plan(own.keep(list(parts)), checkpoint, root, load_cluster(), judge=judge)
+        save_plan(plan, own, root)
+        ended = NOW + timedelta(minutes=next(runs))
+        for job in plan.jobs if until is None else plan.jobs[:until]:
+            metric = "win_rate" if job.stage == "judge" else "acc"
+            scores = () if job.stage == "sample" else (Score(task=job.part, metric=metric, value=value),)
+            inputs = {"outputs_sha256": "abc", "judge_model": str(job.judge)} if job.stage == "judge" else {}
+            finish(job, scores=scores, provenance=make_provenance(ended, **inputs))
+
+    return evaluate
+
+
+@pytest.fixture
+def rows(root):
+    """``rows()`` returns the table's cells by checkpoint."""
+
+    def rows():
+        return {row.checkpoint: document(row) for row in read_rows(root, "own")}
+
+    return rows
+
+
+def test_rows_of_an_earlier_definition_have_no_average_and_say_what_differs(suite, checkpoint, evaluate, rows):
+    suite(SUITE)
+    evaluate(checkpoint("old"), value=0.9)
+    suite(SUITE.replace("5", "0"))
+    evaluate(checkpoint("new"), value=0.4)
+    found = rows()
+    assert found["new"] == {
+        "model_name": "new", "demo_choice-acc": 0.4, "demo_cloze-acc": 0.4, "avg": 0.4, "series": 1,
+        "status": "complete",
+    }  # fmt: skip
+    assert found["old"] == {
+        "model_name": "old", "demo_choice-acc": 0.9, "demo_cloze-acc": 0.9, "series": 1,
+        "status": "demo_choice: not current: num_fewshot 5 then, 0 now",
+    }  # fmt: skip
+    evaluate(checkpoint("old"), value=0.8)
+    assert rows()["old"]["avg"] == 0.8
+    assert rows()["old"]["status"] == "complete"
+
+
+def test_another_judge_of_one_run_is_not_the_suites_result(suite, checkpoint, evaluate, root):
+    suite(WITH_JUDGE)
+    one = checkpoint("one")
+    evaluate(one, value=25)
+    before = read_rows(root, "own")
+    evaluate(one, "alpaca_eval", value=75, judge="gpt-4.1")
+    assert read_rows(root, "own") == before
+    assert (before[0].cells["alpacaeval_wr"].value, before[0].judge) == (25, "demo")
+
+
+def test_a_part_that_only_another_judge_has_judged_was_not_requested(suite, checkpoint, evaluate, rows):
+    suite(WITH_JUDGE)
+    evaluate(checkpoint("one"), "demo_cloze")
+    evaluate(checkpoint("one"), "alpaca_eval", judge="gpt-4.1")
+    row = rows()["one"]
+    assert row["status"].startswith("judge: not current: judge")
+
+
+def test_one_row_never_mixes_two_chat_templates(suite, checkpoint, evaluate, rows):
+    suite("tasks: {demo_choice: {apply_chat_template: true}, demo_cloze: {apply_chat_template: true}}")
+    evaluate(checkpoint("one", chat_template="chatml"), value=0.9)
+    evaluate(checkpoint("one"), "demo_choice", value=0.4)
+    row = rows()["one"]
+    assert (row["demo_choice-acc"], row["demo_cloze-acc"]) == (0.4, 0.9)
+    assert "avg" not in row
+    assert row["status"].startswith("demo_cloze: not current")
+
+
+def test_results_of_other_weights_say_so(suite, checkpoint, evaluate, rows, tmp_path):
+    suite(SUITE)
+    one = checkpoint("one")
+    evaluate(one)
+    write_safetensors(tmp_path / "checkpoints" / "one" / "model.safetensors", b"other   ")
+    evaluate(one, "demo_choice")
+    assert rows()["one"]["status"] == "demo_cloze: not current: weights"
+
+
+def test_a_task_that_the_suite_has_no_more_has_no_column(suite, checkpoint, evaluate, rows):
+    suite(SUITE)
+    evaluate(checkpoint("one"))
+    suite("tasks: {demo_cloze: {}}")
+    evaluate(checkpoint("two"))
+    assert rows()["one"] == rows()["two"] | {"model_name": "one"}
+
+
+def test_a_new_task_is_missing_in_older_rows(suite, checkpoint, evaluate, rows):
+    suite("tasks: {demo_cloze: {}}")
+    evaluate(checkpoint("one"))
+    suite(SUITE)
+    evaluate(checkpoint("two"))
+    row = rows()["one"]
+    assert (row["status"], "avg" in row) == ("demo_choice: not requested", False)
+
+
+def test_new_tools_begin_a_series_and_the_newest_comes_first(suite, checkpoint, evaluate, rows, root, monkeypatch):
+    suite(SUITE)
+    evaluate(checkpoint("a"), value=0.3)
+    evaluate(checkpoint("b"), value=0.3)
+    monkeypatch.setattr("halos_eval.stages.tools.pinned", lambda package: "9.9")
+    evaluate(checkpoint("b"), value=0.4)
+    assert [(row.checkpoint, row.series, row.average) for row in read_rows(root, "own")] == [
+        ("b", 2, 0.4),
+        ("a", 1, 0.3),
+    ]
+
+
+def test_a_series_that_is_not_complete_yet_replaces_nothing(suite, checkpoint, evaluate, rows, monkeypatch):
+    suite(SUITE)
+    one = checkpoint("one")
+    evaluate(one, value=0.3)
+    before = rows()
+    monkeypatch.setattr("halos_eval.stages.tools.pinned", lambda package: "9.9")
+    evaluate(one, value=0.4, until=1)
+    assert rows() == before
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [("{", "is not a valid plan of this version"), ('{"version": 3}', "is a plan of a newer version of halos-eval")],
+)
+def test_a_plan_that_cannot_be_read_costs_its_own_row(suite, checkpoint, evaluate, rows, root, text, words):
+    suite(SUITE)
+    evaluate(checkpoint("one"))
+    filesystem.write_bytes(layout.plan_url(root, "own", "team/two"), text.encode())
+    found = rows()
+    assert found["one"]["status"] == "complete"
+    assert found["team/two"].keys() == {"model_name", "status"}
+    assert words in found["team/two"]["status"]
+
+
+def test_a_damaged_record_costs_its_own_cell(suite, checkpoint, evaluate, rows, root):
+    suite(SUITE)
+    evaluate(checkpoint("one"))
+    plan = make_plan(load_suite("own"), checkpoint("one"), root, load_cluster())
+    filesystem.write_bytes(plan.jobs[0].record, b"{")
+    row = rows()["one"]
+    assert "is not a valid record" in row["status"]
+    assert (row["demo_cloze-acc"], "avg" in row) == (0.5, False)
+
+
+RUNS = [("a", ("demo_choice",)), ("a", ("demo_cloze",)), ("b", ()), ("b", ("demo_cloze",)), ("c", ("demo_choice",))]
+
+
+@settings(max_examples=10, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(order=st.permutations(RUNS))
+def test_any_order_of_runs_gives_the_same_table(suite, checkpoint, evaluate, root, order):
+    suite(SUITE)
+    filesystem.delete(root)
+    for name, parts in order:
+        evaluate(checkpoint(name), *parts)
+    table = frame(read_rows(root, "own")).to_dict("records")
+    rows = [{key: None if isinstance(value, float) and math.isnan(value) else value for key, value in row.items()}
+            for row in table]  # fmt: skip
+    full = {"demo_choice-acc": 0.5, "demo_cloze-acc": 0.5, "avg": 0.5, "series": 1, "status": "complete"}
+    half = {"demo_cloze-acc": None, "avg": None, "status": "demo_cloze: not requested"}
+    assert rows == [
+        {"model_name": "a"} | full,
+        {"model_name": "b"} | full,
+        {"model_name": "c"} | full | half,
+    ]
