@@ -22,7 +22,7 @@ from halos_eval.planning.costs import excess, read_history
 from halos_eval.planning.jobs import StageJob, fetch_job, summary_job
 from halos_eval.planning.plan import Plan, make_plan, save_plan, suite_manifest
 from halos_eval.reports.results import why_missing, why_unavailable
-from halos_eval.storage.records import read_record
+from halos_eval.storage.records import readable_record
 
 log = logging.getLogger(__name__)
 
@@ -118,9 +118,9 @@ def check_complete(jobs: dict[str, str], unavailable: dict[str, str]) -> None:
     """Raise AirflowFailException if a part has no job, or a job no record; name each one with its reason."""
     missing = {part: why_unavailable(reason) for part, reason in unavailable.items()}
     for title, url in jobs.items():
-        record = read_record(url)
+        record, damage = readable_record(url)
         if record is None:
-            missing[title] = why_missing(url)
+            missing[title] = damage or why_missing(url)
         elif record.stage == "harness" and record.missing:
             missing[title] = "; ".join(f"{metric}: {reason}" for metric, reason in record.missing.items())
     if missing:

@@ -1,4 +1,4 @@
-"""What has changed between a record and the definition of its stage, in words."""
+"""Differences between a record and the definition of its stage, in words."""
 
 from __future__ import annotations
 

@@ -134,10 +134,8 @@ class Definitions:
 
 def chained(identities: Sequence[Identity], versions: Mapping[str, str]) -> tuple[Identity, ...]:
     """Return a part's identities for these versions of the tools: a judgement depends on the outputs it judges."""
-    if len(identities) == 1:
-        return tuple(identities)
-    sample, judge = identities
-    return sample, judge.on(sample.fingerprint_with(versions))
+    sampled = next((one.fingerprint_with(versions) for one in identities if one.stage == "sample"), None)
+    return tuple(one.on(sampled) if one.stage == "judge" and sampled else one for one in identities)
 
 
 def read_definition(root: str, suite: str) -> SuiteDefinition | None:

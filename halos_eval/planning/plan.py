@@ -129,6 +129,7 @@ def save_plan(plan: Plan, suite: Suite, root: str, manifest: Manifest | None = N
         unavailable |= {part: why for part, why in earlier.unavailable.items() if part in same - planned}
     planned = {job.part for job in jobs} | unavailable.keys()
     left_out = tuple(part for part in suite.parts if part not in planned)
+    jobs.sort(key=lambda job: (suite.parts.index(job.part), job.stage == "judge"))
     update = {"jobs": tuple(jobs), "unavailable": unavailable, "left_out": left_out, "definitions": digests}
     update_model(url, plan.model_copy(update=update | {"trials": tuple(trials.values())}))
 

@@ -26,7 +26,7 @@ from halos_eval.storage.records import (
     Record,
     Score,
     Usage,
-    read_record,
+    readable_record,
     write_model,
 )
 
@@ -49,7 +49,9 @@ class Outcome(BaseModel):
 
 def run(job: Job, config: StageConfig, work: Callable[[], Outcome]) -> Record:
     """Run one stage unless its record exists. Raise the error of ``work``, after writing a failure note."""
-    found = read_record(job.record)
+    found, damage = readable_record(job.record)
+    if damage:
+        log.warning("runs again: %s", damage)
     if (
         found
         and found.fingerprint == job.fingerprint
@@ -131,7 +133,7 @@ def reason_kept(config: StageConfig, record: str) -> Iterator[None]:
     try:
         yield
     except HalosEvalError as error:
-        if config.expect and read_record(record) is None:
+        if config.expect and readable_record(record)[0] is None:
             _note_failure(record, error)
         raise
 

@@ -63,7 +63,7 @@ def read_series(root: str) -> AllSeries:
     try:
         return read_model(layout.series_url(root), AllSeries) or AllSeries()
     except StoreError as error:
-        log.warning("series are numbered anew: %s", error)
+        log.warning("series are numbered from 1 again: %s", error)
         return AllSeries()
 
 

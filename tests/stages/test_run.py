@@ -180,7 +180,7 @@ def test_a_finished_stage_has_its_record_last(job):
     assert failure(job) is None
     assert record.fingerprint == job.fingerprint
     assert record.identity == {
-        "logic": LOGIC, "stage": "harness", "task": "demo",
+        "logic": LOGIC["harness"], "stage": "harness", "task": "demo",
         "settings": {"limit": 5}, "inputs": {"model": "d"}, "tools": {},
     }  # fmt: skip
     assert record.scores == outcome().scores

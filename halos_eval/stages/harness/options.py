@@ -8,10 +8,10 @@ from pydantic import Field
 from pydantic_settings import CliPositionalArg
 
 from halos_eval.config.suite import TASK_NAME, HarnessSettings
-from halos_eval.digests import digest_bytes, digest_files
-from halos_eval.errors import BadInput
+from halos_eval.digests import digest_bytes
 from halos_eval.shipped import shipped
 from halos_eval.stages.chat_template import read_template
+from halos_eval.stages.harness.own_tasks import digest_folder, digest_outside
 from halos_eval.stages.identity import Identity
 from halos_eval.stages.options import StageConfig
 from halos_eval.storage.manifest import Manifest
@@ -63,9 +63,11 @@ def harness_identity(
     if template := read_template(chat_template):
         inputs["chat_template"] = digest_bytes(template.encode())
     if (own / f"{task}.yaml").is_file():
-        inputs["task"] = _digest_folder(own)
+        inputs["task"] = digest_folder(own)
     if include_path:
-        inputs["include_path"] = _digest_folder(Path(include_path))
+        inputs["include_path"] = digest_folder(Path(include_path))
+        if outside := digest_outside(Path(include_path)):
+            inputs["task_data"] = outside
     return Identity(
         stage="harness",
         task=task,
@@ -74,10 +76,3 @@ def harness_identity(
         inputs=inputs,
         packages=("lm-eval", "vllm") if settings.backend == "vllm" else ("lm-eval",),
     )
-
-
-def _digest_folder(folder: Path) -> str:
-    if not folder.is_dir():
-        raise BadInput(f"--include-path {folder} is not a folder")
-    files = [path.relative_to(folder) for path in folder.rglob("*") if path.is_file()]
-    return digest_files(folder, [str(path) for path in files if path.suffix != ".pyc"])
