@@ -1,9 +1,9 @@
 """### evaluate_checkpoint: one suite on one checkpoint
 
-`prepare` checks the params. `fetch` downloads and pins data that is not pinned yet. `plan` finds the jobs to run.
-`sample` and `judge` (AlpacaEval) run beside one `harness` task for each lm_eval task. `summarize` writes the suite's
-table, even if tasks failed. `verdict` fails if a result is missing. After a failure you can trigger the DAG again:
-finished work is not run again.
+`prepare` checks the params, and waits while another run evaluates the same suite on the same checkpoint. `fetch`
+downloads and pins data that is not pinned yet. `plan` finds the jobs to run. `sample` and `judge` (AlpacaEval) run
+beside one `harness` task for each lm_eval task. `summarize` writes the suite's table, even if tasks failed. `verdict`
+fails if a result is missing. After a failure you can trigger the DAG again: finished work is not run again.
 
 #### Triage
 * **prepare or plan failed**: the input is wrong (the message names the remedy). Nothing was spent. Fix it and trigger
@@ -27,8 +27,9 @@ from airflow.sdk import Param, dag, get_current_context, task
 from halos_eval.config.cluster import GPU_POOL, JUDGE_POOL
 from halos_eval.orchestration import params
 from halos_eval.orchestration.defaults import DEFAULT_ARGS
-from halos_eval.orchestration.evaluate import check_complete, plan_evaluation, prepare_evaluation
+from halos_eval.orchestration.evaluate import check_complete, plan_evaluation
 from halos_eval.orchestration.operator import stage_operator
+from halos_eval.orchestration.turns import Prepare, end_turn
 
 PART = "^[A-Za-z0-9][A-Za-z0-9_.-]*$"
 PARAMS = {
@@ -77,16 +78,14 @@ PARAMS = {
 def evaluate_checkpoint() -> None:
     """Declare the tasks."""
 
-    @task
-    def prepare() -> dict[str, Any]:
-        return prepare_evaluation(dict(get_current_context()["params"]))
-
     @task(trigger_rule="all_done_min_one_success")  # if fetch fails, pinned data is evaluated anyway
     def plan() -> list[dict[str, Any]]:
         return plan_evaluation(dict(get_current_context()["params"]))
 
     @task
     def verdict(jobs: dict[str, str], unavailable: dict[str, str]) -> None:
+        params = get_current_context()["params"]
+        end_turn(params["checkpoint"], params["suite"])
         check_complete(jobs, unavailable)
 
     @task
@@ -95,7 +94,7 @@ def evaluate_checkpoint() -> None:
         return [job]
 
     operator = stage_operator()
-    prepared = prepare()
+    prepared = Prepare(task_id="prepare").output
     fetch = operator(
         task_id="fetch",
         job=prepared,

@@ -18,6 +18,7 @@ from airflow.sdk import BaseOperator, Context
 from halos_eval.config.settings import Settings
 from halos_eval.orchestration.failures import StageFailed, failure
 from halos_eval.orchestration.secrets import allowed
+from halos_eval.orchestration.turns import task_owner
 from halos_eval.planning.jobs import StageJob
 from halos_eval.processes import last_error, last_line
 
@@ -50,7 +51,7 @@ class LocalStageOperator(BaseOperator):
         job = StageJob.model_validate(self.job)
         program = Path(Settings().environments) / job.image / "bin" / "halos-eval"
         # setpriv ends the stage with the task's process, even if that is killed with SIGKILL.
-        command = ["setpriv", "--pdeathsig", "KILL", "--", str(program), *job.argv]
+        command = ["setpriv", "--pdeathsig", "KILL", "--", str(program), *job.owned_by(task_owner(context))]
         code, output = self._run(command, stage_environment(job))
         if code:
             raise failure(code, last_line(output) if code < 0 else last_error(output))

@@ -13,6 +13,7 @@ from kubernetes.client import ApiException, V1Pod
 from halos_eval.config.cluster import load_cluster
 from halos_eval.orchestration.failures import BASE, PodLost, StageFailure, diagnose, refused
 from halos_eval.orchestration.pod_spec import manifest, pod_name
+from halos_eval.orchestration.turns import task_owner
 from halos_eval.planning.jobs import StageJob
 
 
@@ -95,4 +96,5 @@ class PodStageOperator(KubernetesPodOperator):
         self.name = pod_name(job)
         self.schedule_timeout_seconds = profile.schedule_timeout_seconds
         self.startup_timeout_seconds = profile.start_timeout_seconds
+        job = job.model_copy(update={"argv": job.owned_by(task_owner(context))})
         self.pod_template_dict = manifest(job, cluster.kubernetes, profile, context["params"]["priority"])

@@ -47,6 +47,11 @@ class StageJob(BaseModel):
         """The name of the lm_eval task, or the stage."""
         return self.task or self.stage
 
+    def owned_by(self, owner: str) -> tuple[str, ...]:
+        """Return the arguments of a stage that ``owner`` runs, see `halos_eval.storage.claims`."""
+        command, *words = self.argv
+        return (command, f"--owner={owner}", *words) if self.stage in {"sample", "judge", "harness"} else self.argv
+
 
 class PlannedJob(StageJob):
     """One command of a plan."""

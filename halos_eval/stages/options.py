@@ -27,6 +27,8 @@ class StageConfig(BaseModel):
     """Name of the suite that requests this stage, for the record."""
     expect: CliSuppress[str | None] = None
     """Planned fingerprint: the stage refuses to run if its own differs."""
+    owner: CliSuppress[str | None] = None
+    """Task of Airflow that runs this stage: its retry goes on at once (default: this process)."""
     force: bool = False
     """Run even if a finished record exists. If the run is killed, the same command resumes it."""
     manifest: str | None = None

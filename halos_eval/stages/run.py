@@ -19,6 +19,7 @@ from halos_eval.stages import provenance, tools
 from halos_eval.stages.identity import Job
 from halos_eval.stages.options import StageConfig
 from halos_eval.storage import filesystem, layout
+from halos_eval.storage.claims import Busy, claimed, this_process
 from halos_eval.storage.records import (
     Coverage,
     Failure,
@@ -47,25 +48,42 @@ class Outcome(BaseModel):
     """Folder of the journal. It is deleted once the record is written."""
 
 
-def run(job: Job, config: StageConfig, work: Callable[[], Outcome]) -> Record:
-    """Run one stage unless its record exists. Raise the error of ``work``, after writing a failure note."""
+def run(job: Job, config: StageConfig, work: Callable[[], Outcome], trusted: bool = True) -> Record:
+    """Run one stage unless its record exists. Raise the error of ``work``, after writing a failure note.
+
+    With ``trusted`` false, a record that is there already does not count: something else may have written it. Raise
+    Busy if another process runs the same stage.
+    """
+    if found := _finished(job, config, trusted):
+        return found
+    with claimed(layout.claims_beside(job.record), config.owner or this_process()) as confirm:
+        # Another process may have finished it just now.
+        return _finished(job, config, trusted) or _run(job, config, work, confirm)
+
+
+def _finished(job: Job, config: StageConfig, trusted: bool) -> Record | None:
+    """Return the record of a finished stage, if this command accepts it."""
     found, damage = readable_record(job.record)
     if damage:
         log.warning("runs again: %s", damage)
-    if (
-        found
-        and found.fingerprint == job.fingerprint
-        and config.expect in {None, found.fingerprint}
-        and not config.force
-    ):
-        log.info("skipped: the record exists (%s)", job.record)
-        return found
+    if config.force or not trusted or found is None or found.fingerprint != job.fingerprint:
+        return None
+    if config.expect not in {None, found.fingerprint}:
+        return None
+    log.info("skipped: the record exists (%s)", job.record)
+    return found
+
+
+def _run(job: Job, config: StageConfig, work: Callable[[], Outcome], confirm: Callable[[], None]) -> Record:
     started = datetime.now(UTC)
     try:
         _check_promises(job, config)
         outcome = work()
         record = _record(job, config, outcome, started)
+        confirm()
         write_model(job.record, record)
+    except Busy:
+        raise
     except HalosEvalError as error:
         _note_failure(job.record, error)
         raise

@@ -92,7 +92,24 @@ def write_bytes(url: str, data: bytes) -> None:
             fs.pipe_file(path, data)
 
 
-def _replace(path: Path, data: bytes) -> None:
+def create(url: str, data: bytes) -> bool:
+    """Write ``data`` to ``url`` if nothing is there, atomically; return whether this call wrote it. Raises StoreError.
+
+    An S3 server that ignores If-None-Match replaces what is there, and the call returns True.
+    """
+    with _store_errors(url):
+        fs, path = _open(url)
+        if isinstance(fs, LocalFileSystem):
+            return _replace(Path(path), data, new=True)
+        try:
+            fs.pipe_file(path, data, mode="create")
+        except FileExistsError:
+            return False
+        return True
+
+
+def _replace(path: Path, data: bytes, new: bool = False) -> bool:
+    """Write a file atomically. With ``new``, return False if it exists; fsspec's own check is not atomic."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".tmp")
     try:
@@ -101,10 +118,16 @@ def _replace(path: Path, data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         Path(temporary).chmod(0o644)  # mkstemp sets 0600, but pods with other users read the store
-        Path(temporary).replace(path)
-    except BaseException:
+        if not new:
+            Path(temporary).replace(path)
+            return True
+        try:
+            os.link(temporary, path)
+        except FileExistsError:
+            return False
+        return True
+    finally:
         Path(temporary).unlink(missing_ok=True)
-        raise
 
 
 def find(url: str, ending: str) -> list[str]:

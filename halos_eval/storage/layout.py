@@ -7,6 +7,7 @@ weights/CHECKPOINT.json                                                digest an
 series.json                                                            versions of the tools, in order of first use
 manifests/SUITE.json                                                   pins of the data of a suite
 reports/SUITE/summary.csv
+claims/SUITE/CHECKPOINT/                                               the run that evaluates it now
 """
 
 from __future__ import annotations
@@ -86,6 +87,16 @@ def manifest_url(root: str, suite: str) -> str:
 def report_url(root: str, suite: str) -> str:
     """Return the URL of a suite's summary."""
     return filesystem.join(root, "reports", suite, "summary.csv")
+
+
+def turn_url(root: str, suite: str, checkpoint: str) -> str:
+    """Return the folder of the claims of the runs that evaluate ``suite`` on ``checkpoint``."""
+    return filesystem.join(root, "claims", suite, folder_name(checkpoint))
+
+
+def claims_beside(record: str) -> str:
+    """Return the folder of the claims of the processes that make a record."""
+    return record.removesuffix(RECORD) + "claims"
 
 
 def record_beside(output: str) -> str:

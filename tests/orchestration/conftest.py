@@ -41,7 +41,7 @@ def context(monkeypatch):
     from airflow.sdk.exceptions import AirflowRuntimeError
     from airflow.sdk.execution_time.comms import ErrorResponse
 
-    from halos_eval.orchestration import find, report
+    from halos_eval.orchestration import find, report, turns
 
     def context(states=None, params=None, **run):
         pushed = {}
@@ -60,10 +60,10 @@ def context(monkeypatch):
         )
         interval = {key: run.pop(key) for key in ("data_interval_start", "data_interval_end") if key in run}
         about = SimpleNamespace(
-            **{"run_type": "manual", "run_id": "one", "start_date": NOW, "partition_key": None} | run
+            **{"run_type": "manual", "run_id": "one", "start_date": NOW, "run_after": NOW, "partition_key": None} | run
         )
         given = {"ti": exchange, "dag_run": about, "params": params or {}, **interval}
-        for module in (find, report):
+        for module in (find, report, turns):
             monkeypatch.setattr(module, "get_current_context", lambda: given)
         return exchange
 

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -17,6 +18,7 @@ from halos_eval.orchestration.failures import StageFailed, StageFailure, StageIn
 from halos_eval.orchestration.local import LocalStageOperator, stage_environment
 from halos_eval.planning.jobs import StageJob
 
+CONTEXT = {"ti": SimpleNamespace(task_id="one", map_index=-1), "run_id": "manual"}
 PROGRAM = """#!/bin/sh
 printf '%s\\n' "$@" > "$HERE/argv"
 env > "$HERE/env"
@@ -77,16 +79,18 @@ def operator(tmp_path, monkeypatch):
 def test_a_stage_that_succeeds(operator, tmp_path, monkeypatch):
     monkeypatch.setenv("AIRFLOW__CORE__FERNET_KEY", "private")
     monkeypatch.setenv("OPENAI_API_KEY", "private")
-    assert operator("exit 0").execute({}) is None
+    assert operator("exit 0").execute(CONTEXT) is None
     # The arguments are as planned: no shell splits them, and nothing is rendered.
-    assert (tmp_path / "argv").read_text().splitlines() == ["harness", "--task=a b; c", "--", "{{ x }}"]
+    assert (tmp_path / "argv").read_text().splitlines() == [
+        "harness", "--owner=task one -1 of manual", "--task=a b; c", "--", "{{ x }}"
+    ]  # fmt: skip
     assert "private" not in (tmp_path / "env").read_text()
 
 
 @pytest.mark.parametrize(("code", "kind"), [(2, StageFailed), (5, StageInterrupted), (1, StageFailed)])
 def test_a_failed_stage_reports_its_last_log_line(operator, code, kind):
     with pytest.raises(StageFailure, match="halos-eval: the reason") as caught:
-        operator(f"exit {code}").execute({})
+        operator(f"exit {code}").execute(CONTEXT)
     assert type(caught.value) is kind
 
 
@@ -103,26 +107,26 @@ UserWarning: leaked shared_memory objects
 END
 exit 1"""
     with pytest.raises(StageFailed) as caught:
-        operator(body).execute({})
+        operator(body).execute(CONTEXT)
     assert str(caught.value) == "ValueError: No available memory for the cache blocks."
 
 
 def test_a_killed_stage_is_retried(operator):
     with pytest.raises(StageInterrupted, match="killed by signal 9"):
-        operator("kill -KILL $$").execute({})
+        operator("kill -KILL $$").execute(CONTEXT)
 
 
 @pytest.mark.parametrize("job", [{}, None])
 def test_nothing_to_do(job, tmp_path, monkeypatch):
     monkeypatch.setenv("HALOS_EVAL_ENVIRONMENTS", str(tmp_path / "none"))
-    assert LocalStageOperator(task_id="one", job=job).execute({}) is None
+    assert LocalStageOperator(task_id="one", job=job).execute(CONTEXT) is None
 
 
 def test_a_missing_environment(tmp_path, monkeypatch):
     monkeypatch.setenv("HALOS_EVAL_ENVIRONMENTS", str(tmp_path / "none"))
     job = make_job("sample").model_dump(mode="json")
     with pytest.raises(StageFailure, match="none/worker/bin/halos-eval"):
-        LocalStageOperator(task_id="one", job=job).execute({})
+        LocalStageOperator(task_id="one", job=job).execute(CONTEXT)
 
 
 def test_a_task_that_is_killed_ends_its_stage(operator, tmp_path):
@@ -131,7 +135,7 @@ def test_a_task_that_is_killed_ends_its_stage(operator, tmp_path):
 
     def execute():
         with pytest.raises(StageFailure):
-            task.execute({})
+            task.execute(CONTEXT)
         ended.append(True)
 
     thread = threading.Thread(target=execute, daemon=True)
@@ -149,7 +153,8 @@ def test_a_stage_dies_with_its_task(operator, tmp_path):
     job = operator("echo $$ > $HERE/pid; exec sleep 60").job
     program = (
         "import json, sys; from halos_eval.orchestration.local import LocalStageOperator;"
-        "LocalStageOperator(task_id='one', job=json.loads(sys.argv[1])).execute({})"
+        "from tests.orchestration.test_local import CONTEXT;"
+        "LocalStageOperator(task_id='one', job=json.loads(sys.argv[1])).execute(CONTEXT)"
     )
     words = [sys.executable, "-c", program, json.dumps(job)]
     process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

@@ -181,13 +181,15 @@ def test_the_pod_is_that_of_the_manifest(kubernetes, context):
     kubernetes_validate.validate(pod, VERSION, strict=True)
     cluster = load_cluster()
     written = manifest(job, cluster.kubernetes, cluster.profiles["default"], "nightly")
-    assert container(pod)["args"] == ["harness", "{{ 1 + 1 }}", "a b"]  # nothing was rendered
+    owner = "--owner=task sample 0 of manual__2026-01-02"
+    assert container(pod)["args"] == ["harness", owner, "{{ 1 + 1 }}", "a b"]  # nothing was rendered
     assert pod["metadata"]["name"].startswith(f"{written['metadata']['name']}-")
     assert len(pod["metadata"]["name"]) <= 63
     assert written["metadata"]["labels"].items() <= pod["metadata"]["labels"].items()
     assert pod["metadata"]["labels"]["halos-eval/priority"] == "nightly"
     assert pod["spec"].pop("terminationGracePeriodSeconds") == 60
     assert pod["spec"].pop("hostNetwork") is False
+    container(pod)["args"].remove(owner)
     assert empty_dropped(pod["spec"]) == empty_dropped(written["spec"])
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -19,6 +21,7 @@ from halos_eval.stages.options import StageConfig
 from halos_eval.stages.run import Outcome
 from halos_eval.stages.sample import SampleConfig, sample
 from halos_eval.storage import filesystem, layout
+from halos_eval.storage.claims import Busy
 from halos_eval.storage.records import CheckpointRef, Score, read_failure, read_record
 from tests.doubles import COVERAGE, USAGE, write_failure
 
@@ -38,6 +41,7 @@ COMMON = {
     "name": OPTIONAL_TEXT,
     "suite": OPTIONAL_TEXT,
     "expect": OPTIONAL_TEXT,
+    "owner": OPTIONAL_TEXT,
     "force": st.booleans(),
     "manifest": OPTIONAL_TEXT,
 }
@@ -84,7 +88,7 @@ ANY_CONFIG = st.one_of(st.builds(kind, **COMMON, **fields) for kind, fields in C
 COMMANDS = {SampleConfig: "sample", HarnessConfig: "harness", JudgeConfig: "judge"}
 
 # The whole classification: each new option must be added to one side.
-COMMON_PLACEMENT = {"name", "suite", "expect", "force", "manifest"}
+COMMON_PLACEMENT = {"name", "suite", "expect", "owner", "force", "manifest"}
 MODEL_PLACEMENT = COMMON_PLACEMENT | {
     "model", "revision", "chat_template", "tensor_parallel_size", "gpu_memory_utilization", "enforce_eager",
 }  # fmt: skip
@@ -187,7 +191,7 @@ def test_a_finished_stage_has_its_record_last(job):
     assert record.provenance.suite == "halos"
     assert record.provenance.inputs == {"model": "d", "dataset": "c"}
     assert record.provenance.config == {
-        "name": None, "suite": "halos", "expect": None, "force": False, "manifest": None,
+        "name": None, "suite": "halos", "expect": None, "owner": None, "force": False, "manifest": None,
     }  # fmt: skip
     assert record.provenance.started <= record.provenance.ended
 
@@ -349,3 +353,36 @@ def test_what_was_deleted_since_the_plan_leaves_its_reason(tmp_path, stage):
     with pytest.raises(BadInput):
         stage(by_hand.model_copy(update={"expect": "f"}))
     assert "is neither a folder nor a hub repository" in read_failure(layout.failure_beside(record)).message
+
+
+def test_a_stage_that_another_process_runs_is_not_run_beside_it(job):
+    def work():
+        with pytest.raises(Busy, match="task sample of night does this work"):
+            run.run(job, CONFIG, never)
+        return outcome()
+
+    first = run.run(job, StageConfig(owner="task sample of night"), work)
+    assert run.run(job, CONFIG, never) == first
+    assert sorted(path.name for path in Path(job.record).parent.iterdir()) == ["record.json"]
+
+
+def test_a_stage_whose_claim_was_taken_over_saves_nothing(job):
+    def work():
+        folder = layout.claims_beside(job.record)
+        filesystem.create(f"{folder}/000002.json", filesystem.read_bytes(f"{folder}/000001.json"))
+        return outcome()
+
+    with pytest.raises(Busy, match="took this work over"):
+        run.run(job, CONFIG, work)
+    assert read_record(job.record) is None
+    assert failure(job) is None
+
+
+def test_a_damaged_record_is_made_again(job):
+    filesystem.write_bytes(job.record, b"{")
+    assert run.run(job, CONFIG, outcome) == read_record(job.record)
+
+
+def test_a_record_that_other_code_may_have_left_is_not_accepted(job):
+    run.run(job, CONFIG, lambda: outcome(1))
+    assert run.run(job, CONFIG, lambda: outcome(0.25), trusted=False).scores[0].value == 0.25

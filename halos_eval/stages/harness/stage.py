@@ -43,7 +43,8 @@ def harness(config: HarnessConfig) -> Record:
         more = {f"{item.kind}:{item.repo}": item.revision or item.digest for item in fetched if item.kind != "dataset"}
         return outcome.model_copy(update={"inputs": more | outcome.inputs})
 
-    return run(job, config, work)
+    # Code that a model wrote could have left a record in the outbox, in an earlier try of this task.
+    return run(job, config, work, trusted=not (config.confirm_unsafe_code and config.expect))
 
 
 def _work(config: HarnessConfig, weights: Weights, job: Job) -> Outcome:

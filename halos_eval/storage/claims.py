@@ -1,0 +1,153 @@
+"""Claims: only one process at a time does a piece of work, also across machines and Airflow installations.
+
+A claim is a numbered file in a folder of the store. It names its owner and the end of its lease, which the owner
+extends. When a lease has expired, or its owner is known to have ended, the next process creates the file with the next
+number; a file of that name can only be created once. The owner of an earlier number notices that, and gives up.
+
+A store that does not support conditional writes (some S3 servers ignore If-None-Match) gives no guarantee. There the
+content is read again after the write, so that of two processes at the same moment usually only one goes on.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import platform
+import re
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime, timedelta
+from typing import Literal
+
+from pydantic import BaseModel
+
+from halos_eval.config.settings import FROZEN
+from halos_eval.errors import HalosEvalError, Incomplete, StoreError
+from halos_eval.storage import filesystem
+from halos_eval.storage.records import read_model, write_model
+
+log = logging.getLogger(__name__)
+
+LEASE = timedelta(minutes=5)
+"""How long the claim of a process that was killed on another machine delays the next one."""
+NAME = re.compile(r"(\d{6})\.json")
+
+
+class Claim(BaseModel):
+    """A claim as it is in the store."""
+
+    model_config = FROZEN
+
+    version: Literal[1] = 1
+    """Version of this format."""
+    owner: str
+    """The run or the process that does the work."""
+    until: datetime
+    """UTC time at which the lease expires."""
+    released: bool = False
+    """Whether the owner has ended."""
+
+
+class Busy(Incomplete):
+    """Another process does the same work. Retried: by then it is done, or its claim has expired."""
+
+
+Alive = Callable[[str], bool]
+"""Function that returns whether an owner may still be at work."""
+
+
+def take(folder: str, owner: str, alive: Alive, lease: timedelta = LEASE) -> str:
+    """Claim the work that ``folder`` stands for; return the URL of the claim. The same owner takes its own claim again.
+
+    Raise Busy if another owner holds it, and StoreError.
+    """
+    while True:
+        number, held = _newest(folder)
+        if held and held.owner == owner:
+            write_model(_url(folder, number), _claim(owner, lease))
+            return _url(folder, number)
+        if held and not held.released and held.until > datetime.now(UTC) and alive(held.owner):
+            raise Busy(f"{held.owner} does this work, until at least {held.until:%H:%M} UTC. Run it again later")
+        url, claim = _url(folder, number + 1), _claim(owner, lease)
+        if filesystem.create(url, (claim.model_dump_json() + "\n").encode()) and read_model(url, Claim) == claim:
+            if held:
+                log.info("took over from %s", held.owner)
+            return url
+
+
+def extend(url: str, lease: timedelta = LEASE) -> None:
+    """Extend the lease of a claim. Raise Busy if another process took over, and StoreError."""
+    folder, number = _parts(url)
+    newest, held = _newest(folder)
+    if held is None or newest != number:
+        raise Busy(f"{held.owner if held else 'another process'} took this work over. Nothing was saved; run it again")
+    write_model(url, held.model_copy(update={"until": datetime.now(UTC) + lease}))
+
+
+def release(folder: str, owner: str) -> None:
+    """Mark the claim of ``owner`` as released, so that the next one need not wait. Raise StoreError."""
+    number, held = _newest(folder)
+    if held and held.owner == owner:
+        write_model(_url(folder, number), held.model_copy(update={"released": True}))
+
+
+@contextmanager
+def claimed(folder: str, owner: str) -> Iterator[Callable[[], None]]:
+    """Hold the claim while the context is open. Gives a function that raises Busy if another process took over."""
+    url = take(folder, owner, process_alive)
+    ended = threading.Event()
+
+    def keep() -> None:
+        while not ended.wait(LEASE.total_seconds() / 4):
+            with suppress(HalosEvalError):  # the work itself finds out when it confirms the claim
+                extend(url)
+
+    keeper = threading.Thread(target=keep, daemon=True)
+    keeper.start()
+    try:
+        yield lambda: extend(url)
+    finally:
+        ended.set()
+        keeper.join()
+        with suppress(StoreError):
+            filesystem.delete(folder)
+
+
+def this_process() -> str:
+    """Return the owner that stands for this process."""
+    return f"process {os.getpid()} on {platform.node()}"
+
+
+def process_alive(owner: str) -> bool:
+    """Return whether the process that ``owner`` names may still run; True if that cannot be known here."""
+    found = re.fullmatch(r"process (\d+) on (.*)", owner)
+    if not found or found[2] != platform.node():
+        return True
+    try:
+        os.kill(int(found[1]), 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _newest(folder: str) -> tuple[int, Claim | None]:
+    """Return the highest number and its claim; 0 and None if there is none."""
+    numbers = [int(found[1]) for name in filesystem.entries(folder) if (found := NAME.fullmatch(name))]
+    number = max(numbers, default=0)
+    return number, read_model(_url(folder, number), Claim) if number else None
+
+
+def _claim(owner: str, lease: timedelta) -> Claim:
+    return Claim(owner=owner, until=datetime.now(UTC) + lease)
+
+
+def _url(folder: str, number: int) -> str:
+    return filesystem.join(folder, f"{number:06d}.json")
+
+
+def _parts(url: str) -> tuple[str, int]:
+    folder, _, name = url.rpartition("/")
+    return folder, int(name.removesuffix(".json"))

@@ -1,0 +1,201 @@
+"""Claims: one owner at a time, takeover after the lease, and the same result as one run after the other."""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from moto.server import ThreadedMotoServer
+
+from halos_eval.errors import HalosEvalError
+from halos_eval.storage import claims, filesystem
+from halos_eval.storage.claims import Busy, Claim, claimed, extend, process_alive, release, take, this_process
+from halos_eval.storage.records import read_model, write_model
+
+GONE = timedelta(seconds=-1)
+
+
+def always(owner):
+    return True
+
+
+@pytest.fixture
+def folder(root):
+    return f"{root}/claims"
+
+
+@pytest.fixture(scope="module")
+def bucket():
+    """A bucket on an S3 server that enforces conditional writes."""
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+        patch.setenv("AWS_ACCESS_KEY_ID", "key")
+        patch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        import s3fs
+
+        s3fs.S3FileSystem.clear_instance_cache()
+        s3fs.S3FileSystem().mkdir("evaluations")
+        yield "s3://evaluations"
+        s3fs.S3FileSystem.clear_instance_cache()
+    server.stop()
+
+
+def test_a_claim_keeps_others_out_until_it_is_released(folder):
+    take(folder, "one", always)
+    with pytest.raises(Busy, match=r"one does this work, until at least \d\d:\d\d UTC\. Run it again later"):
+        take(folder, "two", always)
+    release(folder, "two")  # of another owner: nothing happens
+    with pytest.raises(Busy):
+        take(folder, "two", always)
+    release(folder, "one")
+    assert take(folder, "two", always).endswith("000002.json")
+
+
+def test_the_same_owner_takes_its_claim_again(folder):
+    assert take(folder, "one", always) == take(folder, "one", always)
+
+
+@pytest.mark.parametrize(("lease", "alive"), [(GONE, True), (timedelta(hours=1), False)])
+def test_a_successor_takes_over_after_the_lease_or_the_owners_end(folder, lease, alive):
+    first = take(folder, "one", always, lease)
+    second = take(folder, "two", lambda owner: alive)
+    assert read_model(second, Claim).owner == "two"
+    with pytest.raises(Busy, match=r"two took this work over\. Nothing was saved"):
+        extend(first)
+    extend(second)
+
+
+def test_processes_of_this_machine_are_known_to_have_ended():
+    assert process_alive(this_process())
+    assert not process_alive(this_process().replace(this_process().split()[1], "4194305"))
+    assert process_alive("process 4194305 on another-machine")
+    assert process_alive("task harness 3 of manual__2026-01-02")
+
+
+def test_a_claim_leaves_nothing_behind(folder):
+    with claimed(folder, "one") as confirm:
+        confirm()
+        assert filesystem.exists(folder)
+    assert not filesystem.exists(folder)
+
+
+def test_a_claim_is_extended_while_the_work_goes_on(folder, monkeypatch):
+    monkeypatch.setattr(claims, "LEASE", timedelta(seconds=0.2))
+    extended = threading.Event()
+    monkeypatch.setattr(claims, "extend", lambda url: extended.set())
+    with claimed(folder, "one"):
+        assert extended.wait(10)
+
+
+@pytest.mark.parametrize("store", ["files", "s3"])
+def test_of_two_hundred_pairs_of_writers_one_wins(store, root, request):
+    url = root if store == "files" else request.getfixturevalue("bucket")
+
+    def attempt(number, writer):
+        return filesystem.create(f"{url}/pairs/{number}.json", writer.encode())
+
+    with ThreadPoolExecutor(2) as pool:
+        for number in range(200):
+            won = list(pool.map(lambda writer, number=number: attempt(number, writer), ("one", "two")))
+            assert sorted(won) == [False, True]
+            winner = "one" if won[0] else "two"
+            assert filesystem.read_bytes(f"{url}/pairs/{number}.json") == winner.encode()
+
+
+class Turns:
+    """Lets one thread do one operation of the store at a time, in a given order."""
+
+    def __init__(self, order):
+        self.order = list(order)
+        self.lock = threading.Condition()
+        self.waiting: set[int] = set()
+        self.running = {0, 1}
+        self.names: dict[int, int] = {}
+
+    def wait(self):
+        me = self.names.get(threading.get_ident())
+        if me is None:
+            return
+        with self.lock:
+            self.waiting.add(me)
+            self.lock.notify_all()
+            self.lock.wait_for(lambda: self.waiting >= self.running and self._next() == me)
+            if self.order:
+                self.order.pop(0)
+            self.waiting.discard(me)
+
+    def _next(self):
+        return self.order[0] if self.order and self.order[0] in self.running else min(self.running)
+
+    def end(self):
+        with self.lock:
+            self.running.discard(self.names[threading.get_ident()])
+            self.lock.notify_all()
+
+
+OPERATIONS = ("read_bytes", "exists", "write_bytes", "create", "entries", "delete")
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(order=st.lists(st.sampled_from([0, 1]), max_size=40))
+def test_any_interleaving_of_two_runs_is_as_one_after_the_other(root, order):
+    """Each run finds the result, or makes it, or is told that the other is at work. It never makes it twice."""
+    turns, made, outcomes = Turns(order), [], {}
+    filesystem.delete(root)
+
+    def run(number):
+        turns.names[threading.get_ident()] = number
+        try:
+            outcomes[number] = _work(root, number, made)
+        except HalosEvalError as error:
+            outcomes[number] = type(error)
+        finally:
+            turns.end()
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in OPERATIONS:
+            real = getattr(filesystem, name)
+            patch.setattr(filesystem, name, lambda *words, real=real: (turns.wait(), real(*words))[1])
+        threads = [threading.Thread(target=run, args=(number,)) for number in (0, 1)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    (winner,) = made
+    assert outcomes[winner] == winner
+    assert outcomes[1 - winner] in {winner, Busy}
+    result, record = (filesystem.read_bytes(f"{root}/{name}").decode() for name in ("result", "record"))
+    assert result == record == str(winner)
+
+
+def _work(root, number, made):
+    """One run: look for the record, claim, look again, write the result, and the record last."""
+
+    def found():
+        return int(filesystem.read_bytes(f"{root}/record")) if filesystem.exists(f"{root}/record") else None
+
+    if (before := found()) is not None:
+        return before
+    with claimed(f"{root}/claims", f"run {number}") as confirm:
+        if (before := found()) is not None:
+            return before
+        made.append(number)
+        filesystem.write_bytes(f"{root}/result", str(number).encode())
+        confirm()
+        filesystem.write_bytes(f"{root}/record", str(number).encode())
+        return number
+
+
+def test_a_damaged_claim_is_not_taken_for_a_free_one(folder):
+    write_model(f"{folder}/000001.json", Claim(owner="one", until=datetime.now(UTC)))
+    filesystem.write_bytes(f"{folder}/000001.json", b"{")
+    with pytest.raises(HalosEvalError, match="is not a valid claim"):
+        take(folder, "two", always)
