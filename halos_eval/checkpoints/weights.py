@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import NamedTuple
 
 from pydantic import BaseModel
 
@@ -24,6 +25,17 @@ SCORED = re.compile(
     r".*\.safetensors|.*\.safetensors\.index\.json|.*config\.json|token.*|vocab.*|merges\.txt|tekken\.json|"
     r"special_tokens_map\.json|added_tokens\.json|chat_template\.(jinja|json)|.*\.model"
 )
+
+
+class Stamp(NamedTuple):
+    """A file's state, from which a change is seen without reading the file."""
+
+    size: int
+    """Bytes."""
+    modified: int
+    """Nanoseconds since 1970."""
+    inode: int
+    """Another one if the file was replaced."""
 
 
 class Weights(BaseModel):
@@ -91,9 +103,21 @@ def _inspect(folder: Path, model: str, revision: str | None, manifest: Manifest 
     return Weights(name=short_name(model), model=model, digest=_digest_scored(folder))
 
 
+def scored_files(folder: Path) -> dict[str, Stamp]:
+    """Return the stamp of each file in ``folder`` that determines a model's outputs, by name; links are followed.
+
+    As long as the stamps stay the same, so does the digest. Raises FileNotFoundError.
+    """
+    found = {}
+    for path in sorted(folder.iterdir()):
+        if SCORED.fullmatch(path.name) and path.is_file():
+            status = path.stat()
+            found[path.name] = Stamp(status.st_size, status.st_mtime_ns, status.st_ino)
+    return found
+
+
 def _digest_scored(folder: Path) -> str:
-    names = [path.name for path in folder.iterdir() if path.is_file() and SCORED.fullmatch(path.name)]
-    return digest_files(folder, names)
+    return digest_files(folder, list(scored_files(folder)))
 
 
 def _inspect_adapter(folder: Path, manifest: Manifest | None) -> Weights:
