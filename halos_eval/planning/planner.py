@@ -79,6 +79,7 @@ class Planner:
     def _sample(self, settings: AlpacaEvalSettings) -> PlannedJob:
         profile = profile_of(self.suite, self.checkpoint, settings.profile)
         metadata = self.checkpoint.metadata
+        self.weights.limits.check(self.cluster.gpu_profile(profile).parts, settings.sampling.max_model_len)
         sampling = settings.sampling.model_copy(update={"stop": (*settings.sampling.stop, *metadata.stop)})
         identity = sample_identity(sampling, settings.prompts, metadata.chat_template, self.reference, self.manifest)
         outputs = filesystem.join(self._folder(identity), "outputs.json")
@@ -96,6 +97,8 @@ class Planner:
         """Return the job of one lm_eval task. On a cluster, tasks that execute code write to the outbox."""
         profile = profile_of(self.suite, self.checkpoint, settings.profile)
         harness = settings.harness()
+        gpus = self.cluster.gpu_profile(profile).parts if harness.backend == "vllm" else 1
+        self.weights.limits.check(gpus, harness.max_model_len)
         chat_template = self.checkpoint.metadata.chat_template if settings.apply_chat_template else None
         identity = harness_identity(
             task, harness, self.suite.include_path, chat_template, self.reference, self.manifest

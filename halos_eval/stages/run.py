@@ -14,11 +14,13 @@ from datetime import UTC, datetime
 
 from pydantic import BaseModel, Field
 
+from halos_eval.checkpoints.weights import Weights
 from halos_eval.errors import BadInput, EvaluationFailed, HalosEvalError, StoreError
 from halos_eval.stages import provenance, tools
 from halos_eval.stages.identity import Job
 from halos_eval.stages.options import StageConfig
 from halos_eval.storage import filesystem, layout
+from halos_eval.storage.journal import Journal
 from halos_eval.storage.records import (
     Coverage,
     Failure,
@@ -133,6 +135,18 @@ def reason_kept(config: StageConfig, record: str) -> Iterator[None]:
     except HalosEvalError as error:
         if config.expect and read_record(record) is None:
             _note_failure(record, error)
+        raise
+
+
+def check_still_named(weights: Weights, journal: Journal) -> None:
+    """Raise BadInput if the weights were saved again while they were evaluated, and delete the ``journal``.
+
+    transformers maps weight files into memory, so that files that are overwritten change a loaded model.
+    """
+    try:
+        weights.check_unchanged()
+    except BadInput:
+        filesystem.delete(journal.url)
         raise
 
 
