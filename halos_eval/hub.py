@@ -99,7 +99,7 @@ def read(url: str, start: int | None = None, end: int | None = None) -> bytes:
 
     Raises DataUnavailable, or Incomplete if a retry may succeed.
     """
-    from huggingface_hub import get_session, hf_hub_url
+    from huggingface_hub import constants, get_session, hf_hub_url
     from huggingface_hub.utils import build_hf_headers, hf_raise_for_status  # type: ignore[attr-defined]
 
     where, _, name = url.removeprefix(SCHEME).rpartition("/")
@@ -108,8 +108,8 @@ def read(url: str, start: int | None = None, end: int | None = None) -> bytes:
     span = {"Range": f"bytes={first}-{'' if last is None else last}"}
     data = b""
     try:
-        headers = build_hf_headers() | span
-        with get_session().stream("GET", hf_hub_url(repo, name, revision=revision), headers=headers) as response:
+        options = {"headers": build_hf_headers() | span, "timeout": constants.HF_HUB_DOWNLOAD_TIMEOUT}
+        with get_session().stream("GET", hf_hub_url(repo, name, revision=revision), **options) as response:
             hf_raise_for_status(response)
             offset = first if response.status_code == 206 else 0  # a server without ranges sends the whole file
             for piece in response.iter_bytes():

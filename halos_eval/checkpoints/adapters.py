@@ -110,11 +110,12 @@ def _rank_problems(name: str, module: _Module, config: Mapping[str, Any]) -> Ite
 
 def _base_problems(name: str, module: _Module, base: Shapes, known: set[str]) -> Iterator[str]:
     first, _, rest = name.partition(".")
-    if name not in known and not any(one.startswith(f"{first}.") for one in known):
-        name = rest  # some models are saved without the name of their only child: gpt2's transformer.h.0 as h.0
-    if name not in known:
+    # Some models are saved without the name of their only child: gpt2's transformer.h.0 as h.0.
+    alone = name not in known and not any(one.startswith(f"{first}.") for one in known)
+    saved = rest if alone else name
+    if saved not in known:
         yield f"its base has no module {name}"
-    elif (weight := base.get(f"{name}.weight")) and module.down and module.up:
+    elif (weight := base.get(f"{saved}.weight")) and module.down and module.up:
         # A Conv1D, as in gpt2, keeps its weight transposed.
         fits = (module.up[0], module.down[-1])
         if weight not in {fits, fits[::-1]}:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from math import inf
 from typing import Any
 
 from pydantic import BaseModel
@@ -147,7 +148,8 @@ def _factors(config: Mapping[str, Any]) -> Iterator[float]:
         if isinstance(scaling, dict):
             for one in (scaling, *(nested for nested in scaling.values() if isinstance(nested, dict))):
                 factor = one.get("factor")
-                if one.get("rope_type", one.get("type")) not in UNSCALED and isinstance(factor, int | float):
+                kind = str(one.get("rope_type", one.get("type")))
+                if kind not in UNSCALED and isinstance(factor, int | float) and 1 <= factor < inf:
                     yield factor
 
 
