@@ -22,10 +22,10 @@ TEXT = "A checkpoint is evaluated by what it answers, and an adapter must change
 
 def check_applied_by_vllm(llm: LLM, lora: LoRARequest | None) -> None:
     """Raise EvaluationFailed unless ``lora`` has an effect. Does nothing without an adapter."""
-    from vllm import SamplingParams, TokensPrompt
-
     if lora is None or _changes_nothing(lora.lora_path):
         return
+    from vllm import SamplingParams, TokensPrompt
+
     ids = llm.get_tokenizer().encode(TEXT, add_special_tokens=False)
     params = SamplingParams(max_tokens=1, temperature=0, prompt_logprobs=0)
 
@@ -39,10 +39,10 @@ def check_applied_by_vllm(llm: LLM, lora: LoRARequest | None) -> None:
 
 def check_applied_by_hf(model: HFLM, adapter: str | None) -> None:
     """Raise EvaluationFailed unless PEFT applies ``adapter`` to ``model``. Does nothing without an adapter."""
-    import torch
-
     if adapter is None or _changes_nothing(adapter):
         return
+    import torch
+
     ids = torch.tensor([model.tokenizer.encode(TEXT, add_special_tokens=False)], device=model.device)
     with torch.no_grad():
         adapted = model.model(ids).logits

@@ -166,9 +166,11 @@ def _load(config: SampleConfig, weights: Weights) -> LLM:
 
 
 def _adapter(weights: Weights) -> LoRARequest | None:
+    if weights.adapter is None:
+        return None
     from vllm.lora.request import LoRARequest
 
-    return LoRARequest("adapter", 1, weights.adapter) if weights.adapter else None
+    return LoRARequest("adapter", 1, weights.adapter)
 
 
 def _tokenize(llm: LLM, config: SampleConfig, rows: list[dict[str, Any]]) -> list[list[int]]:

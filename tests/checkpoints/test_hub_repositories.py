@@ -89,7 +89,7 @@ def test_a_long_header_is_read_in_two_parts(repository):
 
 def test_a_repository_with_an_adapter(repository):
     make_adapter(repository.folder, "lab/base")
-    with pytest.raises(BadInput, match="lab/m is a LoRA adapter on the hub; expected full weights. Download it"):
+    with pytest.raises(BadInput, match=r"lab/m is a LoRA adapter on the hub; expected full weights\. Download it"):
         inspect("lab/m")
     assert repository.sent == []
 
