@@ -102,14 +102,16 @@ def read(url: str, start: int | None = None, end: int | None = None) -> bytes:
     from huggingface_hub import constants, get_session, hf_hub_url
     from huggingface_hub.utils import build_hf_headers, hf_raise_for_status  # type: ignore[attr-defined]
 
-    where, _, name = url.removeprefix(SCHEME).rpartition("/")
-    repo, _, revision = where.partition("@")
+    model, _, name = url.removeprefix(SCHEME).rpartition("/")
+    repo, _, revision = model.partition("@")
     first, last = start or 0, None if end is None else end - 1
     span = {"Range": f"bytes={first}-{'' if last is None else last}"}
     data = b""
     try:
-        options = {"headers": build_hf_headers() | span, "timeout": constants.HF_HUB_DOWNLOAD_TIMEOUT}
-        with get_session().stream("GET", hf_hub_url(repo, name, revision=revision), **options) as response:
+        where = hf_hub_url(repo, name, revision=revision)
+        headers = build_hf_headers() | span | {"Accept-Encoding": "identity"}
+        timeout = constants.HF_HUB_DOWNLOAD_TIMEOUT
+        with get_session().stream("GET", where, headers=headers, timeout=timeout) as response:
             hf_raise_for_status(response)
             offset = first if response.status_code == 206 else 0  # a server without ranges sends the whole file
             for piece in response.iter_bytes():
