@@ -82,16 +82,11 @@ def listing(repo: str, revision: str | None) -> tuple[str, dict[str, int]]:
     return str(info.sha), sizes
 
 
-def gated(repo: str) -> bool:
-    """Return whether the hub shows only the list of a model's files to this machine's token. Raises ``hub_errors``."""
-    from huggingface_hub import HfApi
+def gated(error: DataUnavailable) -> bool:
+    """Return whether ``read`` failed because the hub shows this machine's token only the list of a model's files."""
     from huggingface_hub.errors import GatedRepoError
 
-    try:
-        HfApi().auth_check(repo)
-    except GatedRepoError:
-        return True
-    return False
+    return isinstance(error.__cause__, GatedRepoError)
 
 
 def read(url: str, start: int | None = None, end: int | None = None) -> bytes:

@@ -284,7 +284,6 @@ def _inspect_hub(repo: str, revision: str | None) -> _Found:
     _check_repository(repo)
     try:
         commit, sizes = hub.listing(repo, revision)
-        gated = hub.gated(repo)
     except HFValidationError as error:
         raise BadInput(f"{repo} is neither a folder nor a hub repository ({error}). Check its spelling") from error
     except hub.hub_errors() as error:
@@ -292,10 +291,16 @@ def _inspect_hub(repo: str, revision: str | None) -> _Found:
             f"{repo} is not a folder, and is unavailable on the hub ({type(error).__name__}). Check its spelling, "
             "HF_ENDPOINT, and HF_TOKEN if it is gated"
         ) from error
-    # The hub lists files without times. The files of a gated repository need a token, which only the stages may have.
+    # The hub lists files without times.
     files = {name: Entry(size, datetime.min.replace(tzinfo=UTC)) for name, size in sizes.items()}
     _check_listing(repo, files)
-    config, shapes = ({}, {}) if gated else _check_model(hub.model_url(repo, commit), files)
+    config: dict[str, Any] = {}
+    shapes: Shapes = {}
+    try:
+        config, shapes = _check_model(hub.model_url(repo, commit), files)
+    except DataUnavailable as error:
+        if not hub.gated(error):  # the files of a gated repository need a token, which only the stages may have
+            raise
     weights = Weights(
         name=short_name(repo), model=repo, revision=commit, digest=f"hub:{commit}", limits=limits_of(config)
     )

@@ -33,15 +33,13 @@ class Repository(NamedTuple):
     def answer(self, request):
         """Answer a request of the client."""
         path = request.url.path
-        if path.endswith("/auth-check"):
-            return self._refusal() if "gated" in self.options else httpx2.Response(200, json={})
         if path.startswith("/api/models/lab/m"):
             names = sorted(self.folder.iterdir())
             siblings = [{"rfilename": one.name, "size": one.stat().st_size} for one in names]
             return httpx2.Response(200, json={"id": "lab/m", "sha": COMMIT, "siblings": siblings})
         assert path.startswith(f"/lab/m/resolve/{COMMIT}/")
         if "gated" in self.options:
-            return self._refusal()
+            return httpx2.Response(403, headers={"X-Error-Code": "GatedRepo"}, json={"error": "gated"})
         if "failing" in self.options:
             return httpx2.Response(503)
         body = (self.folder / path.rpartition("/")[2]).read_bytes()
@@ -50,9 +48,6 @@ class Repository(NamedTuple):
             status, body = 206, body[int(span[1]) : int(span[2]) + 1 if span[2] else None]
         self.sent.append(len(body))
         return httpx2.Response(status, content=body)
-
-    def _refusal(self):
-        return httpx2.Response(403, headers={"X-Error-Code": "GatedRepo"}, json={"error": "gated"})
 
 
 @pytest.fixture
@@ -151,6 +146,9 @@ def test_of_a_gated_repository_only_the_list_of_files_is_checked(repository):
 @pytest.mark.parametrize(("option", "kind"), [("gated", DataUnavailable), ("failing", Incomplete)])
 def test_a_file_that_the_hub_does_not_deliver(repository, option, kind):
     repository.options.add(option)
+    if option == "failing":
+        with pytest.raises(kind):
+            inspect("lab/m")
     with pytest.raises(kind, match=r"hf://lab/m@c0ffee/config\.json is unavailable .* Check HF_ENDPOINT, HF_TOKEN"):
         hub.read(f"hf://lab/m@{COMMIT}/config.json")
 
