@@ -197,10 +197,10 @@ def _inspect_adapter(folder: Path, manifest: Manifest | None) -> _Found:
     if (Path(str(base)) / ADAPTER_CONFIG).is_file():
         raise BadInput(f"{folder}: its base {base} is an adapter itself. Merge the base into full weights first")
     shapes = check_weights(path, files_of(path))
+    rank = supported_rank(path, config)
     _check_loadable(str(base))
     with readable(str(base)):
         found = _inspect(str(base), config.get("revision"), manifest)
-    rank = supported_rank(path, config)
     fused = "text_config" in found.config or "quantization_config" in found.config
     check_adapter(path, config, shapes, found.shapes, fused)
     own = _read(folder)

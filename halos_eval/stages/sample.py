@@ -107,8 +107,8 @@ def _work(config: SampleConfig, weights: Weights, job: Job, manifest: Manifest |
     loaded = began
     if todo:
         llm = _load(config, weights)
-        weights.check_unchanged()
         check_applied_by_vllm(llm, _adapter(weights))
+        weights.check_unchanged()  # vLLM has read the adapter, too
         token_ids = _tokenize(llm, config, list(todo.values()))
         loaded = time.monotonic()
         with journal:

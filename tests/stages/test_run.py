@@ -7,6 +7,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from pydantic_settings import CliApp, get_subcommand
 
+from halos_eval.checkpoints.weights import inspect
 from halos_eval.cli.main import HalosEval
 from halos_eval.config.suite import TASK_NAME, HarnessSettings, SamplingSettings
 from halos_eval.errors import BadInput, EvaluationFailed, Incomplete, StoreError
@@ -16,11 +17,12 @@ from halos_eval.stages.harness.stage import harness
 from halos_eval.stages.identity import LOGIC, Job
 from halos_eval.stages.judge.options import JudgeConfig
 from halos_eval.stages.options import StageConfig
-from halos_eval.stages.run import Outcome
+from halos_eval.stages.run import Outcome, check_still_named
 from halos_eval.stages.sample import SampleConfig, sample
 from halos_eval.storage import filesystem, layout
+from halos_eval.storage.journal import Journal
 from halos_eval.storage.records import CheckpointRef, Score, read_failure, read_record
-from tests.doubles import COVERAGE, USAGE, write_failure
+from tests.doubles import COVERAGE, USAGE, make_checkpoint, write_failure, write_safetensors
 
 # An argument of a process holds no NUL and no half of a surrogate pair. "None" is pydantic-settings' word for no value,
 # and argparse drops a value that is just "--" (until Python 3.13).
@@ -349,3 +351,16 @@ def test_what_was_deleted_since_the_plan_leaves_its_reason(tmp_path, stage):
     with pytest.raises(BadInput):
         stage(by_hand.model_copy(update={"expect": "f"}))
     assert "is neither a folder nor a hub repository" in read_failure(layout.failure_beside(record)).message
+
+
+def test_what_was_journaled_while_the_weights_changed_is_deleted(tmp_path):
+    folder = make_checkpoint(tmp_path / "kto")
+    weights = inspect(str(folder))
+    with Journal(str(tmp_path / "parts" / "f"), seconds=0) as journal:
+        journal.add("key", "answer")
+        check_still_named(weights, journal)
+        assert journal.load() == {"key": "answer"}
+        write_safetensors(folder / "model.safetensors", b"trained longer")
+        with pytest.raises(BadInput, match="was saved again while it was evaluated"):
+            check_still_named(weights, journal)
+        assert journal.load() == {}
