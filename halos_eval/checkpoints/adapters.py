@@ -46,10 +46,13 @@ class _Module(NamedTuple):
 def supported_rank(folder: str, config: Mapping[str, Any]) -> int:
     """Return the smallest rank of vLLM that is at least the adapter's largest. Raises BadInput."""
     ranks = [config.get("r"), *_pattern(config).values()]
-    numbers = [rank for rank in ranks if isinstance(rank, int) and rank > 0]
-    fitting = [limit for limit in VLLM_LORA_RANKS if len(numbers) == len(ranks) and max(numbers) <= limit]
+
+    def within(rank: Any, limit: int) -> bool:
+        return isinstance(rank, int) and 0 < rank <= limit
+
+    fitting = [limit for limit in VLLM_LORA_RANKS if all(within(rank, limit) for rank in ranks)]
     if not fitting:
-        wrong = max(numbers) if len(numbers) == len(ranks) else next(rank for rank in ranks if rank not in numbers)
+        wrong = next(rank for rank in ranks if not within(rank, VLLM_LORA_RANKS[-1]))
         raise BadInput(
             f"{folder}/{ADAPTER_CONFIG}: LoRA rank {wrong} is not supported by vLLM; expected 1 to "
             f"{VLLM_LORA_RANKS[-1]}. {MERGE}"
@@ -70,7 +73,7 @@ def check_adapter(folder: str, config: Mapping[str, Any], shapes: Shapes, base: 
 
 def _problems(config: Mapping[str, Any], shapes: Shapes, base: Shapes, fused: bool) -> Iterator[str]:
     yield from (f"{key} is set in {ADAPTER_CONFIG}" for key in REFUSED if config.get(key))
-    if config.get("bias") not in {None, "none"}:
+    if config.get("bias") not in (None, "none"):
         yield f"bias is {config['bias']!r} in {ADAPTER_CONFIG}"
     init = config.get("init_lora_weights")
     if isinstance(init, str) and init.lower() not in PLAIN_INITS:
