@@ -138,6 +138,17 @@ def reason_kept(config: StageConfig, record: str) -> Iterator[None]:
         raise
 
 
+@contextmanager
+def loading(weights: Weights) -> Iterator[None]:
+    """Raise BadInput if the weights were saved again while they were loaded, whether loading failed or not."""
+    try:
+        yield
+    except Exception:
+        weights.check_unchanged()
+        raise
+    weights.check_unchanged()
+
+
 def check_still_named(weights: Weights, journal: Journal) -> None:
     """Raise BadInput if the weights were saved again while they were evaluated, and delete the ``journal``.
 

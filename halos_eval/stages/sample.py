@@ -26,7 +26,7 @@ from halos_eval.stages.adapter import check_applied_by_vllm
 from halos_eval.stages.chat_template import read_template
 from halos_eval.stages.identity import Identity, Job
 from halos_eval.stages.options import StageConfig
-from halos_eval.stages.run import Outcome, check_still_named, reason_kept, run
+from halos_eval.stages.run import Outcome, check_still_named, loading, reason_kept, run
 from halos_eval.stages.vllm import VLLM_ENVIRONMENT, memory_arguments
 from halos_eval.storage import filesystem, layout
 from halos_eval.storage.journal import Journal
@@ -106,9 +106,9 @@ def _work(config: SampleConfig, weights: Weights, job: Job, manifest: Manifest |
     log.info("%d of %d prompts already have answers", len(done), len(prompt_set.rows))
     loaded = began
     if todo:
-        llm = _load(config, weights)
-        check_applied_by_vllm(llm, _adapter(weights))
-        weights.check_unchanged()  # vLLM has read the adapter, too
+        with loading(weights):
+            llm = _load(config, weights)
+            check_applied_by_vllm(llm, _adapter(weights))  # vLLM reads an adapter when it is first used
         token_ids = _tokenize(llm, config, list(todo.values()))
         loaded = time.monotonic()
         with journal:

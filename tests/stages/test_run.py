@@ -17,7 +17,7 @@ from halos_eval.stages.harness.stage import harness
 from halos_eval.stages.identity import LOGIC, Job
 from halos_eval.stages.judge.options import JudgeConfig
 from halos_eval.stages.options import StageConfig
-from halos_eval.stages.run import Outcome, check_still_named
+from halos_eval.stages.run import Outcome, check_still_named, loading
 from halos_eval.stages.sample import SampleConfig, sample
 from halos_eval.storage import filesystem, layout
 from halos_eval.storage.journal import Journal
@@ -364,3 +364,24 @@ def test_what_was_journaled_while_the_weights_changed_is_deleted(tmp_path):
         with pytest.raises(BadInput, match="was saved again while it was evaluated"):
             check_still_named(weights, journal)
         assert journal.load() == {}
+
+
+@pytest.mark.parametrize("saved_again", [False, True])
+@pytest.mark.parametrize("fails", [False, True])
+def test_weights_that_change_while_they_are_loaded_are_the_reason_of_what_follows(tmp_path, saved_again, fails):
+    folder = make_checkpoint(tmp_path / "kto")
+    weights = inspect(str(folder))
+
+    def load():
+        with loading(weights):
+            if saved_again:
+                write_safetensors(folder / "model.safetensors", b"trained longer")
+            if fails:
+                raise ValueError("incomplete header")
+
+    expected = BadInput if saved_again else ValueError
+    if saved_again or fails:
+        with pytest.raises(expected):
+            load()
+    else:
+        load()

@@ -17,7 +17,7 @@ from halos_eval.stages.harness.results import coverage_of, save, scores_of
 from halos_eval.stages.harness.task_index import task_manager
 from halos_eval.stages.harness.tasks import dataset_revisions, evaluate, include_paths, load_tasks
 from halos_eval.stages.identity import Job
-from halos_eval.stages.run import Outcome, check_still_named, reason_kept, run
+from halos_eval.stages.run import Outcome, check_still_named, loading, reason_kept, run
 from halos_eval.storage import filesystem, layout
 from halos_eval.storage.journal import Journal
 from halos_eval.storage.records import Record, Usage
@@ -51,8 +51,8 @@ def _work(config: HarnessConfig, weights: Weights, job: Job) -> Outcome:
     began = time.monotonic()
     manager = task_manager([config.task], include_paths(config.include_path))
     tasks = load_tasks(config, manager)
-    model = load_model(config, weights)
-    weights.check_unchanged()
+    with loading(weights):
+        model = load_model(config, weights)
     if config.confirm_unsafe_code:
         sandbox.close_network_in_children()  # after the start of the model's own processes, which need the network
     parts = filesystem.join(config.output_dir, "parts")
