@@ -122,8 +122,8 @@ def _work(config: SampleConfig, weights: Weights, job: Job, manifest: Manifest |
     missing = [row["instruction"] for row in prompt_set.rows if _key(row) not in done]
     if missing:
         raise Incomplete(f"{len(missing)} prompts have no answer; the first is {missing[0][:80]!r}. Run it again")
-    _check_answers(config, done, journal)
     check_still_named(weights, journal)
+    _check_answers(config, done, journal)
     resumed = 1 - len(todo) / len(done)
     return _write(config, job, prompt_set, done, (began, loaded), resumed).model_copy(update={"parts": parts})
 

@@ -1,4 +1,4 @@
-"""What was loaded is what was named: adapters are applied, weights stay the same, answers are not all empty."""
+"""The model that is scored is the one that is named: its adapter is applied, and its weights stay the same."""
 
 from __future__ import annotations
 
