@@ -12,6 +12,8 @@ from typing import Literal
 from halos_eval.errors import BadInput, DataUnavailable, Incomplete
 
 RepoType = Literal["dataset", "model", "space"]
+SCHEME = "hf://"
+"""Start of the URLs of a model's files on the hub: hf://NAMESPACE/NAME@COMMIT/FILE."""
 
 
 def hub_errors() -> tuple[type[Exception], ...]:
@@ -64,6 +66,59 @@ def commit(kind: RepoType, repo: str, branch: str | None = None) -> str:
             f"{what} is unavailable ({type(error).__name__}). Check HF_ENDPOINT, HF_HUB_OFFLINE and the network"
         ) from error
     return str(found)
+
+
+def model_url(repo: str, commit: str) -> str:
+    """Return the URL of a model's files at a commit, for ``read``."""
+    return f"{SCHEME}{repo}@{commit}"
+
+
+def listing(repo: str, revision: str | None) -> tuple[str, dict[str, int]]:
+    """Return the commit of a model, and the sizes of the files in its top folder. Raises ``hub_errors``."""
+    from huggingface_hub import HfApi
+
+    info = HfApi().model_info(repo, revision=revision, files_metadata=True)
+    sizes = {file.rfilename: int(file.size or 0) for file in info.siblings or [] if "/" not in file.rfilename}
+    return str(info.sha), sizes
+
+
+def gated(error: DataUnavailable) -> bool:
+    """Return whether ``read`` failed because the hub shows this machine's token only the list of a model's files."""
+    from huggingface_hub.errors import GatedRepoError
+
+    return isinstance(error.__cause__, GatedRepoError)
+
+
+def read(url: str, start: int | None = None, end: int | None = None) -> bytes:
+    """Return the bytes of a model's file from ``start`` up to ``end``. Other bytes are not downloaded.
+
+    Raises DataUnavailable, or Incomplete if a retry may succeed.
+    """
+    from huggingface_hub import constants, get_session, hf_hub_url
+    from huggingface_hub.utils import build_hf_headers, hf_raise_for_status  # type: ignore[attr-defined]
+
+    model, _, name = url.removeprefix(SCHEME).rpartition("/")
+    repo, _, revision = model.partition("@")
+    first, last = start or 0, None if end is None else end - 1
+    span = {"Range": f"bytes={first}-{'' if last is None else last}"}
+    data = b""
+    try:
+        where = hf_hub_url(repo, name, revision=revision)
+        headers = build_hf_headers() | span | {"Accept-Encoding": "identity"}
+        timeout = constants.HF_HUB_DOWNLOAD_TIMEOUT
+        with get_session().stream("GET", where, headers=headers, timeout=timeout) as response:
+            hf_raise_for_status(response)
+            offset = first if response.status_code == 206 else 0  # a server without ranges sends the whole file
+            for piece in response.iter_bytes():
+                data += piece
+                if end is not None and offset + len(data) >= end:
+                    break
+    except hub_errors() as error:
+        kind = Incomplete if out_of_reach(error) else DataUnavailable
+        raise kind(
+            f"{url} is unavailable ({type(error).__name__}). Check HF_ENDPOINT, HF_TOKEN and the network"
+        ) from error
+    return data[first - offset : None if end is None else end - offset]
 
 
 def cache_root() -> Path:

@@ -9,7 +9,7 @@ from typing import Literal
 
 from pydantic import BaseModel
 
-from halos_eval.checkpoints.weights import Stamp, Weights, digest_scored, scored_files
+from halos_eval.checkpoints.weights import ScoredFolder, Stamp, Weights, read_folder, scored_files
 from halos_eval.config.settings import FROZEN
 from halos_eval.digests import digest_json
 from halos_eval.errors import StoreError
@@ -18,17 +18,6 @@ from halos_eval.storage import layout
 from halos_eval.storage.records import read_model
 
 log = logging.getLogger(__name__)
-
-
-class KnownFolder(BaseModel):
-    """A folder with weights, as it was when they were read."""
-
-    model_config = FROZEN
-
-    stamps: dict[str, Stamp]
-    """Stamp of each scored file, by name."""
-    digest: str
-    """Digest of the scored files."""
 
 
 class KnownWeights(BaseModel):
@@ -44,37 +33,32 @@ class KnownWeights(BaseModel):
     """Requested revision of a hub repository."""
     digest: str
     """Digest of the checkpoint."""
-    folders: dict[str, KnownFolder]
+    folders: tuple[ScoredFolder, ...]
     """The checkpoint's folder and, for an adapter, that of its base; none for hub repositories."""
 
     @property
     def unchanged(self) -> bool:
         """Whether the files are as they were. A hub repository's digest is its commit, which cannot change."""
-        return all(_stamps(folder) == known.stamps for folder, known in self.folders.items())
+        return all(_stamps(folder.path) == folder.stamps for folder in self.folders)
 
 
 class Reader:
-    """Digests of folders for ``inspect``: those of unchanged folders are not computed again."""
+    """Reads folders for ``inspect``: the digest of an unchanged folder is not computed again."""
 
     def __init__(self, known: KnownWeights | None) -> None:
-        self.folders = dict(known.folders) if known else {}
-        """All folders that are known now."""
+        self._known = {folder.path: folder for folder in known.folders} if known else {}
 
-    def __call__(self, folder: Path) -> str:
-        """Return the digest of the scored files of ``folder``."""
-        stamps = _stamps(str(folder))
-        known = self.folders.get(str(folder))
-        if known is None or known.stamps != stamps:
-            known = KnownFolder(stamps=stamps, digest=digest_scored(folder))
-            self.folders[str(folder)] = known
-        return known.digest
+    def __call__(self, folder: Path) -> ScoredFolder:
+        """Return the folder with its digest."""
+        known = self._known.get(str(folder))
+        return known if known and known.stamps == _stamps(known.path) else read_folder(folder)
 
-    def known(self, location: str, revision: str | None, weights: Weights) -> KnownWeights:
-        """Return what to remember of the checkpoint at ``location``."""
-        # The hub's cache never changes a file, and is not on every machine.
-        own = [folder for folder in (weights.adapter, weights.model) if folder and not _in_cache(folder)]
-        folders = {folder: self.folders[folder] for folder in own if folder in self.folders}
-        return KnownWeights(location=location, revision=revision, digest=weights.digest, folders=folders)
+
+def known_weights(location: str, revision: str | None, weights: Weights) -> KnownWeights:
+    """Return what to remember of the checkpoint at ``location``."""
+    # The hub's cache never changes a file, and is not on every machine.
+    own = tuple(folder for folder in weights.folders if not Path(folder.path).is_relative_to(cache_root()))
+    return KnownWeights(location=location, revision=revision, digest=weights.digest, folders=own)
 
 
 def state_of(locations: Iterable[str]) -> str:
@@ -93,10 +77,6 @@ def recall(root: str, checkpoint: str, location: str, revision: str | None = Non
         log.warning("the weights of %s are read again: %s", checkpoint, error)
         return None
     return known if known and (known.location, known.revision) == (location, revision) else None
-
-
-def _in_cache(folder: str) -> bool:
-    return Path(folder).is_relative_to(cache_root())
 
 
 def _stamps(folder: str) -> dict[str, Stamp]:

@@ -1,4 +1,4 @@
-"""The check that weights are complete, for folders on a disk and in object storage. It reads headers only."""
+"""The check that weights are complete, on a disk, in object storage and on the hub. It reads headers only."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+from halos_eval import hub
 from halos_eval.errors import BadInput, StoreError
 from halos_eval.storage import filesystem
 from halos_eval.storage.filesystem import Entry
@@ -17,13 +18,16 @@ ADAPTER_CONFIG = "adapter_config.json"
 FIRST_READ = 64 * 1024  # bytes; most headers are shorter, so that one request is enough
 LONGEST_HEADER = 100_000_000  # bytes; the limit of safetensors itself
 PICKLES = (".bin", ".pt", ".pth")
+Shapes = dict[str, tuple[int, ...]]
+"""Shapes of tensors by their names in the weight files."""
 
 
-def check_weights(folder: str, files: Mapping[str, Entry]) -> None:
-    """Raise BadInput unless ``folder`` contains a complete model or PEFT adapter in safetensors format.
+def check_weights(folder: str, files: Mapping[str, Entry]) -> Shapes:
+    """Return all tensors of the model or PEFT adapter in ``folder``. Raise BadInput if it is incomplete.
 
     Each weight file must have the size that its header implies. ``files`` are the entries from ``files_of``.
     """
+    shapes: Shapes = {}
     files = {name: entry for name, entry in files.items() if not entry.is_folder}
     if not files:
         raise BadInput(f"{folder} does not exist or is empty. Check its path")
@@ -34,9 +38,12 @@ def check_weights(folder: str, files: Mapping[str, Entry]) -> None:
             other = [file for file in sorted(files) if file.endswith(PICKLES)]
             remedy = f"Convert {other[0]} to safetensors" if other else "Wait until it is saved, or copy it again"
             raise BadInput(f"{folder} is incomplete: {name} is missing. {remedy}")
-        if files[name].size != _size_by_header(filesystem.join(folder, name), files[name].size):
-            path = filesystem.join(folder, name)
+        path = filesystem.join(folder, name)
+        size, found = _header(path, files[name].size)
+        if files[name].size != size:
             raise BadInput(f"{path} is truncated or not a safetensors file. Copy or save the checkpoint again")
+        shapes |= found
+    return shapes
 
 
 def _shards(folder: str, files: Mapping[str, Entry], stem: str) -> list[str]:
@@ -50,26 +57,27 @@ def _shards(folder: str, files: Mapping[str, Entry], stem: str) -> list[str]:
     return sorted({str(name).rsplit("/", 1)[-1] for name in names.values()})
 
 
-def _size_by_header(url: str, size: int) -> int:
-    """Return the size that a safetensors file must have: 8 bytes of header length, the header, the tensors.
+def _header(url: str, size: int) -> tuple[int, Shapes]:
+    """Return the size that a safetensors file must have, and its tensors; -1 and none if the header is invalid.
 
-    -1 if the header is invalid.
+    The file has 8 bytes of header length, the header, and the tensors.
     """
     if size < 8:
-        return -1
+        return -1, {}
     start = read(url, 0, FIRST_READ)
     length = struct.unpack("<Q", start[:8])[0]
     if length > min(size, LONGEST_HEADER):
-        return -1
+        return -1, {}
     text = start[8 : 8 + length]
     if len(text) < length:
         text += read(url, len(start), 8 + length)
     try:
-        header = json.loads(text)
-        ends = [int(tensor["data_offsets"][1]) for key, tensor in header.items() if key != "__metadata__"]
+        tensors = {name: tensor for name, tensor in json.loads(text).items() if name != "__metadata__"}
+        ends = [int(tensor["data_offsets"][1]) for tensor in tensors.values()]
+        shapes = {name: tuple(map(int, tensor.get("shape", ()))) for name, tensor in tensors.items()}
     except (ValueError, AttributeError, LookupError, TypeError, RecursionError):
-        return -1
-    return 8 + int(length) + max(ends, default=0)
+        return -1, {}
+    return 8 + int(length) + max(ends, default=0), shapes
 
 
 def read_json(url: str) -> dict[str, Any]:
@@ -84,7 +92,12 @@ def read_json(url: str) -> dict[str, Any]:
 
 
 def read(url: str, start: int | None = None, end: int | None = None) -> bytes:
-    """Return the bytes of a listed file, from ``start`` up to ``end``. Raises BadInput, StoreError."""
+    """Return the bytes of a listed file, from ``start`` up to ``end``.
+
+    Raises BadInput, StoreError, and DataUnavailable or Incomplete for a file on the hub.
+    """
+    if url.startswith(hub.SCHEME):
+        return hub.read(url, start, end)
     try:
         with readable(url):
             return filesystem.read_bytes(url, start, end)

@@ -6,21 +6,25 @@ Errors are found before a GPU is used: folders that are not models, incomplete w
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from pydantic import BaseModel
 
-from halos_eval.checkpoints.safetensors import ADAPTER_CONFIG, check_weights, files_of, read_json, readable
+from halos_eval import hub
+from halos_eval.checkpoints.adapters import check_adapter, supported_rank
+from halos_eval.checkpoints.architecture import Limits, check_output_layer, limits_of
+from halos_eval.checkpoints.safetensors import ADAPTER_CONFIG, Shapes, check_weights, files_of, read_json, readable
 from halos_eval.config.settings import FROZEN
 from halos_eval.digests import digest_files, digest_json
 from halos_eval.errors import BadInput, DataUnavailable
-from halos_eval.hub import hub_errors
+from halos_eval.storage import filesystem
+from halos_eval.storage.filesystem import Entry
 from halos_eval.storage.manifest import Manifest
 from halos_eval.storage.records import CheckpointRef
 
-VLLM_LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # vllm.config.lora.MaxLoRARanks
 # Files that determine a model's outputs. README, optimizer state and this project's metadata do not.
 SCORED = re.compile(
     r".*\.safetensors|.*\.safetensors\.index\.json|.*config\.json|token.*|vocab.*|merges\.txt|tekken\.json|"
@@ -37,6 +41,32 @@ class Stamp(NamedTuple):
     """Nanoseconds since 1970."""
     inode: int
     """Another one if the file was replaced."""
+
+
+class ScoredFolder(BaseModel):
+    """A folder whose files were read."""
+
+    model_config = FROZEN
+
+    path: str
+    """Path of the folder."""
+    stamps: dict[str, Stamp]
+    """Result of ``scored_files`` before the files were read."""
+    digest: str
+    """SHA-256 of the files."""
+
+    @property
+    def changed(self) -> bool:
+        """Whether the folder has other content now. A removed folder has not: nothing else is loaded from it."""
+        folder = Path(self.path)
+        try:
+            return folder.exists() and scored_files(folder) != self.stamps and _digest_scored(folder) != self.digest
+        except FileNotFoundError:
+            return folder.exists()
+
+
+ReadFolder = Callable[[Path], ScoredFolder]
+"""Function like ``read_folder``; it may know the digest from before."""
 
 
 class Weights(BaseModel):
@@ -56,6 +86,10 @@ class Weights(BaseModel):
     """LoRA rank of the adapter, rounded up to one that vLLM supports; 0 without an adapter."""
     digest: str
     """SHA-256 over weights, configuration and tokenizer; the commit for a hub repository."""
+    folders: tuple[ScoredFolder, ...] = ()
+    """The folders that ``digest`` covers."""
+    limits: Limits = Limits()
+    """What vLLM requires of the GPUs and the length."""
 
     @property
     def tokenizer(self) -> str:
@@ -68,6 +102,23 @@ class Weights(BaseModel):
         """Return the reference of records to the checkpoint at ``location``, with ``name`` or its short name."""
         return CheckpointRef(name=name or self.name, location=location, digest=self.digest)
 
+    def check_unchanged(self) -> None:
+        """Raise BadInput if a folder has other content than ``inspect`` has read. Compares times and sizes first."""
+        for folder in self.folders:
+            if folder.changed:
+                raise BadInput(
+                    f"{folder.path} was saved again while it was evaluated, so the scores may be those of other "
+                    "weights; none are recorded. When it is saved, trigger the evaluation again"
+                )
+
+
+class _Found(NamedTuple):
+    """Weights, and what their configuration and headers say."""
+
+    weights: Weights
+    config: dict[str, Any]
+    shapes: Shapes
+
 
 def short_name(location: str) -> str:
     """Return HALOs' name of a model: the last part of its path that is not FINAL."""
@@ -76,7 +127,7 @@ def short_name(location: str) -> str:
 
 
 def inspect(
-    model: str, revision: str | None = None, manifest: Manifest | None = None, digests: Digests | None = None
+    model: str, revision: str | None = None, manifest: Manifest | None = None, read: ReadFolder | None = None
 ) -> Weights:
     """Check ``model``, a folder or NAMESPACE/NAME on the hub, and return its weights, as ``manifest`` pins them.
 
@@ -84,7 +135,7 @@ def inspect(
     """
     _check_loadable(model)
     with readable(model):
-        return _inspect(Path(model), model, revision, manifest, digests or digest_scored)
+        return _inspect(model, revision, manifest, read or read_folder).weights
 
 
 def _check_loadable(model: str) -> None:
@@ -95,15 +146,34 @@ def _check_loadable(model: str) -> None:
         )
 
 
-def _inspect(folder: Path, model: str, revision: str | None, manifest: Manifest | None, digests: Digests) -> Weights:
+def _inspect(model: str, revision: str | None, manifest: Manifest | None, read: ReadFolder) -> _Found:
+    folder = Path(model)
     if not folder.exists():
         return _inspect_fetched(model, revision, manifest) if manifest else _inspect_hub(model, revision)
     if not folder.is_dir():
         raise BadInput(f"{model} is a file; expected the folder with config.json and *.safetensors")
     if (folder / ADAPTER_CONFIG).is_file():
-        return _inspect_adapter(folder, manifest, digests)
-    check_weights(model, files_of(model))
-    return Weights(name=short_name(model), model=model, digest=digests(folder))
+        return _inspect_adapter(folder, manifest, read)
+    config, shapes = _check_model(model, files_of(model))
+    scored = read(folder)
+    weights = Weights(
+        name=short_name(model), model=model, digest=scored.digest, folders=(scored,), limits=limits_of(config)
+    )
+    return _Found(weights, config, shapes)
+
+
+def _check_model(url: str, files: Mapping[str, Entry]) -> tuple[dict[str, Any], Shapes]:
+    """Return the configuration and the tensors of a full model. Raise BadInput if it cannot be evaluated."""
+    shapes = check_weights(url, files)
+    config = read_json(filesystem.join(url, "config.json"))
+    check_output_layer(url, config, shapes)
+    return config, shapes
+
+
+def read_folder(folder: Path) -> ScoredFolder:
+    """Return a folder with the digest of its files that determine a model's outputs."""
+    stamps = scored_files(folder)
+    return ScoredFolder(path=str(folder), stamps=stamps, digest=_digest_scored(folder))
 
 
 def scored_files(folder: Path) -> dict[str, Stamp]:
@@ -119,17 +189,13 @@ def scored_files(folder: Path) -> dict[str, Stamp]:
     return found
 
 
-def digest_scored(folder: Path) -> str:
-    """Return the digest of the files in ``folder`` that determine a model's outputs."""
+def _digest_scored(folder: Path) -> str:
     return digest_files(folder, list(scored_files(folder)))
 
 
-Digests = Callable[[Path], str]
-"""Function that returns the digest of a folder, like ``digest_scored``; it may know the digest from before."""
-
-
-def _inspect_adapter(folder: Path, manifest: Manifest | None, digests: Digests) -> Weights:
-    config = read_json(str(folder / ADAPTER_CONFIG))
+def _inspect_adapter(folder: Path, manifest: Manifest | None, read: ReadFolder) -> _Found:
+    path = str(folder)
+    config = read_json(filesystem.join(path, ADAPTER_CONFIG))
     base = config.get("base_model_name_or_path")
     if config.get("peft_type") != "LORA" or not base:
         raise BadInput(
@@ -137,27 +203,22 @@ def _inspect_adapter(folder: Path, manifest: Manifest | None, digests: Digests) 
         )
     if (Path(str(base)) / ADAPTER_CONFIG).is_file():
         raise BadInput(f"{folder}: its base {base} is an adapter itself. Merge the base into full weights first")
-    check_weights(str(folder), files_of(str(folder)))
-    own = digests(folder)
-    weights = inspect(str(base), config.get("revision"), manifest, digests)
-    return weights.model_copy(
-        update={
-            "name": short_name(str(folder)),
-            "adapter": str(folder),
-            "adapter_rank": _supported_rank(config.get("r"), folder),
-            "digest": digest_json({"base": weights.digest, "adapter": own}),
-        }
-    )
-
-
-def _supported_rank(rank: object, folder: Path) -> int:
-    """Return the smallest rank of vLLM that is at least ``rank``. Raises BadInput."""
-    fitting = [limit for limit in VLLM_LORA_RANKS if isinstance(rank, int) and 0 < rank <= limit]
-    if not fitting:
-        raise BadInput(
-            f"{folder}/{ADAPTER_CONFIG}: LoRA rank {rank} is not supported by vLLM; expected 1 to {VLLM_LORA_RANKS[-1]}"
-        )
-    return fitting[0]
+    shapes = check_weights(path, files_of(path))
+    rank = supported_rank(path, config)
+    _check_loadable(str(base))
+    with readable(str(base)):
+        found = _inspect(str(base), config.get("revision"), manifest, read)
+    fused = "text_config" in found.config or "quantization_config" in found.config
+    check_adapter(path, config, shapes, found.shapes, fused)
+    own = read(folder)
+    adapted = {
+        "name": short_name(path),
+        "adapter": path,
+        "adapter_rank": rank,
+        "digest": digest_json({"base": found.weights.digest, "adapter": own.digest}),
+        "folders": (*found.weights.folders, own),
+    }
+    return found._replace(weights=found.weights.model_copy(update=adapted))
 
 
 def hub_model(model: str, revision: str | None = None) -> tuple[str, str | None] | None:
@@ -198,26 +259,56 @@ def check_fetched(model: str, revision: str | None, manifest: Manifest | None) -
         manifest.find("model", hub_name(*wanted)).open()
 
 
-def _inspect_fetched(repo: str, revision: str | None, manifest: Manifest) -> Weights:
+def _check_listing(repo: str, files: Mapping[str, Entry]) -> None:
+    """Raise BadInput if a hub repository with these files has no full weights."""
+    if ADAPTER_CONFIG in files:
+        raise BadInput(
+            f"{repo} is a LoRA adapter on the hub; expected full weights. Download it into a folder and evaluate that, "
+            "or merge it into full weights with PEFT's merge_and_unload"
+        )
+    if not any(name.endswith(".safetensors") for name in files):
+        raise BadInput(f"{repo} has no safetensors weights. Convert them: other formats are not loaded")
+
+
+def _inspect_fetched(repo: str, revision: str | None, manifest: Manifest) -> _Found:
     item = manifest.find("model", hub_name(_check_repository(repo), revision))
+    path = str(item.location)
+    # Where plans are made, there may be no cache.
+    config: dict[str, Any] = {}
+    shapes: Shapes = {}
+    if item.present:
+        files = files_of(path)
+        _check_listing(repo, files)
+        config, shapes = _check_model(path, files)
     # The path of the folder, not the repository, so that vLLM and transformers send no requests to the hub.
-    return Weights(name=short_name(repo), model=str(item.location), digest=f"hub:{item.revision}")
+    weights = Weights(name=short_name(repo), model=path, digest=f"hub:{item.revision}", limits=limits_of(config))
+    return _Found(weights, config, shapes)
 
 
-def _inspect_hub(repo: str, revision: str | None) -> Weights:
-    from huggingface_hub import HfApi
+def _inspect_hub(repo: str, revision: str | None) -> _Found:
     from huggingface_hub.errors import HFValidationError
 
     _check_repository(repo)
     try:
-        info = HfApi().model_info(repo, revision=revision)
+        commit, sizes = hub.listing(repo, revision)
     except HFValidationError as error:
         raise BadInput(f"{repo} is neither a folder nor a hub repository ({error}). Check its spelling") from error
-    except hub_errors() as error:
+    except hub.hub_errors() as error:
         raise DataUnavailable(
             f"{repo} is not a folder, and is unavailable on the hub ({type(error).__name__}). Check its spelling, "
             "HF_ENDPOINT, and HF_TOKEN if it is gated"
         ) from error
-    if not any(file.rfilename.endswith(".safetensors") for file in info.siblings or []):
-        raise BadInput(f"{repo} has no safetensors weights. Convert them: other formats are not loaded")
-    return Weights(name=short_name(repo), model=repo, revision=info.sha, digest=f"hub:{info.sha}")
+    # The hub lists files without times.
+    files = {name: Entry(size, datetime.min.replace(tzinfo=UTC)) for name, size in sizes.items()}
+    _check_listing(repo, files)
+    config: dict[str, Any] = {}
+    shapes: Shapes = {}
+    try:
+        config, shapes = _check_model(hub.model_url(repo, commit), files)
+    except DataUnavailable as error:
+        if not hub.gated(error):  # the files of a gated repository need a token, which only the stages may have
+            raise
+    weights = Weights(
+        name=short_name(repo), model=repo, revision=commit, digest=f"hub:{commit}", limits=limits_of(config)
+    )
+    return _Found(weights, config, shapes)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from halos_eval.checkpoints.known import Reader, recall
+from halos_eval.checkpoints.known import Reader, known_weights, recall
 from halos_eval.checkpoints.registry import Checkpoint
 from halos_eval.checkpoints.weights import inspect, to_fetch
 from halos_eval.config.cluster import CPU_PROFILE, OUTBOX, Cluster, Volume
@@ -49,9 +49,9 @@ class Planner:
         location, revision = checkpoint.location, checkpoint.revision
         if self.manifest and (model := to_fetch(location, revision)):
             self.manifest.needs(checkpoint_part(model))
-        digests = Reader(recall(root, checkpoint.name, location, revision))
-        self.weights = inspect(location, revision, self.manifest, digests)
-        self.known = digests.known(location, revision, self.weights)
+        reader = Reader(recall(root, checkpoint.name, location, revision))
+        self.weights = inspect(location, revision, self.manifest, reader)
+        self.known = known_weights(location, revision, self.weights)
         self.reference = self.weights.reference(checkpoint.name, location)
 
     def part(self, part: str) -> Sequence[PlannedJob]:
@@ -82,6 +82,7 @@ class Planner:
     def _sample(self, settings: AlpacaEvalSettings, identity: Identity) -> PlannedJob:
         profile = profile_of(self.suite, self.checkpoint, settings.profile)
         metadata = self.checkpoint.metadata
+        self.weights.limits.check(self.cluster.gpu_profile(profile).parts, settings.sampling.max_model_len)
         sampling = settings.sampling.model_copy(update={"stop": (*settings.sampling.stop, *metadata.stop)})
         outputs = filesystem.join(self._folder(identity), "outputs.json")
         config = SampleConfig(
@@ -98,10 +99,13 @@ class Planner:
         """Return the job of one lm_eval task. On a cluster, tasks that execute code write to the outbox."""
         task = str(identity.task)
         profile = profile_of(self.suite, self.checkpoint, settings.profile)
+        harness = settings.harness()
+        gpus = self.cluster.gpu_profile(profile).parts if harness.backend == "vllm" else 1
+        self.weights.limits.check(gpus, harness.max_model_len)
         folder = self._folder(identity)
         isolated = settings.confirm_unsafe_code and self.cluster.kubernetes
         config = HarnessConfig(
-            **dict(settings.harness()),
+            **dict(harness),
             **self._common(identity),
             **self._engine(profile),
             task=task,

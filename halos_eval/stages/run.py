@@ -14,12 +14,14 @@ from datetime import UTC, datetime
 
 from pydantic import BaseModel, Field
 
+from halos_eval.checkpoints.weights import Weights
 from halos_eval.errors import BadInput, EvaluationFailed, HalosEvalError, StoreError
 from halos_eval.stages import provenance, tools
 from halos_eval.stages.identity import Job
 from halos_eval.stages.options import StageConfig
 from halos_eval.storage import filesystem, layout
 from halos_eval.storage.claims import Busy, claimed, this_process
+from halos_eval.storage.journal import Journal
 from halos_eval.storage.records import (
     Coverage,
     Failure,
@@ -153,6 +155,29 @@ def reason_kept(config: StageConfig, record: str) -> Iterator[None]:
     except HalosEvalError as error:
         if config.expect and readable_record(record)[0] is None:
             _note_failure(record, error)
+        raise
+
+
+@contextmanager
+def loading(weights: Weights) -> Iterator[None]:
+    """Raise BadInput if the weights were saved again while they were loaded, whether loading failed or not."""
+    try:
+        yield
+    except Exception:
+        weights.check_unchanged()
+        raise
+    weights.check_unchanged()
+
+
+def check_still_named(weights: Weights, journal: Journal) -> None:
+    """Raise BadInput if the weights were saved again while they were evaluated, and delete the ``journal``.
+
+    transformers maps weight files into memory, so that files that are overwritten change a loaded model.
+    """
+    try:
+        weights.check_unchanged()
+    except BadInput:
+        filesystem.delete(journal.url)
         raise
 
 

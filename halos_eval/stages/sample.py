@@ -21,11 +21,12 @@ from halos_eval.checkpoints.weights import Weights, check_fetched, inspect
 from halos_eval.config.suite import ALPACA_EVAL, SamplingSettings
 from halos_eval.data import prompts
 from halos_eval.digests import digest_bytes
-from halos_eval.errors import BadInput, Incomplete
+from halos_eval.errors import BadInput, EvaluationFailed, Incomplete
+from halos_eval.stages.adapter import check_applied_by_vllm
 from halos_eval.stages.chat_template import read_template
 from halos_eval.stages.identity import Identity, Job
 from halos_eval.stages.options import StageConfig
-from halos_eval.stages.run import Outcome, reason_kept, run
+from halos_eval.stages.run import Outcome, check_still_named, loading, reason_kept, run
 from halos_eval.stages.vllm import VLLM_ENVIRONMENT, memory_arguments
 from halos_eval.storage import filesystem, layout
 from halos_eval.storage.journal import Journal
@@ -34,6 +35,7 @@ from halos_eval.storage.records import CheckpointRef, Coverage, Record, Usage
 
 if TYPE_CHECKING:
     from vllm import LLM, SamplingParams
+    from vllm.lora.request import LoRARequest
 
 log = logging.getLogger(__name__)
 
@@ -87,6 +89,7 @@ def sample(config: SampleConfig) -> Record:
     with reason_kept(config, record):
         manifest = config.load_manifest()
         weights = inspect(config.model, config.revision, manifest)
+        weights.limits.check(config.tensor_parallel_size, config.max_model_len)
         checkpoint = weights.reference(config.name, config.model)
         job = sample_identity(config, config.prompts, config.chat_template, checkpoint, manifest).at(record)
     return run(job, config, lambda: _work(config, weights, job, manifest))
@@ -103,7 +106,9 @@ def _work(config: SampleConfig, weights: Weights, job: Job, manifest: Manifest |
     log.info("%d of %d prompts already have answers", len(done), len(prompt_set.rows))
     loaded = began
     if todo:
-        llm = _load(config, weights)
+        with loading(weights):
+            llm = _load(config, weights)
+            check_applied_by_vllm(llm, _adapter(weights))  # vLLM reads an adapter when it is first used
         token_ids = _tokenize(llm, config, list(todo.values()))
         loaded = time.monotonic()
         with journal:
@@ -117,8 +122,21 @@ def _work(config: SampleConfig, weights: Weights, job: Job, manifest: Manifest |
     missing = [row["instruction"] for row in prompt_set.rows if _key(row) not in done]
     if missing:
         raise Incomplete(f"{len(missing)} prompts have no answer; the first is {missing[0][:80]!r}. Run it again")
+    check_still_named(weights, journal)
+    _check_answers(config, done, journal)
     resumed = 1 - len(todo) / len(done)
     return _write(config, job, prompt_set, done, (began, loaded), resumed).model_copy(update={"parts": parts})
+
+
+def _check_answers(config: SampleConfig, done: dict[str, Any], journal: Journal) -> None:
+    """Raise EvaluationFailed if all answers are empty. They are not kept, so that a retry samples again."""
+    if any(one["text"] for answer in done.values() for one in answer["samples"]):
+        return
+    filesystem.delete(journal.url)
+    raise EvaluationFailed(
+        f"all {len(done)} answers of {config.model} are empty; none are recorded. Its weights, its chat template or "
+        "its end token may be wrong: look at one answer with transformers, fix the checkpoint, and run it again"
+    )
 
 
 def _key(row: dict[str, Any]) -> str:
@@ -145,6 +163,14 @@ def _load(config: SampleConfig, weights: Weights) -> LLM:
         **memory_arguments(weights, config.dtype, config.max_model_len, config.gpu_memory_utilization),
         **adapter,
     )
+
+
+def _adapter(weights: Weights) -> LoRARequest | None:
+    if weights.adapter is None:
+        return None
+    from vllm.lora.request import LoRARequest
+
+    return LoRARequest("adapter", 1, weights.adapter)
 
 
 def _tokenize(llm: LLM, config: SampleConfig, rows: list[dict[str, Any]]) -> list[list[int]]:
@@ -178,9 +204,8 @@ def _generate(llm: LLM, config: SampleConfig, weights: Weights, todo: dict[str, 
     The loop steps the engine itself, because ``LLM.generate`` returns nothing before the last prompt is finished.
     """
     from vllm import TokensPrompt
-    from vllm.lora.request import LoRARequest
 
-    lora = LoRARequest("adapter", 1, weights.adapter) if weights.adapter else None
+    lora = _adapter(weights)
     engine = llm.llm_engine
     stops = _stops(llm, config)
     for key, ids in todo.items():

@@ -243,7 +243,7 @@ def test_models_are_fetched_whole_but_for_what_is_not_loaded(monkeypatch, cache,
 
 
 def test_a_model_without_weights_that_are_loaded(monkeypatch, asked):
-    info = SimpleNamespace(siblings=[SimpleNamespace(rfilename="pytorch_model.bin")], sha="commit-1")
+    info = SimpleNamespace(siblings=[SimpleNamespace(rfilename="pytorch_model.bin", size=8)], sha="commit-1")
     monkeypatch.setattr("huggingface_hub.HfApi.model_info", lambda *_, **__: info)
     fetcher = Fetcher({})
     fetcher.begin("checkpoint:a/b")

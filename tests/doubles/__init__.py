@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import struct
@@ -18,18 +19,31 @@ USAGE = Usage(load_seconds=0, work_seconds=0)
 COVERAGE = Coverage(attempted=1, scored=1)
 
 
+MODULE = "model.layers.0.self_attn.q_proj"
+WEIGHT = {f"{MODULE}.weight": (6, 4)}
+
+
 def write_safetensors(path, data=b"\x00" * 8):
-    """A valid file with one tensor of bytes."""
-    header = {"tensor": {"dtype": "U8", "shape": [len(data)], "data_offsets": [0, len(data)]}}
+    """A valid file with a tensor of bytes, and the weight of ``MODULE``, which adapters of it change."""
+    return write_tensors(path, {"tensor": (len(data),)} | WEIGHT, data)
+
+
+def write_tensors(path, shapes, data=b""):
+    """A valid file with tensors of these shapes, by name: ``data``, then zero bytes."""
+    header, end = {}, 0
+    for name, shape in shapes.items():
+        size = math.prod(shape)
+        header[name] = {"dtype": "U8", "shape": list(shape), "data_offsets": [end, end + size]}
+        end += size
     text = json.dumps({"__metadata__": {"format": "pt"}} | header).encode()
-    path.write_bytes(struct.pack("<Q", len(text)) + text + data)
+    path.write_bytes(struct.pack("<Q", len(text)) + text + data.ljust(end, b"\0"))
     return path
 
 
 def make_checkpoint(folder, **files):
     """A folder that passes for a model, with ``files`` (NAME_SUFFIX: text) beside the weights."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text('{"model_type": "llama"}')
+    (folder / "config.json").write_text('{"model_type": "llama", "tie_word_embeddings": true}')
     (folder / "tokenizer.json").write_text("{}")
     write_safetensors(folder / "model.safetensors")
     for name, text in files.items():
@@ -37,12 +51,19 @@ def make_checkpoint(folder, **files):
     return folder
 
 
-def make_adapter(folder, base, **changes):
-    """A folder that passes for a LoRA adapter of ``base``."""
+def lora(module=MODULE, rank=8, inputs=4, outputs=6):
+    """The shapes of an adapter's tensors for a module, by name."""
+    name = f"base_model.model.{module}"
+    return {f"{name}.lora_A.weight": (rank, inputs), f"{name}.lora_B.weight": (outputs, rank)}
+
+
+def make_adapter(folder, base, shapes=None, **changes):
+    """A folder that passes for a LoRA adapter of ``base``, which ``make_checkpoint`` made."""
     folder.mkdir(parents=True, exist_ok=True)
     config = {"peft_type": "LORA", "base_model_name_or_path": str(base), "r": 8} | changes
     (folder / "adapter_config.json").write_text(json.dumps(config))
-    write_safetensors(folder / "adapter_model.safetensors")
+    rank = config["r"] if isinstance(config["r"], int) else 8
+    write_tensors(folder / "adapter_model.safetensors", lora(rank=rank) if shapes is None else shapes)
     return folder
 
 

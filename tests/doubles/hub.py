@@ -158,7 +158,7 @@ class Handler(BaseHTTPRequestHandler):
             "_id": hashlib.sha1(repository.name.encode(), usedforsecurity=False).hexdigest()[:24],
             "id": repository.name,
             "sha": repository.commit(),
-            "siblings": [{"rfilename": name} for name in repository.files()],
+            "siblings": [{"rfilename": name, "size": path.stat().st_size} for name, path in repository.files().items()],
             "gated": "manual" if repository.name in self._gates() else False,
             "private": False,
             "disabled": False,

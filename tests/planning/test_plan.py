@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 import yaml
@@ -671,3 +673,43 @@ def test_unavailable_parts_with_changed_settings_are_left_out(plan, root, cache)
     save_plan(plan(changed.keep(["demo_choice"])), changed, root)
     assert saved(root).unavailable == {}
     assert saved(root).left_out == ("demo_cloze",)
+
+
+# Limits of the model
+
+
+def limited(checkpoint, **config):
+    """Give the checkpoint's config.json these values."""
+    document = {"model_type": "llama", "tie_word_embeddings": True} | config
+    (Path(checkpoint.location) / "config.json").write_text(json.dumps(document))
+
+
+@pytest.mark.parametrize(
+    "suite", [with_profiles(suite="two"), with_profiles(alpaca_eval="two"), with_profiles(task="two")]
+)
+def test_heads_that_the_gpus_of_a_part_do_not_divide(plan, cluster, checkpoint, suite):
+    cluster()
+    limited(checkpoint, num_attention_heads=9)
+    with pytest.raises(BadInput, match=r"cannot be split over 2 GPUs \(9 attention heads\)"):
+        plan(suite)
+    assert plan()
+    limited(checkpoint, num_attention_heads=8)
+    assert plan(suite)
+
+
+def test_transformers_splits_layers_and_not_heads(plan, cluster, checkpoint):
+    cluster()
+    limited(checkpoint, num_attention_heads=9)
+    assert plan(with_profiles(task="two", backend="hf"))
+
+
+def test_a_length_above_the_models(plan, checkpoint):
+    limited(checkpoint, max_position_embeddings=2048)
+    sampling = SUITE.alpaca_eval.sampling.model_copy(update={"max_model_len": 2049})
+    alpaca_eval = SUITE.model_copy(update={"alpaca_eval": SUITE.alpaca_eval.model_copy(update={"sampling": sampling})})
+    for suite in (alpaca_eval, changed_task("demo_choice", max_model_len=2049)):
+        with pytest.raises(
+            BadInput, match=r"max_model_len is above the model's own length \(2049\); expected at most 2048"
+        ):
+            plan(suite)
+    assert plan(changed_task("demo_choice", max_model_len=2048))

@@ -15,7 +15,7 @@ from halos_eval import hub
 from halos_eval.checkpoints.weights import Weights, inspect
 from halos_eval.config.suite import HarnessSettings, load_suite
 from halos_eval.data import prompts
-from halos_eval.errors import DataUnavailable, Incomplete, StoreError
+from halos_eval.errors import BadInput, DataUnavailable, Incomplete, StoreError
 from halos_eval.stages import fetch as module
 from halos_eval.stages.fetch import FetchConfig, fetch, unfetched
 from halos_eval.stages.harness.options import harness_identity
@@ -287,6 +287,8 @@ def test_a_staged_model_is_read_from_its_folder_under_its_commit(world, config, 
     adapter = make_adapter(tmp_path / "adapter", "meta/base")
     manifest = fetch(config(ONLY_ALPACA, str(adapter), "lab/model"))
     world.generation = 2
+    for name in ("hub/lab--model-1", "hub/meta--base-1"):
+        make_checkpoint(world.cache / name)
     found = inspect("lab/model", None, manifest)
     assert found == Weights(name="model", model=str(world.cache / "hub/lab--model-1"), digest="hub:lab/model-1")
     based = inspect(str(adapter), None, manifest)
@@ -294,6 +296,9 @@ def test_a_staged_model_is_read_from_its_folder_under_its_commit(world, config, 
     assert based.adapter == str(adapter)
     with pytest.raises(DataUnavailable, match="has no model lab/other"):
         inspect("lab/other", None, manifest)
+    (world.cache / "hub/lab--model-1/model.safetensors").unlink()
+    with pytest.raises(BadInput, match="lab/model has no safetensors weights"):
+        inspect("lab/model", None, manifest)
 
 
 def job(staged=None, **options):

@@ -9,6 +9,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from pydantic_settings import CliApp, get_subcommand
 
+from halos_eval.checkpoints.weights import inspect
 from halos_eval.cli.main import HalosEval
 from halos_eval.config.suite import TASK_NAME, HarnessSettings, SamplingSettings
 from halos_eval.errors import BadInput, EvaluationFailed, Incomplete, StoreError
@@ -18,12 +19,13 @@ from halos_eval.stages.harness.stage import harness
 from halos_eval.stages.identity import LOGIC, Job
 from halos_eval.stages.judge.options import JudgeConfig
 from halos_eval.stages.options import StageConfig
-from halos_eval.stages.run import Outcome
+from halos_eval.stages.run import Outcome, check_still_named, loading
 from halos_eval.stages.sample import SampleConfig, sample
 from halos_eval.storage import filesystem, layout
 from halos_eval.storage.claims import Busy
+from halos_eval.storage.journal import Journal
 from halos_eval.storage.records import CheckpointRef, Score, read_failure, read_record
-from tests.doubles import COVERAGE, USAGE, write_failure
+from tests.doubles import COVERAGE, USAGE, make_checkpoint, write_failure, write_safetensors
 
 # An argument of a process holds no NUL and no half of a surrogate pair. "None" is pydantic-settings' word for no value,
 # and argparse drops a value that is just "--" (until Python 3.13).
@@ -386,3 +388,37 @@ def test_a_damaged_record_is_made_again(job):
 def test_a_record_that_other_code_may_have_left_is_not_accepted(job):
     run.run(job, CONFIG, lambda: outcome(1))
     assert run.run(job, CONFIG, lambda: outcome(0.25), trusted=False).scores[0].value == 0.25
+
+
+def test_what_was_journaled_while_the_weights_changed_is_deleted(tmp_path):
+    folder = make_checkpoint(tmp_path / "kto")
+    weights = inspect(str(folder))
+    with Journal(str(tmp_path / "parts" / "f"), seconds=0) as journal:
+        journal.add("key", "answer")
+        check_still_named(weights, journal)
+        assert journal.load() == {"key": "answer"}
+        write_safetensors(folder / "model.safetensors", b"trained longer")
+        with pytest.raises(BadInput, match="was saved again while it was evaluated"):
+            check_still_named(weights, journal)
+        assert journal.load() == {}
+
+
+@pytest.mark.parametrize("saved_again", [False, True])
+@pytest.mark.parametrize("fails", [False, True])
+def test_weights_that_change_while_they_are_loaded_are_the_reason_of_what_follows(tmp_path, saved_again, fails):
+    folder = make_checkpoint(tmp_path / "kto")
+    weights = inspect(str(folder))
+
+    def load():
+        with loading(weights):
+            if saved_again:
+                write_safetensors(folder / "model.safetensors", b"trained longer")
+            if fails:
+                raise ValueError("incomplete header")
+
+    expected = BadInput if saved_again else ValueError
+    if saved_again or fails:
+        with pytest.raises(expected):
+            load()
+    else:
+        load()

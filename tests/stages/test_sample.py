@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from halos_eval.checkpoints.weights import inspect
 from halos_eval.data import prompts
 from halos_eval.digests import digest_bytes
-from halos_eval.errors import BadInput
+from halos_eval.errors import BadInput, EvaluationFailed
 from halos_eval.stages import sample as stage
 from halos_eval.stages.sample import SampleConfig, sample, sample_identity
 from halos_eval.storage.journal import Journal
@@ -156,3 +156,64 @@ def test_no_prompt_is_cut():
 def test_what_is_wrong_in_the_options(change):
     with pytest.raises(ValidationError):
         SampleConfig(model="m", **change)
+
+
+@pytest.fixture
+def engine(monkeypatch):
+    """``engine(loading=..., sampling=...)`` replaces vLLM: it calls these, and answers "four"."""
+
+    def make(loading=lambda: None, sampling=lambda: None, text="four"):
+        def generate(_llm, config, _weights, todo):
+            for key in todo:
+                sample = {"text": text, "tokens": 1, "finish": "stop"}
+                yield key, {"prompt_tokens": 1, "samples": [sample] * config.samples_per_prompt}
+            sampling()
+
+        monkeypatch.setattr(stage, "_load", lambda *_: loading())
+        monkeypatch.setattr(stage, "_tokenize", lambda _llm, _config, rows: [[1]] * len(rows))
+        monkeypatch.setattr(stage, "_generate", generate)
+
+    return make
+
+
+@pytest.mark.parametrize("when", ["loading", "sampling"])
+def test_weights_that_are_saved_again_get_no_record(options, engine, tmp_path, when):
+    def save():
+        write_safetensors(tmp_path / "kto" / "FINAL" / "model.safetensors", b"trained longer")
+
+    engine(**{when: save})
+    with pytest.raises(BadInput, match=r"FINAL was saved again .* none are recorded\. When it is saved, trigger"):
+        sample(SampleConfig(**options))
+    out = tmp_path / "out"
+    assert [path.name for path in out.rglob("*") if path.is_file()] == ["outputs.failure.json"]
+    engine()
+    record = sample(SampleConfig(**options))
+    assert record.checkpoint.digest == inspect(options["model"]).digest
+
+
+def test_weights_that_are_copied_again_are_the_same(options, engine, tmp_path):
+    path = tmp_path / "kto" / "FINAL" / "model.safetensors"
+    engine(loading=lambda: path.write_bytes(path.read_bytes()))
+    assert sample(SampleConfig(**options)).coverage.scored == 12
+
+
+@pytest.mark.parametrize("answers", ["sampled", "resumed"])
+def test_nothing_but_empty_answers_is_a_failure_and_sampled_again(options, engine, tmp_path, answers):
+    engine(text="")
+    if answers == "resumed":
+        answer(options, [""] * 12)
+    with pytest.raises(EvaluationFailed, match=r"all 12 answers of \S+ are empty; none are recorded"):
+        sample(SampleConfig(**options))
+    assert not (tmp_path / "out" / "outputs.json").exists()
+    assert read_record(str(tmp_path / "out" / "outputs.record.json")) is None
+    engine()
+    assert sample(SampleConfig(**options)).details["empty"] == 0
+
+
+def test_limits_of_the_model_are_checked_before_it_is_loaded(options, tmp_path):
+    config = {"tie_word_embeddings": True, "num_attention_heads": 9, "max_position_embeddings": 64}
+    (tmp_path / "kto" / "FINAL" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(BadInput, match="9 attention heads"):
+        sample(SampleConfig(**options, tensor_parallel_size=2))
+    with pytest.raises(BadInput, match="expected at most 64"):
+        sample(SampleConfig(**options, max_model_len=65))

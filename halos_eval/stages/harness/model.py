@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from halos_eval.checkpoints.weights import Weights
 from halos_eval.digests import digest_json
 from halos_eval.errors import BadInput
+from halos_eval.stages.adapter import check_applied_by_hf, check_applied_by_vllm
 from halos_eval.stages.chat_template import read_template
 from halos_eval.stages.harness.options import HarnessConfig
 from halos_eval.stages.vllm import VLLM_ENVIRONMENT, memory_arguments
@@ -60,6 +61,10 @@ def load_model(config: HarnessConfig, weights: Weights) -> LM:
         if weights.adapter:
             arguments["peft"] = weights.adapter
     model = get_model(config.backend)(**arguments)
+    if config.backend == "vllm":
+        check_applied_by_vllm(model.model, model.lora_request)
+    else:
+        check_applied_by_hf(model, weights.adapter)
     template = read_template(config.chat_template)
     if template:
         model.tokenizer.chat_template = model.hf_chat_template = template

@@ -17,7 +17,7 @@ from halos_eval.stages.harness.results import coverage_of, save, scores_of
 from halos_eval.stages.harness.task_index import task_manager
 from halos_eval.stages.harness.tasks import dataset_revisions, evaluate, include_paths, load_tasks
 from halos_eval.stages.identity import Job
-from halos_eval.stages.run import Outcome, reason_kept, run
+from halos_eval.stages.run import Outcome, check_still_named, loading, reason_kept, run
 from halos_eval.storage import filesystem, layout
 from halos_eval.storage.journal import Journal
 from halos_eval.storage.records import Record, Usage
@@ -29,6 +29,7 @@ def harness(config: HarnessConfig) -> Record:
     with reason_kept(config, record):
         manifest = config.load_manifest()
         weights = inspect(config.model, config.revision, manifest)
+        weights.limits.check(config.tensor_parallel_size if config.backend == "vllm" else 1, config.max_model_len)
         checkpoint = weights.reference(config.name, config.model)
         identity = harness_identity(
             config.task, config, config.include_path, config.chat_template, checkpoint, manifest
@@ -51,7 +52,8 @@ def _work(config: HarnessConfig, weights: Weights, job: Job) -> Outcome:
     began = time.monotonic()
     manager = task_manager([config.task], include_paths(config.include_path))
     tasks = load_tasks(config, manager)
-    model = load_model(config, weights)
+    with loading(weights):
+        model = load_model(config, weights)
     if config.confirm_unsafe_code:
         sandbox.close_network_in_children()  # after the start of the model's own processes, which need the network
     parts = filesystem.join(config.output_dir, "parts")
@@ -59,6 +61,7 @@ def _work(config: HarnessConfig, weights: Weights, job: Job) -> Outcome:
     with Journal(job.journal(parts, config.force), seconds=0) as journal:
         requests = journaled(model, journal, config.save_every)
         results = evaluate(config, model, manager, tasks)
+    check_still_named(weights, journal)
     filesystem.delete(job.record)  # an older record must not refer to the new files
     files = save(config.output_dir, results)
     scores, missing = scores_of(results)
