@@ -96,9 +96,10 @@ class Planner:
         """Return the job of one lm_eval task. On a cluster, tasks that execute code write to the outbox."""
         profile = profile_of(self.suite, self.checkpoint, settings.profile)
         harness = settings.harness()
-        chat_template = self.checkpoint.metadata.chat_template if settings.apply_chat_template else None
+        metadata = self.checkpoint.metadata
+        chat_template, stop = (metadata.chat_template, metadata.stop) if settings.apply_chat_template else (None, ())
         identity = harness_identity(
-            task, harness, self.suite.include_path, chat_template, self.reference, self.manifest
+            task, harness, self.suite.include_path, chat_template, self.reference, self.manifest, stop
         )
         folder = self._folder(identity)
         isolated = settings.confirm_unsafe_code and self.cluster.kubernetes
@@ -110,6 +111,7 @@ class Planner:
             output_dir=f"file://{self._outbox(task).mount_path}" if isolated else folder,
             include_path=self.suite.include_path,
             chat_template=chat_template,
+            stop=stop,
         )
         return self._plan(
             identity,
