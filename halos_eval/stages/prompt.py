@@ -12,7 +12,9 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from jinja2 import TemplateError
+from pydantic import BaseModel
 
+from halos_eval.config.settings import FROZEN
 from halos_eval.digests import digest_bytes
 from halos_eval.errors import BadInput
 from halos_eval.stages.chat_template import read_template
@@ -35,6 +37,21 @@ class Stops(NamedTuple):
     def all(self) -> list[str]:
         """All stop strings."""
         return [*self.texts, *self.tokens]
+
+
+class Request(BaseModel):
+    """One request to the model."""
+
+    model_config = FROZEN
+
+    title: str
+    """What it is for: the task or prompt set, and the number of the document or prompt."""
+    token_ids: list[int]
+    """Token ids of the prompt."""
+    continuation_ids: list[int] | None = None
+    """Token ids of the text whose log-likelihood is measured; None if the model generates an answer."""
+    stop: list[str] = []
+    """Strings at which the answer ends. The end tokens of the model stop, too."""
 
 
 class Prompting:

@@ -6,13 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from halos_eval.checkpoints.safetensors import ADAPTER_CONFIG, read_json
-from halos_eval.checkpoints.weights import hub_model, hub_name
+from halos_eval.checkpoints.weights import hub_model
 from halos_eval.errors import BadInput, DataUnavailable
 from halos_eval.hub import hub_errors
-from halos_eval.storage.manifest import Manifest
 
 
-def load_tokenizer(model: str, revision: str | None = None, manifest: Manifest | None = None) -> Any:
+def load_tokenizer(model: str, revision: str | None = None) -> Any:
     """Return the tokenizer of a folder, adapter or hub repository, without its weights.
 
     Raise BadInput, DataUnavailable.
@@ -20,17 +19,15 @@ def load_tokenizer(model: str, revision: str | None = None, manifest: Manifest |
     folder = Path(model)
     if (folder / ADAPTER_CONFIG).is_file() and not (folder / "tokenizer_config.json").is_file():
         adapter = read_json(str(folder / ADAPTER_CONFIG))
-        return load_tokenizer(str(adapter.get("base_model_name_or_path")), adapter.get("revision"), manifest)
+        return load_tokenizer(str(adapter.get("base_model_name_or_path")), adapter.get("revision"))
     if not folder.exists():
         hub_model(model)  # rejects what is no name of a repository
-        if manifest:
-            folder, revision = manifest.find("model", hub_name(model, revision)).location, None
-            model = str(folder)
     from transformers import AutoTokenizer
 
+    unusable: tuple[type[Exception], ...] = (*hub_errors(), OSError, ValueError)
     try:
         return AutoTokenizer.from_pretrained(model, revision=revision or "main", trust_remote_code=False)
-    except (*hub_errors(), OSError, ValueError) as error:
+    except unusable as error:
         if folder.exists():
             raise BadInput(
                 f"{model} has no usable tokenizer ({error}). Save the tokenizer beside the weights"

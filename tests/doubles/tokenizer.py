@@ -37,10 +37,7 @@ class Tokenizer:
 
     def encode(self, text, add_special_tokens=True):
         pattern = "|".join(map(re.escape, self.special)) or "(?!)"
-        ids = [
-            self.special.get(part, None) or ord(part)
-            for part in re.findall(f"{pattern}|.", text, re.DOTALL)
-        ]
+        ids = [self.special.get(part, None) or ord(part) for part in re.findall(f"{pattern}|.", text, re.DOTALL)]
         return [self.bos_token_id, *ids] if self.adds_bos and add_special_tokens else ids
 
     def decode(self, ids):

@@ -53,8 +53,10 @@ class Tally:
     @property
     def details(self) -> dict[str, float]:
         """The counts for the record. Those of generated answers are missing if the task generates none."""
-        generated = {name: self.answers[name] for name in ("cut_at_max_tokens", "empty")} if self._generated else {}
-        return {name: len(found) for name, found in self.documents.items()} | generated
+        details: dict[str, float] = {name: len(found) for name, found in self.documents.items()}
+        if self._generated:
+            details |= {name: self.answers[name] for name in ("cut_at_max_tokens", "empty")}
+        return details
 
 
 class Watch:
@@ -67,18 +69,18 @@ class Watch:
         self._cut = 0
         scored = model._loglikelihood_tokens
         # vLLM must generate a token after the scored ones; transformers is not given the last of these
-        room = model.max_length + (-1 if backend == "vllm" else 1)
+        longest = model.max_length + (-1 if backend == "vllm" else 1)
 
         def score(requests: list[Any], *rest: Any, **options: Any) -> Any:
             lengths = [len(context) + len(continuation) for _, context, continuation in requests]
-            self._truncated |= {number for number, length in enumerate(lengths) if length > room}
+            self._truncated |= {number for number, length in enumerate(lengths) if length > longest}
             return scored(requests, *rest, **options)
 
         model._loglikelihood_tokens = score
         model._model_generate = (self._vllm if backend == "vllm" else self._transformers)(model._model_generate)
 
     def begin(self, method: str, chunk: list[Instance]) -> None:
-        """Forget the previous chunk. Raise BadInput if a prompt of this one would have no room."""
+        """Forget the previous chunk. Raise BadInput if a prompt of this one would be truncated to nothing."""
         self._truncated, self._cut = set(), 0
         if method == "generate_until":
             self._truncated = {number for number, one in enumerate(chunk) if self._is_truncated(*one.args[:2])}
@@ -94,7 +96,7 @@ class Watch:
                 f"the task lets the model generate {most} tokens, which leaves no room for a prompt in "
                 f"{self._model.max_length}. Raise --max-model-len, or use another task for this model"
             )
-        return len(self._model.tok_encode(context)) + most > self._model.max_length
+        return bool(len(self._model.tok_encode(context)) + most > self._model.max_length)
 
     def _vllm(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def generate(requests: list[list[int]], generate: bool = False, **options: Any) -> Any:
@@ -144,7 +146,7 @@ def journaled(model: LM, journal: Journal, save_every: int, prompting: Prompting
         def answer(requests: list[Any], **options: Any) -> list[Any]:
             answers: list[Any] = []
             if method == "generate_until" and prompting.stops.all:
-                requests = [_with_stops(request, prompting.stops.all) for request in requests]
+                requests = [with_stops(request, prompting.stops.all) for request in requests]
             for start in range(0, len(requests), save_every):
                 chunk = requests[start : start + save_every]
                 key = digest_json([method, start, [request.args for request in chunk]])
@@ -165,7 +167,7 @@ def journaled(model: LM, journal: Journal, save_every: int, prompting: Prompting
     return tally
 
 
-def _with_stops(request: Instance, stop: list[str]) -> Instance:
+def with_stops(request: Instance, stop: list[str]) -> Instance:
     """Return a copy of the request that also ends at the strings ``stop``."""
     context, options = request.args
     until = options.get("until") or []

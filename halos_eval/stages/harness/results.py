@@ -80,5 +80,5 @@ def coverage_of(results: dict[str, Any]) -> Coverage:
 
 def examples_of(results: dict[str, Any]) -> dict[str, str]:
     """Return the number of few-shot examples that lm_eval used. It ignores num_fewshot for a task that fixes 0."""
-    numbers = sorted({str(number) for number in results.get("n-shot", {}).values()})
-    return {"prompt:num_fewshot": ",".join(numbers)} if numbers else {}
+    numbers = sorted(set(results.get("n-shot", {}).values()))
+    return {"prompt:num_fewshot": ",".join(map(str, numbers))} if numbers else {}
