@@ -93,8 +93,8 @@ class Watch:
         most = next((int(options[name]) for name in LIMITS if options.get(name) is not None), self._model.max_gen_toks)
         if most >= self._model.max_length:
             raise BadInput(
-                f"the task lets the model generate {most} tokens, which leaves no room for a prompt in "
-                f"{self._model.max_length}. Raise --max-model-len, or use another task for this model"
+                f"the task lets the model generate {most} tokens, which leaves none of its length of "
+                f"{self._model.max_length} for a prompt. Raise --max-model-len, or use another task for this model"
             )
         return bool(len(self._model.tok_encode(context)) + most > self._model.max_length)
 
@@ -145,8 +145,8 @@ def journaled(model: LM, journal: Journal, save_every: int, prompting: Prompting
 
         def answer(requests: list[Any], **options: Any) -> list[Any]:
             answers: list[Any] = []
-            if method == "generate_until" and prompting.stops.all:
-                requests = [with_stops(request, prompting.stops.all) for request in requests]
+            if method == "generate_until":
+                requests = [as_sent(request, prompting.stops.all) for request in requests]
             for start in range(0, len(requests), save_every):
                 chunk = requests[start : start + save_every]
                 key = digest_json([method, start, [request.args for request in chunk]])
@@ -167,11 +167,18 @@ def journaled(model: LM, journal: Journal, save_every: int, prompting: Prompting
     return tally
 
 
-def with_stops(request: Instance, stop: list[str]) -> Instance:
-    """Return a copy of the request that also ends at the strings ``stop``."""
+def as_sent(request: Instance, stop: list[str]) -> Instance:
+    """Return a copy of a generation request that also ends at the strings ``stop``, and is greedy by default.
+
+    lm_eval 0.4.13 describes greedy decoding as its default. Its vLLM backend instead samples at vLLM's temperature 1
+    for a task that sets neither ``do_sample`` nor ``temperature``.
+    """
     context, options = request.args
     until = options.get("until") or []
     until = [until] if isinstance(until, str) else until
+    own: dict[str, Any] = {"until": list(dict.fromkeys([*until, *stop]))}
+    if options.get("do_sample") is None and not options.get("temperature"):
+        own["do_sample"] = False
     found = copy.copy(request)
-    found.arguments = (context, options | {"until": list(dict.fromkeys([*until, *stop]))})
+    found.arguments = (context, options | own)
     return found

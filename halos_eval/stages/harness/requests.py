@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any
 
-from halos_eval.stages.harness.answers import with_stops
+from halos_eval.stages.harness.answers import as_sent
 from halos_eval.stages.harness.options import HarnessConfig
 from halos_eval.stages.harness.task_index import task_manager
 from halos_eval.stages.harness.tasks import evaluate, include_paths, load_tasks
@@ -71,7 +71,7 @@ def _recorder(prompting: Prompting, requests: list[Request]) -> LM:  # noqa: C90
 
         def generate_until(self, asked: list[Instance], **_: Any) -> list[str]:
             for one in asked:
-                context, options = with_stops(one, prompting.stops.all).args
+                context, options = as_sent(one, prompting.stops.all).args
                 requests.append(Request(title=_title(one), token_ids=prompting.encode(context), stop=options["until"]))
             return ["none"] * len(asked)
 

@@ -181,7 +181,9 @@ def test_a_generation_needs_room_for_its_prompt(name, tmp_path):
     tally = start(model, str(tmp_path))
     model.generate_until([generation(0, "aa", **{name: LENGTH - 2}), generation(1, "aaa", **{name: LENGTH - 2})])
     assert tally.details["truncated_prompts"] == 1
-    with pytest.raises(BadInput, match=r"generate 10 tokens.*no room for a prompt in 10. Raise --max-model-len"):
+    with pytest.raises(
+        BadInput, match=r"generate 10 tokens.*none of its length of 10 for a prompt. Raise --max-model-len"
+    ):
         model.generate_until([generation(0, "a", **{name: LENGTH})])
 
 
@@ -207,6 +209,25 @@ def test_a_generation_ends_with_the_turn(until, tmp_path):
     expected = {"#", END} | ({"\n"} if until else set())
     assert (context, set(options["until"]), len(options["until"])) == ("abc", expected, len(expected))
     assert repr(request) == before
+
+
+@pytest.mark.parametrize(
+    ("options", "added"),
+    [
+        ({}, {"do_sample": False}),
+        ({"temperature": 0}, {"do_sample": False}),
+        ({"temperature": 0.7}, {}),
+        ({"do_sample": True}, {}),
+        ({"do_sample": False, "temperature": 0.7}, {}),
+    ],
+    ids=str,
+)
+def test_an_answer_is_greedy_unless_the_task_says_otherwise(options, added, tmp_path):
+    model = Model()
+    start(model, str(tmp_path))
+    model.generate_until([generation(0, "abc", **options)])
+    ((_, (_, sent)),) = model.computed
+    assert sent == {"until": ["\n"], **options, **added}
 
 
 def test_transformers_ends_each_answer_at_special_tokens_and_says_what_it_cut(tmp_path):
