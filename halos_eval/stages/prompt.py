@@ -63,7 +63,9 @@ class Prompting:
         self.template = template
         self.without_system: set[str] = set()
         """Rendered prompts in which the text of a system turn is missing."""
-        self.special = {str(token): number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
+        # vLLM's tokenizer for files in Mistral's own format has no such list.
+        added = getattr(tokenizer, "added_tokens_decoder", {})
+        self.special = {str(token): number for number, token in added.items() if token.special}
         """Special tokens with their ids."""
         first = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
         self._beginning = "" if first is None else tokenizer.decode(first)
@@ -146,8 +148,9 @@ class Prompting:
         """Return the choice, for the provenance of a record."""
         text = PROBE if self.template is None else self.render([{"role": "user", "content": PROBE}])
         bos = self.tokenizer.bos_token_id
+        sent = bos is not None and self.encode(text)[:1] == [bos]
         return {
             "prompt:chat_template": "none" if self.template is None else digest_bytes(self.template.encode()),
-            "prompt:bos": self.tokenizer.bos_token if bos is not None and self.encode(text)[:1] == [bos] else "none",
+            "prompt:bos": str(getattr(self.tokenizer, "bos_token", bos)) if sent else "none",
             "prompt:stop": json.dumps(self.stops.all),
         }
