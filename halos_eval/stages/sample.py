@@ -112,10 +112,11 @@ def _work(config: SampleConfig, weights: Weights, job: Job, manifest: Manifest |
         token_ids = {key: _tokenize(way, row, llm.model_config.max_model_len) for key, row in todo.items()}
         loaded = time.monotonic()
         with journal:
-            journal.add(PROMPTING, prompting)
             for number, (key, answer) in enumerate(_generate(llm, config, weights, way.stops, token_ids), 1):
                 done[key] = answer
                 journal.add(key, answer)
+                if number == 1:
+                    journal.add(PROMPTING, prompting)
                 if number % max(1, len(todo) // 20) == 0:
                     log.info("sampled %d of %d prompts", len(done), len(prompt_set.rows))
     missing = [row["instruction"] for row in prompt_set.rows if _key(row) not in done]
