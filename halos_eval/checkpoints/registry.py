@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, date, datetime, time
 from typing import Annotated, Any, NamedTuple, Protocol, TypeVar
 
-from pydantic import BaseModel, BeforeValidator
+from pydantic import BaseModel, BeforeValidator, Field
 
 from halos_eval.config.settings import FROZEN
 from halos_eval.errors import BadInput, DataUnavailable, StoreError
@@ -42,8 +42,8 @@ class Metadata(BaseModel):
 
     chat_template: str | None = None
     """chatml, or a Jinja file beside the weights (default: the checkpoint's own template)."""
-    stop: tuple[str, ...] = ()
-    """Additional stop strings for sampling."""
+    stop: tuple[Annotated[str, Field(min_length=1)], ...] = ()
+    """Additional stop strings for sampling, and for tasks with the chat template."""
     profile: str | None = None
     """GPU profile from the cluster file (default: the suite's)."""
     tags: dict[str, str] = {}

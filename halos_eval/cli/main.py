@@ -15,6 +15,7 @@ from pydantic_settings import CliApp, CliSubCommand, SettingsError, get_subcomma
 from rich.console import Console
 
 from halos_eval.cli.commands import CheckpointsConfig, PlanConfig, PoolsConfig, checkpoints, plan
+from halos_eval.cli.prompt import PromptConfig, prompt
 from halos_eval.cli.show import show_manifest, show_record
 from halos_eval.config.cluster import load_cluster
 from halos_eval.config.settings import FROZEN
@@ -50,6 +51,8 @@ class HalosEval(BaseModel):
     """Write one row for each checkpoint as CSV."""
     plan: CliSubCommand[PlanConfig]
     """Print the jobs of a suite on a checkpoint, and the reasons."""
+    prompt: CliSubCommand[PromptConfig]
+    """Print the token ids, the text and the stop strings that a stage sends to a model."""
     checkpoints: CliSubCommand[CheckpointsConfig]
     """List the registered checkpoints, and the progress of each suite."""
     pools: CliSubCommand[PoolsConfig]
@@ -117,6 +120,8 @@ def _dispatch(command: object) -> None:
             print(f"summary: {command.output}")
         case PlanConfig():
             plan(command)
+        case PromptConfig():
+            prompt(command)
         case CheckpointsConfig():
             checkpoints(command)
         case PoolsConfig():

@@ -31,6 +31,10 @@ def _json_list(value: Any) -> Any:
         raise ValueError('expected a JSON list, such as ["###"]') from None
 
 
+# Decoded here, because pydantic-settings doubles the backslashes of a JSON list: "\n" would not be a newline.
+StopStrings = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], NoDecode, BeforeValidator(_json_list)]
+
+
 class SamplingSettings(BaseModel):
     """Settings for sampling answers; the defaults are those of HALOs."""
 
@@ -48,9 +52,8 @@ class SamplingSettings(BaseModel):
     """Number of answers to each prompt."""
     seed: int = 0
     """Seed. Each prompt derives its own seed from it, so the order of prompts does not matter."""
-    # Decoded here, because pydantic-settings doubles the backslashes of a JSON list: "\n" would not be a newline.
-    stop: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_json_list)] = ()
-    """Additional stop strings, as a JSON list. The model's end token always stops."""
+    stop: StopStrings = ()
+    """Additional stop strings, as a JSON list. The model's end token and the template's end of a turn always stop."""
     max_model_len: int | None = None
     """Longest prompt and answer in tokens (default: the model's own limit)."""
 

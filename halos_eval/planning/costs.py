@@ -133,11 +133,11 @@ def _as_now(job: PlannedJob, suite: Suite) -> bool:
     """Return whether a job was planned with the settings that the suite has now; a checkpoint may add stop strings."""
     if job.part not in suite.parts or job.identity is None:
         return False
-    settings, then = suite.settings_of(job.part), job.identity.settings
-    if isinstance(settings, AlpacaEvalSettings):
-        now = settings.sampling.model_dump(mode="json") | {"stop": then.get("stop")}
-        return job.stage == JUDGE or then == now
-    return then == settings.harness().model_dump(mode="json")
+    settings = suite.settings_of(job.part)
+    if job.stage == JUDGE:
+        return True
+    own = settings.sampling if isinstance(settings, AlpacaEvalSettings) else settings.harness()
+    return {**own.model_dump(mode="json"), "stop": None} == {**job.identity.settings, "stop": None}
 
 
 def _plan(url: str) -> Plan | None:

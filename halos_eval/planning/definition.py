@@ -121,9 +121,9 @@ class Definitions:
         settings = self.suite.settings_of(part)
         if isinstance(settings, AlpacaEvalSettings):
             return self._alpaca_eval(settings, metadata)
-        template = metadata.chat_template if settings.apply_chat_template else None
+        template, stop = (metadata.chat_template, metadata.stop) if settings.apply_chat_template else (None, ())
         path = self.suite.include_path
-        return (harness_identity(part, settings.harness(), path, template, ANY, self.manifest),)
+        return (harness_identity(part, settings.harness(), path, template, ANY, self.manifest, stop),)
 
     def _alpaca_eval(self, settings: AlpacaEvalSettings, metadata: Metadata) -> tuple[Identity, ...]:
         sampling = settings.sampling.model_copy(update={"stop": (*settings.sampling.stop, *metadata.stop)})

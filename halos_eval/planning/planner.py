@@ -102,6 +102,8 @@ class Planner:
         harness = settings.harness()
         gpus = self.cluster.gpu_profile(profile).parts if harness.backend == "vllm" else 1
         self.weights.limits.check(gpus, harness.max_model_len)
+        metadata = self.checkpoint.metadata
+        chat_template, stop = (metadata.chat_template, metadata.stop) if settings.apply_chat_template else (None, ())
         folder = self._folder(identity)
         isolated = settings.confirm_unsafe_code and self.cluster.kubernetes
         config = HarnessConfig(
@@ -111,7 +113,8 @@ class Planner:
             task=task,
             output_dir=f"file://{self._outbox(task).mount_path}" if isolated else folder,
             include_path=self.suite.include_path,
-            chat_template=self.checkpoint.metadata.chat_template if settings.apply_chat_template else None,
+            chat_template=chat_template,
+            stop=stop,
         )
         return self._plan(
             identity,

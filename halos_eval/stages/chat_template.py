@@ -11,7 +11,7 @@ from halos_eval.shipped import shipped
 def read_template(name: str | None) -> str | None:
     """Return the text of a chat template by its shipped name or its path; None for the checkpoint's own.
 
-    Raise BadInput if the template does not exist or is not valid Jinja.
+    Raise BadInput if the template does not exist, is empty or is not valid Jinja.
     """
     if name is None:
         return None
@@ -25,4 +25,8 @@ def read_template(name: str | None) -> str | None:
         raise BadInput(f"chat template {name} not found; expected chatml or the path of a Jinja file") from error
     except (TemplateSyntaxError, UnicodeDecodeError) as error:
         raise BadInput(f"chat template {name} is not valid Jinja: {error}") from error
+    if not text.strip():
+        raise BadInput(
+            f"chat template {name} is empty; expected a Jinja template. Leave it out for the checkpoint's own"
+        )
     return text

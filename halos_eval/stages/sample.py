@@ -26,6 +26,7 @@ from halos_eval.stages.adapter import check_applied_by_vllm
 from halos_eval.stages.chat_template import read_template
 from halos_eval.stages.identity import Identity, Job
 from halos_eval.stages.options import StageConfig
+from halos_eval.stages.prompt import Prompting, Stops
 from halos_eval.stages.run import Outcome, check_still_named, loading, reason_kept, run
 from halos_eval.stages.vllm import VLLM_ENVIRONMENT, memory_arguments
 from halos_eval.storage import filesystem, layout
@@ -39,7 +40,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-CHATML_END = "<|im_end|>"
+PROMPTING = "prompting"
+"""Key in the journal of how the prompts were made, beside those of the answers."""
 
 
 class SampleConfig(SamplingSettings, StageConfig):
@@ -102,6 +104,7 @@ def _work(config: SampleConfig, weights: Weights, job: Job, manifest: Manifest |
     parts = f"{config.output.removesuffix('.json')}.parts"
     journal = Journal(job.journal(parts, config.force))
     done = journal.load()
+    prompting = done.pop(PROMPTING, {})
     todo = {_key(row): row for row in prompt_set.rows if _key(row) not in done}
     log.info("%d of %d prompts already have answers", len(done), len(prompt_set.rows))
     loaded = began
@@ -109,14 +112,16 @@ def _work(config: SampleConfig, weights: Weights, job: Job, manifest: Manifest |
         with loading(weights):
             llm = _load(config, weights)
             check_applied_by_vllm(llm, _adapter(weights))  # vLLM reads an adapter when it is first used
-        token_ids = _tokenize(llm, config, list(todo.values()))
+        way = Prompting.chat(llm.get_tokenizer(), config.chat_template, config.stop, config.model)
+        prompting = way.described()
+        token_ids = {key: _tokenize(way, row, llm.model_config.max_model_len) for key, row in todo.items()}
         loaded = time.monotonic()
         with journal:
-            for number, (key, answer) in enumerate(
-                _generate(llm, config, weights, dict(zip(todo, token_ids, strict=True))), 1
-            ):
+            for number, (key, answer) in enumerate(_generate(llm, config, weights, way.stops, token_ids), 1):
                 done[key] = answer
                 journal.add(key, answer)
+                if number == 1:
+                    journal.add(PROMPTING, prompting)
                 if number % max(1, len(todo) // 20) == 0:
                     log.info("sampled %d of %d prompts", len(done), len(prompt_set.rows))
     missing = [row["instruction"] for row in prompt_set.rows if _key(row) not in done]
@@ -125,7 +130,8 @@ def _work(config: SampleConfig, weights: Weights, job: Job, manifest: Manifest |
     check_still_named(weights, journal)
     _check_answers(config, done, journal)
     resumed = 1 - len(todo) / len(done)
-    return _write(config, job, prompt_set, done, (began, loaded), resumed).model_copy(update={"parts": parts})
+    outcome = _write(config, job, prompt_set, done, (began, loaded), resumed)
+    return outcome.model_copy(update={"parts": parts, "inputs": prompting | outcome.inputs})
 
 
 def _check_answers(config: SampleConfig, done: dict[str, Any], journal: Journal) -> None:
@@ -173,32 +179,18 @@ def _adapter(weights: Weights) -> LoRARequest | None:
     return LoRARequest("adapter", 1, weights.adapter)
 
 
-def _tokenize(llm: LLM, config: SampleConfig, rows: list[dict[str, Any]]) -> list[list[int]]:
-    """Apply the chat template to each prompt. Raise BadInput if there is no template or a prompt is too long."""
-    tokenizer = llm.get_tokenizer()
-    template = read_template(config.chat_template)
-    if template is None and not getattr(tokenizer, "chat_template", None):
+def _tokenize(prompting: Prompting, row: dict[str, Any], limit: int) -> list[int]:
+    """Return the token ids of a prompt. Raise BadInput if they and one more do not fit in ``limit`` tokens."""
+    ids = prompting.encode(prompting.render([{"role": "user", "content": row["instruction"]}]))
+    if len(ids) >= limit:
         raise BadInput(
-            f"{config.model} has no chat template; it may be a base model. Set --chat-template chatml for HALOs' own, "
-            "or the path of a Jinja file"
+            f"a prompt is too long ({len(ids)} tokens: {row['instruction'][:80]!r}); expected fewer than {limit}. "
+            "Raise --max-model-len, or remove the prompt; prompts are never truncated"
         )
-    limit = llm.model_config.max_model_len
-    all_ids = []
-    for row in rows:
-        turns = [{"role": "user", "content": row["instruction"]}]
-        ids = tokenizer.apply_chat_template(
-            turns, chat_template=template, add_generation_prompt=True, return_dict=False
-        )
-        if len(ids) >= limit:
-            raise BadInput(
-                f"a prompt is too long ({len(ids)} tokens: {row['instruction'][:80]!r}); expected fewer than {limit}. "
-                "Raise --max-model-len, or remove the prompt; prompts are never truncated"
-            )
-        all_ids.append(list(ids))
-    return all_ids
+    return ids
 
 
-def _generate(llm: LLM, config: SampleConfig, weights: Weights, todo: dict[str, list[int]]) -> Any:
+def _generate(llm: LLM, config: SampleConfig, weights: Weights, stops: Stops, todo: dict[str, list[int]]) -> Any:
     """Yield (key, answer) in the order in which prompts finish; all prompts are in flight at once.
 
     The loop steps the engine itself, because ``LLM.generate`` returns nothing before the last prompt is finished.
@@ -207,9 +199,8 @@ def _generate(llm: LLM, config: SampleConfig, weights: Weights, todo: dict[str, 
 
     lora = _adapter(weights)
     engine = llm.llm_engine
-    stops = _stops(llm, config)
     for key, ids in todo.items():
-        engine.add_request(key, TokensPrompt(prompt_token_ids=ids), _params(config, key, *stops), lora_request=lora)
+        engine.add_request(key, TokensPrompt(prompt_token_ids=ids), _params(config, key, stops), lora_request=lora)
     while engine.has_unfinished_requests():
         for output in engine.step():
             if output.finished:
@@ -225,20 +216,7 @@ def _generate(llm: LLM, config: SampleConfig, weights: Weights, todo: dict[str, 
                 )
 
 
-def _stops(llm: LLM, config: SampleConfig) -> tuple[list[str], list[int]]:
-    """Return the stop strings, and the ids of those that are special tokens.
-
-    Special tokens need ids, because vLLM looks for stop strings in text without special tokens. ChatML templates end
-    each turn with ``<|im_end|>``, also for base models with another end token.
-    """
-    tokenizer = llm.get_tokenizer()
-    template = read_template(config.chat_template) or str(getattr(tokenizer, "chat_template", None) or "")
-    stop = dict.fromkeys([*config.stop, *([CHATML_END] if CHATML_END in template else [])])
-    special = {str(token): number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
-    return [text for text in stop if text not in special], [special[text] for text in stop if text in special]
-
-
-def _params(config: SampleConfig, key: str, stop: list[str], stop_token_ids: list[int]) -> SamplingParams:
+def _params(config: SampleConfig, key: str, stops: Stops) -> SamplingParams:
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind
 
@@ -250,8 +228,9 @@ def _params(config: SampleConfig, key: str, stop: list[str], stop_token_ids: lis
         top_p=config.top_p,
         max_tokens=config.max_tokens,
         seed=seed,
-        stop=stop,
-        stop_token_ids=stop_token_ids,
+        stop=list(stops.texts),
+        # vLLM looks for stop strings in the text without special tokens
+        stop_token_ids=list(stops.tokens.values()),
         output_kind=RequestOutputKind.FINAL_ONLY,
     )
 

@@ -90,7 +90,7 @@ class Provenance(BaseModel):
     config: dict[str, Any]
     """All options of the command, including defaults."""
     inputs: dict[str, str]
-    """Revision or content digest of every input."""
+    """Revision or content digest of every input; with the prefix ``prompt:``, how prompts were made."""
     packages: dict[str, str]
     """Version of every installed package that can affect scores."""
     commit: str | None

@@ -28,7 +28,7 @@ from halos_eval.storage.records import Score, Usage, write_model
 from tests.doubles import USAGE, finish, make_checkpoint, make_manifest, make_record, write_failure
 
 LOGS = Path(__file__).parents[1] / "reports" / "logs"
-COMMANDS = ["fetch", "sample", "judge", "harness", "summarize", "plan", "checkpoints", "pools"]
+COMMANDS = ["fetch", "sample", "judge", "harness", "summarize", "plan", "prompt", "checkpoints", "pools"]
 CLASSES = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, errors.HalosEvalError)]
 
 
@@ -173,6 +173,12 @@ def test_an_invalid_command(call, argv):
         (["harness", "/kto", "--task=../x", "--output-dir=/o"], "--task: "),
         (["harness", "/kto", "--task=x", "--output-dir=/o", "--fewshot-as-multiturn"], "requires apply_chat_template"),
         (["judge", "/nowhere.json", "--output-dir=/o"], "/nowhere.json not found"),
+        (["prompt", "/nowhere/kto"], "/nowhere/kto is neither a folder nor a hub repository"),
+        (["prompt", "/kto", "--first=0"], "--first: "),
+        (["prompt", "/kto", '--stop=[""]'], "--stop-0: String should have at least 1 character"),
+        (["prompt", "/kto", "--num-fewshot=1", "--apply-chat-template"], "apply_chat_template, num_fewshot requires"),
+        (["prompt", "/kto", "--task=x", "--prompts=demo"], "prompts cannot be used with --task"),
+        (["prompt", "/kto", "--task=x", "--fewshot-as-multiturn"], "requires apply_chat_template"),
     ],
 )
 def test_bad_input_is_one_line(call, argv, words, tmp_path, monkeypatch):

@@ -58,7 +58,9 @@ def by_title(plan):
 def identity_of(config, manifest=None):
     """Return the identity that the harness stage computes."""
     checkpoint = inspect(config.model).reference(config.name, config.model)
-    return harness_identity(config.task, config, config.include_path, config.chat_template, checkpoint, manifest)
+    return harness_identity(
+        config.task, config, config.include_path, config.chat_template, checkpoint, manifest, config.stop
+    )
 
 
 def finish_for_real(job):
@@ -214,8 +216,9 @@ def test_metadata_of_the_checkpoint(plan, checkpoint):
     assert found.tags == {"method": "kto"}
     sample = parse(list(jobs["sample"].argv))
     assert (sample.stop, sample.chat_template) == (("###", "\n\n"), "chatml")
-    # A template affects only the tasks that use it. The others must not run again when it changes.
-    assert parse(list(jobs["ifeval"].argv)).chat_template == "chatml"
+    # They affect only the tasks with a chat template. The others must not run again when they change.
+    ifeval = parse(list(jobs["ifeval"].argv))
+    assert (ifeval.stop, ifeval.chat_template) == (("###", "\n\n"), "chatml")
     assert jobs["demo_choice"] == by_title(plan())["demo_choice"]
     assert jobs["sample"].fingerprint != by_title(plan())["sample"].fingerprint
 

@@ -93,9 +93,9 @@ def test_a_killed_task_is_resumed_to_the_same_scores(fork, tiny, tmp_path):
     assert not (killed / "record.json").exists()
     again = fork(*words, f"--output-dir={killed}")
     assert again.returncode == 0, again.stderr[-2000:]
-    assert again.stderr.count("halos_eval.stages.harness.model: generate_until") == 8 - kept
+    assert again.stderr.count("halos_eval.stages.harness.answers: generate_until") == 8 - kept
     first, second = record_of(whole), record_of(killed)
-    for part in ("fingerprint", "identity", "scores", "coverage", "missing"):
+    for part in ("fingerprint", "identity", "scores", "coverage", "missing", "details"):
         assert first[part] == second[part]
     assert (first["usage"]["resumed"], 0 < second["usage"]["resumed"] < 1) == (0, True)
     assert samples_of(whole, "demo_arithmetic") == samples_of(killed, "demo_arithmetic")

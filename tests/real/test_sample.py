@@ -44,9 +44,9 @@ def wait_for_parts(folder, process, least=1):
 
 
 def journaled(folder):
-    """What a journal holds, by key."""
+    """The answers that a journal holds, by key."""
     lines = [line for part in sorted(folder.rglob("*.jsonl")) for line in part.read_text().splitlines()]
-    return dict(json.loads(line) for line in lines)
+    return {key: value for key, value in map(json.loads, lines) if "samples" in value}
 
 
 def prompts_file(path, *instructions):

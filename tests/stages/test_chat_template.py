@@ -38,3 +38,9 @@ def test_what_is_no_template(tmp_path, content):
     (tmp_path / "a.jinja").write_bytes(content)
     with pytest.raises(BadInput, match="is not valid Jinja"):
         read_template(str(tmp_path / "a.jinja"))
+
+
+def test_an_empty_file_is_no_template(tmp_path):
+    (tmp_path / "a.jinja").write_text(" \n")
+    with pytest.raises(BadInput, match="is empty"):
+        read_template(str(tmp_path / "a.jinja"))

@@ -36,6 +36,7 @@ HARD = st.lists(
 )
 TEXT = (st.text(CHARACTERS, max_size=12) | HARD.map("".join)).filter(lambda text: text not in UNSPEAKABLE)
 OPTIONAL_TEXT = st.none() | TEXT
+STOP = st.lists(TEXT.filter(bool), max_size=3).map(tuple)
 SHARE = st.floats(0, 1, exclude_min=True)
 COUNT = st.integers(1, 2**40)
 DTYPE = st.sampled_from(["auto", "bfloat16", "float16", "float32"])
@@ -64,7 +65,7 @@ CONFIGS = {
         "max_tokens": COUNT,
         "samples_per_prompt": COUNT,
         "seed": st.integers(),
-        "stop": st.lists(TEXT, max_size=3).map(tuple),
+        "stop": STOP,
         "prompts": TEXT,
         "output": TEXT,
         **VLLM,
@@ -82,6 +83,7 @@ CONFIGS = {
         "output_dir": TEXT,
         "include_path": OPTIONAL_TEXT,
         "save_every": COUNT,
+        "stop": STOP,
         **VLLM,
     },
     JudgeConfig: {"outputs": TEXT, "reference": TEXT, "judge": TEXT, "output_dir": TEXT, "concurrency": COUNT},
@@ -106,7 +108,8 @@ SCORED = {
 }  # fmt: skip
 PLACEMENT = {
     SampleConfig: MODEL_PLACEMENT | {"prompts", "output"},
-    HarnessConfig: MODEL_PLACEMENT | {"task", "output_dir", "include_path", "save_every"},
+    # stop and chat_template are in the fingerprint of a task that applies the chat template (harness/test_stage.py)
+    HarnessConfig: MODEL_PLACEMENT | {"task", "output_dir", "include_path", "save_every", "stop"},
     JudgeConfig: COMMON_PLACEMENT | {"outputs", "reference", "judge", "output_dir", "concurrency"},
 }
 SMALLEST = {

@@ -13,10 +13,12 @@ from halos_eval.data import prompts
 from halos_eval.digests import digest_bytes
 from halos_eval.errors import BadInput, EvaluationFailed
 from halos_eval.stages import sample as stage
+from halos_eval.stages.prompt import Prompting
 from halos_eval.stages.sample import SampleConfig, sample, sample_identity
 from halos_eval.storage.journal import Journal
 from halos_eval.storage.records import read_record
 from tests.doubles import make_checkpoint, write_safetensors
+from tests.doubles.tokenizer import Tokenizer
 
 PROMPTS = prompts.load("demo", "prompts").rows
 
@@ -119,39 +121,33 @@ def test_other_weights_and_other_prompts_are_another_job(options, tmp_path):
     assert identity(options).fingerprint != before.fingerprint
 
 
-def llm(template, limit=100):
-    """An engine whose tokens are the prompt's characters."""
-
-    def apply_chat_template(turns, chat_template, **_):
-        return [ord(letter) for letter in (chat_template or template) + turns[0]["content"]]
-
-    tokenizer = SimpleNamespace(chat_template=template, apply_chat_template=apply_chat_template)
-    return SimpleNamespace(get_tokenizer=lambda: tokenizer, model_config=SimpleNamespace(max_model_len=limit))
-
-
-def test_the_checkpoints_own_template_is_used():
-    assert stage._tokenize(llm("T"), SampleConfig(model="m"), [{"instruction": "ab"}]) == [[84, 97, 98]]
-
-
-def test_a_template_of_ones_own_replaces_it(tmp_path):
-    (tmp_path / "a.jinja").write_text("U")
-    config = SampleConfig(model="m", chat_template=str(tmp_path / "a.jinja"))
-    assert stage._tokenize(llm(None), config, [{"instruction": "ab"}]) == [[85, 97, 98]]
-
-
-def test_a_base_model_needs_a_template():
-    with pytest.raises(BadInput, match=r"m has no chat template.*--chat-template chatml"):
-        stage._tokenize(llm(None), SampleConfig(model="m"), [{"instruction": "ab"}])
-
-
 def test_no_prompt_is_cut():
-    rows = [{"instruction": "a"}, {"instruction": "b" * 9}]
+    prompting = Prompting(Tokenizer(), "T{{ messages[0].content }}")
+    assert stage._tokenize(prompting, {"instruction": "a" * 8}, 10) == prompting.encode("T" + "a" * 8)
     with pytest.raises(BadInput, match=r"too long \(10 tokens: 'bbbbbbbbb'\); expected fewer than 10"):
-        stage._tokenize(llm("T", limit=10), SampleConfig(model="m"), rows)
+        stage._tokenize(prompting, {"instruction": "b" * 9}, 10)
+
+
+def test_the_record_says_how_the_prompts_of_a_killed_run_were_made(options):
+    answer(options, ["x"] * 12)
+    with Journal(identity(options).journal(f"{options['output'].removesuffix('.json')}.parts", False)) as journal:
+        journal.add(stage.PROMPTING, {"prompt:bos": "<s>"})
+    record = sample(SampleConfig(**options))
+    assert record.provenance.inputs["prompt:bos"] == "<s>"
+    assert record.coverage.attempted == record.coverage.scored == 12
 
 
 @pytest.mark.parametrize(
-    "change", [{"temperature": -1}, {"top_p": 0}, {"top_p": 1.1}, {"max_tokens": 0}, {"stop": "###"}, {"temp": 1}]
+    "change",
+    [
+        {"temperature": -1},
+        {"top_p": 0},
+        {"top_p": 1.1},
+        {"max_tokens": 0},
+        {"stop": "###"},
+        {"stop": ("",)},
+        {"temp": 1},
+    ],
 )
 def test_what_is_wrong_in_the_options(change):
     with pytest.raises(ValidationError):
@@ -163,14 +159,20 @@ def engine(monkeypatch):
     """``engine(loading=..., sampling=...)`` replaces vLLM: it calls these, and answers "four"."""
 
     def make(loading=lambda: None, sampling=lambda: None, text="four"):
-        def generate(_llm, config, _weights, todo):
+        def generate(_llm, config, _weights, _stops, todo):
             for key in todo:
                 sample = {"text": text, "tokens": 1, "finish": "stop"}
                 yield key, {"prompt_tokens": 1, "samples": [sample] * config.samples_per_prompt}
             sampling()
 
-        monkeypatch.setattr(stage, "_load", lambda *_: loading())
-        monkeypatch.setattr(stage, "_tokenize", lambda _llm, _config, rows: [[1]] * len(rows))
+        def load(*_):
+            loading()
+            return SimpleNamespace(
+                get_tokenizer=lambda: Tokenizer(chat_template="{{ messages[0]['content'] }}"),
+                model_config=SimpleNamespace(max_model_len=1000),
+            )
+
+        monkeypatch.setattr(stage, "_load", load)
         monkeypatch.setattr(stage, "_generate", generate)
 
     return make

@@ -1,32 +1,24 @@
-"""The model under test, loaded with vLLM or transformers. Its answers are journaled, so that a killed run resumes."""
+"""The model under test, loaded with vLLM or transformers, and how it gets its prompts."""
 
 from __future__ import annotations
 
-import logging
 import os
-from collections import Counter
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from halos_eval.checkpoints.weights import Weights
-from halos_eval.digests import digest_json
-from halos_eval.errors import BadInput
 from halos_eval.stages.adapter import check_applied_by_hf, check_applied_by_vllm
-from halos_eval.stages.chat_template import read_template
 from halos_eval.stages.harness.options import HarnessConfig
+from halos_eval.stages.prompt import Prompting
 from halos_eval.stages.vllm import VLLM_ENVIRONMENT, memory_arguments
-from halos_eval.storage.journal import Journal
 
 if TYPE_CHECKING:
     from lm_eval.api.model import LM
-
-log = logging.getLogger(__name__)
 
 HF_BATCH_SIZE = 4  # as in HALOs, whose README warns against auto with gsm8k_cot
 
 
 def load_model(config: HarnessConfig, weights: Weights) -> LM:
-    """Return the model as an lm_eval LM. Raise BadInput if it needs a chat template and has none."""
+    """Return the model as an lm_eval LM."""
     os.environ.update(VLLM_ENVIRONMENT)
     from lm_eval.api.registry import get_model
 
@@ -65,43 +57,14 @@ def load_model(config: HarnessConfig, weights: Weights) -> LM:
         check_applied_by_vllm(model.model, model.lora_request)
     else:
         check_applied_by_hf(model, weights.adapter)
-    template = read_template(config.chat_template)
-    if template:
-        model.tokenizer.chat_template = model.hf_chat_template = template
-    if config.apply_chat_template and not model.tokenizer.chat_template:
-        raise BadInput(
-            f"{config.model} has no chat template. Set --chat-template chatml, or turn apply_chat_template off"
-        )
     return model
 
 
-def journaled(model: LM, journal: Journal, save_every: int) -> Counter[str]:
-    """Make the model's three methods journal finished chunks, and skip these in a later run.
-
-    Chunks are cut from the whole list of requests, so a resumed run forms the same batches and gets the same numbers.
-    Return a counter of requests, ``computed`` or ``resumed``, that is updated as they are answered.
-    """
-    done = journal.load()
-    requests_by: Counter[str] = Counter()
-
-    def resumable(method: str) -> Callable[[list[Any]], list[Any]]:
-        compute = getattr(model, method)
-
-        def answer(requests: list[Any], **options: Any) -> list[Any]:
-            answers: list[Any] = []
-            for start in range(0, len(requests), save_every):
-                chunk = requests[start : start + save_every]
-                key = digest_json([method, start, [request.args for request in chunk]])
-                requests_by["resumed" if key in done else "computed"] += len(chunk)
-                if key not in done:
-                    done[key] = compute(chunk, **options)
-                    journal.add(key, done[key])
-                    log.info("%s: %d of %d requests", method, start + len(chunk), len(requests))
-                answers += [tuple(one) if isinstance(one, list) else one for one in done[key]]
-            return answers
-
-        return answer
-
-    for method in ("loglikelihood", "loglikelihood_rolling", "generate_until"):
-        setattr(model, method, resumable(method))
-    return requests_by
+def prompting_of(config: HarnessConfig, model: LM) -> Prompting:
+    """Return how the model gets its prompts, and let lm_eval ask there. Raise BadInput without a chat template."""
+    if not config.apply_chat_template:
+        return Prompting(model.tokenizer)
+    prompting = Prompting.chat(model.tokenizer, config.chat_template, config.stop, config.model)
+    model.apply_chat_template = prompting.render
+    model.tokenizer.chat_template = prompting.template  # lm_eval writes it to its results
+    return prompting

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from pydantic import Field
 from pydantic_settings import CliPositionalArg
 
-from halos_eval.config.suite import TASK_NAME, HarnessSettings
+from halos_eval.config.suite import TASK_NAME, HarnessSettings, StopStrings
 from halos_eval.digests import digest_bytes
 from halos_eval.shipped import shipped
 from halos_eval.stages.chat_template import read_template
@@ -33,6 +34,8 @@ class HarnessConfig(HarnessSettings, StageConfig):
     """Folder with your own task files."""
     chat_template: str | None = None
     """chatml (HALOs' own) or a Jinja file (default: the checkpoint's own); used with apply_chat_template."""
+    stop: StopStrings = ()
+    """Additional stop strings, as a JSON list; used with apply_chat_template. The end of a turn always stops then."""
     tensor_parallel_size: int = Field(1, ge=1)
     """GPUs to split the model over (vllm)."""
     gpu_memory_utilization: float = Field(0.9, gt=0, le=1)
@@ -50,17 +53,20 @@ def harness_identity(
     chat_template: str | None,
     checkpoint: CheckpointRef,
     manifest: Manifest | None = None,
+    stop: tuple[str, ...] = (),
 ) -> Identity:
     """Return the identity. lm_eval's own tasks are pinned by its version, others by the content of their folder.
 
     Their data is pinned by the digest in the manifest. Raise BadInput, or DataUnavailable with the manifest's reason
-    if the task is unavailable.
+    if the task is unavailable. Chat template and stop strings count only where a chat template is applied.
     """
     own = shipped("tasks")
     inputs = {"model": checkpoint.digest}
     if manifest and manifest.needs(task):
         inputs["data"] = manifest.digest(task)
-    if template := read_template(chat_template):
+    chosen: dict[str, Any] = settings.model_dump(mode="json", include=set(HarnessSettings.model_fields))
+    template = read_template(chat_template)
+    if template and settings.apply_chat_template:
         inputs["chat_template"] = digest_bytes(template.encode())
     if (own / f"{task}.yaml").is_file():
         inputs["task"] = digest_folder(own)
@@ -68,11 +74,13 @@ def harness_identity(
         inputs["include_path"] = digest_folder(Path(include_path))
         if outside := digest_outside(Path(include_path)):
             inputs["task_data"] = outside
+    if stop and settings.apply_chat_template:
+        chosen["stop"] = list(stop)
     return Identity(
         stage="harness",
         task=task,
         checkpoint=checkpoint,
-        settings=settings.model_dump(mode="json", include=set(HarnessSettings.model_fields)),
+        settings=chosen,
         inputs=inputs,
         packages=("lm-eval", "vllm") if settings.backend == "vllm" else ("lm-eval",),
     )

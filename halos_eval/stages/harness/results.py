@@ -76,3 +76,9 @@ def coverage_of(results: dict[str, Any]) -> Coverage:
     counts = results.get("n-samples", {})
     scored = sum(len({row["doc_id"] for row in rows}) for rows in results["samples"].values())
     return Coverage(attempted=sum(count["effective"] for count in counts.values()), scored=scored)
+
+
+def examples_of(results: dict[str, Any]) -> dict[str, str]:
+    """Return the number of few-shot examples that lm_eval used. It ignores num_fewshot for a task that fixes 0."""
+    numbers = sorted(set(results.get("n-shot", {}).values()))
+    return {"prompt:num_fewshot": ",".join(map(str, numbers))} if numbers else {}

@@ -11,9 +11,10 @@ import time
 from halos_eval.checkpoints.weights import Weights, check_fetched, inspect
 from halos_eval.data.replay import replayed
 from halos_eval.stages.harness import sandbox
-from halos_eval.stages.harness.model import journaled, load_model
+from halos_eval.stages.harness.answers import Watch, journaled
+from halos_eval.stages.harness.model import load_model, prompting_of
 from halos_eval.stages.harness.options import HarnessConfig, harness_identity
-from halos_eval.stages.harness.results import coverage_of, save, scores_of
+from halos_eval.stages.harness.results import coverage_of, examples_of, save, scores_of
 from halos_eval.stages.harness.task_index import task_manager
 from halos_eval.stages.harness.tasks import dataset_revisions, evaluate, include_paths, load_tasks
 from halos_eval.stages.identity import Job
@@ -32,7 +33,7 @@ def harness(config: HarnessConfig) -> Record:
         weights.limits.check(config.tensor_parallel_size if config.backend == "vllm" else 1, config.max_model_len)
         checkpoint = weights.reference(config.name, config.model)
         identity = harness_identity(
-            config.task, config, config.include_path, config.chat_template, checkpoint, manifest
+            config.task, config, config.include_path, config.chat_template, checkpoint, manifest, config.stop
         )
         job = identity.at(record)
 
@@ -54,12 +55,14 @@ def _work(config: HarnessConfig, weights: Weights, job: Job) -> Outcome:
     tasks = load_tasks(config, manager)
     with loading(weights):
         model = load_model(config, weights)
+    prompting = prompting_of(config, model)
+    watch = Watch(model, config.backend, prompting)
     if config.confirm_unsafe_code:
         sandbox.close_network_in_children()  # after the start of the model's own processes, which need the network
     parts = filesystem.join(config.output_dir, "parts")
     loaded = time.monotonic()
     with Journal(job.journal(parts, config.force), seconds=0) as journal:
-        requests = journaled(model, journal, config.save_every)
+        tally = journaled(model, journal, config.save_every, prompting, watch)
         results = evaluate(config, model, manager, tasks)
     check_still_named(weights, journal)
     filesystem.delete(job.record)  # an older record must not refer to the new files
@@ -69,12 +72,13 @@ def _work(config: HarnessConfig, weights: Weights, job: Job) -> Outcome:
         scores=tuple(scores),
         missing=missing,
         coverage=coverage_of(results),
+        details=tally.details,
         usage=Usage(
             load_seconds=loaded - began,
             work_seconds=time.monotonic() - loaded,
-            resumed=requests["resumed"] / max(1, requests.total()),
+            resumed=tally.requests["resumed"] / max(1, tally.requests.total()),
         ),
         files=files,
-        inputs=dataset_revisions(tasks),
+        inputs=dataset_revisions(tasks) | prompting.described() | examples_of(results),
         parts=parts,
     )

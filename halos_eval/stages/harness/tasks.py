@@ -62,8 +62,13 @@ def _executes_code(manager: TaskManager, task: str) -> bool:
     return bool(path and load_yaml(path, resolve_func=False, recursive=True).get("unsafe_code"))
 
 
-def evaluate(config: HarnessConfig, model: LM, manager: TaskManager, tasks: list[Any]) -> dict[str, Any]:
-    """Return lm_eval's results for ``tasks``. Raise EvaluationFailed if there are none."""
+def evaluate(
+    config: HarnessConfig, model: LM, manager: TaskManager, tasks: list[Any], predict_only: bool = False
+) -> dict[str, Any]:
+    """Return lm_eval's results for ``tasks``; with ``predict_only``, answers are not scored.
+
+    Raise EvaluationFailed if there are none.
+    """
     from lm_eval import simple_evaluate
 
     python_seed, numpy_seed, torch_seed, fewshot_seed = config.seed
@@ -80,6 +85,7 @@ def evaluate(config: HarnessConfig, model: LM, manager: TaskManager, tasks: list
         torch_random_seed=torch_seed,
         fewshot_random_seed=fewshot_seed,
         confirm_run_unsafe_code=config.confirm_unsafe_code,
+        predict_only=predict_only,
     )
     if not results or not results.get("results"):
         raise EvaluationFailed(f"lm_eval returned no results for {config.task}. Its log above has the reason")

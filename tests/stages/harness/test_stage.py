@@ -1,31 +1,20 @@
-"""The harness stage without lm_eval: identity, resuming, and scores from results."""
+"""The harness stage without lm_eval: identity, and scores from results."""
 
 from __future__ import annotations
 
 import math
 from types import SimpleNamespace
-from uuid import uuid4
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from halos_eval.checkpoints.weights import Weights
 from halos_eval.errors import BadInput, EvaluationFailed
-from halos_eval.stages.harness.model import journaled
 from halos_eval.stages.harness.options import HarnessConfig, harness_identity
-from halos_eval.stages.harness.results import coverage_of, scores_of
+from halos_eval.stages.harness.results import coverage_of, examples_of, scores_of
 from halos_eval.stages.harness.tasks import dataset_revisions
-from halos_eval.storage import filesystem
-from halos_eval.storage.journal import Journal
 
 WEIGHTS = Weights(name="kto", model="/kto", digest="d")
-METHODS = {
-    "loglikelihood": lambda words: (-float(len(words)), len(words) % 2 == 0),
-    "loglikelihood_rolling": lambda words: -float(len(words)),
-    "generate_until": lambda words: words[::-1] + "\u2028",
-}
 COMMIT = "0123456789abcdef" * 2 + "01234567"
 
 
@@ -36,7 +25,7 @@ def config(**options):
 def job(**options):
     found = config(**options)
     checkpoint = WEIGHTS.reference(found.name, found.model)
-    identity = harness_identity(found.task, found, found.include_path, found.chat_template, checkpoint)
+    identity = harness_identity(found.task, found, found.include_path, found.chat_template, checkpoint, stop=found.stop)
     return identity.at("/o/record.json")
 
 
@@ -54,6 +43,7 @@ def job(**options):
         ({"seed": (1, 2)}, "seed"),
         ({"gpu_memory_utilization": 0}, "greater than 0"),
         ({"limits": 5}, "Extra inputs"),
+        ({"stop": ("",)}, "at least 1 character"),
     ],
 )
 def test_what_is_wrong_in_the_options(options, words):
@@ -89,82 +79,22 @@ def test_tasks_of_ones_own_that_are_not_there():
 def test_a_template_is_pinned_by_its_text(tmp_path):
     template = tmp_path / "a.jinja"
     template.write_text("{{ messages }}")
-    before = job(chat_template=str(template))
+    options = {"chat_template": str(template), "apply_chat_template": True}
+    before = job(**options)
     assert before.inputs.keys() == {"model", "chat_template"}
     template.write_text("{{ messages[0] }}")
-    assert job(chat_template=str(template)).fingerprint != before.fingerprint
+    assert job(**options).fingerprint != before.fingerprint
 
 
-class Model:
-    """Counts what it computes; killed after ``patience`` calls."""
-
-    def __init__(self, patience=math.inf):
-        self.patience = patience
-        self.computed = []
-        for name, rule in METHODS.items():
-            setattr(self, name, self._method(name, rule))
-
-    def _method(self, name, rule):
-        def compute(requests, **_):
-            if self.patience == 0:
-                raise SystemExit(143)
-            self.patience -= 1
-            self.computed += [(name, request.args) for request in requests]
-            return [rule(*request.args) for request in requests]
-
-        return compute
+def test_stop_strings_are_settings():
+    assert job(apply_chat_template=True, stop=("#",)).document["settings"]["stop"] == ["#"]
+    assert "stop" not in job(apply_chat_template=True).document["settings"]
 
 
-def ask(model, url, save_every, texts):
-    """Return the answers of every method, requested as simple_evaluate requests them."""
-    requests = [SimpleNamespace(args=(text,)) for text in texts]
-    with Journal(url, seconds=0) as journal:
-        journaled(model, journal, save_every)
-        return {name: getattr(model, name)(requests, disable_tqdm=True) for name in METHODS}
-
-
-@given(
-    texts=st.lists(st.text("ab", max_size=3), max_size=12),
-    save_every=st.integers(1, 13),
-    kills=st.lists(st.integers(0, 4), max_size=3),
-)
-def test_a_killed_run_computes_only_the_rest_and_answers_the_same(texts, save_every, kills):
-    url = f"memory://{uuid4()}"
-    whole = {name: [rule(text) for text in texts] for name, rule in METHODS.items()}
-    chunks = len(METHODS) * math.ceil(len(texts) / save_every)
-    computed = []
-    for patience in kills:
-        model = Model(patience)
-        if patience < chunks:
-            with pytest.raises(SystemExit):
-                ask(model, url, save_every, texts)
-        else:
-            assert ask(model, url, save_every, texts) == whole
-        chunks -= min(patience, chunks)
-        computed += model.computed
-    model = Model()
-    assert ask(model, url, save_every, texts) == whole
-    assert computed + model.computed == [(name, (text,)) for name in METHODS for text in texts]
-    filesystem.delete(url)
-
-
-def test_what_was_there_from_a_killed_run_is_counted(tmp_path):
-    requests = [SimpleNamespace(args=(text,)) for text in "abcde"]
-    journal = Journal(str(tmp_path), seconds=0)
-    first = Model()
-    assert journaled(first, journal, 2).total() == 0
-    first.loglikelihood(requests[:4])
-    second = Model()
-    counted = journaled(second, journal, 2)
-    second.loglikelihood(requests)
-    assert counted == {"resumed": 4, "computed": 1}
-
-
-def test_other_requests_are_not_taken_for_those_that_are_done(tmp_path):
-    ask(Model(), str(tmp_path), 2, ["a", "b"])
-    model = Model()
-    ask(model, str(tmp_path), 2, ["b", "a"])
-    assert len(model.computed) == 2 * len(METHODS)
+@pytest.mark.parametrize("options", [{"chat_template": "chatml"}, {"stop": ("#",)}], ids=str)
+def test_what_plain_text_does_not_use_is_the_same_job(options):
+    assert job(**options).fingerprint == job().fingerprint
+    assert job(**options, apply_chat_template=True).fingerprint != job(apply_chat_template=True).fingerprint
 
 
 def results(**tables):
@@ -246,3 +176,11 @@ def test_revisions_of_datasets():
     expected = {"dataset:cais/mmlu/algebra": COMMIT, "dataset:mine": "fingerprint:abc"}
     assert dataset_revisions([group]) == dataset_revisions([hub, own]) == expected
     assert dataset_revisions([SimpleNamespace(config=hub.config, dataset=None)]) == {}
+
+
+@pytest.mark.parametrize(
+    ("numbers", "expected"), [({"a": 0}, "0"), ({"a": 5, "b": 0, "c": 5}, "0,5"), ({"a": 0, "b": 10, "c": 5}, "0,5,10")]
+)
+def test_the_number_of_examples_that_was_used(numbers, expected):
+    assert examples_of({"n-shot": numbers}) == {"prompt:num_fewshot": expected}
+    assert examples_of({}) == {}
