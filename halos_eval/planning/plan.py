@@ -7,7 +7,7 @@ from pydantic import BaseModel
 from halos_eval.checkpoints.registry import Checkpoint
 from halos_eval.config.cluster import Cluster
 from halos_eval.config.settings import FROZEN
-from halos_eval.config.suite import Suite
+from halos_eval.config.suite import WARN_ABOVE, Suite
 from halos_eval.errors import DataUnavailable
 from halos_eval.planning.jobs import PlannedJob
 from halos_eval.planning.planner import Planner
@@ -35,6 +35,8 @@ class Plan(BaseModel):
     """Digest of each part's settings in the suite when the plan was saved."""
     left_out: tuple[str, ...] = ()
     """Parts of the suite that no run has selected yet."""
+    warn_above: float = WARN_ABOVE
+    """The suite's threshold for warnings."""
 
 
 def suite_manifest(suite: str, root: str, cluster: Cluster) -> Manifest | None:
@@ -73,6 +75,7 @@ def make_plan(
         tags=checkpoint.metadata.tags,
         jobs=tuple(jobs),
         unavailable=unavailable,
+        warn_above=suite.warn_above,
     )
 
 

@@ -6,12 +6,13 @@ A cell without a score is empty, and ``status`` has the reason.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from halos_eval.errors import BadInput
 from halos_eval.planning.plan import read_plan
-from halos_eval.reports.results import ALPACA_COLUMNS, Row, row_of_plan, rows_of_records
+from halos_eval.reports.records import rows_of_records
+from halos_eval.reports.results import ALPACA_COLUMNS, Row, row_of_plan
 from halos_eval.storage import filesystem, layout
 from halos_eval.storage.records import read_record
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 JUDGE = "alpacaeval_judge"
 FIRST = ["model_name", *ALPACA_COLUMNS.values(), JUDGE]
-LAST = ["avg", "status"]
+LAST = ["avg", "avg_stderr", "status"]
 COMPLETE = "complete"
 SEPARATOR = "; "
 
@@ -47,29 +48,53 @@ def frame(rows: Sequence[Row]) -> pd.DataFrame:
     """Return rows as a table, one per checkpoint, with the CSV's order of columns."""
     import pandas as pd
 
-    documents = [document(row) for row in rows]
-    return pd.DataFrame(documents)[columns(documents)]
+    return pd.DataFrame([document(row) for row in rows])[columns(rows)]
 
 
-def columns(documents: Iterable[dict[str, str | float]]) -> list[str]:
-    """Return the columns in order: names and AlpacaEval first, tasks by name, average and status last."""
-    found = {column for one in documents for column in one}
+def columns(rows: Sequence[Row]) -> list[str]:
+    """Return the columns in order: names and AlpacaEval first, tasks by name, average and status last.
+
+    A count is a column only if it is not 0 in some row, because most are 0 in all rows.
+    """
+    counts = {column: row.counts[column] for row in rows for column in row.counts if row.counts[column]}
+    empty = {column for row in rows for column in row.counts} - counts.keys()
+    found = {column for row in rows for column in document(row)} - empty
     tasks = sorted(found.difference(FIRST, LAST))
     return [column for column in (*FIRST, *tasks, *LAST) if column in found]
 
 
 def document(row: Row) -> dict[str, str | float]:
     """Return the cells of the CSV by column; empty cells are NaN."""
-    flat: dict[str, str | float] = {"model_name": row.checkpoint}
+    flat: dict[str, str | float] = {"model_name": row.checkpoint, **row.counts}
     for column, cell in row.cells.items():
         flat[column] = math.nan if cell is None else cell.value
-        if cell and cell.stderr is not None:
-            flat[f"{column}_stderr"] = cell.stderr
+        if cell and cell.shown_stderr is not None:
+            flat[f"{column}_stderr"] = cell.shown_stderr
+        if cell and cell.interval:
+            flat[f"{column}_low"], flat[f"{column}_high"] = cell.interval
     if row.judge:
         flat[JUDGE] = row.judge
     if row.average is not None:
         flat["avg"] = row.average
-    if row.missing is not None:
+    if row.average_stderr is not None:
+        flat["avg_stderr"] = row.average_stderr
+    if reasons := status(row):
         # Semicolons separate the reasons, so those inside a reason become commas.
-        flat["status"] = SEPARATOR.join(str(one).replace(SEPARATOR, ", ") for one in row.missing) or COMPLETE
+        flat["status"] = SEPARATOR.join(reason.replace(SEPARATOR, ", ") for reason in reasons)
     return flat
+
+
+def short_status(missing: Sequence[object] | None, trial: str, warnings: Sequence[object]) -> str:
+    """Return the status in numbers, for tables of limited width; ``missing`` is None if it is unknown."""
+    count = len(missing or ())
+    parts = [f"{count} missing" if count else COMPLETE] if missing is not None else []
+    parts += ["trial"] if trial else []
+    parts += [f"{len(warnings)} warning{'s' if len(warnings) > 1 else ''}"] if warnings else []
+    return ", ".join(parts)
+
+
+def status(row: Row) -> list[str]:
+    """Return ``complete`` or the reason for each missing item, then the limit of a trial and the warnings."""
+    complete = [COMPLETE] if row.complete else []
+    trial = [f"trial: {row.trial}"] if row.trial else []
+    return [*complete, *map(str, row.missing or ()), *trial, *(f"warning: {one}" for one in row.warnings)]

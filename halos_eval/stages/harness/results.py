@@ -13,6 +13,10 @@ from halos_eval.errors import EvaluationFailed
 from halos_eval.storage import filesystem
 from halos_eval.storage.records import Coverage, Score
 
+BYPASS = "bypass"
+"""lm_eval's metric of tasks whose answers are not scored."""
+NOT_SCORED = "lm_eval did not score the answers (bypass)"
+
 
 def save(output_dir: str, results: dict[str, Any]) -> dict[str, str]:
     """Write results.json and samples/TASK.jsonl.gz; return their digests by name."""
@@ -50,6 +54,10 @@ def scores_of(results: dict[str, Any]) -> tuple[list[Score], dict[str, str]]:
             if not _is_number(value):
                 missing[f"{task}-{metric},{filter_name}"] = f"lm_eval returned {value!r}"
                 continue
+            if is_placeholder(metric, value):
+                if metric == BYPASS:
+                    missing[f"{task}-{metric},{filter_name}"] = NOT_SCORED
+                continue
             better = results.get("higher_is_better", {}).get(task, {}).get(metric)
             scores.append(
                 Score(
@@ -65,6 +73,15 @@ def scores_of(results: dict[str, Any]) -> tuple[list[Score], dict[str, str]]:
     if not scores:
         raise EvaluationFailed(f"lm_eval returned no number: {missing or 'no metric at all'}")
     return scores, missing
+
+
+def is_placeholder(metric: str, value: float) -> bool:
+    """Return whether lm_eval (0.4.13) prints ``value`` in place of a score.
+
+    The metric `BYPASS` is always 999. RULER's metrics are named by the length of the prompt, and are -1 for lengths
+    that were not requested; they are not missing.
+    """
+    return metric == BYPASS or (metric.isdecimal() and value == -1)
 
 
 def _is_number(value: Any) -> bool:
