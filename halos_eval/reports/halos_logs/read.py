@@ -30,11 +30,12 @@ def read_logs(path: Path) -> list[Row]:
     to the model that it names, if that is one model.
 
     The columns, each only if it has a number: ``alpacaeval_lcwr``, ``alpacaeval_wr``, ``alpacaeval_wr_stderr``
-    (percent), ``alpacaeval_n_total`` (comparisons), ``alpacaeval_avg_length`` (characters); per top-level task or
-    group (and per part of a group without a score of its own) ``TASK-METRIC`` for the first filter, ``TASK-METRIC,FILTER`` for each further one, in lm_eval's unit, and the
-    same with ``_stderr``; ``avg``, the mean of each task's first metric, rounded to four places, without metrics that
-    are better when lower; none if the row lacks a task of another row, or a number. Full runs override those with a
-    limit. If two readings still differ, that of the last modified file is kept, with a warning.
+    (percent), ``alpacaeval_n_total`` (comparisons), ``alpacaeval_avg_length`` (characters); for each top-level task or
+    group, and each part of a group without a score of its own, ``TASK-METRIC`` for the first filter,
+    ``TASK-METRIC,FILTER`` for each further one, in lm_eval's unit, and the same with ``_stderr``; ``avg``, the mean of
+    each task's first metric, rounded to four places, without metrics that are better when lower. A row that lacks a
+    task of another row, or a number, has no ``avg``. Full runs override those with a limit. If two readings still
+    differ, that of the last modified file is kept, with a warning.
 
     Raise BadInput if the path or its logs are missing, unreadable, or contain no score.
     """
