@@ -51,9 +51,10 @@ def match(given: str, models: Mapping[Key, Known]) -> Key | None:
 
 
 def candidates(name: str, location: str) -> list[str]:
-    """Return the names of a model from short to long; each is distinct if a shorter one is not."""
+    """Return the names of a model from short to long; the last has the whole location."""
     folders = parts(location)
     tails = ["/".join(folders[-depth:]) for depth in range(1, len(folders) + 1)]
+    tails += [f"/{tails[-1]}"] if location.startswith("/") else []
     if name in tails:
         return tails[tails.index(name) :]
     return [name, *(f"{name} ({tail})" for tail in tails)]

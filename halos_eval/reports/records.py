@@ -33,7 +33,7 @@ def rows_of_records(records: Iterable[Record]) -> list[Row]:
     """
     models = _by_model(sorted(records, key=_quality))
     parts = {model: _best(found) for model, found in models.items()}
-    names = {model: [*candidates(_name(found), model.location), model.digest] for model, found in models.items()}
+    names = {model: candidates(_name(found), model.location) for model, found in models.items()}
     tasks = sorted({task for best in parts.values() for stage, task in best if stage == "harness"})
     limits = {task: _widest(parts.values(), task) for task in tasks}
     rows = [_row(name, parts[model], models[model], limits) for model, name in distinct(names).items()]

@@ -48,24 +48,25 @@ def frame(rows: Sequence[Row]) -> pd.DataFrame:
     """Return rows as a table, one per checkpoint, with the CSV's order of columns."""
     import pandas as pd
 
-    return pd.DataFrame([document(row) for row in rows])[columns(rows)]
+    table = pd.DataFrame([{**row.counts, **document(row)} for row in rows])[columns(rows)]
+    counts = {column for row in rows for column in row.counts} & set(table.columns)
+    return table.astype(dict.fromkeys(counts, "Int64"))  # whole numbers also in columns with empty cells
 
 
 def columns(rows: Sequence[Row]) -> list[str]:
-    """Return the columns in order: names and AlpacaEval first, tasks by name, average and status last.
-
-    A count is a column only if it is not 0 in some row, because most are 0 in all rows.
-    """
-    counts = {column: row.counts[column] for row in rows for column in row.counts if row.counts[column]}
-    empty = {column for row in rows for column in row.counts} - counts.keys()
-    found = {column for row in rows for column in document(row)} - empty
+    """Return the columns in order: names and AlpacaEval first, tasks by name, average and status last."""
+    found = {column for row in rows for column in document(row)}
     tasks = sorted(found.difference(FIRST, LAST))
     return [column for column in (*FIRST, *tasks, *LAST) if column in found]
 
 
 def document(row: Row) -> dict[str, str | float]:
-    """Return the cells of the CSV by column; empty cells are NaN."""
-    flat: dict[str, str | float] = {"model_name": row.checkpoint, **row.counts}
+    """Return the cells of the CSV by column; empty cells are NaN.
+
+    A count is a column only if it is not 0 in some row, because most are 0 in all rows.
+    """
+    flat: dict[str, str | float] = {"model_name": row.checkpoint}
+    flat |= {column: count for column, count in row.counts.items() if count}
     for column, cell in row.cells.items():
         flat[column] = math.nan if cell is None else cell.value
         if cell and cell.shown_stderr is not None:
