@@ -84,8 +84,8 @@ def test_a_judgement_of_outputs_without_a_sample_record_is_in_the_row():
     judged = judged.model_copy(update={"checkpoint": file, "identity": {"inputs": {"outputs": "of the file"}}})
     arc = make_record(task="arc", scores=[score("arc", value=0.2)])
     before = arc.provenance.model_copy(update={"ended": arc.provenance.ended - timedelta(days=1)})
-    for records in ([judged, arc], [judged, arc.model_copy(update={"provenance": before})]):
-        (row,) = rows_of_records(records)
+    for found in ([judged, arc], [judged, arc.model_copy(update={"provenance": before})]):
+        (row,) = rows_of_records(found)
         assert (row["alpacaeval_wr"], row["arc-acc"]) == (26.5, 0.2)
 
 

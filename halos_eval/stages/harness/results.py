@@ -10,6 +10,7 @@ from typing import Any
 
 from halos_eval.digests import digest_bytes
 from halos_eval.errors import EvaluationFailed
+from halos_eval.stages.harness.clusters import clustered_error
 from halos_eval.storage import filesystem
 from halos_eval.storage.records import Coverage, Score
 
@@ -37,6 +38,9 @@ def save(output_dir: str, results: dict[str, Any]) -> dict[str, str]:
 def scores_of(results: dict[str, Any]) -> tuple[list[Score], dict[str, str]]:
     """Return all metrics with filter and standard error, and for each missing metric the reason.
 
+    The error of a group is lm_eval's (0.4.13). It pools those of the subtasks, with the subtasks as given and their
+    documents as independent.
+
     Raise EvaluationFailed if lm_eval returned no number at all.
     """
     scores: list[Score] = []
@@ -58,6 +62,8 @@ def scores_of(results: dict[str, Any]) -> tuple[list[Score], dict[str, str]]:
                 if metric == BYPASS:
                     missing[f"{task}-{metric},{filter_name}"] = NOT_SCORED
                 continue
+            rows = (row for row in results.get("samples", {}).get(task, ()) if row.get("filter") == filter_name)
+            clustered = clustered_error(rows, metric, value)
             better = results.get("higher_is_better", {}).get(task, {}).get(metric)
             scores.append(
                 Score(
@@ -66,7 +72,8 @@ def scores_of(results: dict[str, Any]) -> tuple[list[Score], dict[str, str]]:
                     metric=metric,
                     filter=filter_name,
                     value=float(value),
-                    stderr=float(stderr) if _is_number(stderr) else None,
+                    stderr=clustered[0] if clustered else float(stderr) if _is_number(stderr) else None,
+                    clusters=clustered[1] if clustered else None,
                     higher_is_better=better,
                 )
             )
