@@ -31,7 +31,8 @@ def rows_of_records(records: Iterable[Record]) -> list[Row]:
 
     A full run is better than a trial, and then a newer record than an older one.
     """
-    models = _by_model(sorted(records, key=_quality))
+    # The whole text makes the order total. Later sorts are stable, so they keep it.
+    models = _by_model(sorted(records, key=lambda record: (*_quality(record), record.model_dump_json())))
     parts = {model: _best(found) for model, found in models.items()}
     names = {model: candidates(_name(found), model.location) for model, found in models.items()}
     tasks = sorted({task for best in parts.values() for stage, task in best if stage == "harness"})
@@ -41,9 +42,9 @@ def rows_of_records(records: Iterable[Record]) -> list[Row]:
 
 
 def _quality(record: Record) -> tuple[Any, ...]:
-    """Return the sort key of records of one part; the last is shown. The whole text makes the order total."""
+    """Return the sort key of records of one part; the last is shown."""
     limit = limit_of(record)
-    return limit is None, limit or 0, record.provenance.ended, record.model_dump_json()
+    return limit is None, limit or 0, record.provenance.ended
 
 
 def _by_model(records: Sequence[Record]) -> dict[_Model, list[Record]]:

@@ -12,7 +12,7 @@ from halos_eval.reports import results
 from halos_eval.reports.results import Cell, Row, cells_of
 from halos_eval.reports.table import document, frame, read_rows
 from halos_eval.storage import filesystem, layout
-from halos_eval.storage.records import CheckpointRef, Score, write_model
+from halos_eval.storage.records import CheckpointRef, Coverage, Score, write_model
 from tests.doubles import make_job, make_record, write_failure
 
 NAN = pytest.approx(math.nan, nan_ok=True)
@@ -175,6 +175,27 @@ def test_columns_do_not_depend_on_the_order_of_scores():
 
 def test_an_alpaca_eval_metric_without_a_column_is_left_out():
     assert cells_of([score("alpaca_eval", "other")]) == {}
+
+
+def test_a_plan_carries_the_suites_threshold(job):
+    details = {"cut_at_max_tokens": 3, "empty": 1}
+    coverage = Coverage(attempted=10, scored=10)
+    jobs = plan(job("sample", (), details=details, coverage=coverage), job("arc", [score("arc")]))
+    assert row_of_plan(jobs.model_copy(update={"warn_above": 0.2})) == {
+        "model_name": "one",
+        "alpacaeval_n_cut": 3,
+        "alpacaeval_n_empty": 1,
+        "arc-acc": 0.5,
+        "avg": 0.5,
+        "status": "complete; warning: alpacaeval: 3 of 10 answers were cut at max_tokens",
+    }
+
+
+def test_two_tasks_with_one_column_have_no_average(job):
+    tag = [score("arc_easy", value=0.6), score("arc_challenge", value=0.4)]
+    row = row_of_plan(plan(job("arc", tag), job("arc_easy", [score("arc_easy", value=0.6)])))
+    assert (row["arc_easy-acc"], "avg" in row) == (0.6, False)
+    assert row["status"] == "avg: arc and arc_easy both have arc_easy-acc"
 
 
 def test_the_order_of_columns_and_rows():
