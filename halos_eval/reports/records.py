@@ -63,12 +63,18 @@ def _by_model(records: Sequence[Record]) -> dict[_Model, list[Record]]:
     known = {model: Known(_name(found), model.location) for model, found in models.items()}
     models = _newest(models)
     for file, found in _newest(files).items():
-        model = match(found[-1].checkpoint.name, known)
+        model = match(_generator(found[-1]), known)
         if model in models:
             models[model] = sorted(models[model] + found, key=_quality)
         else:
             models[file] = found
     return models
+
+
+def _generator(record: Record) -> str:
+    """Return how the user (--name) or else the outputs name their model. Older records have it only as the name."""
+    provenance = record.provenance
+    return str(provenance.config.get("name") or provenance.inputs.get("generator") or record.checkpoint.name)
 
 
 def _newest(models: Mapping[_Model, list[Record]]) -> dict[_Model, list[Record]]:

@@ -145,6 +145,15 @@ def test_a_generator_that_may_be_two_models_has_a_row_of_its_own():
     assert (one.get("alpacaeval_wr"), two["alpacaeval_wr"]) == (None, 26.5)
 
 
+@pytest.mark.parametrize(("name", "wins"), [(None, [None, 26.5]), ("x/kto", [26.5, None])])
+def test_the_users_name_and_then_the_generators_path_count_more_than_the_short_name(name, wins):
+    found = judged("kto")
+    more = {"inputs": found.provenance.inputs | {"generator": "/y/kto"}, "config": {"name": name}}
+    found = found.model_copy(update={"provenance": found.provenance.model_copy(update=more)})
+    rows = rows_of_records([record("arc", 0.2, "/x/kto", name="x/kto"), record("arc", 0.3, "/y/kto"), found])
+    assert [row.get("alpacaeval_wr") for row in sorted(rows, key=lambda row: row["arc-acc"])] == wins
+
+
 def test_outputs_of_weights_that_were_replaced_since_are_not_credited_to_the_new_ones():
     found = [record("arc", 0.2, "/m/kto", "old"), record("arc", 0.3, "/m/kto", "new", hour=1), judged("/m/kto")]
     rows = {row["model_name"]: row.get("alpacaeval_wr") for row in rows_of_records(found)}

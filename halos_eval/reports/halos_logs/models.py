@@ -9,7 +9,7 @@ from halos_eval.checkpoints.weights import short_name
 from halos_eval.reports.names import candidates, normal
 
 _QUOTED = r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\""""
-# An argument's value in PEFT's style of lists (a=b,c=d): in lm_eval's header, and in an echoed command.
+# A value in a list of arguments (a=b,c=d): in lm_eval's header, and in an echoed command.
 _IN_HEADER, _IN_COMMAND = r"[^,]+", r"[^,\s'\")]+"
 _LIMIT = re.compile(r"limit: ([0-9.]+)")
 # Weights on top of the base model: PEFT's adapter (hf), vLLM's, and a difference of weights (hf).
@@ -60,7 +60,7 @@ def mentioned_model(line: str) -> Model | None:
 
     None if the line names none, or has a shell variable in place of it.
     """
-    if not re.search(r"""(?<!\w)pretrained['"]?\s*[:=]""", line):
+    if _argument(line, "pretrained", _IN_COMMAND) is None:
         return None
     model = model_in_arguments(line, _IN_COMMAND)
     return model if model and "$" not in "".join(model) else None
