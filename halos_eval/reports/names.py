@@ -29,9 +29,10 @@ def parts(location: str) -> list[str]:
     return found
 
 
-def normal(location: str) -> str:
-    """Return one spelling for all spellings of a location: with and without a slash or FINAL at its end."""
-    return ("/" if location.startswith("/") else "") + "/".join(parts(location))
+def clean(location: str) -> str:
+    """Return one spelling for all spellings of a location, such as those with and without a slash at the end."""
+    root = "/" if location.startswith("/") else ""
+    return root + "/".join(part for part in location.split("/") if part not in {"", "."})
 
 
 def match(given: str, models: Mapping[Key, Known]) -> Key | None:
@@ -40,8 +41,10 @@ def match(given: str, models: Mapping[Key, Known]) -> Key | None:
     A generator of outputs is the location or the name of its model, or a path on another machine. Then the last parts
     are compared, and for a training step (checkpoint-500) the folder above it too.
     """
-    for spelling in (normal, str):
-        exact = [key for key, (name, location) in models.items() if spelling(given) in {spelling(location), name}]
+    for exact in (
+        [key for key, (name, location) in models.items() if given == name or clean(given) == clean(location)],
+        [key for key, (_, location) in models.items() if parts(given) == parts(location)],
+    ):
         if exact:
             return exact[0] if len(exact) == 1 else None
     depth = 2 if _STEP.fullmatch(short_name(given)) else 1
@@ -54,7 +57,7 @@ def candidates(name: str, location: str) -> list[str]:
     """Return the names of a model from short to long; the last has the whole location."""
     folders = parts(location)
     tails = ["/".join(folders[-depth:]) for depth in range(1, len(folders) + 1)]
-    tails += [f"/{tails[-1]}"] if location.startswith("/") else []
+    tails += [location] if location != tails[-1] else []
     if name in tails:
         return tails[tails.index(name) :]
     return [name, *(f"{name} ({tail})" for tail in tails)]

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from halos_eval.checkpoints.weights import short_name
 from halos_eval.config.suite import WARN_ABOVE
-from halos_eval.reports.names import Known, candidates, distinct, match, normal
+from halos_eval.reports.names import Known, candidates, clean, distinct, match
 from halos_eval.reports.remarks import counts_of, limit_of, trial_of, warnings_of
 from halos_eval.reports.results import Missing, Row, average, cells_of_record, joined, judge_of, shortfalls
 from halos_eval.storage.records import Record
@@ -59,7 +59,7 @@ def _by_model(records: Sequence[Record]) -> dict[_Model, list[Record]]:
         reference = record.checkpoint
         unsampled = record.identity.get("inputs", {}).get("outputs") == reference.digest
         group = files if unsampled else models
-        group.setdefault(_Model(normal(reference.location), reference.digest), []).append(record)
+        group.setdefault(_Model(clean(reference.location), reference.digest), []).append(record)
     known = {model: Known(_name(found), model.location) for model, found in models.items()}
     models = _newest(models)
     for file, found in _newest(files).items():

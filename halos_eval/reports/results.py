@@ -134,19 +134,19 @@ def joined(records: Sequence[Record]) -> tuple[dict[str, Cell], list[Missing]]:
     """
     cells: dict[str, Cell] = {}
     owners: dict[str, str] = {}
-    clashes: list[Missing] = []
+    clashes: dict[tuple[str, str], list[str]] = {}
     for record in records:
         title = record.task or record.stage
         for column, cell in cells_of_record(record).items():
             owner = owners.setdefault(column, title)
             if owner == title:
                 cells[column] = cell
-                continue
-            values = (
-                "" if cells[column].value == cell.value else f" ({cells[column].value:g} is shown, not {cell.value:g})"
-            )
-            clashes.append(Missing("avg", f"{owner} and {title} both have {column}{values}"))
-    return cells, clashes
+            else:
+                clashes.setdefault((owner, title), []).append(column)
+    return cells, [
+        Missing("avg", f"{owner} and {title} both have {', '.join(columns)} (that of {owner} is shown)")
+        for (owner, title), columns in clashes.items()
+    ]
 
 
 def average(tasks: Sequence[tuple[Record | None, str | None]]) -> Cell | None:
@@ -252,9 +252,12 @@ def _primary(record: Record, metric: str | None) -> Cell | None:
     own = [score for score in _real(record) if score.group is None and score.higher_is_better is not False]
     if _gaps(record) and not metric:
         return None  # the missing metric may be the first, and another would not be comparable
+    tasks = {score.task for score in own}
     if metric:
         name, _, filter_name = metric.partition(",")
         own = [score for score in own if score.metric == name and filter_name in {"", score.filter}]
+        if {score.task for score in own} != tasks or any(_is_of(key, name, filter_name) for key in _gaps(record)):
+            return None  # a member of a tag has no such metric
     first: dict[str, Cell] = {}
     for score in sorted(own, key=lambda score: (score.metric, score.filter)):
         first.setdefault(score.task, Cell(score.value, score.stderr))
@@ -262,6 +265,12 @@ def _primary(record: Record, metric: str | None) -> Cell | None:
         return None
     value = sum(cell.value for cell in first.values()) / len(first)
     return Cell(value, error_of_mean([cell.shown_stderr for cell in first.values()]))
+
+
+def _is_of(key: str, metric: str, filter_name: str) -> bool:
+    """Return whether ``key``, TASK-METRIC,FILTER, is of a metric, and of a filter if one is named."""
+    task_and_metric, _, own_filter = key.partition(",")
+    return task_and_metric.endswith(f"-{metric}") and filter_name in {"", own_filter}
 
 
 def shortfalls(record: Record) -> list[Missing]:

@@ -145,6 +145,14 @@ def test_placeholders_are_no_scores(tmp_path):
         read_text(tmp_path, HEADER.format("m") + table(rows[2:]))
 
 
+def test_a_task_that_has_no_score_anywhere_is_missing_only_where_it_ran(tmp_path):
+    bypass = table([("open", "1", "none", "0", "bypass", "", "999", "±", "N/A")])
+    text = header("pretrained=a") + scores(piqa=0.5) + header("pretrained=b") + scores(piqa=0.6) + bypass
+    a, b = read_text(tmp_path, text)
+    assert (a["avg"], a.get("status")) == (0.5, None)
+    assert ("avg" in b, b["status"]) == (False, "open-bypass: the log has no number")
+
+
 def test_a_full_run_overrides_a_later_trial_and_a_trial_says_so(tmp_path):
     full, trial = header("pretrained=m") + scores(piqa=0.5), header("pretrained=m", "100.0") + scores(piqa=0.9)
     assert read_text(tmp_path, full + trial) == read_text(tmp_path, trial + full) == read_text(tmp_path, full)

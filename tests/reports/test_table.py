@@ -195,7 +195,18 @@ def test_two_tasks_with_one_column_have_no_average(job):
     tag = [score("arc_easy", value=0.6), score("arc_challenge", value=0.4)]
     row = row_of_plan(plan(job("arc", tag), job("arc_easy", [score("arc_easy", value=0.6)])))
     assert (row["arc_easy-acc"], "avg" in row) == (0.6, False)
-    assert row["status"] == "avg: arc and arc_easy both have arc_easy-acc"
+    assert row["status"] == "avg: arc and arc_easy both have arc_easy-acc (that of arc is shown)"
+
+
+def test_a_tag_has_no_number_if_one_of_its_tasks_has_none(job):
+    arc = [score("arc_easy", "acc_norm", 0.6), score("arc_challenge", "acc", 0.4), score("arc_easy", "acc", 0.5)]
+    lost = {"arc_challenge-acc_norm,none": "lm_eval returned nan"}
+    row = row_of_plan(plan(job("arc", arc, "acc_norm", missing=lost)))
+    assert "avg" not in row
+    assert row["status"] == (
+        "arc_challenge-acc_norm,none: lm_eval returned nan; avg: arc has no acc_norm, which the average needs"
+    )
+    assert row_of_plan(plan(job("arc", arc, "acc", missing=lost)))["avg"] == 0.45
 
 
 def test_the_order_of_columns_and_rows():

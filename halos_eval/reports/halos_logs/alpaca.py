@@ -15,7 +15,7 @@ from pathlib import PurePath
 from halos_eval.checkpoints.weights import short_name
 from halos_eval.reports.halos_logs.models import Model
 from halos_eval.reports.halos_logs.text import Reading, number
-from halos_eval.reports.names import Known, match, normal
+from halos_eval.reports.names import Known, clean, match
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +56,7 @@ class Leaderboard:
         locations = {model.location for model in lm_eval_models}
         own, others = ({short_name(model.location) for model in models} for models in (lm_eval_models, other_models))
         evidence = (
-            [name for name in self.rows if name in self.announced or normal(name) in locations],
+            [name for name in self.rows if name in self.announced or clean(name) in locations],
             [name for name in self.rows if short_name(name) in own],
             list(self.rows) if len(self.rows) == 1 else [],
             [name for name in self.rows if "/" in name],
@@ -123,7 +123,7 @@ def readings(
             )
         found += [
             Reading(
-                _model(name, lm_eval_models) or _model(name, other_models) or Model(name),
+                _model(name, lm_eval_models) or _model(name, other_models) or Model(clean(name)),
                 *("alpacaeval", table.rows[name]),
                 averaged=False,
                 source=source.name,

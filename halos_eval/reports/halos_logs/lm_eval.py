@@ -80,6 +80,8 @@ class LmEvalLog:
     _task: _Task | None = None
     _scored_depth: int | None = None
     """Depth of the group above the current task that has a score, which is the aggregate of all tasks below it."""
+    _lost: bool = False
+    """Whether it is unknown if the group above the current task has a score."""
 
     @classmethod
     def read(cls, lines: Iterable[str], source: str) -> Self:
@@ -111,14 +113,15 @@ class LmEvalLog:
 
     def _take_table(self, line: str) -> None:
         if table := _Table.below(line):
-            self._table, self._task, self._scored_depth = table, None, None
+            self._table, self._task, self._scored_depth, self._lost = table, None, None, False
             if self._model is None:
                 logger.warning("%s: skipped an lm_eval table: no line above it names its model", self.source)
             return
         row = self._table.row(line) if self._table else None
         if row is None:
             # Lines in between may have replaced the row that names the task of the rows below.
-            # If that was a group with a score, the tasks below it are its parts.
+            # If that was a group, the tasks below it are most likely its parts.
+            self._lost = self._lost or self._scored_depth is None
             self._task, self._scored_depth = None, 0
         elif self._model and set(row["Task"].strip()) != {"-"}:
             self._take_row(row, self._model)
@@ -131,8 +134,12 @@ class LmEvalLog:
         if task is None:
             logger.warning("%s: skipped a row of metric %r: its task is unknown", self.source, metric)
             return
-        if not metric or (self._scored_depth is not None and task.depth > self._scored_depth):
-            return  # a group without a score of its own, or a part of a group whose own row has the aggregate
+        if not metric:
+            return  # a group without a score of its own
+        if self._scored_depth is not None and task.depth > self._scored_depth:
+            if self._lost:
+                logger.warning("%s: skipped a row of task %r: that of its group is unknown", self.source, task.name)
+            return  # a part of a group whose own row has the aggregate
         self._scored_depth = task.depth
         value, stderr = number(row["Value"]), number(row["Stderr"])
         falling = "↓" in row.get("Direction", "") or metric in _LOWER_IS_BETTER
@@ -154,4 +161,4 @@ class LmEvalLog:
         depth = len(cell) - len(cell.lstrip()) if name.startswith("- ") else 0
         self._task = _Task(name.removeprefix("- "), depth)
         if self._scored_depth is not None and depth <= self._scored_depth:
-            self._scored_depth = None
+            self._scored_depth, self._lost = None, False

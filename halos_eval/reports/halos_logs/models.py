@@ -6,7 +6,7 @@ import re
 from typing import NamedTuple
 
 from halos_eval.checkpoints.weights import short_name
-from halos_eval.reports.names import candidates, normal
+from halos_eval.reports.names import candidates, clean
 
 _QUOTED = r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\""""
 # A value in a list of arguments (a=b,c=d): in lm_eval's header, and in an echoed command.
@@ -52,7 +52,7 @@ def model_in_arguments(arguments: str, listed: str = _IN_HEADER) -> Model | None
         return None
     variant = "/".join(found[key] for key in _VARIANTS if key in found and found[key] != "main")
     adapter = next((found[key] for key in _ADAPTERS if key in found), None)
-    return Model(normal(adapter), normal(base), variant) if adapter else Model(normal(base), variant=variant)
+    return Model(clean(adapter), clean(base), variant) if adapter else Model(clean(base), variant=variant)
 
 
 def mentioned_model(line: str) -> Model | None:

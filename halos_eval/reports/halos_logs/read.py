@@ -103,11 +103,11 @@ def _quality(reading: Reading) -> tuple[bool, bool, float]:
 
 
 def _tasks(rows: Iterable[dict[str, Reading]]) -> dict[str, set[str | None]]:
-    """Return all tasks, each with the limits of the runs whose scores are shown."""
+    """Return all tasks that have a score in some row, each with the limits of the runs whose scores are shown."""
     tasks: dict[str, set[str | None]] = {}
     for row in rows:
         for reading in row.values():
-            if reading.task:
+            if reading.task and reading.columns:
                 tasks.setdefault(reading.task, set()).add(reading.limit)
     return tasks
 
@@ -127,7 +127,7 @@ def _row(name: str, readings: Sequence[Reading], tasks: dict[str, set[str | None
     missing += [
         Missing("avg", f"{task} has another limit in other logs")
         for task in limits
-        if len(tasks[task]) > 1 and limits[task]
+        if limits[task] and tasks.get(task, set()) - {limits[task]}
     ]
     averaged = [cells.get(reading.key) for reading in readings if reading.averaged]
     whole = [cell for cell in averaged if cell]
