@@ -11,7 +11,9 @@ from halos_eval.checkpoints.weights import short_name
 
 Key = TypeVar("Key", bound=Hashable)
 # A folder of a training run, which says nothing without the folder above it.
-_STEP = re.compile(r"(?:[a-z_]*(?:checkpoint|ckpt|step|epoch|iter)[a-z]*[-_.=]?)?\d+|best|last|latest|model", re.I)
+_STEP = re.compile(
+    r"(?:[a-z_]*(?:checkpoint|ckpt|step|epoch|iter)[a-z]*[-_.=]?)?\d+|best|last|latest|final|model", re.I
+)
 
 
 class Known(NamedTuple):
@@ -55,7 +57,7 @@ def match(given: str, models: Mapping[Key, Known]) -> Key | None:
 
 def candidates(name: str, location: str) -> list[str]:
     """Return the names of a model from short to long; the last has the whole location."""
-    folders = parts(location)
+    folders = parts(location) or [location]
     tails = ["/".join(folders[-depth:]) for depth in range(1, len(folders) + 1)]
     tails += [location] if location != tails[-1] else []
     if name in tails:
