@@ -5,7 +5,7 @@ The rows depend on the records alone, not on the order in which they are read.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from halos_eval.checkpoints.weights import short_name
@@ -34,7 +34,7 @@ def rows_of_records(records: Iterable[Record]) -> list[Row]:
     # The whole text makes the order total. Later sorts are stable, so they keep it.
     models = _by_model(sorted(records, key=lambda record: (*_quality(record), record.model_dump_json())))
     parts = {model: _best(found) for model, found in models.items()}
-    names = {model: candidates(_name(found), model.location) for model, found in models.items()}
+    names = {model: _names(found, model.location) for model, found in models.items()}
     tasks = sorted({task for best in parts.values() for stage, task in best if stage == "harness"})
     limits = {task: _widest(parts.values(), task) for task in tasks}
     rows = [_row(name, parts[model], models[model], limits) for model, name in distinct(names).items()]
@@ -61,9 +61,9 @@ def _by_model(records: Sequence[Record]) -> dict[_Model, list[Record]]:
         group = files if unsampled else models
         group.setdefault(_Model(clean(reference.location), reference.digest), []).append(record)
     known = {model: Known(_name(found), model.location) for model, found in models.items()}
-    models = _newest(models)
-    for file, found in _newest(files).items():
-        model = match(_generator(found[-1]), known)
+    models = _newest(models, _revision)
+    for file, found in _newest(files, _generator).items():
+        model = match(_generator(_latest(found)), known)
         if model in models:
             models[model] = sorted(models[model] + found, key=_quality)
         else:
@@ -77,18 +77,32 @@ def _generator(record: Record) -> str:
     return str(provenance.config.get("name") or provenance.inputs.get("generator") or record.checkpoint.name)
 
 
-def _newest(models: Mapping[_Model, list[Record]]) -> dict[_Model, list[Record]]:
-    """Return the models that have the newest weights of their location."""
-    last = {model: max((one.provenance.ended, model.digest) for one in found) for model, found in models.items()}
-    newest: dict[str, _Model] = {}
-    for model in sorted(models, key=lambda model: last[model]):
-        newest[model.location] = model
+def _revision(record: Record) -> str:
+    """Return the revision of a hub repository that was evaluated. Each is a model of its own, not older weights."""
+    return str(record.provenance.config.get("revision") or "")
+
+
+def _newest(models: Mapping[_Model, list[Record]], variant: Callable[[Record], str]) -> dict[_Model, list[Record]]:
+    """Return the models that have the newest content of their location, for each ``variant`` of it."""
+    newest: dict[tuple[str, str], _Model] = {}
+    for model in sorted(models, key=lambda model: (_latest(models[model]).provenance.ended, model.digest)):
+        newest[model.location, variant(_latest(models[model]))] = model
     return {model: models[model] for model in newest.values()}
 
 
+def _latest(found: Sequence[Record]) -> Record:
+    return max(found, key=lambda record: (record.provenance.ended, record.checkpoint.name))
+
+
+def _names(found: Sequence[Record], location: str) -> list[str]:
+    """Return the names of a model from short to long, see `distinct`."""
+    name, revision = _name(found), _revision(_latest(found))
+    names = candidates(name, location)
+    return [name, *(f"{one}@{revision}" for one in names)] if revision else names
+
+
 def _name(found: Sequence[Record]) -> str:
-    newest = max(found, key=lambda record: (record.provenance.ended, record.checkpoint.name))
-    name = newest.checkpoint.name
+    name = _latest(found).checkpoint.name
     # The generator of judged outputs may be a path. Names of checkpoints may contain a slash, but do not start with it.
     return short_name(name) if name.startswith("/") or "://" in name else name
 

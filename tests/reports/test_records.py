@@ -30,17 +30,19 @@ def rows_of_records(found):
     return [document(row) for row in records.rows_of_records(found)]
 
 
-def record(task, value, location="/one", digest="d", name=None, hour=0, limit=None, **settings):
+def record(task, value, location="/one", digest="d", name=None, hour=0, limit=None, revision=None, **settings):
     """The record of a task at a location."""
     reference = CheckpointRef(
         name=name or location.removesuffix("/FINAL").split("/")[-1], location=location, digest=digest
     )
-    return make_record(
+    one = make_record(
         task=task,
         ended=NOW + timedelta(hours=hour),
         scores=[score(task, value=value)],
         identity={"settings": {"limit": limit, **settings}},
-    ).model_copy(update={"checkpoint": reference})
+    )
+    provenance = one.provenance.model_copy(update={"config": {"revision": revision}})
+    return one.model_copy(update={"checkpoint": reference, "provenance": provenance})
 
 
 def judged(generator, hour=0, value=26.5, file="/work/outputs.json", judge="gpt"):
@@ -160,6 +162,22 @@ def test_outputs_of_weights_that_were_replaced_since_are_not_credited_to_the_new
     assert rows == {"m/kto": None, "kto (outputs.json)": 26.5}
 
 
+def test_two_revisions_of_a_repository_are_two_models():
+    found = [record("arc", 0.2, "org/m", "hub:1", revision="a"), record("arc", 0.3, "org/m", "hub:2", revision="b")]
+    assert {row["model_name"]: row["avg"] for row in rows_of_records(found)} == {"m@a": 0.2, "m@b": 0.3}
+    (row,) = rows_of_records(found[:1])
+    assert row["model_name"] == "m"
+
+
+def test_a_file_that_had_outputs_of_another_model_before_is_in_both_rows():
+    found = [record("arc", 0.2, "/m/kto"), record("arc", 0.3, "/m/dpo"), judged("/m/kto", value=20)]
+    later = judged("/m/dpo", hour=1, value=30)
+    reference = later.checkpoint.model_copy(update={"digest": "of the file later"})
+    later = later.model_copy(update={"checkpoint": reference, "identity": {"inputs": {"outputs": "of the file later"}}})
+    rows = {row["model_name"]: row["alpacaeval_wr"] for row in rows_of_records([*found, later])}
+    assert rows == {"dpo": 30, "kto": 20}
+
+
 def test_a_step_of_another_experiment_is_not_the_generator():
     found = [record("arc", 0.2, "/runs/expA/step-1000"), judged("/runs/expB/step-1000")]
     assert [row.get("alpacaeval_wr") for row in rows_of_records(found)] == [None, 26.5]
@@ -211,6 +229,7 @@ RECORDS = st.lists(
             value=st.sampled_from([0.1, 0.2]),
             location=LOCATIONS,
             digest=st.sampled_from(["d", "e"]),
+            revision=st.sampled_from([None, "a"]),
             hour=st.integers(0, 2),
             limit=st.sampled_from([None, None, 2, 5]),
         ),
