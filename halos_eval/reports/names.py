@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
+from functools import lru_cache
 from typing import NamedTuple, TypeVar
 
 from halos_eval.checkpoints.weights import short_name
@@ -23,14 +24,16 @@ class Known(NamedTuple):
     location: str
 
 
-def parts(location: str) -> list[str]:
+@lru_cache(10_000)  # each generator is compared with all models
+def parts(location: str) -> tuple[str, ...]:
     """Return the parts of a path, URL or repository, without a FINAL at its end."""
     found = [part for part in location.split("/") if part not in {"", "."}]
     while len(found) > 1 and found[-1] == "FINAL":
         found.pop()
-    return found
+    return tuple(found)
 
 
+@lru_cache(10_000)
 def clean(location: str) -> str:
     """Return one spelling for all spellings of a location, such as those with and without a slash at the end."""
     root = "/" if location.startswith("/") else ""
@@ -57,7 +60,7 @@ def match(given: str, models: Mapping[Key, Known]) -> Key | None:
 
 def candidates(name: str, location: str) -> list[str]:
     """Return the names of a model from short to long; the last has the whole location."""
-    folders = parts(location) or [location]
+    folders = parts(location) or (location,)
     tails = ["/".join(folders[-depth:]) for depth in range(1, len(folders) + 1)]
     tails += [location] if location != tails[-1] else []
     if name in tails:
