@@ -19,6 +19,8 @@ from halos_eval.shipped import shipped
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 ALPACA_EVAL = "alpaca_eval"
 """Name of the part that consists of the sample and judge stages."""
+WARN_ABOVE = 0.01
+"""Default of ``Suite.warn_above``."""
 TASK_NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
 
 Dtype = Literal["auto", "bfloat16", "float16", "float32"]
@@ -148,6 +150,8 @@ class Suite(BaseModel):
     """Share of each GPU's memory that vLLM may use. Without a GPU, the model's length sets the size of the KV cache."""
     include_path: str | None = None
     """Folder with your own lm_eval task files."""
+    warn_above: float = Field(WARN_ABOVE, ge=0, le=1)
+    """Share of answers, prompts or judgements above which cut, empty, truncated or unreadable ones are a warning."""
     harness: dict[str, Any] = {}
     """Settings of all tasks; a task's own settings override them."""
     tasks: dict[str, TaskSettings] = {}

@@ -69,6 +69,8 @@ class SuiteDefinition(BaseModel):
     """Name of the suite."""
     parts: dict[str, PartDefinition]
     """Definitions by part: alpaca_eval and the tasks."""
+    warn_above: float
+    """The suite's threshold for warnings."""
 
 
 class Definitions:
@@ -82,7 +84,8 @@ class Definitions:
     @cached_property
     def document(self) -> SuiteDefinition:
         """The definition, without metadata of a checkpoint."""
-        return SuiteDefinition(suite=self.suite.name, parts={part: self._part(part) for part in self.suite.parts})
+        parts = {part: self._part(part) for part in self.suite.parts}
+        return SuiteDefinition(suite=self.suite.name, parts=parts, warn_above=self.suite.warn_above)
 
     @cached_property
     def own(self) -> str:

@@ -11,7 +11,7 @@ from halos_eval.checkpoints.known import KnownWeights
 from halos_eval.checkpoints.registry import Checkpoint
 from halos_eval.config.cluster import Cluster
 from halos_eval.config.settings import FROZEN
-from halos_eval.config.suite import Suite
+from halos_eval.config.suite import WARN_ABOVE, Suite
 from halos_eval.digests import digest_json
 from halos_eval.errors import DataUnavailable, StoreError
 from halos_eval.planning.definition import UNKNOWN, Definitions, SuiteDefinition
@@ -52,6 +52,8 @@ class Plan(BaseModel):
     """Parts of the suite that no run has selected yet."""
     trials: tuple[PlannedJob, ...] = ()
     """Jobs of other judges than the suite's. They are history for the cost, but no results of the suite."""
+    warn_above: float = WARN_ABOVE
+    """The suite's threshold for warnings."""
     known: KnownWeights | None = Field(None, exclude=True, repr=False)
     """The state of the weights, which is saved apart."""
 
@@ -97,6 +99,7 @@ def make_plan(
         jobs=tuple(jobs),
         unavailable=unavailable,
         known=planner.known,
+        warn_above=suite.warn_above,
     )
 
 

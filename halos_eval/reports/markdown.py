@@ -25,6 +25,9 @@ def number(cell: Cell | None, digits: int) -> str:
     """Return a score with its standard error, if any; empty without a score."""
     if cell is None:
         return ""
+    if cell.interval:
+        low, high = cell.interval
+        return f"{cell.value:.{digits}f} " + (f"(≥ {low:.{digits}f})" if cell.value else f"(≤ {high:.{digits}f})")
     error = cell.shown_stderr
     return f"{cell.value:.{digits}f}" + ("" if error is None else f" ± {error:.{digits}f}")
 

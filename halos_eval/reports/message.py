@@ -14,7 +14,7 @@ from halos_eval.planning.selection import Evaluation, Selection
 from halos_eval.reports.markdown import code, first, number, table
 from halos_eval.reports.results import Cell, Row
 from halos_eval.reports.suite_rows import SuiteRows
-from halos_eval.reports.table import COMPLETE
+from halos_eval.reports.table import COMPLETE, short_status
 from halos_eval.storage import layout
 
 ROWS, REASONS, NAMES = 20, 10, 5
@@ -57,13 +57,20 @@ class _Outcome:
     @property
     def status(self) -> str:
         """The short status for the table."""
-        missing = [f"{len(self.troubles)} missing"] if self.troubles and self.row else []
-        return ", ".join(([] if self.state == "success" else [self.state]) + missing) or COMPLETE
+        if self.row is None:
+            return COMPLETE if self.state == "success" else self.state
+        short = short_status(self.troubles, self.row.trial, self.row.warnings)
+        return short if self.state == "success" else ", ".join([self.state, *([short] if short != COMPLETE else [])])
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """Reasons why a score that is shown may mislead."""
+        return self.row.warnings if self.row else ()
 
     def cells(self) -> list[str]:
         """The row of the table."""
         cells = self.row.cells if self.row else {}
-        average = Cell(self.row.average) if self.row and self.row.average is not None else None
+        average = Cell(self.row.average, self.row.average_stderr) if self.row and self.row.average is not None else None
         return [
             code(self.evaluation.checkpoint),
             code(self.evaluation.suite),
@@ -91,6 +98,7 @@ def compose(title: str, selection: Selection | None, states: dict[str, str], roo
     parts = [f"**{counts.capitalize()}.** Evaluated earlier: {len(selection.complete)}."]
     parts += _new(outcomes)
     parts += _by_reason("**Failed or missing, and why**", ((one.name, why) for one in outcomes for why in one.troubles))
+    parts += _by_reason("**Warnings**", ((one.name, code(why)) for one in outcomes for why in one.warnings))
     parts += _pending(outcomes)
     parts += _by_reason("**Skipped, and why**", ((code(name), code(why)) for name, why in selection.left_out.items()))
     suites = dict.fromkeys(evaluation.suite for evaluation in selection.evaluations)

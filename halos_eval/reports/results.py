@@ -14,6 +14,9 @@ from halos_eval.config.suite import ALPACA_EVAL
 from halos_eval.errors import StoreError
 from halos_eval.planning.jobs import PlannedJob
 from halos_eval.planning.plan import Plan
+from halos_eval.reports.remarks import UNREAD, counts_of, trial_of, warnings_of
+from halos_eval.reports.uncertainty import at_bound, bound_interval, error_of_mean
+from halos_eval.stages.harness.results import BYPASS, NOT_SCORED, is_placeholder
 from halos_eval.storage import layout
 from halos_eval.storage.records import Record, Score, read_failure, read_record
 
@@ -23,7 +26,6 @@ ALPACA_COLUMNS = {
     "win_rate": "alpacaeval_wr",
     "discrete_win_rate": "alpacaeval_discrete_wr",
 }
-BOUNDS = {0, 1, 100}
 
 
 @dataclass(frozen=True)
@@ -34,15 +36,13 @@ class Cell:
     """In the tool's own unit: a fraction for lm_eval, percent for alpaca_eval."""
     stderr: float | None = None
     """Standard error in the same unit; None if the tool reports none."""
+    interval: tuple[float, float] | None = None
+    """Interval of 95 % of a score at its bound, which has no valid standard error; None for other scores."""
 
     @property
     def shown_stderr(self) -> float | None:
-        """The standard error, or None if it is 0 only because the score is at its bound.
-
-        If all answers are wrong or all are right, the estimate is 0, however few there are. The score is then at its
-        bound (0, 1 for a fraction, 100 for a win rate), and its error is unknown.
-        """
-        return None if self.stderr == 0 and self.value in BOUNDS else self.stderr
+        """The standard error, or None if it is 0 only because the score is at its bound."""
+        return None if at_bound(self.value, self.stderr) else self.stderr
 
 
 @dataclass(frozen=True)
@@ -70,10 +70,18 @@ class Row:
     """The judge's model."""
     average: float | None = None
     """Mean of one metric per task; None if a task lacks its metric, because the mean would not be comparable."""
+    average_stderr: float | None = None
+    """Standard error of the average of independent tasks; None unless each task has one."""
     missing: tuple[Missing, ...] | None = ()
     """All missing items; None if they are unknown, as for a log."""
     series: int | None = None
     """Number of the series: rows of one series were made with the same versions of the tools."""
+    trial: str = ""
+    """How the evaluation was limited, such as ``limit 100``; empty for a full run."""
+    warnings: tuple[str, ...] = ()
+    """Reasons why a score that is shown may mislead. A row with warnings can still be complete."""
+    counts: Mapping[str, int] = field(default_factory=dict)
+    """Numbers of cut, empty, truncated and unreadable items by column, see `remarks`."""
 
     @property
     def complete(self) -> bool:
@@ -88,6 +96,7 @@ def row_of_plan(plan: Plan, outdated: Mapping[str, str] = MappingProxyType({})) 
     """
     cells: dict[str, Cell | None] = {}
     missing: list[Missing] = []
+    records: list[Record] = []
     tasks: list[tuple[Record | None, str | None]] = []
     judge = None
     if ALPACA_EVAL in plan.unavailable or any(job.stage == "judge" for job in plan.jobs):
@@ -101,71 +110,106 @@ def row_of_plan(plan: Plan, outdated: Mapping[str, str] = MappingProxyType({})) 
         if record is None:
             missing.append(Missing(job.title, reason))
             continue
-        cells |= cells_of(record.scores)
-        judge = judge or _judge(record)
-        missing += _shortfalls(record)
+        records.append(record)
+        judge = judge or judge_of(record)
+        missing += shortfalls(record)
         if job.metric and _primary(record, job.metric) is None:
             missing.append(Missing("avg", f"{job.title} has no {job.metric}, which the average needs"))
     missing += [Missing(part, why_unavailable(reason)) for part, reason in plan.unavailable.items()]
     missing += [Missing(part, "not requested") for part in plan.left_out]
     # Without a job for some task there is no average. AlpacaEval is not averaged.
     tasks += [(None, None) for part in {*plan.left_out, *plan.unavailable} - {ALPACA_EVAL, "judge"}]
-    return Row(plan.checkpoint.name, cells, judge, average(tasks), tuple(missing))
+    found, clashes = joined(records)
+    mean = average(tasks)
+    return Row(
+        plan.checkpoint.name,
+        cells | found,
+        judge,
+        average=mean.value if mean and not clashes else None,
+        average_stderr=mean.stderr if mean and not clashes else None,
+        missing=(*missing, *clashes),
+        trial=trial_of(records),
+        warnings=tuple(warnings_of(records, plan.warn_above)),
+        counts=counts_of(records),
+    )
 
 
-def rows_of_records(records: Iterable[Record]) -> list[Row]:
-    """Return rows from records alone: the newest of each stage and task, for each checkpoint's newest weights."""
-    newest: dict[str, dict[tuple[str, str | None], Record]] = {}
-    weights: dict[str, str] = {}
-    for record in sorted(records, key=lambda record: record.provenance.ended, reverse=True):
-        name, digest = record.checkpoint.name, record.checkpoint.digest
-        # Outputs without a record of the sample stage have the file's digest instead of the weights'.
-        unsampled = record.identity.get("inputs", {}).get("outputs") == digest
-        if unsampled or digest == weights.setdefault(name, digest):
-            newest.setdefault(name, {}).setdefault((record.stage, record.task), record)
-    tasks = sorted({str(task) for found in newest.values() for stage, task in found if stage == "harness"})
-    return [_row_of_records(name, newest[name], tasks) for name in sorted(newest)]
+def joined(records: Sequence[Record]) -> tuple[dict[str, Cell], list[Missing]]:
+    """Return the cells of all records, and why there is no average if two records have the same column.
+
+    A tag and one of its tasks have the same columns, for example. The first record's cell is shown, and the average
+    would count the task twice.
+    """
+    cells: dict[str, Cell] = {}
+    owners: dict[str, str] = {}
+    clashes: dict[tuple[str, str], list[str]] = {}
+    for record in records:
+        title = record.task or record.stage
+        for column, cell in cells_of_record(record).items():
+            owner = owners.setdefault(column, title)
+            if owner == title:
+                cells[column] = cell
+            else:
+                clashes.setdefault((owner, title), []).append(column)
+    return cells, [
+        Missing("avg", f"{owner} and {title} both have {', '.join(columns)} (that of {owner} is shown)")
+        for (owner, title), columns in clashes.items()
+    ]
 
 
-def _row_of_records(name: str, found: Mapping[tuple[str, str | None], Record], tasks: Sequence[str]) -> Row:
-    cells: dict[str, Cell | None] = {}
-    for record in found.values():
-        cells |= cells_of(record.scores)
-    missing = [shortfall for record in found.values() for shortfall in _shortfalls(record)]
-    missing += [Missing(task, "no record") for task in tasks if ("harness", task) not in found]
-    judges = (judge for record in found.values() if (judge := _judge(record)))
-    mean = average([(found.get(("harness", task)), None) for task in tasks])
-    return Row(name, cells, next(judges, None), mean, tuple(missing))
-
-
-def average(tasks: Sequence[tuple[Record | None, str | None]]) -> float | None:
-    """Return the mean over tasks, given as records with the chosen metric, rounded as in HALOs.
+def average(tasks: Sequence[tuple[Record | None, str | None]]) -> Cell | None:
+    """Return the mean over tasks, given as records with the chosen metric, rounded as in HALOs, with its error.
 
     Return None if a task has no record or lacks its metric, because the mean of the others would not be comparable.
     Tasks whose metrics are all better when lower (perplexity) are excluded.
     """
-    numbers: list[float] = []
+    found: list[Cell] = []
     for record, metric in tasks:
         if record is None:
             return None
-        number = _primary(record, metric)
-        if number is not None:
-            numbers.append(number)
-        elif metric or record.missing:
+        cell = _primary(record, metric)
+        if cell is not None:
+            found.append(cell)
+        elif metric or _gaps(record):
             return None
-    return round(sum(numbers) / len(numbers), 4) if numbers else None
+    return mean_of(found)
 
 
-def cells_of(scores: Iterable[Score]) -> dict[str, Cell]:
-    """Return scores by column. The column of a metric's first filter is TASK-METRIC, as in HALOs' table."""
+def mean_of(cells: Sequence[Cell]) -> Cell | None:
+    """Return the mean of independent scores, rounded as in HALOs, with its standard error if each score has one."""
+    if not cells:
+        return None
+    mean = round(sum(cell.value for cell in cells) / len(cells), 4)
+    return Cell(mean, error_of_mean([cell.shown_stderr for cell in cells]))
+
+
+def cells_of(scores: Iterable[Score], items: int | None = None, missing: Iterable[str] = ()) -> dict[str, Cell]:
+    """Return scores by column. The column of a metric's first filter is TASK-METRIC, as in HALOs' table.
+
+    ``items`` is the number of independent items of each score, if known. ``missing`` names scores without a value as
+    TASK-METRIC,FILTER, so that the score of another filter does not take the column of the first.
+    """
+    lost = dict.fromkeys(missing)
     cells: dict[str, Cell] = {}
     own = (score for score in scores if score.group is None)
     for score in sorted(own, key=lambda score: (score.task, score.metric, score.filter)):
         column = ALPACA_COLUMNS.get(score.metric) if score.task == ALPACA_EVAL else f"{score.task}-{score.metric}"
         if column is None:
             continue
-        cells[f"{column},{score.filter}" if column in cells else column] = Cell(score.value, score.stderr)
+        taken = column in cells or any(
+            key.startswith(f"{column},") and key < f"{column},{score.filter}" for key in lost
+        )
+        interval = bound_interval(score.metric, score.value, score.stderr, score.clusters or items)
+        cells[f"{column},{score.filter}" if taken else column] = Cell(score.value, score.stderr, interval)
     return cells
+
+
+def cells_of_record(record: Record) -> dict[str, Cell]:
+    """Return the cells of a record by column, without placeholders."""
+    # A record of one task counts its items. That of a tag counts the items of all its tasks together.
+    tasks = {score.task for score in record.scores if score.group is None}
+    items = record.coverage.scored if len(tasks) == 1 else None
+    return cells_of(_real(record), items, _gaps(record))
 
 
 def why_missing(record_url: str) -> str:
@@ -188,30 +232,56 @@ def _read(job: PlannedJob) -> tuple[Record | None, str]:
         return None, str(error)
 
 
-def _judge(record: Record) -> str | None:
+def judge_of(record: Record) -> str | None:
+    """Return the judge's model of a judge stage; None for other stages."""
     return record.provenance.inputs.get("judge_model")
 
 
-def _primary(record: Record, metric: str | None) -> float | None:
+def _real(record: Record) -> list[Score]:
+    return [score for score in record.scores if not is_placeholder(score.metric, score.value)]
+
+
+def _gaps(record: Record) -> dict[str, str]:
+    """Return the missing metrics of a record with the reasons, also where an older record has lm_eval's placeholder."""
+    return dict(record.missing) | {
+        f"{score.task}-{score.metric},{score.filter}": NOT_SCORED
+        for score in record.scores
+        if score.group is None and score.metric == BYPASS
+    }
+
+
+def _primary(record: Record, metric: str | None) -> Cell | None:
     """Return the number of a task that enters the average: the suite's metric, else the first that lm_eval prints.
 
-    A tag (arc, gpqa) has several tasks; their first metrics are averaged.
+    A tag (arc, gpqa), and a group without a score of its own, has several tasks; their first metrics are averaged.
     """
     if record.stage != "harness":
         return None
-    own = [score for score in record.scores if score.group is None and score.higher_is_better is not False]
-    if record.missing and not metric:
+    own = [score for score in _real(record) if score.group is None and score.higher_is_better is not False]
+    if _gaps(record) and not metric:
         return None  # the missing metric may be the first, and another would not be comparable
+    tasks = {score.task for score in own}
     if metric:
         name, _, filter_name = metric.partition(",")
         own = [score for score in own if score.metric == name and filter_name in {"", score.filter}]
-    first: dict[str, float] = {}
+        if {score.task for score in own} != tasks or any(_is_of(key, name, filter_name) for key in _gaps(record)):
+            return None  # a member of a tag has no such metric
+    first: dict[str, Cell] = {}
     for score in sorted(own, key=lambda score: (score.metric, score.filter)):
-        first.setdefault(score.task, score.value)
-    return sum(first.values()) / len(first) if first else None
+        first.setdefault(score.task, Cell(score.value, score.stderr))
+    if not first:
+        return None
+    value = sum(cell.value for cell in first.values()) / len(first)
+    return Cell(value, error_of_mean([cell.shown_stderr for cell in first.values()]))
 
 
-def _shortfalls(record: Record) -> list[Missing]:
-    """Return the missing metrics of a record, by column."""
+def _is_of(key: str, metric: str, filter_name: str) -> bool:
+    """Return whether ``key``, TASK-METRIC,FILTER, is of a metric, and of a filter if one is named."""
+    task_and_metric, _, own_filter = key.partition(",")
+    return task_and_metric.endswith(f"-{metric}") and filter_name in {"", own_filter}
+
+
+def shortfalls(record: Record) -> list[Missing]:
+    """Return the missing metrics of a record, by column. Unreadable judgements are counted, see `remarks`."""
     own = {f"{ALPACA_EVAL}-{metric}": column for metric, column in ALPACA_COLUMNS.items()}
-    return [Missing(own.get(metric, metric), reason) for metric, reason in record.missing.items()]
+    return [Missing(own.get(metric, metric), reason) for metric, reason in _gaps(record).items() if metric != UNREAD]

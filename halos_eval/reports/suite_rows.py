@@ -63,7 +63,12 @@ class SuiteRows:
             there = {job.stage for job in jobs if job.part == part}
             left_out += [part] if not there else ["judge"] if not there.issuperset(stages) else []
         unavailable = {part: why for part, why in plan.unavailable.items() if part in parts}
-        update = {"jobs": _in_order(jobs, parts), "left_out": tuple(left_out), "unavailable": unavailable}
+        update = {
+            "jobs": _in_order(jobs, parts),
+            "left_out": tuple(left_out),
+            "unavailable": unavailable,
+            "warn_above": self.definition.warn_above,
+        }
         row = row_of_plan(plan.model_copy(update=update), outdated)
         return replace(row, series=found.series.number if found.done else None)
 

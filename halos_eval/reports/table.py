@@ -6,23 +6,25 @@ A cell without a score is empty, and ``status`` has the reason.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from halos_eval.errors import BadInput
 from halos_eval.planning.progress import READERS
-from halos_eval.reports.results import ALPACA_COLUMNS, Row, rows_of_records
+from halos_eval.reports.records import rows_of_records
+from halos_eval.reports.results import ALPACA_COLUMNS, Missing, Row
 from halos_eval.reports.suite_rows import SuiteRows
 from halos_eval.storage import filesystem, layout
-from halos_eval.storage.records import read_record
+from halos_eval.storage.records import readable_record
 
 if TYPE_CHECKING:
     import pandas as pd
 
 JUDGE = "alpacaeval_judge"
 FIRST = ["model_name", *ALPACA_COLUMNS.values(), JUDGE]
-LAST = ["avg", "series", "status"]
+LAST = ["avg", "avg_stderr", "series", "status"]
 COMPLETE = "complete"
 SEPARATOR = "; "
 
@@ -40,8 +42,9 @@ def read_rows(root: str, suite: str | None = None) -> list[Row]:
         with ThreadPoolExecutor(READERS) as pool:
             rows = list(pool.map(suite_rows.read, urls))
     else:
-        records = (read_record(url) for url in filesystem.find(root, layout.RECORD))
-        rows = rows_of_records(record for record in records if record)
+        read = [(url, *readable_record(url)) for url in filesystem.find(root, layout.RECORD)]
+        rows = rows_of_records(record for _, record, _ in read if record)
+        rows = _with_damaged(rows, {url: why for url, _, why in read if why})
     if not rows:
         raise BadInput(
             f"{root} contains no {'plan of ' + suite if suite else 'record'}: nothing has been evaluated there yet"
@@ -49,35 +52,71 @@ def read_rows(root: str, suite: str | None = None) -> list[Row]:
     return sorted(rows, key=lambda row: (-(row.series or 0), row.checkpoint))
 
 
+def _with_damaged(rows: Sequence[Row], damaged: Mapping[str, str]) -> list[Row]:
+    """Return the rows, with unreadable records as missing items of the rows of their checkpoints."""
+    found = {row.checkpoint: row for row in rows}
+    for url, why in damaged.items():
+        folders = url.split("/")[:-1]
+        name = folders[folders.index("runs") + 1].replace("__", "/") if "runs" in folders[:-1] else folders[-1]
+        row = found.get(name, Row(name))
+        found[name] = replace(row, missing=(*(row.missing or ()), Missing("record", why)), average=None)
+    return list(found.values())
+
+
 def frame(rows: Sequence[Row]) -> pd.DataFrame:
     """Return rows as a table, one per checkpoint, with the CSV's order of columns."""
     import pandas as pd
 
-    documents = [document(row) for row in rows]
-    return pd.DataFrame(documents)[columns(documents)]
+    table = pd.DataFrame([{**row.counts, **document(row)} for row in rows])[columns(rows)]
+    counts = {column for row in rows for column in row.counts} & set(table.columns)
+    return table.astype(dict.fromkeys(counts, "Int64"))  # whole numbers also in columns with empty cells
 
 
-def columns(documents: Iterable[dict[str, str | float]]) -> list[str]:
+def columns(rows: Sequence[Row]) -> list[str]:
     """Return the columns in order: names and AlpacaEval first, tasks by name, average and status last."""
-    found = {column for one in documents for column in one}
+    found = {column for row in rows for column in document(row)}
     tasks = sorted(found.difference(FIRST, LAST))
     return [column for column in (*FIRST, *tasks, *LAST) if column in found]
 
 
 def document(row: Row) -> dict[str, str | float]:
-    """Return the cells of the CSV by column; empty cells are NaN."""
+    """Return the cells of the CSV by column; empty cells are NaN.
+
+    A count is a column only if it is not 0 in some row, because most are 0 in all rows.
+    """
     flat: dict[str, str | float] = {"model_name": row.checkpoint}
+    flat |= {column: count for column, count in row.counts.items() if count}
     for column, cell in row.cells.items():
         flat[column] = math.nan if cell is None else cell.value
-        if cell and cell.stderr is not None:
-            flat[f"{column}_stderr"] = cell.stderr
+        if cell and cell.shown_stderr is not None:
+            flat[f"{column}_stderr"] = cell.shown_stderr
+        if cell and cell.interval:
+            flat[f"{column}_low"], flat[f"{column}_high"] = cell.interval
     if row.judge:
         flat[JUDGE] = row.judge
     if row.average is not None:
         flat["avg"] = row.average
+    if row.average_stderr is not None:
+        flat["avg_stderr"] = row.average_stderr
     if row.series is not None:
         flat["series"] = row.series
-    if row.missing is not None:
+    if reasons := status(row):
         # Semicolons separate the reasons, so those inside a reason become commas.
-        flat["status"] = SEPARATOR.join(str(one).replace(SEPARATOR, ", ") for one in row.missing) or COMPLETE
+        flat["status"] = SEPARATOR.join(reason.replace(SEPARATOR, ", ") for reason in reasons)
     return flat
+
+
+def short_status(missing: Sequence[object] | None, trial: str, warnings: Sequence[object]) -> str:
+    """Return the status in numbers, for tables of limited width; ``missing`` is None if it is unknown."""
+    count = len(missing or ())
+    parts = [f"{count} missing" if count else COMPLETE] if missing is not None else []
+    parts += ["trial"] if trial else []
+    parts += [f"{len(warnings)} warning{'s' if len(warnings) > 1 else ''}"] if warnings else []
+    return ", ".join(parts)
+
+
+def status(row: Row) -> list[str]:
+    """Return ``complete`` or the reason for each missing item, then the limit of a trial and the warnings."""
+    complete = [COMPLETE] if row.complete else []
+    trial = [f"trial: {row.trial}"] if row.trial else []
+    return [*complete, *map(str, row.missing or ()), *trial, *(f"warning: {one}" for one in row.warnings)]

@@ -5,7 +5,7 @@ The CSV has all checkpoints. A terminal has about 80 columns, and reasons are lo
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, RenderResult
@@ -14,7 +14,7 @@ from rich.text import Text
 
 from halos_eval.reports.markdown import first
 from halos_eval.reports.results import Cell, Row
-from halos_eval.reports.table import COMPLETE, JUDGE, columns, document
+from halos_eval.reports.table import JUDGE, columns, short_status
 
 FOLDED = 12
 """Number of characters after which text is folded in a narrow terminal. Numbers are never folded."""
@@ -52,27 +52,31 @@ class Summary:
         yield from self._reasons()
 
     def _rows(self) -> Iterator[tuple[str, list[str]]]:
-        for column in columns(map(document, self.rows)):
+        for column in columns(self.rows):
             if column == "model_name":
                 continue
             if column in SPECIAL:
-                yield column, [SPECIAL[column](row) for row in self.rows]
-            elif not column.endswith("_stderr"):
+                if shown := SPECIAL[column]:
+                    yield column, [shown(row) for row in self.rows]
+            elif any(column in row.cells for row in self.rows):
                 yield column, [_cell(row.cells.get(column)) for row in self.rows]
+            elif any(column in row.counts for row in self.rows):
+                yield column, [str(row.counts.get(column, "")) for row in self.rows]
 
     def _reasons(self) -> Iterator[Table | Text]:
         """Yield one item per reason, because checkpoints of one suite often share it."""
-        affected: dict[str, list[str]] = {}
-        for name, row in zip(self.names, self.rows, strict=True):
-            for one in row.missing or ():
-                affected.setdefault(plain(str(one)), []).append(name)
-        if not affected:
-            return
-        items = Table.grid(Column(no_wrap=True), Column(overflow="fold"), padding=(0, 1))
-        for reason, names in affected.items():
-            items.add_row("-", Text(f"{reason} ({first(names, NAMES)})"))
-        yield Text("Missing, and why:")
-        yield items
+        for heading, reasons in NOTES.items():
+            affected: dict[str, list[str]] = {}
+            for name, row in zip(self.names, self.rows, strict=True):
+                for one in reasons(row):
+                    affected.setdefault(plain(str(one)), []).append(name)
+            if not affected:
+                continue
+            items = Table.grid(Column(no_wrap=True), Column(overflow="fold"), padding=(0, 1))
+            for reason, names in affected.items():
+                items.add_row("-", Text(f"{reason} ({first(names, NAMES)})"))
+            yield Text(heading)
+            yield items
 
 
 def plain(text: str) -> str:
@@ -104,19 +108,27 @@ def _least(cell: str) -> int:
 def _cell(cell: Cell | None) -> str:
     if cell is None:
         return ""
+    if cell.interval:
+        low, high = cell.interval
+        return f"{cell.value:.4g} (≥{low:.3g})" if cell.value else f"{cell.value:.4g} (≤{high:.3g})"
     error = cell.shown_stderr
     return f"{cell.value:.4g}" + ("" if error is None else f" ±{error:.2g}")
 
 
-def _state(row: Row) -> str:
-    if row.missing is None:
-        return ""
-    return COMPLETE if row.complete else f"{len(row.missing)} missing"
-
-
 def _average(row: Row) -> str:
-    return "" if row.average is None else f"{row.average:.4g}"
+    return "" if row.average is None else _cell(Cell(row.average, row.average_stderr))
 
 
-SPECIAL = {JUDGE: lambda row: plain(row.judge or ""), "avg": _average, "status": _state}
-"""Columns without scores."""
+SPECIAL = {
+    JUDGE: lambda row: plain(row.judge or ""),
+    "avg": _average,
+    "avg_stderr": None,
+    "status": lambda row: short_status(row.missing, row.trial, row.warnings),
+}
+"""Columns without scores; None for one that is part of another."""
+NOTES: dict[str, Callable[[Row], Sequence[object]]] = {
+    "Missing, and why:": lambda row: row.missing or (),
+    "Trials:": lambda row: (row.trial,) if row.trial else (),
+    "Warnings:": lambda row: row.warnings,
+}
+"""Lists below the table."""

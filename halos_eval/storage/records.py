@@ -33,6 +33,8 @@ class Score(BaseModel):
     """The value, in the tool's own unit (fraction for lm_eval, percent for alpaca_eval)."""
     stderr: float | None = None
     """Standard error in the same unit; None if the tool gives none."""
+    clusters: int | None = None
+    """Number of groups of dependent documents that the standard error is made of; None: documents are independent."""
     higher_is_better: bool | None = None
     """Whether a higher value is better; None if the tool does not say."""
 

@@ -253,6 +253,13 @@ def test_a_plan_is_kept(plan, root):
     assert set(saved(root).definitions) == {"alpaca_eval", "demo_choice", "demo_arithmetic", "demo_cloze"}
 
 
+def test_a_plan_keeps_the_suites_threshold_and_no_job_depends_on_it(plan):
+    assert plan().warn_above == 1  # the demo's
+    changed = plan(SUITE.model_copy(update={"warn_above": 0.2}))
+    assert changed.warn_above == 0.2
+    assert [job.fingerprint for job in changed.jobs] == [job.fingerprint for job in plan().jobs]
+
+
 def test_runs_of_some_parts_make_one_plan(plan, root):
     save_plan(plan(SUITE.keep(["demo_choice"])), SUITE, root)
     assert [job.title for job in saved(root).jobs] == ["demo_choice"]

@@ -94,9 +94,13 @@ def test_answers_that_cannot_be_read_are_counted_not_scored(run, serve_judge, tm
     for row in rows[1:3]:
         row["output"] = UNDECIDED
     endpoint = serve_judge()
-    done = judge(run, write(tmp_path / "outputs.json", rows), tmp_path, env=endpoint.environment)
+    # The name is one that a checkpoint may have, and must not be mistaken for the outputs to compare with.
+    name = "--name=reference"
+    done = judge(run, write(tmp_path / "outputs.json", rows), tmp_path, name, env=endpoint.environment)
     assert done.returncode == 0, done.stderr
     record = record_in(tmp_path)
+    assert record["checkpoint"]["name"] == "reference"
+    assert 0 < score(record, "length_controlled_winrate")["stderr"] < 5
     assert endpoint.stats()["unknown pair"] == 2
     readable = [row for row in rows if row["output"] != UNDECIDED]
     assert score(record, "win_rate")["value"] == pytest.approx(expected_win_rate(readable), rel=0, abs=1e-9)

@@ -15,6 +15,12 @@ from halos_eval.reports.results import Cell
 HOSTILE = st.text(st.sampled_from("`|<>!&*_[]()#-~\\\n\r\t \"'@/:ab;{}%?=\u202e\x00")) | st.text()
 
 
+def test_a_score_at_its_bound_has_a_bound_of_its_interval():
+    assert number(Cell(100.0, 0.0, (99.525, 100.0)), 2) == "100.00 (≥ 99.53)"
+    assert number(Cell(0.0, 0.0, (0.0, 0.475)), 1) == "0.0 (≤ 0.5)"
+    assert number(Cell(1.0, 0.0), 2) == "1.00"
+
+
 class Page(HTMLParser):
     """The tags of a page, and the words in its code spans."""
 

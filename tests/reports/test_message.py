@@ -8,7 +8,7 @@ from halos_eval.planning.plan import Plan
 from halos_eval.planning.selection import Evaluation, Selection
 from halos_eval.reports.message import compose
 from halos_eval.storage import filesystem, layout
-from halos_eval.storage.records import CheckpointRef, Score, write_model
+from halos_eval.storage.records import CheckpointRef, Coverage, Score, write_model
 from tests.doubles import make_job, make_record, write_failure
 
 TITLE = "halos-eval 2026-11-24"
@@ -68,6 +68,23 @@ def test_a_good_night(root, evaluated):
         "| `kto`      | `quick` | 24.50           | 26.50 ± 1.25 | 0.5123 | complete |\n\n"
         f"Full table: `{root}/reports/quick/summary.csv`\n"
     )
+
+
+def test_a_warning_does_not_make_a_result_missing(root, evaluated):
+    evaluated("kto", judge=JUDGED, gsm8k=0.5)
+    url = filesystem.join(layout.stage_folder(root, "kto", "harness", "gsm8k", "f"), layout.RECORD)
+    details = {"truncated_prompts": 30}
+    scores = [Score(task="gsm8k", metric="acc", value=0.5, stderr=0.0123)]
+    coverage = Coverage(attempted=100, scored=100)
+    limited = {"settings": {"limit": 100}}
+    record = make_record(task="gsm8k", details=details, scores=scores, coverage=coverage, identity=limited)
+    write_model(url, record)
+    message = compose(TITLE, selection("kto"), {"run-kto": "success"}, root)
+    assert (message.title, message.failed) == (f"{TITLE}: 1 evaluated", False)
+    assert table_of(message.body) == [
+        ["`kto`", "`quick`", "24.50", "26.50 ± 1.25", "0.5000 ± 0.0123", "complete, trial, 1 warning"]
+    ]
+    assert section(message.body, "Warnings") == ["- `kto` (`quick`): `gsm8k: 30 of 100 prompts were truncated`"]
 
 
 def test_what_failed_has_its_reason_and_an_empty_cell(root, evaluated):

@@ -129,6 +129,40 @@ def test_a_number_with_its_error(value, error, cell):
     assert "x-acc_stderr" not in cells(printed(rows))
 
 
+def test_a_score_at_its_bound_has_a_bound_of_its_interval():
+    row = Row("kto", {"a-acc": Cell(1.0, 0.0, (0.8064, 1.0)), "b-acc": Cell(0.0, 0.0, (0.0, 0.1936))})
+    assert cells(printed([row])) == {
+        "": ["kto"],
+        "a-acc": ["1 (≥0.806)"],
+        "b-acc": ["0 (≤0.194)"],
+        "status": ["complete"],
+    }
+
+
+def test_counts_are_rows_and_warnings_stand_below():
+    warning = "alpacaeval: 9 of 12 answers are empty"
+    rows = [
+        Row("kto", counts={"alpacaeval_n_empty": 9, "arc-n_unscored": 0}, warnings=(warning,)),
+        Row("dpo", counts={"alpacaeval_n_empty": 0}, missing=(LENGTH,), trial="limit 2"),
+        Row("ipo", average=0.5, average_stderr=0.012),
+    ]
+    lines = printed(rows, 120)
+    assert cells(lines) == {
+        "": ["kto", "dpo", "ipo"],
+        "alpacaeval_n_empty": ["9", "0", ""],
+        "avg": ["", "", "0.5 ±0.012"],
+        "status": ["complete, 1 warning", "1 missing, trial", "complete"],
+    }
+    assert lines[-6:] == [
+        "Missing, and why:",
+        f"- {LENGTH} (dpo)",
+        "Trials:",
+        "- limit 2 (dpo)",
+        "Warnings:",
+        f"- {warning} (kto)",
+    ]
+
+
 def test_nothing_of_a_name_or_reason_is_obeyed_by_the_terminal():
     lines = printed([Row("[red]a", average=0.1, missing=(Missing("mmlu", "[/no] \x1b[31m\u202e"),))])
     assert cells(lines)[""] == ["[red]a"]

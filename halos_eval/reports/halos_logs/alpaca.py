@@ -13,7 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import PurePath
 
 from halos_eval.checkpoints.weights import short_name
+from halos_eval.reports.halos_logs.models import Model
 from halos_eval.reports.halos_logs.text import Reading, number
+from halos_eval.reports.names import Known, clean, match
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +45,7 @@ class Leaderboard:
     rows: dict[str, dict[str, float]] = field(default_factory=dict)
     """Row name to values by this project's columns. Cells without a number are skipped."""
 
-    def evaluated(self, lm_eval_models: Set[str], stem: str, other_models: Set[str]) -> list[str] | None:
+    def evaluated(self, lm_eval_models: Set[Model], stem: str, other_models: Set[Model]) -> list[str] | None:
         """Return the row names of the models that this log evaluated, or None if they are unknown.
 
         The first evidence in this list that matches applies: the models of the log's own lm_eval runs and of the INFO
@@ -51,12 +53,15 @@ class Leaderboard:
         file name; models of the other logs' lm_eval runs.
         """
         stems = {stem.lower(), _LOG_WORDS.sub("", stem).lower()}
+        locations = {model.location for model in lm_eval_models}
+        own, others = ({short_name(model.location) for model in models} for models in (lm_eval_models, other_models))
         evidence = (
-            [name for name in self.rows if name in self.announced or short_name(name) in lm_eval_models],
+            [name for name in self.rows if name in self.announced or clean(name) in locations],
+            [name for name in self.rows if short_name(name) in own],
             list(self.rows) if len(self.rows) == 1 else [],
             [name for name in self.rows if "/" in name],
             [name for name in self.rows if name.lower() in stems],
-            [name for name in self.rows if short_name(name) in other_models],
+            [name for name in self.rows if short_name(name) in others],
         )
         return next((names for names in evidence if names), None)
 
@@ -99,12 +104,12 @@ def _row(line: str, header: re.Match[str]) -> tuple[str, dict[str, float]] | Non
 
 
 def readings(
-    tables: Iterable[Leaderboard], source: PurePath, lm_eval_models: Set[str], other_models: Set[str]
+    tables: Iterable[Leaderboard], source: PurePath, lm_eval_models: Set[Model], other_models: Set[Model]
 ) -> list[Reading]:
     """Return the scores of the evaluated models, each from the row with its name.
 
     If the evaluated model is unknown, all rows are kept under their own names, with a warning. No score is lost, and no
-    model gets another's score.
+    model gets another's score. A name that means one model of an lm_eval run is that model.
     """
     found: list[Reading] = []
     for table in tables:
@@ -117,8 +122,17 @@ def readings(
                 len(table.rows),
             )
         found += [
-            Reading(short_name(name), "alpacaeval", table.rows[name], averaged=False, source=source.name)
+            Reading(
+                _model(name, lm_eval_models) or _model(name, other_models) or Model(clean(name)),
+                *("alpacaeval", table.rows[name]),
+                averaged=False,
+                source=source.name,
+            )
             for name in names or table.rows
             if table.rows[name]
         ]
     return found
+
+
+def _model(name: str, models: Set[Model]) -> Model | None:
+    return match(name, {model: Known(model.location, model.location) for model in models})

@@ -12,35 +12,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Self
 
-from halos_eval.checkpoints.weights import short_name
+from halos_eval.reports.halos_logs.models import Model, limit_in_header, mentioned_model, model_in_arguments
 from halos_eval.reports.halos_logs.text import Reading, number
+from halos_eval.stages.harness.results import BYPASS, is_placeholder
 
 logger = logging.getLogger(__name__)
 
-_QUOTED = r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\""""
-# An echoed command, or lm_eval's own "Initializing hf model, with arguments: {...}".
-_MENTION = re.compile(rf"""(?<!\w)pretrained(?:['"]\s*:\s*|=)({_QUOTED}|[^,\s'")]+)""")
 # Metrics that older tables, which print no direction, must not average with accuracies.
 _LOWER_IS_BETTER = frozenset({"perplexity", "word_perplexity", "byte_perplexity", "bits_per_byte"})
-
-
-def _unquoted(text: str) -> str:
-    quoted = re.fullmatch(_QUOTED, text.strip())
-    return re.sub(r"\\(.)", r"\1", quoted[0][1:-1]) if quoted else text
-
-
-def model_in_arguments(arguments: str) -> str | None:
-    """Return the short name of the model in lm_eval's model arguments, or None if they name no model.
-
-    Both styles are supported: ``pretrained=/a/b/FINAL,dtype=...`` and the printed dictionary of newer versions. Models
-    behind an API have ``model`` instead of ``pretrained``.
-    """
-    for key in ("pretrained", "model"):
-        in_dictionary = re.search(rf"""['"]{key}['"]\s*:\s*({_QUOTED})""", arguments)
-        in_list = re.search(rf"(?<!\w){key}=([^,]+)", arguments)
-        if found := in_dictionary or in_list:
-            return short_name(_unquoted(found[1]).strip())
-    return None
 
 
 @dataclass(frozen=True)
@@ -71,8 +50,20 @@ class _Table:
         if len(cells) < len(self.names) + 2:
             return None
         row = dict(zip(self.names, cells[-len(self.names) - 1 : -1], strict=True))
+        row["Task"] = line.split("|")[-len(self.names) - 1]  # with the spaces before it, which tell its depth
         signs = row.pop("", "") + row.get("Direction", "")
         return None if re.search(r"[0-9A-Za-z]", signs) else row
+
+
+@dataclass
+class _Task:
+    """The task or group whose rows are read."""
+
+    name: str
+    depth: int
+    """0 for a task of the command line; one more for each group above it."""
+    metrics: set[str] = field(default_factory=set)
+    """Metrics that have been read."""
 
 
 @dataclass
@@ -80,13 +71,17 @@ class LmEvalLog:
     """The models and readings that one pass over the lines of a log found."""
 
     source: str
-    models: set[str] = field(default_factory=set)
+    models: set[Model] = field(default_factory=set)
     readings: list[Reading] = field(default_factory=list)
-    _model: str | None = None
+    _model: Model | None = None
+    _limit: str | None = None
     _has_header: bool = False
     _table: _Table | None = None
-    _task: str | None = None
-    _metrics: set[str] = field(default_factory=set)
+    _task: _Task | None = None
+    _scored_depth: int | None = None
+    """Depth of the group above the current task that has a score, which is the aggregate of all tasks below it."""
+    _lost: bool = False
+    """Whether it is unknown if the group above the current task has a score."""
 
     @classmethod
     def read(cls, lines: Iterable[str], source: str) -> Self:
@@ -104,11 +99,11 @@ class LmEvalLog:
         progress bar on stderr often ends without a line break. In a log without such text (the user's own script
         printed the tables) any other mention counts, as in HALOs' summarize_metrics.py, except shell variables.
         """
-        arguments, is_header, _ = line.partition("), gen_kwargs: (")
+        arguments, is_header, rest = line.partition("), gen_kwargs: (")
         if is_header:
-            self._model, self._has_header = model_in_arguments(arguments), True
-        elif not self._has_header and (mention := _MENTION.search(line)) and "$" not in mention[1]:
-            self._model = short_name(_unquoted(mention[1]).strip())
+            self._model, self._limit, self._has_header = model_in_arguments(arguments), limit_in_header(rest), True
+        elif not self._has_header and (mention := mentioned_model(line)):
+            self._model = mention
         else:
             return False
         self._table = None
@@ -118,31 +113,52 @@ class LmEvalLog:
 
     def _take_table(self, line: str) -> None:
         if table := _Table.below(line):
-            self._table, self._task = table, None
+            self._table, self._task, self._scored_depth, self._lost = table, None, None, False
             if self._model is None:
                 logger.warning("%s: skipped an lm_eval table: no line above it names its model", self.source)
             return
         row = self._table.row(line) if self._table else None
         if row is None:
             # Lines in between may have replaced the row that names the task of the rows below.
-            self._task = None
-        elif self._model and set(row["Task"]) != {"-"}:
+            # If that was a group, the tasks below it are most likely its parts.
+            self._lost = self._lost or self._scored_depth is None
+            self._task, self._scored_depth = None, 0
+        elif self._model and set(row["Task"].strip()) != {"-"}:
             self._take_row(row, self._model)
 
-    def _take_row(self, row: dict[str, str], model: str) -> None:
-        metric, first_of_task = row["Metric"], bool(row["Task"])
-        if first_of_task:
-            self._task, self._metrics = row["Task"], set()
-        if self._task is None:
+    def _take_row(self, row: dict[str, str], model: Model) -> None:
+        metric = row["Metric"]
+        if row["Task"].strip():
+            self._begin(row["Task"])
+        task = self._task
+        if task is None:
             logger.warning("%s: skipped a row of metric %r: its task is unknown", self.source, metric)
             return
-        if self._task.startswith("- "):  # part of a group; the group's own row has the aggregate
-            return
-        column = f"{self._task}-{metric},{row['Filter']}" if metric in self._metrics else f"{self._task}-{metric}"
-        self._metrics.add(metric)
+        if not metric:
+            return  # a group without a score of its own
+        if self._scored_depth is not None and task.depth > self._scored_depth:
+            if self._lost:
+                logger.warning("%s: skipped a row of task %r: that of its group is unknown", self.source, task.name)
+            return  # a part of a group whose own row has the aggregate
+        self._scored_depth = task.depth
         value, stderr = number(row["Value"]), number(row["Stderr"])
-        if value is None:
-            return
-        columns = {column: value} if stderr is None else {column: value, f"{column}_stderr": stderr}
         falling = "↓" in row.get("Direction", "") or metric in _LOWER_IS_BETTER
-        self.readings.append(Reading(model, column, columns, first_of_task and not falling, self.source))
+        if value is not None and is_placeholder(metric, value):
+            if metric != BYPASS:
+                return
+            value = None
+        column = f"{task.name}-{metric},{row['Filter']}" if metric in task.metrics else f"{task.name}-{metric}"
+        averaged = not task.metrics and not falling
+        task.metrics.add(metric)
+        columns = {} if value is None else {column: value}
+        if value is not None and stderr is not None:
+            columns[f"{column}_stderr"] = stderr
+        self.readings.append(Reading(model, column, columns, averaged, self.source, task.name, self._limit))
+
+    def _begin(self, cell: str) -> None:
+        """Begin a task. lm_eval indents it, and puts a dash before it, for each group above it."""
+        name = cell.strip()
+        depth = len(cell) - len(cell.lstrip()) if name.startswith("- ") else 0
+        self._task = _Task(name.removeprefix("- "), depth)
+        if self._scored_depth is not None and depth <= self._scored_depth:
+            self._scored_depth, self._lost = None, False

@@ -6,6 +6,8 @@ import math
 import re
 from dataclasses import dataclass
 
+from halos_eval.reports.halos_logs.models import Model
+
 # Colours and cursor movements (CSI), and terminal titles or hyperlinks (OSC).
 _ESCAPES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\))")
 # float() alone also accepts "1_000", "nan" and "infinity".
@@ -16,16 +18,20 @@ _NUMBER = re.compile(r"[-+]?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?")
 class Reading:
     """Columns of one model that were printed together; a later reading with the same key replaces all of them."""
 
-    model: str
-    """Short name, see `short_name`."""
+    model: Model
+    """The model that the log's header names, or the leaderboard's row."""
     key: str
     """``TASK-METRIC``, ``TASK-METRIC,FILTER`` or ``alpacaeval``."""
     columns: dict[str, float]
-    """Column name to value; never empty, never NaN."""
+    """Column name to value, never NaN; empty if the log has no number."""
     averaged: bool
     """Whether the column named like the key counts in ``avg``."""
     source: str
     """The file, for warnings."""
+    task: str = ""
+    """The task of lm_eval; empty for AlpacaEval."""
+    limit: str | None = None
+    """Documents to which a trial was limited; None for a full run."""
 
 
 def clean_lines(raw: bytes) -> list[str]:

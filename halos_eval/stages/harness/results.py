@@ -10,8 +10,13 @@ from typing import Any
 
 from halos_eval.digests import digest_bytes
 from halos_eval.errors import EvaluationFailed
+from halos_eval.stages.harness.clusters import clustered_error
 from halos_eval.storage import filesystem
 from halos_eval.storage.records import Coverage, Score
+
+BYPASS = "bypass"
+"""lm_eval's metric of tasks whose answers are not scored."""
+NOT_SCORED = "lm_eval did not score the answers (bypass)"
 
 
 def save(output_dir: str, results: dict[str, Any]) -> dict[str, str]:
@@ -33,6 +38,9 @@ def save(output_dir: str, results: dict[str, Any]) -> dict[str, str]:
 def scores_of(results: dict[str, Any]) -> tuple[list[Score], dict[str, str]]:
     """Return all metrics with filter and standard error, and for each missing metric the reason.
 
+    The error of a group is lm_eval's (0.4.13). It pools those of the subtasks, with the subtasks as given and their
+    documents as independent.
+
     Raise EvaluationFailed if lm_eval returned no number at all.
     """
     scores: list[Score] = []
@@ -50,6 +58,12 @@ def scores_of(results: dict[str, Any]) -> tuple[list[Score], dict[str, str]]:
             if not _is_number(value):
                 missing[f"{task}-{metric},{filter_name}"] = f"lm_eval returned {value!r}"
                 continue
+            if is_placeholder(metric, value):
+                if metric == BYPASS:
+                    missing[f"{task}-{metric},{filter_name}"] = NOT_SCORED
+                continue
+            rows = (row for row in results.get("samples", {}).get(task, ()) if row.get("filter") == filter_name)
+            clustered = clustered_error(rows, metric, value)
             better = results.get("higher_is_better", {}).get(task, {}).get(metric)
             scores.append(
                 Score(
@@ -58,13 +72,23 @@ def scores_of(results: dict[str, Any]) -> tuple[list[Score], dict[str, str]]:
                     metric=metric,
                     filter=filter_name,
                     value=float(value),
-                    stderr=float(stderr) if _is_number(stderr) else None,
+                    stderr=clustered[0] if clustered else float(stderr) if _is_number(stderr) else None,
+                    clusters=clustered[1] if clustered else None,
                     higher_is_better=better,
                 )
             )
     if not scores:
         raise EvaluationFailed(f"lm_eval returned no number: {missing or 'no metric at all'}")
     return scores, missing
+
+
+def is_placeholder(metric: str, value: float) -> bool:
+    """Return whether lm_eval (0.4.13) prints ``value`` in place of a score.
+
+    The metric `BYPASS` is always 999. RULER's metrics are named by the length of the prompt, and are -1 for lengths
+    that were not requested; they are not missing.
+    """
+    return metric == BYPASS or (metric.isdecimal() and value == -1)
 
 
 def _is_number(value: Any) -> bool:

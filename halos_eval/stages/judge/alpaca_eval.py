@@ -62,7 +62,7 @@ def evaluate_pairs(
 
         leaderboard, annotations = evaluate(
             model_outputs=pd.DataFrame([{**row, "generator": name} for row in rows]),
-            reference_outputs=pd.DataFrame(list(reference.rows)).assign(generator="reference"),
+            reference_outputs=pd.DataFrame(list(reference.rows)).assign(generator=f"reference of {name}"),
             annotators_config=_write_config(judge, Path(folder) / judge.name),
             name=name,
             output_path=None,

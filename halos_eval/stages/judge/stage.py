@@ -104,6 +104,7 @@ def _work(config: JudgeConfig, rows: list[dict[str, Any]], digest: str, job: Job
     controlled = config.reference == ALPACA_EVAL
     inputs = reference.inputs("reference") | {
         "outputs_sha256": digest,
+        "generator": str(rows[0].get("generator", "")),
         "judge_model": judge.model,
         "endpoint": endpoint.place,
     }

@@ -1,0 +1,77 @@
+"""Counts of what makes a score less reliable, and a warning for each that is above the suite's threshold."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from halos_eval.config.suite import ALPACA_EVAL
+from halos_eval.storage.records import Record
+
+# A record's detail -> (column, words after "N of M")
+_DETAILS = {
+    "cut_at_max_tokens": ("n_cut", "answers were cut at max_tokens"),
+    "empty": ("n_empty", "answers are empty"),
+    "truncated_prompts": ("n_truncated_prompts", "prompts were truncated"),
+    "dropped_system_texts": ("n_dropped_system_texts", "prompts lost their system text"),
+}
+UNREAD = f"{ALPACA_EVAL}-n_total"
+"""Key of ``Record.missing`` with the reason for judgements that could not be read."""
+
+
+def counts_of(records: Iterable[Record]) -> dict[str, int]:
+    """Return the counts by column: PART-n_cut and so on for a task, and ``alpacaeval_n_cut`` for AlpacaEval.
+
+    A count that a stage did not make is absent; 0 means that it was counted.
+    """
+    return {_column(record, name): count for record in records for name, count, _ in _counts(record)} | {
+        f"{record.task}-limit": limit for record in records if (limit := limit_of(record))
+    }
+
+
+def warnings_of(records: Iterable[Record], above: float) -> list[str]:
+    """Return a warning for each count that is a larger share of the record's items than ``above``."""
+    return [
+        f"{record.task or 'alpacaeval'}: {count} of {record.coverage.attempted} {words}"
+        for record in records
+        for _, count, words in _counts(record)
+        if count > above * record.coverage.attempted
+    ]
+
+
+def limit_of(record: Record) -> int | None:
+    """Return the number of documents to which a trial was limited; None for a full run."""
+    limit = record.identity.get("settings", {}).get("limit")
+    return int(limit) if limit else None
+
+
+def trial_of(records: Sequence[Record]) -> str:
+    """Return how a trial was limited, with the tasks unless all have the same limit; empty for full runs."""
+    tasks = {str(record.task): limit_of(record) for record in records if record.stage == "harness"}
+    return describe_limits(tasks)
+
+
+def describe_limits(tasks: Mapping[str, int | str | None]) -> str:
+    """Return the limits in words, with their tasks unless all have the same one; empty without a limit."""
+    limits = sorted({limit for limit in tasks.values() if limit}, key=float)
+    if set(tasks.values()) == set(limits) and len(limits) == 1:
+        return f"limit {limits[0]}"
+    groups = {limit: ", ".join(sorted(task for task, one in tasks.items() if one == limit)) for limit in limits}
+    return ", ".join(f"limit {limit} for {names}" for limit, names in groups.items())
+
+
+def _counts(record: Record) -> list[tuple[str, int, str]]:
+    counts = [
+        (name, round(record.details[key]), words) for key, (name, words) in _DETAILS.items() if key in record.details
+    ]
+    lost = record.coverage.attempted - record.coverage.scored
+    if record.stage == "judge":
+        # The stage's reason repeats the numbers, and names the first refusal in parentheses.
+        _, refused, why = record.missing.get(UNREAD, "").partition(" (refused")
+        counts.append(("n_unread", lost, f"judgements could not be read{refused}{why}"))
+    elif record.stage == "harness":
+        counts.append(("n_unscored", lost, "documents have no score"))
+    return counts
+
+
+def _column(record: Record, name: str) -> str:
+    return f"{record.task}-{name}" if record.task else f"alpacaeval_{name}"

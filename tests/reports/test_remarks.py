@@ -1,0 +1,122 @@
+"""Counts and warnings."""
+
+from __future__ import annotations
+
+import pytest
+
+from halos_eval.config.suite import Suite
+from halos_eval.planning.definition import Definitions
+from halos_eval.reports.remarks import counts_of, describe_limits, trial_of, warnings_of
+from halos_eval.reports.results import Missing, Row
+from halos_eval.reports.table import frame, short_status, status
+from halos_eval.storage.records import Coverage
+from tests.doubles import make_record
+
+ALL = Coverage(attempted=805, scored=805)
+
+
+def sampled(**details):
+    return make_record("sample", details={"avg_length": 9.5, **details}, coverage=ALL)
+
+
+def test_each_count_has_its_column():
+    records = [
+        sampled(cut_at_max_tokens=12, empty=0),
+        make_record("judge", coverage=Coverage(attempted=805, scored=803), missing={"alpaca_eval-n_total": "2 lost"}),
+        make_record(
+            task="arc",
+            details={"truncated_prompts": 3, "dropped_system_texts": 0},
+            coverage=Coverage(attempted=20, scored=19),
+            identity={"settings": {"limit": 20}},
+        ),
+        make_record(task="sciq", coverage=Coverage(attempted=9, scored=9), identity={"settings": {"limit": None}}),
+    ]
+    assert counts_of(records) == {
+        "alpacaeval_n_cut": 12,
+        "alpacaeval_n_empty": 0,
+        "alpacaeval_n_unread": 2,
+        "arc-n_truncated_prompts": 3,
+        "arc-n_dropped_system_texts": 0,
+        "arc-n_unscored": 1,
+        "arc-limit": 20,
+        "sciq-n_unscored": 0,
+    }
+    assert trial_of(records) == "limit 20 for arc"
+
+
+@pytest.mark.parametrize(("empty", "warned"), [(0, False), (8, False), (9, True), (805, True)])
+def test_a_warning_is_for_more_than_the_threshold(empty, warned):
+    """8 of 805 are 0.99 %, and 9 are 1.12 %."""
+    assert warnings_of([sampled(empty=empty)], 0.01) == (
+        [f"alpacaeval: {empty} of 805 answers are empty"] if warned else []
+    )
+
+
+def test_thresholds_of_all_and_of_none():
+    assert warnings_of([sampled(empty=1)], 0) == ["alpacaeval: 1 of 805 answers are empty"]
+    assert warnings_of([sampled(empty=0)], 0) == []
+    assert warnings_of([sampled(empty=805)], 1) == []
+
+
+def test_unreadable_judgements_are_a_warning_with_the_first_refusal():
+    reason = "25 of 805 answers could not be read (refused: 400 content filter)"
+    record = make_record("judge", coverage=Coverage(attempted=805, scored=780), missing={"alpaca_eval-n_total": reason})
+    warning = "alpacaeval: 25 of 805 judgements could not be read (refused: 400 content filter)"
+    assert warnings_of([record], 0.01) == [warning]
+
+
+@pytest.mark.parametrize(
+    ("limits", "words"),
+    [
+        ({}, ""),
+        ({"a": None}, ""),
+        ({"a": 2, "b": 2}, "limit 2"),
+        ({"a": 2, "b": None, "c": 2}, "limit 2 for a, c"),
+        ({"a": 20, "b": 3}, "limit 3 for b, limit 20 for a"),
+        ({"a": "0.1"}, "limit 0.1"),
+    ],
+)
+def test_limits_in_words(limits, words):
+    assert describe_limits(limits) == words
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.1, "much"])
+def test_a_threshold_is_a_share(share):
+    with pytest.raises(ValueError, match="warn_above"):
+        Suite(name="s", tasks={"arc": {}}, warn_above=share)
+
+
+def test_a_threshold_changes_no_definition():
+    one, two = (Suite(name="s", tasks={"arc": {}}, warn_above=share) for share in (0.1, 0.2))
+    assert Definitions(one).document.parts == Definitions(two).document.parts
+    assert Definitions(one).own == Definitions(two).own
+
+
+GONE = Missing("arc", "no result")
+
+
+@pytest.mark.parametrize(
+    ("row", "long", "short"),
+    [
+        (Row("m"), ["complete"], "complete"),
+        (Row("m", warnings=("w",)), ["complete", "warning: w"], "complete, 1 warning"),
+        (Row("m", missing=(GONE,), warnings=("w", "x")), None, "1 missing, 2 warnings"),
+        (Row("m", trial="limit 2"), ["complete", "trial: limit 2"], "complete, trial"),
+        (Row("m", missing=None), [], ""),
+        (Row("m", missing=None, trial="limit 2"), ["trial: limit 2"], "trial"),
+    ],
+)
+def test_a_row_with_warnings_is_still_complete(row, long, short):
+    if long is not None:
+        assert status(row) == long
+    assert short_status(row.missing, row.trial, row.warnings) == short
+
+
+def test_a_count_is_a_column_if_it_is_not_0_everywhere():
+    rows = [
+        Row("a", counts={"arc-n_unscored": 0, "alpacaeval_n_empty": 0}),
+        Row("b", counts={"arc-n_unscored": 2, "alpacaeval_n_empty": 0}),
+        Row("c"),
+    ]
+    csv = frame(rows).to_csv(index=False)
+    assert csv == "model_name,arc-n_unscored,status\na,0,complete\nb,2,complete\nc,,complete\n"
