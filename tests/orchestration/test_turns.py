@@ -20,7 +20,7 @@ def store(tmp_path, monkeypatch):
 def test_the_second_run_waits_until_the_first_gives_its_turn_back(context):
     context({"night": "running", "manual": "running"}, run_id="night")
     assert take_turn(*ONE)
-    assert take_turn(*ONE)  # the task is tried again
+    assert take_turn(*ONE)  # a retry
     context({"night": "running", "manual": "running"}, run_id="manual")
     assert not take_turn(*ONE)
     end_turn(*ONE)  # it has no turn to give back

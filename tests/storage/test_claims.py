@@ -147,7 +147,7 @@ OPERATIONS = ("read_bytes", "exists", "write_bytes", "create", "entries", "delet
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(order=st.lists(st.sampled_from([0, 1]), max_size=40))
 def test_any_interleaving_of_two_runs_is_as_one_after_the_other(root, order):
-    """Each run finds the result, or makes it, or is told that the other is at work. It never makes it twice."""
+    """Each run finds the result, or makes it, or fails because the other is at work. It never makes it twice."""
     turns, made, outcomes = Turns(order), [], {}
     filesystem.delete(root)
 
