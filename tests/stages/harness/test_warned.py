@@ -13,7 +13,7 @@ def test_what_changes_a_score_is_counted():
     with warnings_counted() as counts:
         for _ in range(2):
             TASK.warning("Label index was not in within range of available choices,Sample:\n\n{'a': 1}\n\n")
-        logging.getLogger("lm_eval.evaluator_utils").warning(
+        logging.getLogger("lm_eval.api.group").warning(
             "Group 'mmlu': metric 'acc,none' is missing in 1/3 tasks. Missing in: mmlu_algebra"
         )
         TASK.warning("[Task: x] metric acc is defined, but aggregation is not.")
