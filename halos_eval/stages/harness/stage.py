@@ -17,6 +17,7 @@ from halos_eval.stages.harness.options import HarnessConfig, harness_identity
 from halos_eval.stages.harness.results import coverage_of, examples_of, save, scores_of
 from halos_eval.stages.harness.task_index import task_manager
 from halos_eval.stages.harness.tasks import dataset_revisions, evaluate, include_paths, load_tasks
+from halos_eval.stages.harness.warned import warnings_counted
 from halos_eval.stages.identity import Job
 from halos_eval.stages.run import Outcome, check_still_named, loading, reason_kept, run
 from halos_eval.storage import filesystem, layout
@@ -63,7 +64,8 @@ def _work(config: HarnessConfig, weights: Weights, job: Job) -> Outcome:
     loaded = time.monotonic()
     with Journal(job.journal(parts, config.force), seconds=0) as journal:
         tally = journaled(model, journal, config.save_every, prompting, watch)
-        results = evaluate(config, model, manager, tasks)
+        with warnings_counted() as warned:
+            results = evaluate(config, model, manager, tasks)
     check_still_named(weights, journal)
     filesystem.delete(job.record)  # an older record must not refer to the new files
     files = save(config.output_dir, results)
@@ -72,7 +74,7 @@ def _work(config: HarnessConfig, weights: Weights, job: Job) -> Outcome:
         scores=tuple(scores),
         missing=missing,
         coverage=coverage_of(results),
-        details=tally.details,
+        details={**tally.details, **warned},
         usage=Usage(
             load_seconds=loaded - began,
             work_seconds=time.monotonic() - loaded,
