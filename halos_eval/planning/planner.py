@@ -10,7 +10,7 @@ from halos_eval.checkpoints.registry import Checkpoint
 from halos_eval.checkpoints.weights import inspect, to_fetch
 from halos_eval.config.cluster import CPU_PROFILE, OUTBOX, Cluster, Volume
 from halos_eval.config.suite import AlpacaEvalSettings, Suite, TaskSettings
-from halos_eval.errors import BadInput
+from halos_eval.errors import BadInput, StoreError
 from halos_eval.hub import cache_root
 from halos_eval.planning.changes import changes, newest_record
 from halos_eval.planning.definition import Definitions
@@ -200,7 +200,11 @@ class Planner:
             return True, f"finished {found.provenance.ended:%Y-%m-%d %H:%M} UTC"
         if damage:
             return False, f"damaged record: {damage}"
-        if failure := read_failure(layout.failure_beside(record)):
+        try:
+            failure = read_failure(layout.failure_beside(record))
+        except StoreError as error:
+            return False, f"failed before: {error}"
+        if failure:
             return False, f"failed before: {failure.error}: {failure.message}"
         return False, self._difference(identity)
 

@@ -93,7 +93,8 @@ def compose(title: str, selection: Selection | None, states: dict[str, str], roo
             "Check that the registry is reachable and that the policy file is valid.\n",
             failed=True,
         )
-    outcomes = [_outcome(evaluation, states, root) for evaluation in selection.evaluations]
+    suites = {suite: SuiteRows(root, suite) for suite in {one.suite for one in selection.evaluations}}
+    outcomes = [_outcome(evaluation, states, suites[evaluation.suite]) for evaluation in selection.evaluations]
     counts = _counts(outcomes, selection)
     parts = [f"**{counts.capitalize()}.** Evaluated earlier: {len(selection.complete)}."]
     parts += _new(outcomes)
@@ -101,14 +102,14 @@ def compose(title: str, selection: Selection | None, states: dict[str, str], roo
     parts += _by_reason("**Warnings**", ((one.name, code(why)) for one in outcomes for why in one.warnings))
     parts += _pending(outcomes)
     parts += _by_reason("**Skipped, and why**", ((code(name), code(why)) for name, why in selection.left_out.items()))
-    suites = dict.fromkeys(evaluation.suite for evaluation in selection.evaluations)
     if suites:
-        parts.append(f"Full table: {first([code(layout.report_url(root, suite), 1000) for suite in suites], NAMES)}")
+        tables = [code(layout.report_url(root, suite), 1000) for suite in sorted(suites)]
+        parts.append(f"Full table: {first(tables, NAMES)}")
     failed = any(outcome.state in {"failed", "unknown"} for outcome in outcomes)
     return Message(title=f"{title}: {counts}", body="\n\n".join(parts) + "\n", failed=failed)
 
 
-def _outcome(evaluation: Evaluation, states: dict[str, str], root: str) -> _Outcome:
+def _outcome(evaluation: Evaluation, states: dict[str, str], rows: SuiteRows) -> _Outcome:
     state = states.get(evaluation.run_id, "unknown")
     if state in PENDING:
         return _Outcome(evaluation, "pending")
@@ -117,8 +118,8 @@ def _outcome(evaluation: Evaluation, states: dict[str, str], root: str) -> _Outc
             evaluation, "unknown", troubles=("Airflow has no final state for this run; it may never have started",)
         )
     try:
-        plan = read_plan(layout.plan_url(root, evaluation.suite, evaluation.checkpoint))
-        row = SuiteRows(root, evaluation.suite).row(plan) if plan else None
+        plan = read_plan(layout.plan_url(rows.root, evaluation.suite, evaluation.checkpoint))
+        row = rows.row(plan) if plan else None
     except (BadInput, StoreError) as error:
         return _Outcome(evaluation, "failed", troubles=(code(f"{type(error).__name__}: {error}"),))
     if row and (row.missing or state == "success"):

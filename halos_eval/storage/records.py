@@ -145,6 +145,8 @@ class Failure(BaseModel):
 
     model_config = FROZEN
 
+    version: Literal[1] = 1
+    """Version of this format."""
     error: str
     """Class name of the error."""
     message: str
