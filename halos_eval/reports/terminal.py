@@ -55,6 +55,8 @@ class Summary:
         for column in columns(self.rows):
             if column == "model_name":
                 continue
+            if column == "series" and len({row.series for row in self.rows}) == 1:
+                continue
             if column in SPECIAL:
                 if shown := SPECIAL[column]:
                     yield column, [shown(row) for row in self.rows]
@@ -123,6 +125,7 @@ SPECIAL = {
     JUDGE: lambda row: plain(row.judge or ""),
     "avg": _average,
     "avg_stderr": None,
+    "series": lambda row: str(row.series or ""),
     "status": lambda row: short_status(row.missing, row.trial, row.warnings),
 }
 """Columns without scores; None for one that is part of another."""

@@ -167,3 +167,9 @@ def test_nothing_of_a_name_or_reason_is_obeyed_by_the_terminal():
     lines = printed([Row("[red]a", average=0.1, missing=(Missing("mmlu", "[/no] \x1b[31m\u202e"),))])
     assert cells(lines)[""] == ["[red]a"]
     assert lines[-1] == "- mmlu: [/no] ?[31m? ([red]a)"
+
+
+def test_the_series_is_shown_where_rows_have_several():
+    one, two = Row("one", {"a-acc": Cell(0.5)}, series=1), Row("two", {"a-acc": Cell(0.5)}, series=2)
+    assert "series" not in cells(printed([one]))
+    assert cells(printed([one, two]))["series"] == ["1", "2"]
