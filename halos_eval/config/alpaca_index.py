@@ -1,7 +1,7 @@
 """Facts about the judges that alpaca_eval ships, for environments without alpaca_eval.
 
-`make index` writes shipped/alpaca_eval.json from the installed package (halos_eval.stages.judge.installed). The file has
-parameters, names and digests. It has no text of a template, and a digest stands for each description of a tool.
+`make index` writes shipped/alpaca_eval.json from the installed package (halos_eval.stages.judge.installed). The file
+has parameters, names and digests. It has no text of a template, and a digest stands for each description of a tool.
 """
 
 from __future__ import annotations
@@ -47,7 +47,10 @@ class Template(BaseModel):
     def problem(self) -> str | None:
         """Return why no judge can use the template, with the remedy; None if one can."""
         if not self.chat:
-            return "is no ChatML, and only chat endpoints are supported; expected <|im_start|>ROLE ... <|im_end|> around it"
+            return (
+                "is not ChatML, and only chat endpoints are supported; expected <|im_start|>ROLE ... <|im_end|> around it. "
+                "Write a judge file with such a template"
+            )
         if sorted(self.placeholders) != sorted(PLACEHOLDERS):
             found = ", ".join(self.placeholders) or "none"
             return f"has the placeholders {found}; expected {', '.join(PLACEHOLDERS)}, each once. Correct the template"

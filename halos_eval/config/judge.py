@@ -90,8 +90,8 @@ class Judge(BaseModel):
     def _supported(self) -> Judge:
         if self.fn_completions != "openai_completions":
             raise ValueError(
-                f"the client {self.fn_completions} is not supported; expected fn_completions: openai_completions. Serve "
-                "the model at an OpenAI-compatible endpoint and write a judge file with this prompt_template"
+                f"the client {self.fn_completions} is not supported; expected fn_completions: openai_completions. "
+                "Serve the model at an OpenAI-compatible endpoint and write a judge file with this prompt_template"
             )
         if self.batch_size != 1:
             raise ValueError(f"batch_size {self.batch_size} is not supported; expected 1, one pair in each request")
@@ -110,7 +110,9 @@ class Judge(BaseModel):
             expected = ANSWERS_WITH_PROBABILITIES if weighs else "completions"
             raise ValueError(f"completion_key is {self.completion_key}; {first} expects {expected}. Change it")
         extra = self.completions_kwargs.get("extra_body")
-        if weighs and not (self.completions_kwargs.get("logprobs") or (isinstance(extra, dict) and "logprobs" in extra)):
+        if weighs and not (
+            self.completions_kwargs.get("logprobs") or (isinstance(extra, dict) and "logprobs" in extra)
+        ):
             raise ValueError("logprob_parser needs log-probabilities; add logprobs: true, top_logprobs: 5")
         return self
 
@@ -202,8 +204,8 @@ def _judge(document: Any, where: str, folders: tuple[Path, ...]) -> Judge:
         raise BadInput(f"{where}: expected one entry, NAME: {{prompt_template: ..., completions_kwargs: ...}}")
     if len(document) > 1:
         raise BadInput(
-            f"{where}: expected one entry, found {len(document)} ({', '.join(map(str, document))}). A pool of judges gives "
-            "each pair to one of them; write a file for the one that you want"
+            f"{where}: expected one entry, found {len(document)} ({', '.join(map(str, document))}). A pool of judges "
+            "gives each pair to one of them; write a file for the one that you want"
         )
     ((key, entry),) = document.items()
     judge = validated({**(entry if isinstance(entry, dict) else {}), "name": str(key)}, Judge, where)
@@ -214,8 +216,8 @@ def _judge(document: Any, where: str, folders: tuple[Path, ...]) -> Judge:
     template = index().templates.get(judge.prompt_template)
     if template is None:
         raise BadInput(
-            f"{where}: prompt_template {judge.prompt_template} does not exist; expected a file beside the judge's file, "
-            f"an absolute path, or a template of alpaca_eval {index().version}, such as {CLASSIFICATION_PROMPT}"
+            f"{where}: prompt_template {judge.prompt_template} does not exist; expected a file beside the judge's "
+            f"file, an absolute path, or a template of alpaca_eval {index().version}, such as {CLASSIFICATION_PROMPT}"
         )
     _check_template(template, judge.prompt_template, where)
     return judge

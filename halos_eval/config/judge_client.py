@@ -18,7 +18,9 @@ from halos_eval.config.settings import FROZEN
 REFERENCE = re.compile(r"\$\{([^}]*)\}")
 JUDGES_VARIABLES = ("OPENAI_", "AZURE_OPENAI_", "JUDGE_")
 """Beginnings of the variables that a judge may refer to, so that no file sends the store's keys to an endpoint."""
-SECRET_NAME = re.compile(r"authori[sz]ation|cookie|secret|token|password|signature|^sig$|(^|[-_])(api)?key", re.IGNORECASE)
+SECRET_NAME = re.compile(
+    r"authori[sz]ation|cookie|secret|token|password|signature|^sig$|(^|[-_])(api)?key", re.IGNORECASE
+)
 
 
 class Client(BaseModel):
@@ -68,11 +70,15 @@ class Client(BaseModel):
                 raise ValueError("the address holds a password; expected https://${NAME}@HOST")
         for name, value in {**self.default_headers, **self.default_query}.items():
             if SECRET_NAME.search(name) and not REFERENCE.search(value):
-                raise ValueError(f"{name} holds a secret; expected ${{NAME}}. Put it into the environment variable NAME")
+                raise ValueError(
+                    f"{name} holds a secret; expected ${{NAME}}. Put it into the environment variable NAME"
+                )
         for name in self.variables():
             if not name.startswith(JUDGES_VARIABLES):
                 beginnings = ", ".join(JUDGES_VARIABLES)
-                raise ValueError(f"${{{name}}} is not a variable of judges; expected a name that begins with {beginnings}")
+                raise ValueError(
+                    f"${{{name}}} is not a variable of judges; expected a name that begins with {beginnings}"
+                )
         return self
 
     def variables(self) -> list[str]:
@@ -106,7 +112,9 @@ def split_options(options: dict[str, Any], client_options: tuple[str, ...]) -> t
             raise ValueError(f"{key} of alpaca_eval's own client is not supported{problem}")
     for key in ("api_key", "extra_headers", "extra_query"):
         if key in sent:
-            raise ValueError(f"{key} is not an option of a request here. Use client_kwargs: api_key, default_headers, default_query")
+            raise ValueError(
+                f"{key} is not an option of a request here. Use client_kwargs: api_key, default_headers, default_query"
+            )
     return sent, client
 
 
@@ -128,5 +136,7 @@ def _problem(key: str, value: Any) -> str | None:
     if key in HONOURED:
         return None
     if key in {"requires_chatml", "is_chat"}:
-        return None if value else f" with the value {value}, as plain completions are not supported. Use a chat template"
+        return (
+            None if value else f" with the value {value}, as plain completions are not supported. Use a chat template"
+        )
     return REMEDY.get(key, ". Remove it")

@@ -31,7 +31,9 @@ def build_index() -> Index:
     templates = {str(path.relative_to(root)): Template.of(path.read_bytes()) for path in sorted(root.rglob("*.txt"))}
     return Index(
         version=tools.pinned("alpaca-eval"),
-        judges={folder.name: without_descriptions(_entries(folder)) for folder in sorted(root.iterdir()) if folder.is_dir()},
+        judges={
+            folder.name: without_descriptions(_entries(folder)) for folder in sorted(root.iterdir()) if folder.is_dir()
+        },
         templates=templates,
         parsers={name: _parameters(getattr(completion_parsers, name)) for name in completion_parsers.__all__},
         processors={name: _parameters(getattr(processors, name)) for name in processors.__all__},
@@ -62,7 +64,9 @@ def _client_options() -> tuple[str, ...]:
     helper = inspect.signature(openai._openai_completion_helper).parameters
     sent = {"max_tokens", "top_p", "temperature"}
     popped = {"requires_chatml"}
-    return tuple(sorted(({*own, *helper} | popped) - sent - {"prompts", "model_name", "args", "kwargs", "decoding_kwargs"}))
+    return tuple(
+        sorted(({*own, *helper} | popped) - sent - {"prompts", "model_name", "args", "kwargs", "decoding_kwargs"})
+    )
 
 
 def as_installed(judge: Judge) -> Judge:
