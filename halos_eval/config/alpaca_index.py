@@ -48,7 +48,7 @@ class Template(BaseModel):
         """Return why no judge can use the template, with the remedy; None if one can."""
         if not self.chat:
             return (
-                "is not ChatML, and only chat endpoints are supported; expected <|im_start|>ROLE ... <|im_end|> around it. "
+                "is not ChatML, and only chat endpoints are supported; expected <|im_start|>ROLE ... <|im_end|>. "
                 "Write a judge file with such a template"
             )
         if sorted(self.placeholders) != sorted(PLACEHOLDERS):

@@ -151,6 +151,8 @@ class _Run:
                     group.create_task(self._one(key, request))
         except* HalosEvalError as errors:
             raise errors.exceptions[0] from None
+        except* Exception as errors:
+            raise errors.exceptions[0] from errors
 
     async def _one(self, key: str, request: dict[str, Any]) -> None:
         async with self.sender.pace.slot():
@@ -189,9 +191,9 @@ def unreadable(judge: Judge, answers: Sequence[dict[str, Any]]) -> str:
             f"{start}. Check that the endpoint returns log-probabilities; a judge without them needs another parser, "
             "such as regex_parser"
         )
-    said = next((answer["text"] for answer in answers), "")
+    said, ended = next(((answer["text"], answer.get("finish_reason")) for answer in answers), ("", None))
     if not said.strip():
-        return f"{start}: it has no text. A reasoning model needs a larger max_completion_tokens"
+        return f"{start}: it has no text and ended by {ended}. A reasoning model needs a larger max_completion_tokens"
     return (
         f"{start}, such as {said[:80]!r}. The answers are kept: fix the judge's parser, or request new ones with "
         "--force. A local judge needs structured outputs (see the judge demo)"

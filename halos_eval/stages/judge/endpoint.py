@@ -72,16 +72,13 @@ class Endpoint(BaseModel):
 
     def connect(self, timeout: float) -> AsyncOpenAI:
         """Return a client that waits ``timeout`` seconds for an answer, and repeats nothing itself."""
-        from openai import AsyncAzureOpenAI, AsyncOpenAI, Omit
+        from openai import AsyncAzureOpenAI, AsyncOpenAI
 
-        headers: dict[str, Any] = {name: value.get_secret_value() for name, value in self.headers.items()}
-        if self.key is None:
-            headers = {"Authorization": Omit(), **headers}
         options: dict[str, Any] = {
             "api_key": self.key.get_secret_value() if self.key else "none",
             "organization": self.client.organization,
             "project": self.client.project,
-            "default_headers": headers,
+            "default_headers": {name: value.get_secret_value() for name, value in self.headers.items()},
             "default_query": {name: value.get_secret_value() for name, value in self.query.items()},
             "timeout": timeout,
             "max_retries": 0,
@@ -95,6 +92,14 @@ class Endpoint(BaseModel):
                 **options,
             )
         return AsyncOpenAI(base_url=self.base_url, **options)
+
+    def header_options(self) -> dict[str, Any]:
+        """Return the options of a request that keep the client from sending a key where there is none."""
+        from openai import Omit
+
+        if self.key or "authorization" in map(str.lower, self.headers):
+            return {}
+        return {"extra_headers": {"Authorization": Omit()}}
 
     def hide(self, text: str) -> str:
         """Return ``text`` without the credentials, because some endpoints repeat the key that they refuse."""

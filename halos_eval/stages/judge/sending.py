@@ -33,6 +33,7 @@ class Sender:
         self.endpoint = endpoint
         self.client = client
         self.pace = pace
+        self.headers = endpoint.header_options()
         self.retries = RETRIES if endpoint.client.max_retries is None else endpoint.client.max_retries
 
     async def answer(self, request: dict[str, Any]) -> dict[str, Any]:
@@ -60,7 +61,7 @@ class Sender:
         import openai
 
         try:
-            return _read(await self.client.chat.completions.create(**request))
+            reply = await self.client.chat.completions.create(**request, **self.headers)
         except openai.APITimeoutError:
             raise _Failed("timeout", f"no answer within {self.client.timeout:g} s", TIMEOUT_RETRIES) from None
         except openai.APIConnectionError as error:
@@ -71,8 +72,12 @@ class Sender:
             return None
         except openai.APIStatusError as error:
             return self._status(error, request)
-        except (json.JSONDecodeError, openai.APIResponseValidationError, AttributeError, IndexError, TypeError):
+        except (json.JSONDecodeError, openai.APIResponseValidationError):
             raise _Failed("body", NO_ANSWER, UNREADABLE_RETRIES) from None  # such as a proxy's page
+        try:
+            return _read(reply)
+        except (AttributeError, IndexError, TypeError):
+            raise _Failed("body", NO_ANSWER, UNREADABLE_RETRIES) from None
 
     def _rate_limited(self, error: Any, sent: float) -> None:
         if error.code == "insufficient_quota":  # has the status of a rate limit

@@ -1,0 +1,62 @@
+"""Judge with every judge that alpaca_eval ships, in one process of the judge's environment.
+
+Prints JSON: for each name its win rate, the texts that it asked about, or the reason why it is rejected; and whether the
+index is that of the installed package.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import threading
+import warnings
+from pathlib import Path
+
+from halos_eval.config.alpaca_index import index
+from halos_eval.config.judge import load_judge
+from halos_eval.data.prompts import PromptSet
+from halos_eval.errors import BadInput
+from halos_eval.stages.judge.alpaca_eval import evaluate_pairs
+from halos_eval.stages.judge.answers import Answers
+from halos_eval.stages.judge.client import Completions
+from halos_eval.stages.judge.endpoint import Endpoint
+from halos_eval.stages.judge.installed import build_index
+from tests.doubles.judge import Faults, Handler, Server, options
+
+
+def main() -> None:
+    """Read the pairs (instruction, output, reference) and a folder from the command line."""
+    warnings.simplefilter("ignore")
+    pairs, folder = json.loads(sys.argv[1]), Path(sys.argv[2])
+    Handler.faults = Faults(options().parse_args([]))
+    with Server(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        os.environ["OPENAI_API_KEY"] = "sk-any"
+        url = f"http://127.0.0.1:{server.server_port}/v1"
+        found = {name: judged(name, pairs, folder / name, url) for name in index().judges}
+        server.shutdown()
+    json.dump({"index": build_index() == index(), "judges": found}, sys.stdout)
+
+
+def judged(name: str, pairs: list[list[str]], folder: Path, url: str) -> dict:
+    """Return the win rate of one judge, or why it is rejected."""
+    try:
+        judge = load_judge(name)
+    except BadInput as error:
+        return {"rejected": str(error)}
+    endpoint = Endpoint.from_environment(judge.client.model_copy(update={"base_url": url}))
+    rows = [{"instruction": instruction, "output": output} for instruction, output, _ in pairs]
+    references = tuple({"instruction": instruction, "output": output} for instruction, _, output in pairs)
+    reference = PromptSet(name="r", rows=references, digest="d")
+    completions = Completions(endpoint, judge, Answers(str(folder)), 16, 60)
+    figures, annotations = evaluate_pairs(judge, rows, reference, completions, None, "mine")
+    return {
+        "win_rate": figures["win_rate"],
+        "preferences": {one["instruction"]: one["preference"] for one in annotations},
+        "asked": completions.asked,
+    }
+
+
+if __name__ == "__main__":
+    main()
