@@ -123,16 +123,19 @@ class Judge(BaseModel):
 
     def inputs(self) -> dict[str, str]:
         """Return the digest of everything that determines a preference; the price and the address do not."""
-        added = {"processors_to_kwargs": {}, "is_randomize_output_order": True}
-        excluded = {key for key, default in added.items() if getattr(self, key) == default} | NO_PREFERENCE
-        return {"annotator": digest_bytes(self.model_dump_json(exclude=excluded).encode())}
+        return {"annotator": digest_bytes(self.model_dump_json(exclude=self._not_digested()).encode())}
+
+    def _not_digested(self) -> set[str]:
+        """Return what determines no preference, and keys that came later, at defaults that change no digest."""
+        later = {"processors_to_kwargs": {}, "is_randomize_output_order": True}
+        return {key for key, default in later.items() if getattr(self, key) == default} | NO_PREFERENCE
 
     def alpaca_config(self) -> dict[str, Any]:
         """Return the entry for alpaca_eval, without the function that sends requests: this project has its own.
 
         alpaca_eval 0.6.6 documents 0 as a tie and fails on it: its lmsys_parser returns 0, where a tie is 1.5.
         """
-        entry = self.model_dump(exclude={"fn_completions", "template_text"} | NO_PREFERENCE)
+        entry = self.model_dump(exclude={"fn_completions", "template_text"} | self._not_digested())
         if self.fn_completion_parser == "lmsys_parser":
             parsers = {"lmsys_parser": self.completion_parser_kwargs, "replace_parser": {"replacer": {0: 1.5}}}
             entry["fn_completion_parser"] = "pipeline_meta_parser"

@@ -1,7 +1,7 @@
 """Judge with every judge that alpaca_eval ships, in one process of the judge's environment.
 
-Prints JSON: for each name its win rate, the texts that it asked about, or the reason why it is rejected; and whether the
-index is that of the installed package.
+Prints JSON: for each name the preferences, or the reason why it is rejected; and whether the index is that of the
+installed package.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def main() -> None:
 
 
 def judged(name: str, pairs: list[list[str]], folder: Path, url: str) -> dict:
-    """Return the win rate of one judge, or why it is rejected."""
+    """Return the preferences of one judge, or why it is rejected."""
     try:
         judge = load_judge(name)
     except BadInput as error:
@@ -51,8 +51,8 @@ def judged(name: str, pairs: list[list[str]], folder: Path, url: str) -> dict:
     reference = PromptSet(name="r", rows=references, digest="d")
     completions = Completions(endpoint, judge, Answers(str(folder)), 16, 60)
     figures, annotations = evaluate_pairs(judge, rows, reference, completions, None, "mine")
+    assert figures["n_total"] == len(pairs)
     return {
-        "win_rate": figures["win_rate"],
         "preferences": {one["instruction"]: one["preference"] for one in annotations},
         "asked": completions.asked,
     }
