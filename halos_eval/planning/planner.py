@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any, Literal
+from uuid import uuid4
 
 from halos_eval.checkpoints.registry import Checkpoint
 from halos_eval.checkpoints.weights import inspect, to_fetch
@@ -72,6 +73,8 @@ class Planner:
             reference=settings.reference,
             judge=name,
             output_dir=folder,
+            answers=layout.answers_url(self.root),
+            force_id=uuid4().hex if self.force else None,
         )
         judged = self._plan(identity, config, filesystem.join(folder, layout.RECORD), CPU_PROFILE, judge=name)
         return sample, _judged_outputs_of(sample, judged)

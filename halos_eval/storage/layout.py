@@ -4,6 +4,7 @@ runs/CHECKPOINT/STAGE/FINGERPRINT/{record.json, failure.json, ...}     STAGE is 
 plans/SUITE/CHECKPOINT.json                                            the jobs of a run, with their fingerprints
 manifests/SUITE.json                                                   pins of the data of a suite
 reports/SUITE/summary.csv
+answers/                                                               the judges' answers, by request
 """
 
 from __future__ import annotations
@@ -57,6 +58,11 @@ def manifest_url(root: str, suite: str) -> str:
 def report_url(root: str, suite: str) -> str:
     """Return the URL of a suite's summary."""
     return filesystem.join(root, "reports", suite, "summary.csv")
+
+
+def answers_url(root: str) -> str:
+    """Return the folder of the judges' answers, which all checkpoints share."""
+    return filesystem.join(root, "answers")
 
 
 def record_beside(output: str) -> str:

@@ -1,6 +1,6 @@
 """Paid answers, kept by the request that they answer, for all runs.
 
-    ANSWERS/FORM/SET/*.jsonl     the journal of a run; FORM is the digest of the requests' options, SET of the requests
+    ANSWERS/FORM/SET/*.jsonl     the journal of a run; FORM is a digest of endpoint and options, SET of the requests
     ANSWERS/FORM/SET/keys.txt    the requests that it answers, so that other runs need not read the answers
     ANSWERS/FORM/SET.NAME/       the journal of a forced run, which asks again
 
@@ -33,7 +33,10 @@ class Answers:
         self._mine: dict[str, Any] = {}
 
     def load(self, options: dict[str, Any], keys: Iterable[str]) -> dict[str, Any]:
-        """Return the kept answers to the requests ``keys``, which share ``options``, and open the journal."""
+        """Return the kept answers to the requests ``keys``, which share ``options``, and open the journal.
+
+        The options include the endpoint. No answer comes from requests with other ones.
+        """
         wanted = set(keys)
         self._form = filesystem.join(self.url, digest_json(options)[:SHORT])
         self._folder = filesystem.join(self._form, digest_json(sorted(wanted))[:SHORT])

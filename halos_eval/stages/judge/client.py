@@ -103,7 +103,8 @@ class Completions:
 
     async def _complete(self, requests: list[dict[str, Any]], options: dict[str, Any]) -> list[dict[str, Any]]:
         keys = [digest_json(request) for request in requests]
-        done = self.answers.load(options, keys)
+        # Two endpoints may have different models of one name.
+        done = self.answers.load({**options, "endpoint": self.endpoint.place}, keys)
         todo = {key: request for key, request in zip(keys, requests, strict=True) if key not in done}
         log.info("%d of %d pairs already have judgements", len(requests) - len(todo), len(requests))
         async with self.endpoint.connect(self.timeout) as client:
