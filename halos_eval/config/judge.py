@@ -1,7 +1,7 @@
 """Judges: alpaca_eval's configuration of a judge with an OpenAI-compatible endpoint, plus a price list.
 
 A file has one entry, NAME: {...}, with alpaca_eval's keys. The existing files of HALOs users work unchanged, and so do
-the names of the judges that alpaca_eval ships. What cannot be honoured is rejected here, before any request.
+the names of the judges that alpaca_eval ships. Options that cannot be honoured are rejected before any request.
 """
 
 from __future__ import annotations
