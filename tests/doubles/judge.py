@@ -27,6 +27,7 @@ from typing import Any
 
 UNDECIDED = "[the judge has no answer to this output]"
 """An output with this text gets the answer "?", which no parser reads."""
+FORBIDDEN = "[a gateway lets no prompt with this text pass]"
 
 
 def preference(instruction: str, output: str, other: str) -> float:
@@ -209,6 +210,9 @@ class Handler(BaseHTTPRequestHandler):
 
     def _judge(self, request: dict[str, Any]) -> None:
         prompt = "\n".join(message["content"] for message in request["messages"])
+        if FORBIDDEN in prompt:
+            self.faults.count("403")
+            return self._send(403, "<html>Forbidden</html>")
         if shown := qualities(prompt):
             self.faults.count("answered")
             choice = answer_in_form(request, prompt, shown)

@@ -1,7 +1,7 @@
 """Judge with every judge that alpaca_eval ships, in one process of the judge's environment.
 
-Prints JSON: for each name the preferences, or the reason why it is rejected; and whether the index is that of the
-installed package.
+Prints JSON: for each name the preferences, or the reason why it is rejected; whether the index is that of the installed
+package; and what became of many pairs at an endpoint with a rate limit, of which a gateway rejects one.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from halos_eval.stages.judge.answers import Answers
 from halos_eval.stages.judge.client import Completions
 from halos_eval.stages.judge.endpoint import Endpoint
 from halos_eval.stages.judge.installed import build_index
-from tests.doubles.judge import Faults, Handler, Server, options
+from tests.doubles.judge import FORBIDDEN, Faults, Handler, Server, options, worth
 
 
 def main() -> None:
@@ -35,8 +35,17 @@ def main() -> None:
         os.environ["OPENAI_API_KEY"] = "sk-any"
         url = f"http://127.0.0.1:{server.server_port}/v1"
         found = {name: judged(name, pairs, folder / name, url) for name in index().judges}
+        Handler.faults = Faults(options().parse_args(["--rate", "15"]))
+        many = [[f"instruction {number}", worth(f"mine {number}", 3), worth("theirs", 1)] for number in range(60)]
+        many[7][1] += FORBIDDEN
+        limited = judged("alpaca_eval_clf_gpt4_turbo", many, folder / "limited", url)
+        counted = Handler.faults.counts()
+        judged("gpt4_turbo_clf", many[:7], folder / "limited", url)  # another prompt: other requests
+        judged("weighted_alpaca_eval_gpt4_turbo", many[:7], folder / "limited", url)  # the same ones, read otherwise
+        paid_again = Handler.faults.counts()["answered"] - counted["answered"]
         server.shutdown()
-    json.dump({"index": build_index() == index(), "judges": found}, sys.stdout)
+    limited |= {"counted": counted, "paid_again": paid_again}
+    json.dump({"index": build_index() == index(), "judges": found, "limited": limited}, sys.stdout)
 
 
 def judged(name: str, pairs: list[list[str]], folder: Path, url: str) -> dict:
@@ -51,8 +60,10 @@ def judged(name: str, pairs: list[list[str]], folder: Path, url: str) -> dict:
     reference = PromptSet(name="r", rows=references, digest="d")
     completions = Completions(endpoint, judge, Answers(str(folder)), 16, 60)
     figures, annotations = evaluate_pairs(judge, rows, reference, completions, None, "mine")
-    assert figures["n_total"] == len(pairs)
+    completions.answers.finish()
     return {
+        "scored": figures["n_total"],
+        "refused": completions.refused,
         "preferences": {one["instruction"]: one["preference"] for one in annotations},
         "asked": completions.asked,
     }

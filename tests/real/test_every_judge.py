@@ -103,10 +103,29 @@ def test_what_cannot_be_judged_with_is_rejected_with_the_reason(found):
 
 def test_all_others_judge(found):
     judges = found["judges"]
-    assert all(judges[name]["asked"] == len(PAIRS) for name in WEIGHING | SCORING | CHOOSING)
+    assert all(judges[name]["asked"] == judges[name]["scored"] == len(PAIRS) for name in WEIGHING | SCORING | CHOOSING)
     assert {name: judges[name]["preferences"] for name in WEIGHING} == dict.fromkeys(WEIGHING, pytest.approx(WEIGHTED))
     assert {name: judges[name]["preferences"] for name in SCORING} == dict.fromkeys(SCORING, SCORES_TIE)
     # These cannot call a tie: the output that is shown first wins it.
     chosen = {name: {key: judges[name]["preferences"][key] for key in BINARY} for name in CHOOSING}
     assert chosen == dict.fromkeys(CHOOSING, BINARY)
     assert {judges[name]["preferences"]["four"] for name in CHOOSING} <= {1, 2}
+
+
+def test_a_prompt_that_a_gateway_rejects_costs_its_own_pair_only(found):
+    limited = found["limited"]
+    assert (limited["asked"], limited["scored"]) == (60, 59)
+    assert len(limited["refused"]) == 1
+    assert limited["counted"]["403"] == 1
+
+
+def test_a_rate_limit_is_kept(found):
+    """Without that, sixteen requests at a time repeat each refused one until its turn comes."""
+    counted = found["limited"]["counted"]
+    assert counted["answered"] == 59
+    assert 1 <= counted["429"] <= 30
+
+
+def test_the_same_request_of_another_judge_costs_nothing(found):
+    """Seven pairs in another template, and seven that were asked before."""
+    assert found["limited"]["paid_again"] == 7
