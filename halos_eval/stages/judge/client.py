@@ -118,9 +118,9 @@ class Completions:
                 await run.request({key: request for key, request in todo.items() if key not in done})
             finally:
                 self.answers.save()
-        if run.failures:
+        if missing := todo.keys() - done.keys():
             raise Incomplete(
-                f"{len(run.failures)} of {len(requests)} judgements are missing ({run.failures[0]}). Run it again"
+                f"{len(missing)} of {len(requests)} judgements are missing ({run.failures[0]}). Run it again"
             )
         return [done[key] for key in keys]
 

@@ -77,18 +77,28 @@ class Sender:
         try:
             return _read(reply)
         except (AttributeError, IndexError, TypeError):
-            raise _Failed("body", NO_ANSWER, UNREADABLE_RETRIES) from None
+            said = getattr(reply, "error", None)  # of a gateway that has status 200 for its models' errors
+        if isinstance(said, dict) and said.get("code") == 429:
+            self._throttle(sent, None, str(said))
+            return None
+        raise _Failed(
+            "body", f"{NO_ANSWER}: {self.endpoint.hide(str(said))}" if said else NO_ANSWER, UNREADABLE_RETRIES
+        )
 
     def _rate_limited(self, error: Any, sent: float) -> None:
         if error.code == "insufficient_quota":  # has the status of a rate limit
             raise JudgeRefused(f"the judge's quota is spent: {self.words(error)}. Raise it, then run it again")
-        if time.monotonic() - self.pace.answered_at > RATE_LIMIT_PATIENCE_SECONDS:
-            raise Incomplete(f"rate limit, and no answer for {RATE_LIMIT_PATIENCE_SECONDS:.0f} s: {self.words(error)}")
-        self.pace.throttled(sent, seconds_to_wait(error.response.headers))
+        self._throttle(sent, seconds_to_wait(error.response.headers), self.words(error))
+
+    def _throttle(self, sent: float, wait: float | None, words: str) -> None:
+        """Slow down. Raise Incomplete if the endpoint refuses everything for too long."""
+        if (wait or 0) + time.monotonic() - self.pace.answered_at > RATE_LIMIT_PATIENCE_SECONDS:
+            raise Incomplete(f"rate limit, with no answer for {RATE_LIMIT_PATIENCE_SECONDS:.0f} s: {words}")
+        self.pace.throttled(sent, wait)
 
     def _status(self, error: Any, request: dict[str, Any]) -> dict[str, Any]:
         words, status = self.words(error), error.status_code
-        if status in {401, 404}:
+        if status in {401, 402, 404}:
             raise JudgeRefused(refusal(self.endpoint, request["model"], words))
         if status in {408, 409} or status >= 500:
             raise _Failed("status", words, RETRIES, seconds_to_wait(error.response.headers))
