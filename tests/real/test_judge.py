@@ -373,4 +373,4 @@ def test_an_endpoint_that_is_down_is_given_up(run, serve_judge, outputs, tmp_pat
     done = judge(run, outputs, tmp_path, env=endpoint.environment)
     assert done.returncode == 5
     assert endpoint.stats() == {"dropped": FIRST * (RETRIES + 1)}
-    assert f"{endpoint.base_url} cannot be reached" in failure(done)
+    assert f"{endpoint.base_url}: cannot be reached" in failure(done)
