@@ -187,6 +187,8 @@ class Handler(BaseHTTPRequestHandler):
 
     protocol_version = "HTTP/1.1"
     faults: Faults
+    last: tuple[str, dict[str, str]]
+    """Path and headers of the last request, with names in small letters."""
 
     def log_message(self, *_: Any) -> None:
         """Log nothing."""
@@ -201,6 +203,7 @@ class Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         """Judge, or fail."""
         request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        type(self).last = self.path, {name.lower(): value for name, value in self.headers.items()}
         outcome = self.faults.draw()
         if outcome != "fine":
             self.faults.count(outcome)

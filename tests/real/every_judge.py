@@ -1,7 +1,8 @@
 """Judge with every judge that alpaca_eval ships, in one process of the judge's environment.
 
 Prints JSON: for each name the preferences, or the reason why it is rejected; whether the index is that of the installed
-package; and what became of many pairs at an endpoint with a rate limit, of which a gateway rejects one.
+package; what became of many pairs at an endpoint with a rate limit, of which a gateway rejects one; and the path and
+headers of requests to Azure and to a gateway.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ import warnings
 from pathlib import Path
 
 from halos_eval.config.alpaca_index import index
-from halos_eval.config.judge import load_judge
+from halos_eval.config.judge import Judge, load_judge
+from halos_eval.config.judge_client import Client
 from halos_eval.data.prompts import PromptSet
 from halos_eval.errors import BadInput
 from halos_eval.stages.judge.alpaca_eval import evaluate_pairs
@@ -43,9 +45,24 @@ def main() -> None:
         judged("gpt4_turbo_clf", many[:7], folder / "limited", url)  # another prompt: other requests
         judged("weighted_alpaca_eval_gpt4_turbo", many[:7], folder / "limited", url)  # the same ones, read otherwise
         paid_again = Handler.faults.counts()["answered"] - counted["answered"]
+        os.environ |= {"AZURE_OPENAI_API_KEY": "sk-azure", "JUDGE_TOKEN": "sk-gateway"}
+        azure = requested(Client(azure_endpoint=url.removesuffix("/v1"), api_version="2024-10-21"), pairs, folder)
+        del os.environ["OPENAI_API_KEY"]
+        headers = {"X-Team-Key": "${JUDGE_TOKEN}"}
+        gateway = requested(Client(base_url=f"{url}/team", default_headers=headers), pairs, folder)
         server.shutdown()
     limited |= {"counted": counted, "paid_again": paid_again}
-    json.dump({"index": build_index() == index(), "judges": found, "limited": limited}, sys.stdout)
+    json.dump(
+        {"index": build_index() == index(), "judges": found, "limited": limited, "azure": azure, "gateway": gateway},
+        sys.stdout,
+    )
+
+
+def requested(client: Client, pairs: list[list[str]], folder: Path) -> tuple[str, dict[str, str]]:
+    """Return the path and the headers with which a judge asks by ``client``."""
+    judge = load_judge("chatgpt").model_copy(update={"client": client})
+    run(judge, pairs, Completions(Endpoint.from_environment(client), judge, Answers(str(folder / "client")), 16, 60))
+    return Handler.last
 
 
 def judged(name: str, pairs: list[list[str]], folder: Path, url: str) -> dict:
@@ -55,11 +72,8 @@ def judged(name: str, pairs: list[list[str]], folder: Path, url: str) -> dict:
     except BadInput as error:
         return {"rejected": str(error)}
     endpoint = Endpoint.from_environment(judge.client.model_copy(update={"base_url": url}))
-    rows = [{"instruction": instruction, "output": output} for instruction, output, _ in pairs]
-    references = tuple({"instruction": instruction, "output": output} for instruction, _, output in pairs)
-    reference = PromptSet(name="r", rows=references, digest="d")
     completions = Completions(endpoint, judge, Answers(str(folder)), 16, 60)
-    figures, annotations = evaluate_pairs(judge, rows, reference, completions, None, "mine")
+    figures, annotations = run(judge, pairs, completions)
     completions.answers.finish()
     return {
         "scored": figures["n_total"],
@@ -67,6 +81,13 @@ def judged(name: str, pairs: list[list[str]], folder: Path, url: str) -> dict:
         "preferences": {one["instruction"]: one["preference"] for one in annotations},
         "asked": completions.asked,
     }
+
+
+def run(judge: Judge, pairs: list[list[str]], completions: Completions) -> tuple[dict, list[dict]]:
+    """Return alpaca_eval's figures for the pairs, and the annotations."""
+    rows = [{"instruction": instruction, "output": output} for instruction, output, _ in pairs]
+    references = tuple({"instruction": instruction, "output": output} for instruction, _, output in pairs)
+    return evaluate_pairs(judge, rows, PromptSet(name="r", rows=references, digest="d"), completions, None, "mine")
 
 
 if __name__ == "__main__":

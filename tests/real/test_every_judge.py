@@ -129,3 +129,13 @@ def test_a_rate_limit_is_kept(found):
 def test_the_same_request_of_another_judge_costs_nothing(found):
     """Seven pairs in another template, and seven that were asked before."""
     assert found["limited"]["paid_again"] == 7
+
+
+def test_azure_and_gateways_get_their_own_credentials(found):
+    path, headers = found["azure"]
+    assert path == "/openai/deployments/gpt-3.5-turbo-0301/chat/completions?api-version=2024-10-21"
+    assert headers["api-key"] == "sk-azure"
+    path, gateways = found["gateway"]
+    assert path == "/v1/team/chat/completions"
+    assert gateways["x-team-key"] == "sk-gateway"
+    assert "authorization" not in headers.keys() | gateways.keys()  # and not the vendor's key

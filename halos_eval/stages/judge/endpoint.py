@@ -93,13 +93,13 @@ class Endpoint(BaseModel):
             )
         return AsyncOpenAI(base_url=self.base_url, **options)
 
-    def header_options(self) -> dict[str, Any]:
+    def request_options(self) -> dict[str, Any]:
         """Return the options of a request that keep the client from sending a key where there is none."""
         from openai import Omit
 
         if self.key or "authorization" in map(str.lower, self.headers):
             return {}
-        return {"extra_headers": {"Authorization": Omit()}}
+        return {"headers": {"Authorization": Omit()}}
 
     def hide(self, text: str) -> str:
         """Return ``text`` without the credentials, because some endpoints repeat the key that they refuse."""

@@ -33,7 +33,7 @@ class Sender:
         self.endpoint = endpoint
         self.client = client
         self.pace = pace
-        self.headers = endpoint.header_options()
+        self.options = endpoint.request_options()
         self.retries = RETRIES if endpoint.client.max_retries is None else endpoint.client.max_retries
 
     async def answer(self, request: dict[str, Any]) -> dict[str, Any]:
@@ -61,7 +61,7 @@ class Sender:
         import openai
 
         try:
-            reply = await self.client.chat.completions.create(**request, **self.headers)
+            reply = await self._post(request)
         except openai.APITimeoutError:
             raise _Failed("timeout", f"no answer within {self.client.timeout:g} s", TIMEOUT_RETRIES) from None
         except openai.APIConnectionError as error:
@@ -84,6 +84,15 @@ class Sender:
         raise _Failed(
             "body", f"{NO_ANSWER}: {self.endpoint.hide(str(said))}" if said else NO_ANSWER, UNREADABLE_RETRIES
         )
+
+    async def _post(self, request: dict[str, Any]) -> Any:
+        """Return the reply. ``chat.completions.create`` takes a fifth more CPU: it copies each request by its types."""
+        from openai.types.chat import ChatCompletion
+
+        own = {"extra_body", "timeout"}
+        body = {key: value for key, value in request.items() if key not in own} | (request.get("extra_body") or {})
+        options = self.options | ({"timeout": request["timeout"]} if "timeout" in request else {})
+        return await self.client.post("/chat/completions", cast_to=ChatCompletion, body=body, options=options)
 
     def _rate_limited(self, error: Any, sent: float) -> None:
         if error.code == "insufficient_quota":  # has the status of a rate limit
