@@ -84,9 +84,10 @@ def judged(name: str, pairs: list[list[str]], folder: Path, url: str) -> dict:
 
 
 def run(judge: Judge, pairs: list[list[str]], completions: Completions) -> tuple[dict, list[dict]]:
-    """Return alpaca_eval's figures for the pairs, and the annotations."""
-    rows = [{"instruction": instruction, "output": output} for instruction, output, _ in pairs]
-    references = tuple({"instruction": instruction, "output": output} for instruction, _, output in pairs)
+    """Return alpaca_eval's figures for the pairs, and the annotations. Other columns are ignored."""
+    extra = {"output_1": "x", "output_2": "y", "generator_1": "z", "preference": 1.0, "index": 0, "is_switched": False}
+    rows = [{"instruction": instruction, "output": output, **extra} for instruction, output, _ in pairs]
+    references = tuple({"instruction": instruction, "output": output, **extra} for instruction, _, output in pairs)
     return evaluate_pairs(judge, rows, PromptSet(name="r", rows=references, digest="d"), completions, None, "mine")
 
 
