@@ -78,7 +78,16 @@ CONFIGS = {
         "save_every": COUNT,
         **VLLM,
     },
-    JudgeConfig: {"outputs": TEXT, "reference": TEXT, "judge": TEXT, "output_dir": TEXT, "concurrency": COUNT},
+    JudgeConfig: {
+        "outputs": TEXT,
+        "reference": TEXT,
+        "judge": TEXT,
+        "output_dir": TEXT,
+        "concurrency": COUNT,
+        "timeout": st.none() | SHARE,
+        "answers": OPTIONAL_TEXT,
+        "force_id": OPTIONAL_TEXT,
+    },
 }
 ANY_CONFIG = st.one_of(st.builds(kind, **COMMON, **fields) for kind, fields in CONFIGS.items())
 COMMANDS = {SampleConfig: "sample", HarnessConfig: "harness", JudgeConfig: "judge"}
@@ -101,7 +110,8 @@ SCORED = {
 PLACEMENT = {
     SampleConfig: MODEL_PLACEMENT | {"prompts", "output"},
     HarnessConfig: MODEL_PLACEMENT | {"task", "output_dir", "include_path", "save_every"},
-    JudgeConfig: COMMON_PLACEMENT | {"outputs", "reference", "judge", "output_dir", "concurrency"},
+    JudgeConfig: COMMON_PLACEMENT
+    | {"outputs", "reference", "judge", "output_dir", "concurrency", "timeout", "answers", "force_id"},
 }
 SMALLEST = {
     SampleConfig: SampleConfig(model="m"),
