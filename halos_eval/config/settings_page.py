@@ -35,6 +35,7 @@ access to `s3://` |
 | `HF_TOKEN` | `fetch`, and the stages where nothing was fetched | token for gated models and datasets |
 | `OPENAI_API_KEY` | `judge` | key of the judge's endpoint |
 | `OPENAI_BASE_URL` | `judge` | address of the judge's endpoint, if it is not the vendor's |
+| `AZURE_OPENAI_API_KEY` | `judge` | key of a judge on Azure |
 | `MLFLOW_TRACKING_TOKEN`, or `MLFLOW_TRACKING_USERNAME` and `MLFLOW_TRACKING_PASSWORD` | Airflow, `checkpoints`, \
 `plan` | credentials for MLflow |
 | `AIRFLOW_CONN_HALOS_EVAL_MESSAGE` | the task `report` | where messages go, instead of a stored Airflow connection |

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from halos_eval.config.judge_client import JUDGES_VARIABLES
 from halos_eval.planning.jobs import StageJob
 
 HUB = "HF_TOKEN"
-SCOPED = {"OPENAI_API_KEY": {"judge"}, HUB: {"fetch", "sample", "harness"}}
-"""Variables that only these stages get. All other secrets belong to the store."""
+SCOPED = {HUB: {"fetch", "sample", "harness"}}
+"""Variables that only these stages get. The judge's are known by their beginnings; all others belong to the store."""
 
 
 def allowed(variable: str, job: StageJob) -> bool:
@@ -16,4 +17,6 @@ def allowed(variable: str, job: StageJob) -> bool:
     """
     if job.outbox or (variable == HUB and job.manifest):
         return False
+    if variable.startswith(JUDGES_VARIABLES):
+        return job.stage == "judge"
     return job.stage in SCOPED.get(variable, {job.stage})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any, Literal
+from uuid import uuid4
 
 from halos_eval.checkpoints.known import Reader, known_weights, recall
 from halos_eval.checkpoints.registry import Checkpoint
@@ -75,6 +76,8 @@ class Planner:
             reference=settings.reference,
             judge=name,
             output_dir=folder,
+            answers=layout.answers_url(self.root),
+            force_id=uuid4().hex if self.force else None,
         )
         judged = self._plan(judge, config, filesystem.join(folder, layout.RECORD), CPU_PROFILE, judge=name)
         return sampling, _judged_outputs_of(sampling, judged)

@@ -8,6 +8,7 @@ series.json                                                            versions 
 manifests/SUITE.json                                                   pins of the data of a suite
 reports/SUITE/summary.csv
 claims/SUITE/CHECKPOINT/                                               the run that evaluates it now
+answers/                                                               the judges' answers, by request
 """
 
 from __future__ import annotations
@@ -97,6 +98,11 @@ def turn_url(root: str, suite: str, checkpoint: str) -> str:
 def claims_beside(record: str) -> str:
     """Return the folder of the claims of the processes that make a record."""
     return record.removesuffix(RECORD) + "claims"
+
+
+def answers_url(root: str) -> str:
+    """Return the folder of the judges' answers, which all checkpoints share."""
+    return filesystem.join(root, "answers")
 
 
 def record_beside(output: str) -> str:

@@ -4,6 +4,8 @@
     python tests/doubles/judge.py --port 0           # prints OPENAI_BASE_URL=http://127.0.0.1:PORT/v1
 
 It reads prompts of AlpacaEval 2's classification template and answers with the log-probabilities of the tokens m and M.
+If the outputs say what they are worth (``worth``), it answers any prompt, in the form that the request asks for: a
+ranking, scores, a name, a call of a tool, or probabilities.
 Its preference between two outputs follows from their text alone (``preference``), whichever is shown first, so a test
 can compute the win rate that a judge's stage must arrive at. GET /stats counts the requests by what became of them.
 """
@@ -15,6 +17,7 @@ import hashlib
 import json
 import math
 import random
+import re
 import socket
 import threading
 import time
@@ -24,6 +27,7 @@ from typing import Any
 
 UNDECIDED = "[the judge has no answer to this output]"
 """An output with this text gets the answer "?", which no parser reads."""
+FORBIDDEN = "[a gateway lets no prompt with this text pass]"
 
 
 def preference(instruction: str, output: str, other: str) -> float:
@@ -61,6 +65,74 @@ def answer(prompt: str) -> dict[str, float]:
         return {"?": 0.8, "Neither": 0.2}
     probability = preference(*pair)
     return {"m": probability, "M": 1 - probability}
+
+
+WORTH = re.compile(r"\(worth (\d+)\)")
+NAMES = (("m", "M"), ("model_1", "model_2"), ("A", "B"))
+"""How templates call the first and the second output."""
+
+
+def worth(text: str, quality: int) -> str:
+    """Return an output of a quality from 1 to 9."""
+    return f"{text} (worth {quality})"
+
+
+def qualities(prompt: str) -> tuple[int, int] | None:
+    """Return the qualities of the outputs in the order in which a prompt shows them; None for any other prompt."""
+    found = WORTH.findall(prompt)
+    return (int(found[-2]), int(found[-1])) if len(found) >= 2 else None
+
+
+def answer_in_form(request: dict[str, Any], prompt: str, shown: tuple[int, int]) -> dict[str, Any]:
+    """Return the choice of a chat completion: its message, and log-probabilities if the request wants them."""
+    if request.get("tools"):
+        return {"message": _call(request["tools"][0]["function"], prompt, shown)}
+    if request.get("logprobs"):
+        return _weighed(request, prompt, shown)
+    return {"message": {"role": "assistant", "content": _text(prompt, shown)}}
+
+
+def _names(prompt: str) -> tuple[str, str]:
+    names = [pair for pair in NAMES if all(re.search(rf"[\"' ]{name}[\"',:]", prompt) for name in pair)]
+    return names[0] if names else NAMES[-1]
+
+
+def _ranking(prompt: str, shown: tuple[int, int]) -> list[dict[str, Any]]:
+    first, second = _names(prompt)
+    return [{"model": first, "rank": 1 + (shown[1] > shown[0])}, {"model": second, "rank": 1 + (shown[0] >= shown[1])}]
+
+
+def _letter(shown: tuple[int, int]) -> str:
+    return "Output (a)" if shown[0] >= shown[1] else "Output (b)"
+
+
+def _text(prompt: str, shown: tuple[int, int]) -> str:
+    if "Assistant 1's Answer" in prompt:
+        return f"{shown[0]} {shown[1]}\nBecause of what they are worth."
+    return str(_ranking(prompt, shown)) if "model_1" in prompt else _letter(shown)
+
+
+def _call(function: dict[str, Any], prompt: str, shown: tuple[int, int]) -> dict[str, Any]:
+    known = {
+        "concise_explanation": "Because of what they are worth.",
+        "ordered_models": _ranking(prompt, shown),
+        "best_output": _letter(shown),
+    }
+    arguments = {name: known[name] for name in function["parameters"]["properties"]}
+    called = {"name": function["name"], "arguments": json.dumps(arguments)}
+    return {"role": "assistant", "content": None, "tool_calls": [{"id": "1", "type": "function", "function": called}]}
+
+
+def _weighed(request: dict[str, Any], prompt: str, shown: tuple[int, int]) -> dict[str, Any]:
+    shares = zip(_names(prompt), (quality / sum(shown) for quality in shown), strict=True)
+    top = sorted(({"token": name, "logprob": math.log(share)} for name, share in shares), key=lambda t: -t["logprob"])
+    thoughts = ["Both", " are", " good", "\n"] if request.get("max_tokens", 1) > 1 else []
+    before = [{"token": text, "logprob": -0.1, "top_logprobs": [{"token": text, "logprob": -0.1}]} for text in thoughts]
+    content = "".join([*thoughts, top[0]["token"]])
+    return {
+        "message": {"role": "assistant", "content": content},
+        "logprobs": {"content": [*before, top[0] | {"top_logprobs": top}]},
+    }
 
 
 class Faults:
@@ -115,6 +187,8 @@ class Handler(BaseHTTPRequestHandler):
 
     protocol_version = "HTTP/1.1"
     faults: Faults
+    last: tuple[str, dict[str, str]]
+    """Path and headers of the last request, with names in small letters."""
 
     def log_message(self, *_: Any) -> None:
         """Log nothing."""
@@ -129,6 +203,7 @@ class Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         """Judge, or fail."""
         request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        type(self).last = self.path, {name.lower(): value for name, value in self.headers.items()}
         outcome = self.faults.draw()
         if outcome != "fine":
             self.faults.count(outcome)
@@ -138,6 +213,15 @@ class Handler(BaseHTTPRequestHandler):
 
     def _judge(self, request: dict[str, Any]) -> None:
         prompt = "\n".join(message["content"] for message in request["messages"])
+        if FORBIDDEN in prompt:
+            self.faults.count("403")
+            return self._send(403, "<html>Forbidden</html>")
+        if shown := qualities(prompt):
+            self.faults.count("answered")
+            choice = answer_in_form(request, prompt, shown)
+            return self._send(
+                200, _reply(request, {"index": 0, "finish_reason": "stop", **choice}, len(prompt.split()))
+            )
         tokens = [
             {"token": token, "bytes": list(token.encode()), "logprob": math.log(probability)}
             for token, probability in sorted(answer(prompt).items(), key=lambda item: -item[1])
@@ -149,9 +233,7 @@ class Handler(BaseHTTPRequestHandler):
         choice = {"index": 0, "message": {"role": "assistant", "content": said}, "finish_reason": "length"}
         if request.get("logprobs"):
             choice["logprobs"] = {"content": [tokens[0] | {"top_logprobs": tokens}]}
-        usage = {"prompt_tokens": billed, "completion_tokens": 1, "total_tokens": billed + 1}
-        about = {"id": "chatcmpl-double", "object": "chat.completion", "created": 0, "model": request["model"]}
-        self._send(200, about | {"choices": [choice], "usage": usage})
+        return self._send(200, _reply(request, choice, billed))
 
     def _fail(self, outcome: str) -> None:
         if outcome == "429":
@@ -177,6 +259,12 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(data)
 
 
+def _reply(request: dict[str, Any], choice: dict[str, Any], billed: int) -> dict[str, Any]:
+    usage = {"prompt_tokens": billed, "completion_tokens": 1, "total_tokens": billed + 1}
+    about = {"id": "chatcmpl-double", "object": "chat.completion", "created": 0, "model": request["model"]}
+    return about | {"choices": [choice], "usage": usage}
+
+
 class Server(ThreadingHTTPServer):
     """A server that a client may send all its requests to at once."""
 
@@ -187,8 +275,8 @@ class Server(ThreadingHTTPServer):
         """Say nothing of clients that hang up: those under test are killed."""
 
 
-def main() -> None:
-    """Serve until the process is ended."""
+def options() -> argparse.ArgumentParser:
+    """Return the options of the command."""
     parser = argparse.ArgumentParser(description="Serve a judge with OpenAI's API on loopback.")
     parser.add_argument("--port", type=int, default=0, help="0: any free port")
     parser.add_argument("--latency", type=float, default=0, help="seconds before each answer")
@@ -198,7 +286,12 @@ def main() -> None:
     parser.add_argument("--garbage", type=float, default=0, help="share of answers that are no JSON")
     parser.add_argument("--hang", type=float, default=0, help=f"share of requests that hang for {HANG_SECONDS} s")
     parser.add_argument("--seed", type=int, default=0, help="of the faults")
-    Handler.faults = Faults(parser.parse_args())
+    return parser
+
+
+def main() -> None:
+    """Serve until the process is ended."""
+    Handler.faults = Faults(options().parse_args())
     with Server(("127.0.0.1", Handler.faults.options.port), Handler) as server:
         print(f"OPENAI_BASE_URL=http://127.0.0.1:{server.server_port}/v1", flush=True)  # noqa: T201 (how others learn the port)
         server.serve_forever()

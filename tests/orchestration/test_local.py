@@ -36,12 +36,12 @@ def make_job(stage, **parts):
 def test_a_stage_gets_its_own_variables(monkeypatch):
     for name in ("AIRFLOW__CORE__FERNET_KEY", "AIRFLOW_HOME", "_AIRFLOW_PROCESS", "PYTHONPATH", "VIRTUAL_ENV"):
         monkeypatch.setenv(name, "private")
-    for name in ("HALOS_EVAL_STORE", "AWS_ENDPOINT_URL", "HF_HOME", "OPENAI_BASE_URL", "CUDA_VISIBLE_DEVICES"):
+    for name in ("HALOS_EVAL_STORE", "AWS_ENDPOINT_URL", "HF_HOME", "CUDA_VISIBLE_DEVICES"):
         monkeypatch.setenv(name, "shared")
     for stage in ("sample", "judge", "harness", "summarize"):
         found = stage_environment(make_job(stage))
         assert "private" not in found.values()
-        assert list(found.values()).count("shared") == 5
+        assert list(found.values()).count("shared") == 4
         assert found["PATH"] == os.environ["PATH"]
 
 

@@ -13,7 +13,7 @@ STORE = ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"]
 @pytest.mark.parametrize(
     ("variable", "stages"),
     [
-        ("OPENAI_API_KEY", {"judge"}),
+        *((name, {"judge"}) for name in ("OPENAI_API_KEY", "AZURE_OPENAI_API_KEY", "JUDGE_TOKEN")),
         ("HF_TOKEN", {"fetch", "sample", "harness"}),
         *((variable, set(STAGES)) for variable in STORE),
     ],
@@ -22,7 +22,7 @@ def test_a_secret_goes_where_it_is_used(variable, stages):
     assert {stage for stage in STAGES if allowed(variable, make_job(stage))} == stages
 
 
-@pytest.mark.parametrize("variable", [*SCOPED, *STORE, "ANYTHING_ELSE"])
+@pytest.mark.parametrize("variable", [*SCOPED, "OPENAI_API_KEY", *STORE, "ANYTHING_ELSE"])
 def test_model_written_code_gets_none(variable):
     assert not allowed(variable, make_code_job())
     assert not allowed(variable, make_job("judge", outbox="runs/x"))

@@ -33,13 +33,13 @@ def test_judged_killed_resumed_and_summarized_in_a_bucket(run, serve_judge, s3):
     assert not (folder / "record.json").exists()
     time.sleep(0.5)  # what was in flight comes to its end
     answered = endpoint.stats()["answered"]
-    kept = [line for part in (folder / "parts").rglob("*.jsonl") for line in part.read_text().splitlines()]
+    kept = [line for part in (folder / "answers").rglob("*.jsonl") for line in part.read_text().splitlines()]
     assert 20 < answered - concurrency - 2 * concurrency / latency <= len(kept)
 
     done = run("judge", *words, env=environment)
     assert done.returncode == 0, done.stderr
     assert endpoint.stats()["answered"] == answered + len(OUTPUTS) - DRAWS - len(kept)
-    assert sorted(path.name for path in folder.rglob("*") if path.is_file()) == ["annotations.json", "record.json"]
+    assert sorted(path.name for path in folder.iterdir()) == ["annotations.json", "answers", "record.json"]
     record = json.loads((folder / "record.json").read_text())
     assert record["scores"][0]["value"] == WIN_RATE
     secret = s3.environment["AWS_SECRET_ACCESS_KEY"]

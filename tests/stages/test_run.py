@@ -86,7 +86,16 @@ CONFIGS = {
         "stop": STOP,
         **VLLM,
     },
-    JudgeConfig: {"outputs": TEXT, "reference": TEXT, "judge": TEXT, "output_dir": TEXT, "concurrency": COUNT},
+    JudgeConfig: {
+        "outputs": TEXT,
+        "reference": TEXT,
+        "judge": TEXT,
+        "output_dir": TEXT,
+        "concurrency": COUNT,
+        "timeout": st.none() | SHARE,
+        "answers": OPTIONAL_TEXT,
+        "force_id": OPTIONAL_TEXT,
+    },
 }
 ANY_CONFIG = st.one_of(st.builds(kind, **COMMON, **fields) for kind, fields in CONFIGS.items())
 COMMANDS = {SampleConfig: "sample", HarnessConfig: "harness", JudgeConfig: "judge"}
@@ -110,7 +119,8 @@ PLACEMENT = {
     SampleConfig: MODEL_PLACEMENT | {"prompts", "output"},
     # stop and chat_template are in the fingerprint of a task that applies the chat template (harness/test_stage.py)
     HarnessConfig: MODEL_PLACEMENT | {"task", "output_dir", "include_path", "save_every", "stop"},
-    JudgeConfig: COMMON_PLACEMENT | {"outputs", "reference", "judge", "output_dir", "concurrency"},
+    JudgeConfig: COMMON_PLACEMENT
+    | {"outputs", "reference", "judge", "output_dir", "concurrency", "timeout", "answers", "force_id"},
 }
 SMALLEST = {
     SampleConfig: SampleConfig(model="m"),

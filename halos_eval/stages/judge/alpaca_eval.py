@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,8 +21,8 @@ import yaml
 
 from halos_eval.config.judge import Judge
 from halos_eval.data import prompts
-from halos_eval.errors import BadInput
 from halos_eval.stages.judge.client import Completions
+from halos_eval.stages.judge.installed import as_installed, template_path
 
 LEAST_READ = 0.95
 """Share of the judge's answers that must be readable: a win rate over fewer does not represent the set."""
@@ -60,9 +62,11 @@ def evaluate_pairs(
     with _known_noise_silenced(), _calibration_at(calibration), tempfile.TemporaryDirectory() as folder:
         from alpaca_eval import evaluate, metrics
 
+        judge = as_installed(judge)
+        completions.read = reader(judge)
         leaderboard, annotations = evaluate(
-            model_outputs=pd.DataFrame([{**row, "generator": name} for row in rows]),
-            reference_outputs=pd.DataFrame(list(reference.rows)).assign(generator=f"reference of {name}"),
+            model_outputs=_outputs(rows, name),
+            reference_outputs=_outputs(list(reference.rows), f"reference of {name}"),
             annotators_config=_write_config(judge, Path(folder) / judge.name),
             name=name,
             output_path=None,
@@ -79,6 +83,38 @@ def evaluate_pairs(
         )
     pairs = pd.DataFrame(annotations)
     return leaderboard.loc[name].to_dict(), json.loads(pairs.to_json(orient="records"))
+
+
+def _outputs(rows: list[dict[str, Any]], generator: str) -> Any:
+    """Return the columns that alpaca_eval merges. Others, such as output_1, could clash with its own."""
+    import pandas as pd
+
+    return pd.DataFrame(
+        {
+            "instruction": [row["instruction"] for row in rows],
+            "output": [row["output"] for row in rows],
+            "generator": generator,
+        }
+    )
+
+
+def reader(judge: Judge) -> Callable[[dict[str, Any]], bool]:
+    """Return a function that tells whether the judge's parser can read an answer."""
+    from alpaca_eval import completion_parsers
+
+    config = judge.alpaca_config()
+    parser = getattr(completion_parsers, config["fn_completion_parser"])
+    options = deepcopy(config["completion_parser_kwargs"])  # a parser may compile them in place
+    whole = judge.completion_key == "completions_all"
+
+    def read(answer: dict[str, Any]) -> bool:
+        try:
+            found = list(parser(answer if whole else answer["text"], **options))
+        except Exception:  # noqa: BLE001 (any error of a parser is an unreadable answer, as in alpaca_eval)
+            return False
+        return len(found) == 1 and isinstance(found[0], (int, float)) and not math.isnan(found[0])
+
+    return read
 
 
 @contextmanager
@@ -119,21 +155,15 @@ def _calibration_at(revision: str | None) -> Iterator[None]:
 def _write_config(judge: Judge, folder: Path) -> Path:
     """Write the judge's configuration to a file, because alpaca_eval reads it only from one; return its path.
 
-    The template's path is absolute, because alpaca_eval joins relative ones to its own folder. Raise BadInput.
+    The template's path is absolute, because alpaca_eval joins relative ones to its own folder. Raise EvaluationFailed.
     """
-    from alpaca_eval.constants import EVALUATORS_CONFIG_DIR
-
     folder.mkdir()
     if judge.template_text is None:
-        template = EVALUATORS_CONFIG_DIR / judge.prompt_template
-        if not template.is_file():
-            raise BadInput(
-                f"judge {judge.name}: alpaca_eval does not include the prompt template {judge.prompt_template}"
-            )
+        template = template_path(judge)
     else:
         template = folder / "template.txt"
         template.write_text(judge.template_text, encoding="utf-8")
     document = {judge.name: judge.alpaca_config() | {"prompt_template": str(template)}}
     config = folder / "configs.yaml"
-    config.write_text(yaml.safe_dump(document), encoding="utf-8")
+    config.write_text(yaml.safe_dump(document, sort_keys=False), encoding="utf-8")
     return config

@@ -1,73 +1,50 @@
-"""Send requests to an OpenAI-compatible endpoint, many at a time, and pay for each once.
+"""A completion function for alpaca_eval that sends many requests at a time, and pays for each once.
 
-The OpenAI client retries 429 (after Retry-After), 5xx, dropped connections and time-outs. This module also retries
-answers that are not valid JSON. Each answer is journaled when it arrives, so a resumed run requests only the others.
+Each answer is kept when it arrives, by its request. The first few are read before the others are requested.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
-import os
 import signal
-from collections.abc import Coroutine, Sequence
-from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit, urlunsplit
-
-from pydantic import BaseModel, SecretStr
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any
 
 from halos_eval.config.judge import Judge
-from halos_eval.config.settings import FROZEN
 from halos_eval.digests import digest_json
-from halos_eval.errors import HalosEvalError, Incomplete, JudgeRefused
-from halos_eval.storage.journal import Journal
-
-if TYPE_CHECKING:
-    from httpx2 import Response
-    from openai import AsyncOpenAI
+from halos_eval.errors import EvaluationFailed, HalosEvalError, Incomplete, JudgeRefused
+from halos_eval.stages.judge.answers import Answers
+from halos_eval.stages.judge.endpoint import Endpoint
+from halos_eval.stages.judge.pace import Pace
+from halos_eval.stages.judge.sending import Sender
 
 log = logging.getLogger(__name__)
 
-RETRIES = 8  # of the client, with exponential back-off: half a minute if each is refused at once
-TIMEOUT_SECONDS = 60.0
-UNREADABLE_TRIES = 5
 DOWN_AFTER = 8  # requests in a row that fail after all retries; the remaining ones would take hours to fail
-
-
-class Endpoint(BaseModel):
-    """The judge's URL and key. The key comes only from the environment, and is never logged."""
-
-    model_config = FROZEN
-
-    base_url: str
-    """Root of the API."""
-    key: SecretStr
-    """Bearer token."""
-
-    @property
-    def place(self) -> str:
-        """The URL for messages and records, without a user name and password that it may contain."""
-        parts = urlsplit(self.base_url)
-        return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
-
-    @classmethod
-    def from_environment(cls) -> Endpoint:
-        """Return the endpoint of OPENAI_BASE_URL and OPENAI_API_KEY. Raise JudgeRefused without a key."""
-        key = os.environ.get("OPENAI_API_KEY", "")
-        if not key:
-            raise JudgeRefused("OPENAI_API_KEY is not set; the judge's key is read only from this variable. Set it")
-        return cls(base_url=os.environ.get("OPENAI_BASE_URL") or "https://api.openai.com/v1", key=SecretStr(key))
+FIRST = 5  # answers that are read before the others are requested
 
 
 class Completions:
-    """A completion function for alpaca_eval: takes prompts, returns completions in the same order."""
+    """The judge's completions. ``read`` tells whether the judge's parser can read an answer."""
 
-    def __init__(self, endpoint: Endpoint, judge: Judge, journal: Journal, concurrency: int) -> None:
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        judge: Judge,
+        answers: Answers,
+        concurrency: int,
+        timeout: float,
+        read: Callable[[dict[str, Any]], bool] = lambda answer: True,
+    ) -> None:
         self.endpoint = endpoint
         self.judge = judge
-        self.journal = journal
-        self.concurrency = concurrency
+        self.answers = answers
+        self.concurrency = min(concurrency, judge.client.parallel or concurrency)
+        self.timeout = timeout
+        self.read = read
+        self.received: list[dict[str, Any]] = []
+        """The answers."""
         self.asked = 0
         """Pairs that needed a judgement; for two equal outputs alpaca_eval counts a draw without a request."""
         self.prompt_tokens = 0
@@ -76,29 +53,41 @@ class Completions:
         """Whether some answer came without a token count, so that the total and the price are unknown."""
         self.refused: list[str] = []
         """The endpoint's errors for single prompts that it rejected (content filter, too long)."""
+        self.cut = 0
+        """Answers without text that ended at the limit of tokens."""
+        self.snapshots: set[str] = set()
+        """The model names in the answers, with the system's fingerprint if there is one."""
 
     def __call__(self, prompts: Sequence[str], **options: Any) -> dict[str, list[Any]]:
-        """Return completions of ``prompts`` (ChatML text). Raise JudgeRefused, Incomplete."""
+        """Return completions of ``prompts`` (ChatML text). Raise JudgeRefused, Incomplete, EvaluationFailed."""
         from alpaca_eval.utils import prompt_to_chatml
 
         options = {("model" if key == "model_name" else key): value for key, value in options.items()}
         self.asked += len(prompts)
         requests = [{"messages": prompt_to_chatml(prompt.strip()), **options} for prompt in prompts]
-        answers = _run_until_sigterm(self._complete(requests))
+        self.received = answers = _run_until_sigterm(self._complete(requests, options))
         for answer in answers:
-            if answer["usage"] is None:
-                self.uncounted = True
-            else:
-                self.prompt_tokens += answer["usage"][0]
-                self.completion_tokens += answer["usage"][1]
-            if answer["error"]:
-                self.refused.append(answer["error"])
+            self._count(answer)
         return {
             "completions": [answer["text"] for answer in answers],
             "completions_all": answers,
             "price_per_example": [answer["usage"] and self._price(*answer["usage"]) for answer in answers],
             "time_per_example": [None] * len(answers),
         }
+
+    def _count(self, answer: dict[str, Any]) -> None:
+        if answer["usage"] is None:
+            self.uncounted = True
+        else:
+            self.prompt_tokens += answer["usage"][0]
+            self.completion_tokens += answer["usage"][1]
+        if answer["error"]:
+            self.refused.append(answer["error"])
+            return
+        if not answer["text"].strip() and answer.get("finish_reason") == "length":
+            self.cut += 1
+        if answer.get("model"):
+            self.snapshots.add("/".join(filter(None, (answer["model"], answer.get("system_fingerprint")))))
 
     def price_usd(self) -> float | None:
         """Return the price of all answers, also of earlier runs; None without a price list or token counts."""
@@ -112,86 +101,104 @@ class Completions:
         price = self.judge.price_per_million_tokens
         return (prompt_tokens * price.input + completion_tokens * price.output) / 1e6 if price else None
 
-    async def _complete(self, requests: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        from openai import AsyncOpenAI, DefaultAsyncHttpxClient
-
-        done = self.journal.load()
+    async def _complete(self, requests: list[dict[str, Any]], options: dict[str, Any]) -> list[dict[str, Any]]:
         keys = [digest_json(request) for request in requests]
+        # Two endpoints may have different models of one name.
+        done = self.answers.load({**options, "endpoint": self.endpoint.place}, keys)
         todo = {key: request for key, request in zip(keys, requests, strict=True) if key not in done}
         log.info("%d of %d pairs already have judgements", len(requests) - len(todo), len(requests))
-        limit = asyncio.Semaphore(self.concurrency)
-        failures: list[str] = []
-        in_a_row = 0
-        async with AsyncOpenAI(
-            base_url=self.endpoint.base_url,
-            api_key=self.endpoint.key.get_secret_value(),
-            max_retries=RETRIES,
-            timeout=TIMEOUT_SECONDS,
-            http_client=DefaultAsyncHttpxClient(event_hooks={"response": [_spent_quota_is_final]}),
-        ) as client:
-
-            async def one(key: str, request: dict[str, Any]) -> None:
-                nonlocal in_a_row
-                async with limit:
-                    try:
-                        done[key] = await self._ask(client, request)
-                    except Incomplete as error:
-                        failures.append(str(error))
-                        in_a_row += 1
-                        if in_a_row >= max(self.concurrency, DOWN_AFTER):
-                            raise Incomplete(
-                                f"{in_a_row} requests in a row failed ({error}). Run it again once the endpoint works"
-                            ) from None
-                        return
-                in_a_row = 0
-                self.journal.add(key, done[key])
-                if len(done) % 100 == 0:
-                    log.info("judged %d of %d", len(done), len(requests))
-
+        async with self.endpoint.connect(self.timeout) as client:
+            run = _Run(self, Sender(self.endpoint, client, Pace(self.concurrency)), done, len(requests))
             try:
-                async with asyncio.TaskGroup() as group:
-                    for key, request in todo.items():
-                        group.create_task(one(key, request))
-            except* HalosEvalError as errors:
-                raise errors.exceptions[0] from None
-        if failures:
-            raise Incomplete(f"{len(failures)} of {len(requests)} judgements are missing ({failures[0]}). Run it again")
+                if not any(map(self.read, done.values())):
+                    await run.request(dict(list(todo.items())[: max(FIRST - len(done), 0)]))
+                    if run.failures and not done:
+                        raise Incomplete(f"none of the first requests was answered ({run.failures[0]}). Run it again")
+                    self._check(list(done.values()))
+                await run.request({key: request for key, request in todo.items() if key not in done})
+            finally:
+                self.answers.save()
+        if missing := todo.keys() - done.keys():
+            raise Incomplete(
+                f"{len(missing)} of {len(requests)} judgements are missing ({run.failures[0]}). Run it again"
+            )
         return [done[key] for key in keys]
 
-    async def _ask(self, client: AsyncOpenAI, request: dict[str, Any]) -> dict[str, Any]:
-        """Return one answer, or the endpoint's error for this prompt. Raise JudgeRefused, Incomplete."""
-        import openai
+    def _check(self, first: list[dict[str, Any]]) -> None:
+        """Raise JudgeRefused or EvaluationFailed if none of the first answers can be read."""
+        if not first or any(map(self.read, first)):
+            return
+        if errors := [answer["error"] for answer in first if answer["error"]]:
+            raise JudgeRefused(
+                f"the first {len(errors)} requests were refused: {errors[0]}. Check the key, the judge's model_name "
+                "and its request options, such as max_completion_tokens instead of max_tokens for a reasoning model"
+            )
+        raise EvaluationFailed(unreadable(self.judge, first))
 
-        for _ in range(UNREADABLE_TRIES):
+
+class _Run:
+    """The requests of one run, of which ``done`` collects the answers and ``failures`` the reasons without one."""
+
+    def __init__(self, owner: Completions, sender: Sender, done: dict[str, Any], total: int) -> None:
+        self.owner, self.sender, self.done, self.total = owner, sender, done, total
+        self.failures: list[str] = []
+        self._in_a_row = 0
+
+    async def request(self, todo: dict[str, dict[str, Any]]) -> None:
+        """Send the requests. Raise JudgeRefused, and Incomplete if the endpoint is down."""
+        try:
+            async with asyncio.TaskGroup() as group:
+                for key, request in todo.items():
+                    group.create_task(self._one(key, request))
+        except* HalosEvalError as errors:
+            raise errors.exceptions[0] from None
+        except* Exception as errors:
+            raise errors.exceptions[0] from errors
+
+    async def _one(self, key: str, request: dict[str, Any]) -> None:
+        async with self.sender.pace.slot():
             try:
-                reply = await client.chat.completions.create(**request)
-                choice = reply.choices[0]
-            except (openai.AuthenticationError, openai.PermissionDeniedError, openai.NotFoundError) as error:
-                raise JudgeRefused(
-                    f"{self.endpoint.place} refuses {request['model']}: {self._words(error)}. Check OPENAI_API_KEY, "
-                    "OPENAI_BASE_URL and the judge's model_name"
-                ) from None
-            except openai.RateLimitError as error:
-                if error.code == "insufficient_quota":
-                    raise JudgeRefused(
-                        f"the judge's quota is spent: {self._words(error)}. Raise it, then run it again"
-                    ) from None
-                raise Incomplete(f"rate limit: {self._words(error)}") from None
-            except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
-                return {"text": "", "error": self._words(error), "usage": (0, 0)}
-            except openai.APIConnectionError as error:
-                raise Incomplete(f"{self.endpoint.place} cannot be reached: {self._words(error)}") from None
-            except openai.APIStatusError as error:
-                raise Incomplete(f"{self.endpoint.place}: {self._words(error)}") from None
-            except (json.JSONDecodeError, openai.APIResponseValidationError, AttributeError, IndexError, TypeError):
-                continue  # status 200 with a body that is not an answer, such as a proxy's page
-            usage = (reply.usage.prompt_tokens, reply.usage.completion_tokens) if reply.usage else None
-            return {**choice.model_dump(), "text": choice.message.content or " ", "error": None, "usage": usage}
-        raise Incomplete(f"{self.endpoint.place} returned status 200 with a body that is not a valid answer")
+                answer = await self.sender.answer(request)
+            except Incomplete as error:
+                self._failed(error)
+                return
+        self._in_a_row = 0
+        self.done[key] = answer
+        if not answer["error"] and not (request.get("logprobs") and without_probabilities(answer)):
+            self.owner.answers.add(key, answer)
+        if len(self.done) % 100 == 0:
+            log.info("judged %d of %d", len(self.done), self.total)
 
-    def _words(self, error: Exception) -> str:
-        """Return the endpoint's error without the key, because some endpoints repeat the key that they refuse."""
-        return " ".join(str(error).replace(self.endpoint.key.get_secret_value(), "***").split())[:300]
+    def _failed(self, error: Incomplete) -> None:
+        self.failures.append(str(error))
+        self._in_a_row += 1
+        if self._in_a_row >= max(self.owner.concurrency, DOWN_AFTER):
+            raise Incomplete(
+                f"{self._in_a_row} requests in a row failed ({error}). Run it again once the endpoint works"
+            ) from None
+
+
+def without_probabilities(answer: dict[str, Any]) -> bool:
+    """Return whether an answer has no log-probabilities, so that no parser of them can ever read it."""
+    return not (answer.get("logprobs") or {}).get("content")
+
+
+def unreadable(judge: Judge, answers: Sequence[dict[str, Any]]) -> str:
+    """Return why no answer could be parsed, with the remedy."""
+    parser = judge.fn_completion_parser
+    start = f"{parser} could parse no answer of {judge.model}"
+    if judge.completion_key == "completions_all" and all(map(without_probabilities, answers)):
+        return (
+            f"{start}. Check that the endpoint returns log-probabilities; a judge without them needs another parser, "
+            "such as regex_parser"
+        )
+    said, ended = next(((answer["text"], answer.get("finish_reason")) for answer in answers), ("", None))
+    if not said.strip():
+        return f"{start}: it has no text and ended by {ended}. A reasoning model needs a larger max_completion_tokens"
+    return (
+        f"{start}, such as {said[:80]!r}. The answers are kept: fix the judge's parser, or request new ones with "
+        "--force. A local judge needs structured outputs (see the judge demo)"
+    )
 
 
 def _run_until_sigterm(work: Coroutine[Any, Any, list[dict[str, Any]]]) -> list[dict[str, Any]]:
@@ -212,9 +219,3 @@ def _run_until_sigterm(work: Coroutine[Any, Any, list[dict[str, Any]]]) -> list[
         raise SystemExit(128 + signal.SIGTERM) from None
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-async def _spent_quota_is_final(response: Response) -> None:
-    """Stop the client from retrying a spent quota like a rate limit: both have status 429."""
-    if response.status_code == 429 and b"insufficient_quota" in await response.aread():
-        response.headers["x-should-retry"] = "false"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pydantic import Field
-from pydantic_settings import CliPositionalArg
+from pydantic_settings import CliPositionalArg, CliSuppress
 
 from halos_eval.config.judge import Judge
 from halos_eval.config.suite import ALPACA_EVAL
@@ -22,11 +22,29 @@ class JudgeConfig(StageConfig):
     reference: str = ALPACA_EVAL
     """alpaca_eval (gpt4_1106_preview's outputs from the hub), demo, or a JSON file."""
     judge: str = "gpt-4.1"
-    """gpt-4.1, gpt-4.1-mini, demo, or a YAML file in alpaca_eval's format."""
+    """gpt-4.1, gpt-4.1-mini, demo, the name of one that alpaca_eval ships, or a YAML file in alpaca_eval's format."""
     output_dir: str
     """Folder or URL for record.json and annotations.json."""
-    concurrency: int = Field(32, ge=1)
-    """Maximum number of concurrent requests."""
+    concurrency: int = Field(64, ge=1)
+    """Maximum number of concurrent requests. It is reached as answers come, and a rate limit is kept."""
+    timeout: float | None = Field(None, gt=0)
+    """Seconds to wait for an answer (default: the judge file's; else 60 if it has max_tokens up to 1000, else 600)."""
+    answers: str | None = None
+    """Folder or URL that keeps paid answers for all runs (default: answers in OUTPUT_DIR)."""
+    force_id: CliSuppress[str | None] = None
+    """Name of the plan that forces this run: it asks again once, however often the stage is started."""
+
+
+SHORT_ANSWER_TOKENS = 1000
+SHORT_ANSWER_SECONDS, LONG_ANSWER_SECONDS = 60.0, 600.0
+"""How long an answer may take. A judge without a small ``max_tokens`` may reason for minutes."""
+
+
+def timeout_of(config: JudgeConfig, judge: Judge) -> float:
+    """Return the seconds to wait for an answer."""
+    tokens = judge.completions_kwargs.get("max_tokens")
+    short = isinstance(tokens, int) and tokens <= SHORT_ANSWER_TOKENS
+    return config.timeout or judge.client.timeout or (SHORT_ANSWER_SECONDS if short else LONG_ANSWER_SECONDS)
 
 
 def judge_identity(

@@ -9,10 +9,13 @@ from __future__ import annotations
 import json
 import logging
 import math
+import re
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from halos_eval.checkpoints.weights import short_name
 from halos_eval.config.judge import Judge, load_judge
 from halos_eval.config.suite import ALPACA_EVAL
 from halos_eval.data import prompts
@@ -20,13 +23,14 @@ from halos_eval.digests import digest_bytes
 from halos_eval.errors import BadInput, EvaluationFailed, JudgeRefused
 from halos_eval.stages.identity import Job
 from halos_eval.stages.judge.alpaca_eval import TooFewReadError, evaluate_pairs
-from halos_eval.stages.judge.client import Completions, Endpoint
-from halos_eval.stages.judge.options import JudgeConfig, judge_identity
+from halos_eval.stages.judge.answers import Answers
+from halos_eval.stages.judge.client import Completions, unreadable
+from halos_eval.stages.judge.endpoint import Endpoint
+from halos_eval.stages.judge.options import JudgeConfig, judge_identity, timeout_of
 from halos_eval.stages.run import Outcome, run
 from halos_eval.storage import filesystem, layout
-from halos_eval.storage.journal import Journal
 from halos_eval.storage.manifest import Manifest
-from halos_eval.storage.records import CheckpointRef, Coverage, Record, Score, Usage, read_record
+from halos_eval.storage.records import CheckpointRef, Coverage, Record, Score, Usage, read_record, readable_record
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +40,7 @@ METRICS = {
     "length_controlled_winrate": "lc_standard_error",
     "discrete_win_rate": None,
 }
+LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 NO_LENGTH_CONTROL = "length control is defined for AlpacaEval's own 805 instructions only"
 
 
@@ -46,15 +51,25 @@ def judge(config: JudgeConfig) -> Record:
     if sampled and sampled.files.get(Path(config.outputs).name) == digest:
         checkpoint, outputs = sampled.checkpoint, sampled.fingerprint
     else:
-        name = str(config.name or rows[0].get("generator") or Path(config.outputs).stem)
+        # HALOs' sampler writes the model's path as the generator.
+        name = config.name or short_name(str(rows[0].get("generator") or Path(config.outputs).stem))
         checkpoint, outputs = CheckpointRef(name=name, location=config.outputs, digest=digest), digest
     manifest = config.load_manifest()
     identity = judge_identity(load_judge(config.judge), config.reference, outputs, checkpoint, manifest)
     job = identity.at(filesystem.join(config.output_dir, layout.RECORD))
-    judged = read_record(job.record)
+    force = config.force and not _forced_already(job.record, config)
+    again = (config.force_id or "again") if force else None
+    judged, _ = readable_record(job.record)
     if judged and judged.provenance.inputs.get("outputs_sha256") != digest:
-        config = config.model_copy(update={"force": True})  # the same settings have produced other outputs since
-    return run(job, config, lambda: _work(config, rows, digest, job, manifest))
+        force = True  # the same settings have produced other outputs since
+    config = config.model_copy(update={"force": force})
+    return run(job, config, lambda: _work(config, rows, digest, job, manifest, again))
+
+
+def _forced_already(record: str, config: JudgeConfig) -> bool:
+    """Return whether the record is that of the plan which forces this run: Airflow retries a pod that it lost."""
+    found, _ = readable_record(record)
+    return bool(config.force_id and found and found.provenance.config.get("force_id") == config.force_id)
 
 
 def _read_outputs(url: str) -> tuple[list[dict[str, Any]], str]:
@@ -73,6 +88,12 @@ def _read_outputs(url: str) -> tuple[list[dict[str, Any]], str]:
             raise BadInput(
                 f"{url}: item {number} is invalid; expected an object with the strings 'instruction' and 'output'"
             )
+        for key in ("instruction", "output"):
+            if lone := LONE_SURROGATE.search(row[key]):
+                raise BadInput(
+                    f"{url}: {key} of item {number} has half a character (\\u{ord(lone[0]):04x}), which no endpoint "
+                    "accepts. Replace it, or sample the output again"
+                )
     return rows, digest_bytes(data)
 
 
@@ -83,22 +104,31 @@ def _pair(rows: list[dict[str, Any]], reference: prompts.PromptSet, url: str) ->
     """
     wanted = {row["instruction"] for row in reference.rows}
     paired = [row for row in rows if row["instruction"] in wanted]
-    given = {row["instruction"] for row in paired}
+    given = Counter(row["instruction"] for row in paired)
     if len(given) != len(paired):
+        text, number = given.most_common(1)[0]
         raise BadInput(
-            f"{url} has several outputs for one instruction; expected one. Keep one sample per prompt (sample_id 0)"
+            f"{url} has several outputs for one instruction ({number} for {text[:80]!r}); expected one. "
+            "Keep one sample per prompt (sample_id 0)"
         )
-    if missing := len(wanted - given):
+    if missing := len(wanted - given.keys()):
         raise BadInput(f"{url} has no output for {missing} of {len(wanted)} reference instructions. Sample them first")
     if len(rows) > len(paired):
         log.info("skipped %d outputs for instructions that are not in the reference", len(rows) - len(paired))
     return paired
 
 
-def _work(config: JudgeConfig, rows: list[dict[str, Any]], digest: str, job: Job, manifest: Manifest | None) -> Outcome:
+def _work(
+    config: JudgeConfig,
+    rows: list[dict[str, Any]],
+    digest: str,
+    job: Job,
+    manifest: Manifest | None,
+    again: str | None,
+) -> Outcome:
     began = time.monotonic()
-    endpoint = Endpoint.from_environment()
     judge = load_judge(config.judge)
+    endpoint = Endpoint.from_environment(judge.client)
     reference = prompts.load(config.reference, "reference", manifest)
     rows = _pair(rows, reference, config.outputs)
     controlled = config.reference == ALPACA_EVAL
@@ -112,17 +142,18 @@ def _work(config: JudgeConfig, rows: list[dict[str, Any]], digest: str, job: Job
     if controlled:
         _, calibration = prompts.locate(ALPACA_EVAL, "calibration", manifest)
         inputs["calibration_revision"] = str(calibration)
-    parts = filesystem.join(config.output_dir, "parts")
     loaded = time.monotonic()
-    journal = Journal(job.journal(parts, config.force))
-    completions = Completions(endpoint, judge, journal, config.concurrency)
+    answers = Answers(config.answers or filesystem.join(config.output_dir, "answers"), again)
+    completions = Completions(endpoint, judge, answers, config.concurrency, timeout_of(config, judge))
     try:
-        with journal:
-            figures, annotations = evaluate_pairs(judge, rows, reference, completions, calibration, job.checkpoint.name)
+        figures, annotations = evaluate_pairs(judge, rows, reference, completions, calibration, job.checkpoint.name)
     except TooFewReadError as error:
-        if not error.read:
-            filesystem.delete(parts)  # otherwise the next run would reuse these unreadable answers
         raise _no_judgement(completions, judge, error.read) from None
+    superfluous = answers.finish()
+    if completions.snapshots:
+        inputs["judge_snapshots"] = ", ".join(sorted(completions.snapshots))
+    if len(completions.snapshots) > 1:
+        log.warning("several versions of the judge answered: %s", inputs["judge_snapshots"])
     prompt_tokens, completion_tokens = completions.tokens()
     data = (json.dumps(annotations, indent=1, ensure_ascii=False) + "\n").encode()
     filesystem.delete(job.record)  # an older record must not refer to the new file
@@ -142,13 +173,15 @@ def _work(config: JudgeConfig, rows: list[dict[str, Any]], digest: str, job: Job
         ),
         files={"annotations.json": digest_bytes(data)},
         inputs=inputs,
-        parts=parts,
+        parts=superfluous,
     )
 
 
 def _no_judgement(completions: Completions, judge: Judge, read: int) -> JudgeRefused | EvaluationFailed:
     if read:
         reason = f"; it refused {len(completions.refused)}: {completions.refused[0]}" if completions.refused else ""
+        if completions.cut:
+            reason += f"; {completions.cut} ended without text at the limit of tokens, which hidden reasoning uses up"
         return EvaluationFailed(
             f"{judge.fn_completion_parser} could parse only {read} of {completions.asked} answers of "
             f"{judge.model}{reason}. The answers are kept. Fix the judge, "
@@ -158,10 +191,7 @@ def _no_judgement(completions: Completions, judge: Judge, read: int) -> JudgeRef
         return JudgeRefused(
             f"every request was refused: {completions.refused[0]}. Check the judge's model_name and request options"
         )
-    return EvaluationFailed(
-        f"{judge.fn_completion_parser} could parse no answer of {judge.model}. Check that the endpoint returns "
-        "log-probabilities; a local judge needs structured outputs (see the judge demo)"
-    )
+    return EvaluationFailed(unreadable(judge, completions.received))
 
 
 def _scores(figures: dict[str, Any], expected: int, completions: Completions) -> tuple[list[Score], dict[str, str]]:

@@ -62,6 +62,7 @@ def test_outputs_are_read(outputs):
         ([ROWS[0], "b"], "item 1 is invalid"),
         ([ROWS[0], {"instruction": "b"}], "item 1 is invalid"),
         ([{"instruction": "b", "output": None}], "item 0 is invalid"),
+        ([ROWS[0], {"instruction": "b", "output": "half \ud83d"}], r"output of item 1 has half a character (\ud83d)"),
     ],
 )
 def test_what_is_wrong_in_outputs(outputs, content, words):
@@ -87,7 +88,7 @@ def test_a_reference_without_an_output():
 
 
 def test_several_outputs_for_one_instruction():
-    with pytest.raises(BadInput, match="sample_id 0"):
+    with pytest.raises(BadInput, match=r"\(2 for 'a'\).*sample_id 0"):
         stage._pair([*ROWS, ROWS[0]], reference("a"), "o")
 
 
@@ -124,14 +125,16 @@ def test_answers_that_could_not_be_read_are_counted():
 
 def test_no_answer_that_can_be_read_has_its_reason():
     judge = load_judge("demo")
-    unread = stage._no_judgement(SimpleNamespace(asked=2, refused=["too long"]), judge, 0)
+    weighed = {"text": "m", "error": None, "logprobs": {"content": [{"token": "m"}]}}
+    unread = stage._no_judgement(SimpleNamespace(asked=2, refused=["too long"], received=[weighed]), judge, 0)
     assert isinstance(unread, EvaluationFailed)
     assert "logprob_parser could parse no answer of demo-judge" in str(unread)
     refused = stage._no_judgement(SimpleNamespace(asked=2, **vars(REFUSED)), judge, 0)
     assert isinstance(refused, JudgeRefused)
     assert "every request was refused: content filter" in str(refused)
-    few = stage._no_judgement(SimpleNamespace(asked=2, **vars(REFUSED)), judge, 1)
+    few = stage._no_judgement(SimpleNamespace(asked=2, cut=1, **vars(REFUSED)), judge, 1)
     assert isinstance(few, EvaluationFailed)
+    assert "1 ended without text at the limit of tokens" in str(few)
     assert "only 1 of 2 answers" in str(few)
     assert "--force" in str(few)
 
@@ -175,4 +178,5 @@ def test_outputs_without_a_record_are_known_by_their_digest(judged, outputs):
     job = judged(url)
     assert job.inputs["outputs"] == job.checkpoint.digest == stage._read_outputs(url)[1]
     assert job.checkpoint.name == "outputs"
+    assert judged(outputs([ROWS[0] | {"generator": "/models/kto/FINAL"}])).checkpoint.name == "kto"
     assert judged(url, name="mine").checkpoint.name == "mine"
