@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from airflow.sdk import get_current_context
@@ -20,6 +20,9 @@ from halos_eval.orchestration.names import EVALUATION
 from halos_eval.planning.selection import Backfill, Selection, for_backfill, for_night, for_registration, look_back
 
 log = logging.getLogger(__name__)
+
+EVENT_EXPIRES = timedelta(hours=1)
+"""An event that waited longer, because its DAG was paused, starts no evaluation."""
 
 
 def find_for_night() -> list[dict[str, Any]]:
@@ -57,12 +60,25 @@ def find_for_backfill() -> list[dict[str, Any]]:
 
 
 def find_for_registration() -> list[dict[str, Any]]:
-    """Select the suites that the policy file gives to the checkpoint that the event names."""
+    """Select the suites that the policy file gives to the checkpoint that the event names.
+
+    The limits of a night do not apply. So the events that came while the DAG was paused must not start together when it
+    is unpaused: old ones are left to the night. Airflow 3.3.2 creates their runs while the DAG is paused, and later
+    versions when it is unpaused (https://github.com/apache/airflow/pull/73151), so only the events' times count.
+    """
     context = get_current_context()
     settings = Settings()
     name = context["dag_run"].partition_key
     if not name:
         raise AirflowFailException("BadInput: event has no partition_key; expected the name of a checkpoint")
+    times = [event.timestamp for event in context["dag_run"].consumed_asset_events]
+    if times and (age := datetime.now(UTC) - max(times)) > EVENT_EXPIRES:
+        why = (
+            f"the event is {age.total_seconds() / 3600:.1f} hours old; expected at most "
+            f"{EVENT_EXPIRES.total_seconds() / 3600:.0f}. The next night evaluates the checkpoint, if it was registered "
+            "within the look-back. To start it now, create the event again"
+        )
+        return _publish(Selection(left_out={name: why}), "nightly", wait=False)
     selection = for_registration(_registry(settings), load_policy(), settings.store, load_cluster(), run_exists, name)
     return _publish(selection, "nightly", wait=False)
 

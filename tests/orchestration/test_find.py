@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from airflow.sdk.api.datamodels._generated import AssetEventDagRunReference, DagRun
 from airflow.sdk.exceptions import AirflowFailException
 
 from halos_eval.errors import BadInput, DataUnavailable
 from halos_eval.orchestration import find
 from halos_eval.planning.selection import Selection
+from halos_eval.storage.layout import safe_name
 
 NOW = datetime.now(UTC)
 DAY = timedelta(days=1)
@@ -96,6 +99,35 @@ def test_a_registration(register, context):
     (job,) = find.find_for_registration()
     assert job["conf"]["checkpoint"] == "kto"
     assert not job["wait_for_completion"]
+
+
+def test_a_registration_under_an_unusual_name(register, context):
+    register("llama3-8b_sft+kto", 30)
+    context(partition_key="llama3-8b_sft+kto")
+    (job,) = find.find_for_registration()
+    assert job["conf"]["checkpoint"] == safe_name("llama3-8b_sft+kto")
+    assert re.fullmatch(r"[A-Za-z0-9_.~:+-]+", job["trigger_run_id"])  # what Airflow accepts as a run's name
+    assert len(job["trigger_run_id"]) <= 250
+
+
+@pytest.mark.parametrize(
+    ("ages", "started"), [([0.0], True), ([0.9], True), ([1.1], False), ([48.0], False), ([48.0, 0.1], True)]
+)
+def test_an_event_that_waited_while_the_dag_was_paused_is_left_to_the_night(register, context, ages, started):
+    register("kto", 0.5)
+    now = datetime.now(UTC)
+    exchange = context(partition_key="kto", events=[now - timedelta(hours=age) for age in ages])
+    assert bool(find.find_for_registration()) == started
+    selection = Selection.model_validate(exchange.pushed["selection"])
+    if not started:
+        assert f"the event is {ages[0]} hours old; expected at most 1. The next night" in selection.left_out["kto"]
+        context()
+        assert names(find.find_for_night()) == ["kto"]
+
+
+def test_airflow_gives_the_task_the_times_of_its_events():
+    assert "timestamp" in AssetEventDagRunReference.model_fields
+    assert "consumed_asset_events" in DagRun.model_fields
 
 
 @pytest.mark.parametrize("name", ["nobody", "../kto", "{{ 1 }}", None])
