@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from airflow.sdk import get_current_context
+from airflow.sdk.configuration import conf
 from airflow.sdk.exceptions import AirflowFailException
 from pydantic import ValidationError
 
@@ -37,6 +38,7 @@ def find_for_night() -> list[dict[str, Any]]:
     backfilled = context["dag_run"].run_type == "backfill"
     begin = start if backfilled else look_back(policy, start)
     selection = for_night(_registry(settings), policy, settings.store, load_cluster(), run_exists, begin, end)
+    selection = _check_length(selection) if backfilled else _shortened(selection)
     return _publish(selection, "backfill" if backfilled else "nightly", wait=backfilled)
 
 
@@ -51,6 +53,7 @@ def find_for_backfill() -> list[dict[str, Any]]:
     selection = for_backfill(
         _registry(settings), asked, settings.store, load_cluster(), run_exists, context["dag_run"].run_id
     )
+    _check_length(selection)
     if params["dry_run"]:
         _log(selection)
         count = len(selection.evaluations)
@@ -90,6 +93,31 @@ def run_exists(run_id: str) -> bool:
 
 def _registry(settings: Settings) -> Registry:
     return open_registry(settings.checkpoints, settings.steps)
+
+
+def _longest() -> int:
+    """Return how many runs ``evaluate`` can start. Airflow rejects a longer list, and says only how long it is."""
+    return int(conf.getint("core", "max_map_length", fallback=1024))
+
+
+def _check_length(selection: Selection) -> Selection:
+    """Return ``selection``. Raise AirflowFailException if Airflow would reject it."""
+    count = len(selection.evaluations)
+    if count > _longest():
+        raise AirflowFailException(
+            f"BadInput: the selection is too large ({count} runs); expected at most {_longest()}. Set "
+            f"AIRFLOW__CORE__MAX_MAP_LENGTH={count} for all processes of Airflow, or select fewer checkpoints by names, "
+            "tags or dates"
+        )
+    return selection
+
+
+def _shortened(selection: Selection) -> Selection:
+    """Return the first evaluations of a night, as many as Airflow accepts. The next night finds the rest."""
+    over = selection.evaluations[_longest() :]
+    why = f"more than {_longest()} runs in one night (AIRFLOW__CORE__MAX_MAP_LENGTH). The next night takes the rest"
+    left_out = selection.left_out | {f"{one.checkpoint}: {one.suite}": why for one in over}
+    return selection.model_copy(update={"evaluations": selection.evaluations[: _longest()], "left_out": left_out})
 
 
 def _publish(selection: Selection, priority: Priority, wait: bool, force: bool = False) -> list[dict[str, Any]]:

@@ -87,6 +87,43 @@ def test_a_dry_run_starts_nothing_and_logs_all(register, context, caplog):
     assert exchange.pushed["selection"]["evaluations"] == []  # `wait` must not wait for them
 
 
+@pytest.mark.parametrize("dry_run", [True, False])
+def test_a_backfill_that_airflow_would_reject_names_the_setting(register, context, monkeypatch, dry_run):
+    for name in ("a", "b", "c"):
+        register(name, 30)
+    monkeypatch.setenv("AIRFLOW__CORE__MAX_MAP_LENGTH", "2")
+    context(params=PARAMS | {"dry_run": dry_run})
+    with pytest.raises(
+        AirflowFailException, match=r"too large \(3 runs\); expected at most 2\. Set .*_MAP_LENGTH=3 for"
+    ):
+        find.find_for_backfill()
+    context(params=PARAMS | {"match": ["a", "b"]})
+    assert names(find.find_for_backfill()) == ["a", "b"]
+
+
+def test_a_night_starts_as_many_as_airflow_accepts_and_the_next_one_the_rest(register, context, monkeypatch):
+    for days, name in enumerate(("new", "late", "latest")):
+        register(name, days + 0.5)
+    monkeypatch.setenv("AIRFLOW__CORE__MAX_MAP_LENGTH", "2")
+    exchange = context()
+    first = find.find_for_night()
+    assert names(first) == ["latest", "late"]
+    kept = Selection.model_validate(exchange.pushed["selection"])
+    assert [one.checkpoint for one in kept.evaluations] == ["latest", "late"]
+    assert "The next night takes the rest" in kept.left_out["new: demo"]
+    context(states={job["trigger_run_id"]: "running" for job in first})
+    assert names(find.find_for_night()) == ["new"]
+
+
+def test_a_backfilled_night_that_airflow_would_reject_fails(register, context, monkeypatch):
+    register("a", 1.5)
+    register("b", 1.5)
+    monkeypatch.setenv("AIRFLOW__CORE__MAX_MAP_LENGTH", "1")
+    context(run_type="backfill", data_interval_start=NOW - 2 * DAY, data_interval_end=NOW - DAY)
+    with pytest.raises(AirflowFailException, match="too large"):
+        find.find_for_night()
+
+
 def test_an_invalid_date_is_named(register, context):
     context(params=PARAMS | {"registered_from": "yesterday"})
     with pytest.raises(AirflowFailException, match="registered_from"):
