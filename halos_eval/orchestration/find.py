@@ -76,10 +76,10 @@ def find_for_registration() -> list[dict[str, Any]]:
         raise AirflowFailException("BadInput: event has no partition_key; expected the name of a checkpoint")
     times = [event.timestamp for event in context["dag_run"].consumed_asset_events]
     if times and (age := datetime.now(UTC) - max(times)) > EVENT_EXPIRES:
+        hours, most = (span / timedelta(hours=1) for span in (age, EVENT_EXPIRES))
         why = (
-            f"the event is {age.total_seconds() / 3600:.1f} hours old; expected at most "
-            f"{EVENT_EXPIRES.total_seconds() / 3600:.0f}. The next night evaluates the checkpoint, if it was registered "
-            "within the look-back. To start it now, create the event again"
+            f"the event is {hours:.1f} hours old; expected at most {most:.0f}. The next night takes the checkpoint, if "
+            "it was registered within the look-back. To start it now, create the event again"
         )
         return _publish(Selection(left_out={name: why}), "nightly", wait=False)
     selection = for_registration(_registry(settings), load_policy(), settings.store, load_cluster(), run_exists, name)
@@ -106,8 +106,8 @@ def _check_length(selection: Selection) -> Selection:
     if count > _longest():
         raise AirflowFailException(
             f"BadInput: the selection is too large ({count} runs); expected at most {_longest()}. Set "
-            f"AIRFLOW__CORE__MAX_MAP_LENGTH={count} for all processes of Airflow, or select fewer checkpoints by names, "
-            "tags or dates"
+            f"AIRFLOW__CORE__MAX_MAP_LENGTH={count} for all processes of Airflow, or select fewer checkpoints by "
+            "names, tags or dates"
         )
     return selection
 
