@@ -25,17 +25,19 @@ from typing import Any
 from airflow.sdk import Param, dag, get_current_context, task
 
 from halos_eval.config.cluster import GPU_POOL, JUDGE_POOL
+from halos_eval.config.suite import TASK_NAME
 from halos_eval.orchestration import params
 from halos_eval.orchestration.defaults import DEFAULT_ARGS
 from halos_eval.orchestration.evaluate import check_complete, plan_evaluation
 from halos_eval.orchestration.operator import stage_operator
 from halos_eval.orchestration.turns import Prepare, end_turn
+from halos_eval.storage.layout import ORIGINAL_PART
 
-PART = "^[A-Za-z0-9][A-Za-z0-9_.-]*$"
+JUDGE = "^[A-Za-z0-9][A-Za-z0-9_.-]*$"
 PARAMS = {
     "checkpoint": Param(
         type="string",
-        pattern="^[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*$",
+        pattern=f"^{ORIGINAL_PART.pattern}(/{ORIGINAL_PART.pattern}){{0,3}}$",
         title="Checkpoint",
         description="Name in the registry. In a folder of checkpoints, EXPERIMENT stands for EXPERIMENT/FINAL.",
     ),
@@ -43,14 +45,14 @@ PARAMS = {
     "tasks": Param(
         [],
         type=["array", "null"],
-        items={"type": "string", "pattern": PART},
+        items={"type": "string", "pattern": TASK_NAME},
         title="Only these",
         description="Parts of the suite, one per line: alpaca_eval or names of lm_eval tasks. Empty: all.",
     ),
     "judge": Param(
         None,
         type=["string", "null"],
-        pattern=PART,
+        pattern=JUDGE,
         examples=["gpt-4.1", "gpt-4.1-mini", "demo"],
         title="Judge",
         description="Judge to use instead of the suite's.",
@@ -83,9 +85,8 @@ def evaluate_checkpoint() -> None:
         return plan_evaluation(dict(get_current_context()["params"]))
 
     @task
-    def verdict(jobs: dict[str, str], unavailable: dict[str, str]) -> None:
-        params = get_current_context()["params"]
-        end_turn(params["checkpoint"], params["suite"])
+    def verdict(checkpoint: str, jobs: dict[str, str], unavailable: dict[str, str]) -> None:
+        end_turn(checkpoint, get_current_context()["params"]["suite"])
         check_complete(jobs, unavailable)
 
     @task
@@ -115,7 +116,11 @@ def evaluate_checkpoint() -> None:
     )
     sample >> judge
     # A teardown runs whatever failed before it, but not without a plan. If you clear a task, it is cleared as well.
-    [judge, harness] >> summarize.as_teardown(setups=planned) >> verdict(planned["jobs"], planned["unavailable"])
+    (
+        [judge, harness]
+        >> summarize.as_teardown(setups=planned)
+        >> verdict(planned["checkpoint"], planned["jobs"], planned["unavailable"])
+    )
 
 
 evaluate_checkpoint()

@@ -3,9 +3,11 @@
 Unpause the DAG. Then let your training pipeline create an event of the asset `checkpoint_registered`, with the
 checkpoint's name as its partition key. Each event is one run, even if many arrive at once. The event is only a trigger.
 `find` reads the checkpoint from the registry and its suites from the policy file. The nightly DAG does not repeat these
-runs.
+runs. While the DAG is paused, events wait. Those that are older than an hour when it is unpaused start nothing and are
+left to the next night.
 
 #### Triage
+* **find succeeded, but nothing was evaluated**: its log has the reason, such as an event that is too old.
 * **find failed**: the registry does not know the checkpoint, or it is incomplete. Create the event again once it is
   complete. Otherwise the next night finds the checkpoint.
 """

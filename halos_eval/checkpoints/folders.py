@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import datetime
+from functools import partial
 from itertools import accumulate
 
 from halos_eval.checkpoints.metadata import WeightsFolder, look_into
@@ -24,7 +25,7 @@ from halos_eval.checkpoints.registry import (
 from halos_eval.checkpoints.safetensors import ADAPTER_CONFIG, files_of
 from halos_eval.storage import filesystem
 from halos_eval.storage.filesystem import Entry
-from halos_eval.storage.layout import check_name
+from halos_eval.storage.layout import original_part, safe_name
 
 FINAL = "FINAL"
 
@@ -52,14 +53,22 @@ class FolderRegistry:
 
         Links below the root may lead to another disk.
         """
-        name = check_name(name).removesuffix(f"/{FINAL}")
-        url = filesystem.join(self.root, name)
+        original = self._original(name).removesuffix(f"/{FINAL}")
+        url = filesystem.join(self.root, original)
         url = filesystem.join(url, FINAL) if _is_folder(files_of(url), FINAL) else url
-        found = self._look(name, url)
+        found = self._look(original, url)
         if found is None:
             some, _ = look_at_all(self._experiments()[: 3 * SHOWN], self._folders, one_storage=True)
             raise not_registered(name, self.root, [one for folders in some.values() for one in folders])
         return found
+
+    def _original(self, name: str) -> str:
+        """Return the path below the root of the checkpoint ``name``, if it exists. Raises BadInput, StoreError."""
+        safe_name(name)
+        path = self.root
+        for part in name.split("/"):
+            path = filesystem.join(path, original_part(part, partial(filesystem.entries, path)))
+        return path.removeprefix(self.root.rstrip("/") + "/")
 
     def _experiments(self) -> list[str]:
         found = filesystem.entries(self.root)

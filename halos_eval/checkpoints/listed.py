@@ -25,11 +25,12 @@ from halos_eval.checkpoints.registry import (
     listing,
     look_at_all,
     not_registered,
+    with_safe_name,
 )
 from halos_eval.config.settings import FROZEN
 from halos_eval.errors import BadInput
 from halos_eval.storage import filesystem
-from halos_eval.storage.layout import check_name
+from halos_eval.storage.layout import safe_name
 
 HUB = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 
@@ -47,7 +48,7 @@ class Entry(Metadata):
     """One checkpoint. Its values override those in the halos_eval.yaml beside the weights; tags are merged."""
 
     name: str
-    """Name of the checkpoint in tables."""
+    """Name of the checkpoint, which tables show unless it has unusual characters."""
     location: str
     """Folder (/PATH, or ./PATH relative to the list), s3:// URL of a folder, or NAMESPACE/NAME on the hub."""
     revision: str | None = None
@@ -62,9 +63,10 @@ class Entry(Metadata):
             raise ValueError(f"{name} is listed twice")
         info.context.names.add(name)
         try:
-            return check_name(name)
+            safe_name(name)
         except BadInput as error:
             raise ValueError(str(error)) from error
+        return name
 
     @field_validator("location")
     @classmethod
@@ -119,7 +121,8 @@ class ListRegistry:
     def get(self, name: str) -> Checkpoint:
         """Return the checkpoint ``name`` as in ``Registry``."""
         entries = self._read()
-        found = self._look(entries[name]) if name in entries else None
+        entry = {safe_name(one.name): one for one in entries.values()}.get(name) or entries.get(name)
+        found = self._look(entry) if entry else None
         if found is None:
             raise not_registered(name, self.url, entries)
         return found
@@ -141,6 +144,7 @@ class ListRegistry:
             return None
         if folder:
             return folder.checkpoint(entry.name, registered, own)
+        name, own = with_safe_name(entry.name, own)
         return Checkpoint(
-            name=entry.name, location=entry.location, revision=entry.revision, registered=registered, metadata=own
+            name=name, location=entry.location, revision=entry.revision, registered=registered, metadata=own
         )

@@ -11,14 +11,13 @@ from typing import NamedTuple, TypeVar
 
 from pydantic import BaseModel
 
-from halos_eval.checkpoints.registry import Checkpoint, Metadata
+from halos_eval.checkpoints.registry import Checkpoint, Metadata, with_safe_name
 from halos_eval.checkpoints.safetensors import check_weights, files_of, read
 from halos_eval.checkpoints.weights import SCORED, short_name
 from halos_eval.config.yaml_file import parse_yaml, validated
 from halos_eval.errors import BadInput
 from halos_eval.storage import filesystem
 from halos_eval.storage.filesystem import Entry
-from halos_eval.storage.layout import check_name
 
 METADATA = "halos_eval.yaml"
 LARGEST_METADATA = 100_000  # bytes
@@ -41,11 +40,14 @@ class WeightsFolder(NamedTuple):
         times = [one.modified for name, one in self.files.items() if one.modified and COUNTED.fullmatch(name)]
         return max(times, default=None)
 
-    def checkpoint(self, name: str, registered: datetime | None, own: Metadata) -> Checkpoint:
-        """Return this folder as the checkpoint ``name``, with its registry's metadata. Raises BadInput, StoreError."""
+    def checkpoint(self, original: str, registered: datetime | None, own: Metadata) -> Checkpoint:
+        """Return this folder as the checkpoint that its registry calls ``original``, with the registry's metadata.
+
+        Raises BadInput, StoreError.
+        """
         check_weights(self.url, self.files)
-        metadata = own.over(self.metadata())
-        return Checkpoint(name=check_name(name), location=self.url, registered=registered, metadata=metadata)
+        name, metadata = with_safe_name(original, own.over(self.metadata()))
+        return Checkpoint(name=name, location=self.url, registered=registered, metadata=metadata)
 
     def metadata(self) -> Metadata:
         """Return the metadata beside the weights; empty if there is none. Raises BadInput, StoreError."""
@@ -67,7 +69,8 @@ def look_into(url: str) -> WeightsFolder:
 def from_location(location: str) -> Checkpoint:
     """Return the checkpoint of a folder or hub repository on the command line. Raises BadInput, StoreError."""
     metadata = look_into(location).metadata() if Path(location).is_dir() else Metadata()
-    return Checkpoint(name=check_name(short_name(location)), location=location, metadata=metadata)
+    name, metadata = with_safe_name(short_name(location), metadata)
+    return Checkpoint(name=name, location=location, metadata=metadata)
 
 
 def folder_url(location: str, home: str | None = None) -> str:

@@ -31,7 +31,7 @@ from halos_eval.checkpoints.registry import (
 )
 from halos_eval.errors import BadInput
 from halos_eval.storage import filesystem
-from halos_eval.storage.layout import check_name
+from halos_eval.storage.layout import original_part, safe_name
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -52,6 +52,8 @@ CLIENT = {
 PAGE = 1000  # the maximum that MLflow allows
 NEWEST_FIRST = "creation_timestamp DESC"
 RUN_SOURCE = re.compile(r"runs:/(?P<run>[^/]+)/(?P<path>.+)")
+# A logged model, or a version of which this one is a copy (https://mlflow.org/docs/latest/ml/model-registry/workflow/).
+MODEL_SOURCE = re.compile(r"models:/((?P<name>[^/]+)/(?P<version>[0-9]+)|(?P<model>[\w-]+))", re.ASCII)
 Thing = TypeVar("Thing")
 
 
@@ -74,8 +76,7 @@ class MlflowRegistry:
         """Return the checkpoints as in ``Registry``. A version is registered when it is created in MLflow."""
         with self._client() as client:
             versions = {_name(one): one for one in _since(client, start) if in_interval(_created(one), start, end)}
-            pages = _pages(client.search_registered_models, max_results=PAGE) if versions else ()
-            models = {model.name: model for model in pages}
+            models = {model.name: model for model in _models(client)} if versions else {}
         found, skipped = look_at_all(
             versions, lambda name: self._look(versions[name], models.get(versions[name].name)), one_storage=False
         )
@@ -83,8 +84,10 @@ class MlflowRegistry:
 
     def get(self, name: str) -> Checkpoint:
         """Return MODEL/vVERSION, or the version that has the alias of MODEL/ALIAS now. As in ``Registry``."""
-        model_name, _, wanted = check_name(name).partition("/")
+        safe_name(name)
+        model_name, _, wanted = name.partition("/")
         with self._client() as client:
+            model_name = original_part(model_name, lambda: (one.name for one in _models(client)))
             model = _known(client.get_registered_model, model_name)
             number = model.aliases.get(wanted, wanted.removeprefix("v")) if model else ""
             version = _known(client.get_model_version, model_name, number) if str(number).isdecimal() else None
@@ -123,26 +126,62 @@ class MlflowRegistry:
             raise BadInput(
                 f"{_name(version)} is {version.status} in MLflow; expected READY. If it stays so, register it again"
             )
-        location = self._location(version.source or "")
+        location = self._location(version)
         own = with_template(_metadata(version, model), location, f"{_name(version)} in MLflow")
         return look_into(location).checkpoint(_name(version), _created(version), own)
 
-    def _location(self, source: str) -> str:
-        """Return the folder of a version's source, which may be a path in a run's artifacts."""
-        location = source
-        if found := RUN_SOURCE.fullmatch(source):
-            with self._client() as client:
+    def _location(self, version: ModelVersion) -> str:
+        """Return the folder of a version's source. Raises BadInput with the source if there is none."""
+        source = version.source or ""
+        with self._client() as client:
+            location = _stored(client, version) if source.startswith("models:") else source
+            if found := RUN_SOURCE.fullmatch(location):
                 run = _known(client.get_run, found["run"])
-            if run is None:
-                raise BadInput(f"source {source} belongs to a run that was deleted. Register the model again")
-            location = filesystem.join(run.info.artifact_uri, found["path"])
+                if run is None:
+                    raise BadInput(f"source {location} belongs to a run that was deleted. Register the model again")
+                location = filesystem.join(run.info.artifact_uri, found["path"])
         try:
             return folder_url(unquote(location) if location.startswith("file:") else location)
         except BadInput as error:
             raise BadInput(
-                f"source {source} is not a folder of weights; expected a folder or an s3:// URL. For the artifacts of "
-                "runs, use `mlflow server --no-serve-artifacts --default-artifact-root`"
+                f"source {source} is not a folder of weights; expected a folder or an s3:// URL, but it is {location}. "
+                "For artifacts of runs and logged models, use "
+                "`mlflow server --no-serve-artifacts --default-artifact-root`"
             ) from error
+
+
+def _stored(client: MlflowClient, version: ModelVersion) -> str:
+    """Return what holds the weights of a version whose source is a logged model or another version.
+
+    MLflow has known it since the version was registered, even if the original is deleted. Servers that have not
+    recorded it return the source, which is followed here. Raises BadInput.
+    """
+    location = _known(client.get_model_version_download_uri, version.name, version.version) or version.source or ""
+    passed = [f"models:/{version.name}/{version.version}"]
+    while location.startswith("models:"):
+        chain = " -> ".join([*passed, location])
+        if location in passed:
+            raise BadInput(f"sources of model versions form a cycle ({chain}). Register the weights again")
+        following = _follow(client, location)
+        if following is None:
+            raise BadInput(
+                f"source {location} is unknown to MLflow ({chain}); expected models:/MODEL_ID or models:/NAME/VERSION, "
+                "not deleted. Register the weights again"
+            )
+        passed.append(location)
+        location = following
+    return location
+
+
+def _follow(client: MlflowClient, source: str) -> str | None:
+    """Return where a logged model or a version is stored; None if MLflow does not know it."""
+    found = MODEL_SOURCE.fullmatch(source)
+    if found is None:
+        return None
+    if found["name"]:
+        return _known(client.get_model_version_download_uri, found["name"], found["version"])
+    logged = _known(client.get_logged_model, found["model"])
+    return logged.artifact_location if logged else None
 
 
 def _name(version: ModelVersion) -> str:
@@ -166,6 +205,10 @@ def _metadata(version: ModelVersion, model: RegisteredModel) -> Metadata:
         raise BadInput(
             f'tag {OWN_TAG}stop is not valid ({error}); expected a JSON list of strings, such as ["###"]'
         ) from error
+
+
+def _models(client: MlflowClient) -> Iterator[RegisteredModel]:
+    return _pages(client.search_registered_models, max_results=PAGE)
 
 
 def _since(client: MlflowClient, start: datetime | None) -> Iterator[ModelVersion]:

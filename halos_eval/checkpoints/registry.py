@@ -11,9 +11,12 @@ from pydantic import BaseModel, BeforeValidator, Field
 
 from halos_eval.config.settings import FROZEN
 from halos_eval.errors import BadInput, DataUnavailable, StoreError
+from halos_eval.storage.layout import is_original, safe_name
 
 THREADS = 16  # they wait for disks and servers
 SHOWN = 10  # names in the message about an unknown name
+ORIGINAL_NAME = "original_name"
+"""Tag with the registry's own name of a checkpoint whose name was replaced."""
 Found = TypeVar("Found")
 
 
@@ -61,7 +64,7 @@ class Checkpoint(BaseModel):
     model_config = FROZEN
 
     name: str
-    """Name in the registry and in tables."""
+    """Name in tables and commands: the registry's name, or what replaces it, see ``layout.safe_name``."""
     location: str
     """Folder, s3:// URL of a folder, or hub repository."""
     revision: str | None = None
@@ -70,6 +73,17 @@ class Checkpoint(BaseModel):
     """Time of the registration; None for a checkpoint that was given by its location."""
     metadata: Metadata = Metadata()
     """Chat template, stop strings, GPU profile, tags."""
+
+
+def with_safe_name(original: str, metadata: Metadata) -> tuple[str, Metadata]:
+    """Return the name of the checkpoint that its registry calls ``original``, and its metadata. Raises BadInput.
+
+    If the name is replaced, the tag ``original_name`` has the original.
+    """
+    name = safe_name(original)
+    if name == original:
+        return name, metadata
+    return name, metadata.model_copy(update={"tags": metadata.tags | {ORIGINAL_NAME: original}})
 
 
 class Listing(NamedTuple):
@@ -147,6 +161,7 @@ def look_at_all(
 
 
 def listing(checkpoints: Iterable[Checkpoint], skipped: dict[str, str]) -> Listing:
-    """Return a listing in order."""
+    """Return a listing in order. ``skipped`` has the registry's own names."""
+    reasons = {safe_name(name) if is_original(name) else name: why for name, why in skipped.items()}
     first = datetime.min.replace(tzinfo=UTC)
-    return Listing(sorted(checkpoints, key=lambda one: (one.registered or first, one.name)), skipped)
+    return Listing(sorted(checkpoints, key=lambda one: (one.registered or first, one.name)), reasons)

@@ -21,7 +21,7 @@ from halos_eval.config.suite import load_suite
 from halos_eval.planning.costs import excess, read_history
 from halos_eval.planning.plan import make_plan, suite_manifest
 from halos_eval.planning.progress import Progress, overview
-from halos_eval.storage.layout import NAME
+from halos_eval.storage.layout import is_original
 
 
 class PlanConfig(BaseModel):
@@ -89,7 +89,7 @@ def plan(config: PlanConfig) -> None:
 
 def _find(checkpoint: str) -> Checkpoint:
     settings = Settings()
-    if not NAME.fullmatch(checkpoint):
+    if not is_original(checkpoint):
         return from_location(checkpoint)
     try:
         return open_registry(settings.checkpoints, settings.steps).get(checkpoint)

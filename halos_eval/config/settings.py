@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import AfterValidator, ConfigDict
+from pydantic import AfterValidator, ConfigDict, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from halos_eval.shipped import shipped
@@ -41,6 +41,8 @@ class Settings(BaseSettings):
     """When `nightly_evaluation` starts, as a cron expression."""
     timezone: str = "UTC"
     """Time zone of HALOS_EVAL_NIGHT, such as Europe/Berlin."""
+    heartbeat_url: SecretStr | None = None
+    """URL that is requested after each night's message, so that a monitoring service notices missing nights."""
     environments: Location = str(Path.cwd() / ".venv")
     """Folder with the virtual environments `worker` and `judge`. Only used without a cluster."""
     commit: str | None = None

@@ -21,7 +21,8 @@ ALPACA_EVAL = "alpaca_eval"
 """Name of the part that consists of the sample and judge stages."""
 WARN_ABOVE = 0.01
 """Default of ``Suite.warn_above``."""
-TASK_NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
+# lm_eval has names such as egymmlu_arabic_language_(general). No character is special in a path or a pattern of files.
+TASK_NAME = r"^[A-Za-z0-9][A-Za-z0-9_.()-]*$"
 
 Dtype = Literal["auto", "bfloat16", "float16", "float32"]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,12 +15,36 @@ Model = TypeVar("Model", bound=BaseModel)
 
 
 def parse_yaml(data: bytes, where: str) -> Any:
-    """Return the document in ``data``, which is from ``where``. Raises BadInput."""
+    """Return the document in ``data``, which is from ``where``. Raises BadInput.
+
+    Tags of checkpoints are text, as they are written: of ``tags: {version: 1.10, sft: yes}`` they are "1.10" and "yes".
+    """
     try:
-        return yaml.safe_load(data.decode("utf-8"))
+        return yaml.load(data.decode("utf-8"), Loader=_TextTags)  # noqa: S506 (a safe loader)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         # ValueError: invalid UTF-8, or a day such as 2026-02-30
         raise BadInput(f"{where} is not valid YAML: {error}") from error
+
+
+class _TextTags(yaml.SafeLoader):
+    """Reads the keys and values of a mapping ``tags`` as text, where YAML sees numbers, dates and yes or no."""
+
+    TEXT = "tag:yaml.org,2002:str"
+    TYPES = frozenset(f"tag:yaml.org,2002:{kind}" for kind in ("int", "float", "bool", "timestamp"))
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        """Return the mapping ``node``."""
+        for position, (key, value) in enumerate(node.value):
+            if key.value == "tags" and isinstance(value, yaml.MappingNode):
+                self.flatten_mapping(value)
+                tags = [(self._text(name), self._text(tag)) for name, tag in value.value]
+                node.value[position] = (key, yaml.MappingNode(value.tag, tags, value.start_mark, value.end_mark))
+        return super().construct_mapping(node, deep)
+
+    def _text(self, node: yaml.Node) -> yaml.Node:
+        if node.tag not in self.TYPES:
+            return node
+        return yaml.ScalarNode(self.TEXT, node.value, node.start_mark, node.end_mark)
 
 
 def validated(document: Any, model: type[Model], where: str, **options: Any) -> Model:

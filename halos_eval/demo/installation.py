@@ -34,6 +34,7 @@ def airflow_environment(**more: str) -> dict[str, str]:
         "AIRFLOW__CORE__DAGS_FOLDER": str(HERE / "dags"),
         "AIRFLOW__CORE__PLUGINS_FOLDER": str(HERE / "plugins"),
         "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
+        "AIRFLOW__CORE__MAX_MAP_LENGTH": "5000",  # runs of one backfill
         "AIRFLOW__USAGE_DATA_COLLECTION__ENABLED": "False",
         "HALOS_EVAL_STORE": STORE,
         "HALOS_EVAL_CHECKPOINTS": str(CHECKPOINTS),

@@ -36,12 +36,20 @@ def prepare_evaluation(params: dict[str, Any]) -> dict[str, Any]:
     return _job(job) if job else {}
 
 
+def requested_name(params: dict[str, Any]) -> str:
+    """Return the name under which the store has the requested checkpoint; people may use another one."""
+    with _failing_at_once():
+        checkpoint, _, _ = _requested(params)
+    return checkpoint.name
+
+
 def plan_evaluation(params: dict[str, Any]) -> list[dict[str, Any]]:
     """Make the plan, save it in the store, and return the harness jobs to run.
 
     XComs have the rest:
 
     - ``sample`` and ``judge``: the job to run; {} if there is none (an XCom cannot be None)
+    - ``checkpoint``: the checkpoint's name in the store
     - ``jobs``: titles and record URLs of all jobs
     - ``unavailable``: the parts whose data is unavailable, with the reasons
     - ``summarize``: the job that writes the table
@@ -72,6 +80,7 @@ def plan_evaluation(params: dict[str, Any]) -> list[dict[str, Any]]:
     exchange = get_current_context()["ti"]
     for stage in ("sample", "judge"):
         exchange.xcom_push(stage, next((_job(job) for job in to_run if job.stage == stage), {}))
+    exchange.xcom_push("checkpoint", plan.checkpoint.name)
     exchange.xcom_push("jobs", {job.title: job.record for job in plan.jobs})
     exchange.xcom_push("unavailable", plan.unavailable)
     exchange.xcom_push("summarize", _job(summary_job(suite.name, root, cluster)))

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from airflow.sdk import get_current_context
+from airflow.sdk.configuration import conf
 from airflow.sdk.exceptions import AirflowFailException
 from pydantic import ValidationError
 
@@ -21,6 +22,9 @@ from halos_eval.planning.selection import Backfill, Selection, for_backfill, for
 
 log = logging.getLogger(__name__)
 
+EVENT_EXPIRES = timedelta(hours=1)
+"""An event that waited longer, because its DAG was paused, starts no evaluation."""
+
 
 def find_for_night() -> list[dict[str, Any]]:
     """Select for a night: the checkpoints of its interval and, unless it is backfilled, late ones.
@@ -34,6 +38,7 @@ def find_for_night() -> list[dict[str, Any]]:
     backfilled = context["dag_run"].run_type == "backfill"
     begin = start if backfilled else look_back(policy, start)
     selection = for_night(_registry(settings), policy, settings.store, load_cluster(), run_exists, begin, end)
+    selection = _check_length(selection) if backfilled else _shortened(selection)
     return _publish(selection, "backfill" if backfilled else "nightly", wait=backfilled)
 
 
@@ -48,6 +53,7 @@ def find_for_backfill() -> list[dict[str, Any]]:
     selection = for_backfill(
         _registry(settings), asked, settings.store, load_cluster(), run_exists, context["dag_run"].run_id
     )
+    _check_length(selection)
     if params["dry_run"]:
         _log(selection)
         count = len(selection.evaluations)
@@ -57,12 +63,25 @@ def find_for_backfill() -> list[dict[str, Any]]:
 
 
 def find_for_registration() -> list[dict[str, Any]]:
-    """Select the suites that the policy file gives to the checkpoint that the event names."""
+    """Select the suites that the policy file gives to the checkpoint that the event names.
+
+    The limits of a night do not apply. So the events that came while the DAG was paused must not start together when it
+    is unpaused: old ones are left to the night. Airflow 3.3.2 creates their runs while the DAG is paused, and later
+    versions when it is unpaused (https://github.com/apache/airflow/pull/73151), so only the events' times count.
+    """
     context = get_current_context()
     settings = Settings()
     name = context["dag_run"].partition_key
     if not name:
         raise AirflowFailException("BadInput: event has no partition_key; expected the name of a checkpoint")
+    times = [event.timestamp for event in context["dag_run"].consumed_asset_events]
+    if times and (age := datetime.now(UTC) - max(times)) > EVENT_EXPIRES:
+        hours, most = (span / timedelta(hours=1) for span in (age, EVENT_EXPIRES))
+        why = (
+            f"the event is {hours:.1f} hours old; expected at most {most:.0f}. The next night takes the checkpoint, if "
+            "it was registered within the look-back. To start it now, create the event again"
+        )
+        return _publish(Selection(left_out={name: why}), "nightly", wait=False)
     selection = for_registration(_registry(settings), load_policy(), settings.store, load_cluster(), run_exists, name)
     return _publish(selection, "nightly", wait=False)
 
@@ -74,6 +93,31 @@ def run_exists(run_id: str) -> bool:
 
 def _registry(settings: Settings) -> Registry:
     return open_registry(settings.checkpoints, settings.steps)
+
+
+def _longest() -> int:
+    """Return how many runs ``evaluate`` can start. Airflow rejects a longer list, and says only how long it is."""
+    return int(conf.getint("core", "max_map_length", fallback=1024))
+
+
+def _check_length(selection: Selection) -> Selection:
+    """Return ``selection``. Raise AirflowFailException if Airflow would reject it."""
+    count = len(selection.evaluations)
+    if count > _longest():
+        raise AirflowFailException(
+            f"BadInput: the selection is too large ({count} runs); expected at most {_longest()}. Set "
+            f"AIRFLOW__CORE__MAX_MAP_LENGTH={count} for all processes of Airflow, or select fewer checkpoints by "
+            "names, tags or dates"
+        )
+    return selection
+
+
+def _shortened(selection: Selection) -> Selection:
+    """Return the first evaluations of a night, as many as Airflow accepts. The next night finds the rest."""
+    over = selection.evaluations[_longest() :]
+    why = f"more than {_longest()} runs in one night (AIRFLOW__CORE__MAX_MAP_LENGTH). The next night takes the rest"
+    left_out = selection.left_out | {f"{one.checkpoint}: {one.suite}": why for one in over}
+    return selection.model_copy(update={"evaluations": selection.evaluations[: _longest()], "left_out": left_out})
 
 
 def _publish(selection: Selection, priority: Priority, wait: bool, force: bool = False) -> list[dict[str, Any]]:

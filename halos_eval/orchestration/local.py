@@ -22,8 +22,9 @@ from halos_eval.orchestration.turns import task_owner
 from halos_eval.planning.jobs import StageJob
 from halos_eval.processes import last_error, last_line
 
-# A stage must not see Airflow's settings (its database connection among them) nor this interpreter's paths.
-PRIVATE = ("AIRFLOW", "PYTHON", "VIRTUAL_ENV", "_AIRFLOW")
+# A stage must not see Airflow's settings (its database connection among them), the secret of `report`, nor this
+# interpreter's paths.
+PRIVATE = ("AIRFLOW", "PYTHON", "VIRTUAL_ENV", "_AIRFLOW", "HALOS_EVAL_HEARTBEAT_URL")
 KEPT = 2000
 """Lines at the end of a stage's output that are searched for the reason of its failure."""
 

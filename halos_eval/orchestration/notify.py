@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import re
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -15,6 +16,7 @@ from airflow.providers.apprise.hooks.apprise import AppriseHook
 from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowNotFoundException
 from apprise import Apprise, AppriseAsset, NotifyFormat, NotifyType
 from apprise.result import NotifyResult
+from pydantic import SecretStr
 
 from halos_eval.errors import BadInput
 from halos_eval.reports.message import Message
@@ -23,6 +25,8 @@ logger = logging.getLogger(__name__)
 
 CONNECTION = "halos_eval_message"
 EXTRA = '{"config": [{"path": "URL OF APPRISE"}, ...]}'
+HEARTBEAT_TIMEOUT = 30  # seconds
+HEARTBEAT_WAITS = (0, 5, 25)  # seconds before each attempt
 REMEDY = f"Set the connection {CONNECTION}: type apprise, extra {EXTRA}"
 # Apprise retries a service by itself, so the other services do not receive the message twice.
 ASSET = AppriseAsset(app_id="halos-eval", app_desc="halos-eval", default_service_retry=2, default_service_wait=20)
@@ -51,6 +55,35 @@ def send(message: Message) -> None:
     if failed:
         kind = NotDelivered if len(failed) == len(results) else AirflowFailException
         raise kind(f"{message.title}. Not delivered: {'; '.join(failed)}")
+
+
+def beat(url: SecretStr | None) -> None:
+    """Request ``url``, which tells a monitoring service that the message was sent. Do nothing without one.
+
+    A failure is only logged: if the task failed, its retry would send the message again. The service then raises its
+    alarm, which is right for a network that does not work. The URL is a secret and appears in no log.
+    """
+    if url is None:
+        return
+    for wait in HEARTBEAT_WAITS:
+        time.sleep(wait)
+        problem = _request(url)
+        if problem is None:
+            logger.info("sent the heartbeat")
+            return
+    logger.warning("no heartbeat (%s). Check HALOS_EVAL_HEARTBEAT_URL and the network", problem)
+
+
+def _request(url: SecretStr) -> str | None:
+    """Request ``url``. Return what is wrong, or None."""
+    import httpx2
+
+    try:
+        with _silence():
+            answer = httpx2.get(url.get_secret_value(), timeout=HEARTBEAT_TIMEOUT)
+    except (httpx2.HTTPError, httpx2.InvalidURL) as error:
+        return type(error).__name__  # its text may contain the URL
+    return None if answer.is_success else f"HTTP {answer.status_code}"
 
 
 @contextmanager

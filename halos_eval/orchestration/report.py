@@ -10,8 +10,8 @@ from airflow.sdk.exceptions import AirflowFailException, AirflowRuntimeError
 from halos_eval.config.policy import load_policy
 from halos_eval.config.settings import Settings
 from halos_eval.orchestration.find import run_exists
-from halos_eval.orchestration.names import EVALUATION
-from halos_eval.orchestration.notify import send
+from halos_eval.orchestration.names import EVALUATION, NIGHT
+from halos_eval.orchestration.notify import beat, send
 from halos_eval.planning.selection import Selection
 from halos_eval.reports.message import PENDING, compose
 
@@ -42,6 +42,8 @@ def send_report() -> None:
     title = f"{context['dag_run'].dag_id} {day:%Y-%m-%d}"
     message = compose(title, selection, _states(selection) if selection else {}, Settings().store)
     send(message)
+    if (context["dag_run"].dag_id, context["dag_run"].run_type) == (NIGHT, "scheduled"):
+        beat(Settings().heartbeat_url)
     if message.failed:
         raise AirflowFailException(message.title)
 

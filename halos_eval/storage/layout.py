@@ -14,12 +14,18 @@ answers/                                                               the judge
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Iterable
 
+from halos_eval.digests import digest_bytes
 from halos_eval.errors import BadInput
 from halos_eval.storage import filesystem
 
 # Excludes "..", hidden files, characters of the shell, and "__", which stands for "/" in the store.
 NAME = re.compile(r"(?!.*__)[A-Za-z0-9][A-Za-z0-9._-]{0,127}(/[A-Za-z0-9][A-Za-z0-9._-]{0,127}){0,3}")
+# What training code calls a checkpoint, such as llama3-8b_sft+kto or "lr=1e-6 beta=0.1". Excludes hidden files, and
+# characters of patterns, templates and URLs.
+ORIGINAL_PART = re.compile(r"[\w+=,@()~%&!#][\w .+=,@()~%&!#-]{0,254}")
+REPLACED_PART = re.compile(r".*-x[0-9a-f]{10}")
 RECORD = "record.json"
 FAILURE = "failure.json"
 
@@ -32,6 +38,46 @@ def check_name(name: str) -> str:
             "letters, digits, '.', '_' and '-', begins with a letter or digit, and does not contain '__'"
         )
     return name
+
+
+def safe_name(original: str) -> str:
+    """Return the name of the checkpoint that its registry calls ``original``. Raises BadInput.
+
+    A safe name stays as it is. In others, each unsafe part between ``/`` becomes SLUG-xDIGEST: other characters are
+    ``-`` in the slug, and ten hexadecimal digits of the SHA-256 of the part follow. A safe part that looks like this is
+    replaced as well. So the result depends on ``original`` alone, and two names differ unless their digests collide.
+    """
+    parts = original.split("/")
+    if not is_original(original):
+        raise BadInput(
+            f"checkpoint name {original!r} is invalid; expected up to four parts joined by '/'. A part consists of "
+            "letters, digits, spaces and _.+=,@()~%&!#- and does not begin with a space, '.' or '-'. Rename it"
+        )
+    return check_name("/".join(map(_safe_part, parts)))
+
+
+def is_original(name: str) -> bool:
+    """Return whether ``safe_name`` accepts ``name``."""
+    parts = name.split("/")
+    return len(parts) <= 4 and all(map(ORIGINAL_PART.fullmatch, parts))
+
+
+def original_part(part: str, known: Callable[[], Iterable[str]]) -> str:
+    """Return the one of the ``known`` parts of names that ``part`` replaces; ``part`` itself if there is none.
+
+    ``known`` is called only if ``part`` looks like a replacement.
+    """
+    if not REPLACED_PART.fullmatch(part):
+        return part
+    return next((one for one in known() if ORIGINAL_PART.fullmatch(one) and _safe_part(one) == part), part)
+
+
+def _safe_part(part: str) -> str:
+    if NAME.fullmatch(part) and not REPLACED_PART.fullmatch(part):
+        return part
+    slug = re.sub(r"[^A-Za-z0-9._-]+", "-", part).lstrip("._-")
+    slug = re.sub(r"__+", "_", slug)[:100].rstrip("._-") or "checkpoint"
+    return f"{slug}-x{digest_bytes(part.encode())[:10]}"
 
 
 def folder_name(checkpoint: str) -> str:

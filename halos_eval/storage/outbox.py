@@ -24,7 +24,7 @@ from halos_eval.storage.records import Failure, Record, read_record, write_model
 log = logging.getLogger(__name__)
 
 # The files of a harness stage. Another file, above all a record, could pass as the result of another stage.
-FILE = re.compile(r"results\.json|samples/[A-Za-z0-9][A-Za-z0-9_.-]*\.jsonl\.gz")
+FILE = re.compile(r"results\.json|samples/[A-Za-z0-9][A-Za-z0-9_.()-]*\.jsonl\.gz")
 LARGEST = 2**30
 """Maximum bytes of a file, because it is read into memory. The samples of a task are some megabytes."""
 FOLDER = os.O_RDONLY | os.O_DIRECTORY

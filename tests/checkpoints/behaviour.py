@@ -16,6 +16,7 @@ from halos_eval.checkpoints.registry import Listing, Metadata, NotRegistered
 from halos_eval.checkpoints.safetensors import check_weights, files_of
 from halos_eval.errors import BadInput
 from halos_eval.storage import filesystem
+from halos_eval.storage.layout import NAME, safe_name
 from tests.doubles import make_checkpoint
 
 FIRST = datetime(2026, 10, 1, 12, tzinfo=UTC)
@@ -173,7 +174,7 @@ class Behaviour:
         )
         assert lab.registry.get(name).metadata == expected
 
-    @pytest.mark.parametrize("content", ["stops: ['###']", "a: [", "tags: {day: 2026-02-30}", "[" * 500])
+    @pytest.mark.parametrize("content", ["stops: ['###']", "a: [", "stop: [2026-02-30]", "[" * 500])
     def test_damaged_metadata_costs_its_own_checkpoint_only(self, lab, content):
         damaged, whole = lab.add("damaged", content), lab.add("whole")
         listed = lab.registry.registered()
@@ -203,6 +204,17 @@ class Behaviour:
         names = sorted([lab.add("kto"), lab.add("dpo")])
         with pytest.raises(NotRegistered, match=f"unknown checkpoint 'orpo/v1' in .*; available: {', '.join(names)}"):
             lab.registry.get("orpo/v1")
+
+    def test_an_unusual_name_is_replaced_and_kept_in_a_tag(self, lab):
+        original = lab.add("llama3-8b sft+kto", "tags: {method: kto}")
+        half = lab.begin("beta=0.1")
+        listed = lab.registry.registered()
+        (found,) = listed.checkpoints
+        assert NAME.fullmatch(found.name)
+        assert found.name == safe_name(original) != original
+        assert found.metadata.tags == {"method": "kto", "original_name": original}
+        assert lab.registry.get(found.name) == found == lab.registry.get(original)
+        assert list(listed.skipped) == [safe_name(half)]
 
     @pytest.mark.parametrize("name", ["../outside", "/etc", "kto/../../outside", "a__b", ".cache", "", "a b", "a::b"])
     def test_an_unsafe_name_is_refused(self, lab, name):

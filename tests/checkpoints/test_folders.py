@@ -12,6 +12,7 @@ from halos_eval.checkpoints.folders import FolderRegistry
 from halos_eval.checkpoints.registry import NotRegistered
 from halos_eval.errors import BadInput, DataUnavailable, StoreError
 from halos_eval.storage import filesystem
+from halos_eval.storage.layout import safe_name
 from tests.checkpoints.behaviour import FIRST, FolderLab
 from tests.doubles import make_adapter, make_checkpoint
 
@@ -76,12 +77,24 @@ def test_what_holds_no_weights_is_no_checkpoint(registry, name):
 
 
 def test_a_name_that_is_unsafe_is_reported(registry, root):
-    for name in ("a b", "a__b", "a::b", "a\nb"):
+    for name in ("a[1]", "{{a}}", "a::b", "a\nb"):
         make_checkpoint(root / name / "FINAL")
     listed = registry.registered()
-    assert sorted(listed.skipped) == ["a\nb", "a b", "a::b", "a__b"]
+    assert sorted(listed.skipped) == ["a\nb", "a::b", "a[1]", "{{a}}"]
     assert all("expected up to four parts joined by" in why for why in listed.skipped.values())
     assert len(listed.checkpoints) == 4
+
+
+@pytest.mark.parametrize("original", ["lr=1e-6 beta=0.1", "a__b", "kto-x0123456789", "模型", "a" * 200])
+def test_an_unusual_name_is_replaced(registry, root, original):
+    make_checkpoint(root / original / "FINAL")
+    make_checkpoint(root / original / "step-100")
+    name = safe_name(original)
+    assert name in names(registry)
+    assert registry.get(name) == registry.get(original) == registry.get(f"{name}/FINAL")
+    assert registry.get(name).location == str(root / original / "FINAL")
+    assert registry.get(f"{name}/step-100").location == str(root / original / "step-100")
+    assert registry.get(f"{name}/step-100").name == f"{name}/step-100"
 
 
 def test_an_empty_final_folder_is_reported(registry, root):

@@ -112,18 +112,18 @@ def test_all_errors_are_reported_at_once(registry, tmp_path):
         registry(
             HUB,
             HUB,
-            {"name": "a b", "location": "kto"},
+            {"name": "a;b", "location": "kto"},
             {"name": "c", "location": "/c", "revision": "main"},
             {"name": "d", "location": "d/d"},
             {"name": "e", "location": "https://example.org/e", "method": "kto"},
-            {"location": "/f", "tags": {"step": 5}},
+            {"location": "/f", "tags": {"step": [5]}},
             {"name": "g", "location": "gs://bucket/g", "registered": "soon"},
         )
     )
     for words_of_one in (
         f"{tmp_path}/list.yaml: ",
         "checkpoints.1.name: Value error, zephyr is listed twice",
-        "checkpoints.2.name: Value error, checkpoint name 'a b'",
+        "checkpoints.2.name: Value error, checkpoint name 'a;b'",
         "checkpoints.2.location: Value error, kto is not a folder; expected",
         "checkpoints.3.revision: Value error, revision is only valid for a hub repository",
         "checkpoints.4.registered: Value error, a hub repository needs the time of its registration",

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from halos_eval.checkpoints.metadata import folder_url, from_location, look_into
 from halos_eval.checkpoints.registry import Checkpoint, Metadata
+from halos_eval.config.yaml_file import parse_yaml
 from halos_eval.errors import BadInput
 from tests.doubles import make_checkpoint
 
@@ -38,6 +39,30 @@ def test_metadata(tmp_path):
     )
 
 
+def test_tags_are_text_as_it_is_written(tmp_path):
+    text = """
+common: &common {size: 8, 2026: 0x1F}
+tags:
+  <<: *common
+  date: 2026-01-01
+  day: 2026-02-30
+  sft: yes
+  dpo: "no"
+  version: 1.10
+  beta: 1e-1
+  base: &base llama3-8b
+  copy: *base
+"""
+    tags = parse_yaml(text.encode(), "here")["tags"]
+    assert tags == {
+        "size": "8", "2026": "0x1F", "date": "2026-01-01", "day": "2026-02-30", "sft": "yes", "dpo": "no",
+        "version": "1.10", "beta": "1e-1", "base": "llama3-8b", "copy": "llama3-8b",
+    }  # fmt: skip
+    assert parse_yaml(text.encode(), "here")["common"] == {"size": 8, 2026: 31}
+    (tmp_path / "halos_eval.yaml").write_text("tags: {size: 8, date: 2026-01-01, sft: yes, version: 1.10}")
+    assert metadata(tmp_path).tags == {"size": "8", "date": "2026-01-01", "sft": "yes", "version": "1.10"}
+
+
 @pytest.mark.parametrize("content", ["", "# nothing"])
 def test_empty_metadata(tmp_path, content):
     (tmp_path / "halos_eval.yaml").write_text(content)
@@ -48,7 +73,8 @@ def test_empty_metadata(tmp_path, content):
     ("content", "words"),
     [
         (b"chat_templates: chatml", "chat_templates"),
-        (b"tags: {step: 5}", "tags.step"),
+        (b"tags: {step: [5]}", "tags.step"),
+        (b"tags: {step: }", "tags.step"),
         (b"stop: '###'", "stop"),
         (b"[a]", "halos_eval.yaml"),
         (b"[]", "halos_eval.yaml"),

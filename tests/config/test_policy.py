@@ -42,6 +42,12 @@ def test_the_first_matching_rule_applies(name, tags, suites, policy):
     assert load_policy().suites_for(name, tags) == suites
 
 
+def test_patterns_of_tags_are_text_as_it_is_written(policy):
+    policy("rules: [{tags: {version: 1.10, sft: yes}, suites: [quick]}]")
+    assert load_policy().suites_for("kto", {"version": "1.10", "sft": "yes"}) == ("quick",)
+    assert load_policy().suites_for("kto", {"version": "1.1", "sft": "true"}) == ()
+
+
 def test_what_is_not_said_is_not_limited(policy):
     policy(POLICY)
     limits = load_policy().limits

@@ -68,6 +68,11 @@ def test_tasks_start_from_the_suites_settings(load):
     }
 
 
+def test_a_task_with_parentheses(load):
+    task = "egymmlu_arabic_language_(general)"
+    assert list(load(f"tasks: {{{task}: {{}}}}").keep([task]).tasks) == [task]
+
+
 def test_profiles_of_the_suite_and_of_its_parts(load):
     suite = load("profile: big\nharness: {profile: two}\nalpaca_eval: {profile: four}\ntasks: {a: , b: {profile: one}}")
     assert (suite.profile, suite.alpaca_eval.profile) == ("big", "four")
@@ -104,6 +109,8 @@ def test_a_misspelt_key_is_named(error, text, key):
         ("harness: [a]\ntasks: {a: {}}", "harness"),
         ("harness: 5\ntasks: {a: {}}", "harness"),
         ("tasks: {../a: {}}", "'../a' is invalid or reserved"),
+        ("tasks: {(a): {}}", "'(a)' is invalid or reserved"),
+        ("tasks: {a*: {}}", "'a*' is invalid or reserved"),
         ("tasks: {alpaca_eval: {}}", "is invalid or reserved"),
         ("tasks: {1: {}}", "tasks"),
         ("1: 2", "1"),

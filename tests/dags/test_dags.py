@@ -24,6 +24,7 @@ from halos_eval.orchestration.failures import RETRY_POLICY
 from halos_eval.orchestration.local import LocalStageOperator
 from halos_eval.orchestration.pods import PodStageOperator
 from halos_eval.shipped import shipped
+from halos_eval.storage.layout import safe_name
 from tests.doubles import make_checkpoint
 from tests.test_policies import DAGS
 
@@ -39,7 +40,8 @@ kubernetes:
   serviceAccountName: stage
   secrets: {OPENAI_API_KEY: {name: the-secret, key: api-key}}
 """
-HARMFUL = ["../x", "/etc", "a;b", "a b", "$(x)", "`x`", "{{ x }}", "--force", "-x", ".hidden", "", "a\x00", "é"]
+HARMFUL = ["../x", "/etc", "a;b", "$(x)", "`x`", "{{ x }}", "--force", "-x", ".hidden", "", "a\x00"]
+UNUSUAL = ["a b", "é", "a__b", "llama3-8b_sft+kto", "lr=1e-6, beta=0.1"]  # names of checkpoints, not of others
 
 
 @pytest.fixture
@@ -68,7 +70,7 @@ def any_dag(request):
 
 @pytest.fixture
 def dag():
-    return BAG.dags[EVALUATE]
+    return copy.deepcopy(BAG.dags[EVALUATE])  # a param keeps the value that was checked last
 
 
 def test_every_file_loads():
@@ -136,7 +138,13 @@ def test_harmful_values_are_rejected(dag, name, word):
     refused(dag, **{name: [word] if name == "tasks" else word})
 
 
-@pytest.mark.parametrize("value", ["a/../b", "a//b", "a/", "a/-x", "a/.x"])
+@pytest.mark.parametrize("word", UNUSUAL)
+def test_unusual_values_are_names_of_checkpoints_only(dag, word):
+    check(dag, checkpoint=word)
+    check(dag, checkpoint=f"{word}/step-100")
+
+
+@pytest.mark.parametrize("value", ["a/../b", "a//b", "a/", "a/-x", "a/.x", "a[1]", "a*", "a:b"])
 def test_harmful_paths_are_rejected(dag, value):
     refused(dag, checkpoint=value)
 
@@ -155,14 +163,15 @@ def test_the_checkpoint_is_needed(dag):
 def test_usual_values_are_accepted(dag):
     check(dag, checkpoint="llama3-8b_kto.v2", suite="halos", tasks=["mmlu", "alpaca_eval"], judge=None, force=True)
     check(dag, checkpoint="team/kto/FINAL", suite="my-own_suite", tasks=None, judge="gpt-4.1", force=False)
+    check(dag, tasks=["egymmlu_arabic_language_(general)"])
     check(dag, tasks=[])
 
 
 def test_every_listed_checkpoint_is_accepted(dag, tmp_path):
-    for name in ("llama3-8b_kto.v2", "0", "A-b_c.d", "a__b", ".x", "a b"):
+    for name in ("llama3-8b_kto.v2", "0", "A-b_c.d", "a__b", ".x", "a b", "sft+kto"):
         make_checkpoint(tmp_path / name / "FINAL")
     names = {one.name for one in FolderRegistry(str(tmp_path)).registered().checkpoints}
-    assert names == {"0", "A-b_c.d", "llama3-8b_kto.v2"}
+    assert names == {"0", "A-b_c.d", "llama3-8b_kto.v2", *map(safe_name, ("a__b", "a b", "sft+kto"))}
     for name in names:
         check(dag, checkpoint=name)
 

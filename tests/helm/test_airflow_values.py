@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from halos_eval.config.settings import Settings
+from halos_eval.demo.installation import airflow_environment
 from tests.helm.release import scenario
 
 ROOT = Path(__file__).parents[2]
@@ -44,6 +45,11 @@ def test_every_setting_is_one_that_the_code_knows(settings):
     names = {variable["name"].removeprefix("HALOS_EVAL_").lower() for variable in VALUES["env"]}
     assert names < set(Settings.model_fields)
     assert settings.store.startswith("s3://")
+
+
+def test_a_backfill_of_five_thousand_checkpoints_can_start():
+    assert int(VALUES["config"]["core"]["max_map_length"]) >= 5000
+    assert int(airflow_environment()["AIRFLOW__CORE__MAX_MAP_LENGTH"]) >= 5000
 
 
 def test_airflow_sees_the_file_the_suites_and_the_checkpoints_where_the_pods_do(release, settings):

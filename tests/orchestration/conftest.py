@@ -43,7 +43,7 @@ def context(monkeypatch):
 
     from halos_eval.orchestration import find, report, turns
 
-    def context(states=None, params=None, **run):
+    def context(states=None, params=None, events=(), **run):
         pushed = {}
 
         def state(dag_id, run_id):
@@ -60,7 +60,8 @@ def context(monkeypatch):
         )
         interval = {key: run.pop(key) for key in ("data_interval_start", "data_interval_end") if key in run}
         about = SimpleNamespace(
-            **{"run_type": "manual", "run_id": "one", "start_date": NOW, "run_after": NOW, "partition_key": None} | run
+            **{"run_type": "manual", "run_id": "one", "start_date": NOW, "run_after": NOW, "partition_key": None} | run,
+            consumed_asset_events=[SimpleNamespace(timestamp=then) for then in events],
         )
         given = {"ti": exchange, "dag_run": about, "params": params or {}, **interval}
         for module in (find, report, turns):

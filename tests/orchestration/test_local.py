@@ -79,6 +79,7 @@ def operator(tmp_path, monkeypatch):
 def test_a_stage_that_succeeds(operator, tmp_path, monkeypatch):
     monkeypatch.setenv("AIRFLOW__CORE__FERNET_KEY", "private")
     monkeypatch.setenv("OPENAI_API_KEY", "private")
+    monkeypatch.setenv("HALOS_EVAL_HEARTBEAT_URL", "https://example.org/private")
     assert operator("exit 0").execute(CONTEXT) is None
     # The arguments are as planned: no shell splits them, and nothing is rendered.
     assert (tmp_path / "argv").read_text().splitlines() == [

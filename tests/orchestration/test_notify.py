@@ -14,10 +14,11 @@ from types import SimpleNamespace
 import pytest
 from aiosmtpd.controller import Controller
 from airflow.sdk.exceptions import AirflowFailException
+from pydantic import SecretStr
 
 from halos_eval.errors import BadInput
 from halos_eval.orchestration.failures import RETRY_POLICY
-from halos_eval.orchestration.notify import NotDelivered, send
+from halos_eval.orchestration.notify import NotDelivered, beat, send
 from halos_eval.reports.message import Message
 from tests.airflow_server import free_port
 
@@ -33,8 +34,8 @@ CLOSED = "127.0.0.1:9"  # nothing listens there
 
 @pytest.fixture
 def webhook():
-    """An HTTP server: its ``url``, the ``posts`` it received, and ``answers``, the statuses that it returns first."""
-    seen = SimpleNamespace(posts=[], answers=[])
+    """An HTTP server: its ``url``, the ``posts`` and ``gets`` it received, and ``answers``, its first statuses."""
+    seen = SimpleNamespace(posts=[], gets=[], answers=[])
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self):
@@ -44,12 +45,19 @@ def webhook():
             self.send_header("Content-Length", "0")
             self.end_headers()
 
+        def do_GET(self):
+            seen.gets.append(self.path)
+            self.send_response(seen.answers.pop(0))
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
         def log_message(self, *arguments):
             pass
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     thread = threading.Thread(target=server.serve_forever, args=(0.05,))
     thread.start()
+    seen.address = f"http://127.0.0.1:{server.server_port}"
     seen.url = f"json://user:{SECRET}-password@127.0.0.1:{server.server_port}/{SECRET}-path?retry=0"
     yield seen
     server.shutdown()
@@ -115,6 +123,46 @@ def test_a_webhook_gets_the_message_as_it_is(webhook, connect, output):
     assert MESSAGE.title in text
     assert "| `{{ conn.x }}` |" in text
     assert SECRET not in text
+
+
+@pytest.fixture
+def waits(monkeypatch):
+    """The seconds between the attempts of a heartbeat, which are not waited for."""
+    waits = []
+    monkeypatch.setattr("halos_eval.orchestration.notify.time.sleep", waits.append)
+    return waits
+
+
+@pytest.mark.parametrize(
+    ("answers", "words"),
+    [
+        ([200], "sent the heartbeat"),
+        ([503, 204], "sent the heartbeat"),
+        ([404, 500, 503], "no heartbeat (HTTP 503). Check HALOS_EVAL_HEARTBEAT_URL"),
+        ([302, 302, 302], "no heartbeat (HTTP 302)"),
+    ],
+)
+def test_a_heartbeat_requests_its_url_until_it_is_accepted_and_never_fails(webhook, waits, output, answers, words):
+    webhook.answers += answers
+    beat(SecretStr(f"{webhook.address}/ping/{SECRET}?create=1"))
+    assert webhook.gets == [f"/ping/{SECRET}?create=1"] * len(answers)
+    assert waits == [0, 5, 25][: len(answers)]
+    text = output()
+    assert words in text
+    assert SECRET not in text
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:9/{}", "{}", "ftp://{}", "http://127.0.0.1:port/{}", "http://[{}"])
+def test_a_heartbeat_that_cannot_be_sent_is_logged_without_its_url(waits, output, url):
+    beat(SecretStr(url.format(SECRET)))
+    text = output()
+    assert "no heartbeat (" in text
+    assert SECRET not in text
+
+
+def test_without_a_url_there_is_no_heartbeat(output):
+    beat(None)
+    assert "heartbeat" not in output()
 
 
 def test_mail_is_html_and_text(mailbox, connect):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 
 import pytest
 from airflow.sdk.exceptions import AirflowFailException, AirflowRuntimeError
 
 from halos_eval.orchestration import report
+from halos_eval.orchestration.notify import NotDelivered
 from halos_eval.planning.selection import Evaluation, Selection
 
 NOW = datetime.now(UTC)
@@ -42,6 +44,47 @@ def test_a_night_without_work_says_so_and_succeeds(register, context, sent):
     report.send_report()
     (message,) = sent
     assert message.title == "nightly_evaluation 2026-11-24: nothing to do"
+
+
+@pytest.fixture
+def beats(monkeypatch, sent):
+    """How many messages had been sent at each heartbeat."""
+    beats = []
+    monkeypatch.setenv("HALOS_EVAL_HEARTBEAT_URL", "https://example.org/uuid")
+    monkeypatch.setattr(report, "beat", lambda url: beats.append((url.get_secret_value(), len(sent))))
+    return beats
+
+
+@pytest.mark.parametrize("state", ["success", "failed"])
+def test_a_heartbeat_follows_the_message_of_a_night_whether_runs_failed_or_not(register, context, beats, state):
+    exchange = context(states={"a": state}, dag_id="nightly_evaluation", run_type="scheduled", run_after=NOW)
+    one = Evaluation(checkpoint="kto", suite="demo", run_id="a")
+    exchange.pushed["selection"] = Selection(evaluations=(one,)).model_dump(mode="json")
+    with suppress(AirflowFailException):
+        report.send_report()
+    assert beats == [("https://example.org/uuid", 1)]
+
+
+@pytest.mark.parametrize(
+    ("dag_id", "run_type"),
+    [("backfill_evaluation", "manual"), ("nightly_evaluation", "manual"), ("nightly_evaluation", "backfill")],
+)
+def test_only_regular_nights_have_a_heartbeat(register, context, beats, dag_id, run_type):
+    exchange = context(dag_id=dag_id, run_type=run_type, run_after=NOW)
+    exchange.pushed["selection"] = Selection(complete=("kto: demo",)).model_dump(mode="json")
+    report.send_report()
+    assert beats == []
+
+
+def test_there_is_no_heartbeat_if_the_message_was_not_sent(register, context, beats, monkeypatch):
+    def send(message):
+        raise NotDelivered
+
+    monkeypatch.setattr(report, "send", send)
+    context(dag_id="nightly_evaluation", run_type="scheduled", run_after=NOW)
+    with pytest.raises(NotDelivered):
+        report.send_report()
+    assert beats == []
 
 
 @pytest.mark.parametrize(("dry_run", "run_type"), [(True, "manual"), (False, "backfill")])

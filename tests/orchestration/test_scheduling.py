@@ -249,6 +249,16 @@ def test_a_backfill_takes_its_slots(start, session, conf, slots):
         assert find.pool == "default_pool"
 
 
+def test_a_backfill_of_more_runs_than_airflow_expands_by_default(start, session):
+    run, count = start("backfill_evaluation", suite="quick", at_most=20), 1025
+    session.add(TaskMap(run.dag_id, "find", run.run_id, -1, count, None))
+    session.flush()
+    TaskMap.expand_mapped_task(run.dag.get_task("evaluate"), run.run_id, session=session)
+    found = instances(session, run, "evaluate")
+    assert [one.map_index for one in found] == list(range(count))
+    assert {(one.pool, one.pool_slots) for one in found} == {(BACKFILL_POOL, 3)}
+
+
 @pytest.mark.parametrize("run_type", [DagRunType.MANUAL, DagRunType.SCHEDULED])
 def test_a_regular_night_is_not_limited(start, session, run_type):
     (task,) = instances(session, start("nightly_evaluation", run_type=run_type), "evaluate")

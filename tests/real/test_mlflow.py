@@ -19,6 +19,7 @@ from halos_eval.checkpoints.registry import Metadata, NotRegistered
 from halos_eval.errors import BadInput, DataUnavailable
 from tests.airflow_server import free_port
 from tests.checkpoints.behaviour import Behaviour, FolderLab
+from tests.doubles import make_checkpoint
 from tests.mlflow_server import Server
 
 pytestmark = pytest.mark.real
@@ -154,7 +155,7 @@ def test_a_file_url_with_spaces(lab):
 
 def test_sources_that_are_no_folders_are_told(lab, server):
     lab.add("kto")
-    for source in ("hf://team/model", "models:/kto/1", "gs://bucket/kto", "dbfs:/kto"):
+    for source in ("hf://team/model", "gs://bucket/kto", "gs://bucket/kto", "dbfs:/kto"):
         lab.client.create_model_version("kto", source)
     # what a server says that keeps artifacts itself
     server.execute("UPDATE model_versions SET source = 'mlflow-artifacts:/1/run/artifacts/kto' WHERE version = 5")
@@ -164,6 +165,87 @@ def test_sources_that_are_no_folders_are_told(lab, server):
     assert all(
         "is not a folder of weights; expected a folder or an s3:// URL" in why for why in listed.skipped.values()
     )
+
+
+@pytest.fixture
+def logged(lab):
+    """A logged model whose artifacts are a checkpoint: its id and its folder."""
+    run = lab.client.create_run("0")
+    model = lab.client.create_logged_model("0", name="kto", source_run_id=run.info.run_id)
+    folder = make_checkpoint(Path(model.artifact_location.removeprefix("file://")))
+    lab.client.finalize_logged_model(model.model_id, "READY")
+    return model.model_id, str(folder)
+
+
+def register_logged(lab, name, model):
+    lab.client.create_registered_model(name)
+    return lab.client.create_model_version(name, f"models:/{model}", model_id=model)
+
+
+def test_a_logged_model_is_found_in_its_artifacts(lab, logged):
+    model, folder = logged
+    assert register_logged(lab, "kto", model).source == f"models:/{model}"
+    assert lab.registry.get("kto/v1").location == folder
+    listed = lab.registry.registered()
+    assert [(one.name, one.location) for one in listed.checkpoints] == [("kto/v1", folder)]
+    assert listed.skipped == {}
+
+
+def test_copies_have_the_weights_of_the_original_even_when_it_is_deleted(lab, logged):
+    model, folder = logged
+    register_logged(lab, "kto", model)
+    first = lab.client.copy_model_version("models:/kto/1", "staging")
+    second = lab.client.copy_model_version("models:/staging/1", "prod")
+    assert (first.source, second.source) == ("models:/kto/1", "models:/staging/1")
+    lab.add("dpo")
+    lab.client.copy_model_version("models:/dpo/1", "prod")
+    lab.client.delete_registered_model("kto")
+    listed = lab.registry.registered()
+    assert listed.skipped == {}
+    assert {one.name: one.location for one in listed.checkpoints} == {
+        "dpo/v1": lab.folder("dpo"),
+        "prod/v1": folder,
+        "prod/v2": lab.folder("dpo"),
+        "staging/v1": folder,
+    }
+
+
+def test_a_server_that_has_recorded_no_location_is_asked_for_each_source(lab, server, logged):
+    model, folder = logged
+    register_logged(lab, "kto", model)
+    lab.client.copy_model_version("models:/kto/1", "staging")
+    lab.client.copy_model_version("models:/staging/1", "prod")
+    server.execute("UPDATE model_versions SET storage_location = NULL")
+    assert lab.registry.get("prod/v1").location == folder
+    lab.client.delete_registered_model("kto")
+    listed = lab.registry.registered()
+    assert listed.checkpoints == []
+    chain = "models:/prod/1 -> models:/staging/1 -> models:/kto/1"
+    assert f"source models:/kto/1 is unknown to MLflow ({chain})" in listed.skipped["prod/v1"]
+
+
+def test_a_logged_model_that_is_deleted_costs_its_own_version_only(lab, server, logged):
+    model, _ = logged
+    register_logged(lab, "kto", model)
+    lab.add("dpo")
+    server.execute("UPDATE model_versions SET storage_location = NULL")
+    lab.client.delete_logged_model(model)
+    listed = lab.registry.registered()
+    assert [one.name for one in listed.checkpoints] == ["dpo/v1"]
+    assert f"source models:/{model} is unknown to MLflow" in listed.skipped["kto/v1"]
+
+
+def test_copies_of_each_other_are_named(lab, server, logged):
+    for name in ("a", "b"):
+        register_logged(lab, name, logged[0])
+    lab.add("kto")
+    change = "UPDATE model_versions SET source = ?, storage_location = NULL WHERE name = ?"
+    server.execute(change, "models:/b/1", "a")
+    server.execute(change, "models:/a/1", "b")
+    listed = lab.registry.registered()
+    assert [one.name for one in listed.checkpoints] == ["kto/v1"]
+    assert "form a cycle (models:/a/1 -> models:/b/1 -> models:/a/1)" in listed.skipped["a/v1"]
+    assert "form a cycle (models:/b/1 -> models:/a/1 -> models:/b/1)" in listed.skipped["b/v1"]
 
 
 def test_a_version_that_is_not_ready_does_not_count(lab, server):
@@ -184,8 +266,8 @@ def test_a_run_that_is_purged_costs_its_own_version_only(lab, server):
 
 
 def test_a_model_whose_name_is_unsafe_is_told(lab):
-    assert lab.add("my model") == "my model/v1"
-    assert "expected up to four parts joined by" in lab.registry.registered().skipped["my model/v1"]
+    assert lab.add("my;model") == "my;model/v1"
+    assert "expected up to four parts joined by" in lab.registry.registered().skipped["my;model/v1"]
 
 
 def test_prompts_are_no_checkpoints(lab):
