@@ -297,7 +297,7 @@ def s3(environments: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     folder = tmp_path_factory.mktemp("s3")
     (folder / "root" / "evaluations").mkdir(parents=True)
     keys = {"AWS_ACCESS_KEY_ID": "test-access-key", "AWS_SECRET_ACCESS_KEY": "test-secret-key"}
-    # A listing is never remembered: tests also write into the folder behind the bucket.
+    # Listings are not remembered for long: tests also write into the folder behind the bucket. With 0 s, rclone spins.
     words = [
         environments / "dev" / "bin" / "rclone",
         "serve",
@@ -307,7 +307,7 @@ def s3(environments: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         "--config",
         folder / "none",
     ]
-    words += ["--vfs-cache-mode", "off", "--dir-cache-time", "0s", "--auth-key", ",".join(keys.values())]
+    words += ["--vfs-cache-mode", "off", "--dir-cache-time", "100ms", "--auth-key", ",".join(keys.values())]
     with server(folder / "log", *words, folder / "root") as endpoint:
         variables = {**keys, "AWS_ENDPOINT_URL": endpoint, "AWS_DEFAULT_REGION": "us-east-1"}
         yield S3(variables, "s3://evaluations", folder / "root" / "evaluations")
