@@ -81,8 +81,12 @@ def _safe_part(part: str) -> str:
 
 
 def folder_name(checkpoint: str) -> str:
-    """Return the name of a checkpoint's folder: ``/`` becomes ``__``, which no name contains. Raises BadInput."""
-    return check_name(checkpoint).replace("/", "__")
+    """Return the name of a checkpoint's folder: ``/`` becomes ``__``, which no name contains. Raises BadInput.
+
+    ``checkpoint`` is its name, or the registry's own name that was replaced.
+    """
+    name = checkpoint if NAME.fullmatch(checkpoint) else safe_name(checkpoint)
+    return name.replace("/", "__")
 
 
 def stage_folder(root: str, checkpoint: str, stage: str, task: str | None, fingerprint: str) -> str:
