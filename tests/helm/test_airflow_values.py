@@ -121,7 +121,7 @@ def test_without_a_store_or_an_airflow_in_the_cluster_no_values_are_written(rend
 
 
 def test_airflows_image_is_required(render):
-    with pytest.raises(HelmError, match=r"airflow\.image is missing"):
+    with pytest.raises(HelmError, match=r"airflow\.image\.repository is missing"):
         render(scenario("minimal") | {"airflow": {"store": "s3://bucket"}})
 
 

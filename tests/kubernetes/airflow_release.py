@@ -21,7 +21,7 @@ SECRETS = {
     "AIRFLOW__API__SECRET_KEY": ("apiSecretKeySecretName", "api-secret-key"),
     "AIRFLOW__API_AUTH__JWT_SECRET": ("jwtSecretName", "jwt-secret"),
 }
-# Component: key of its values, whether its pod has a name of its own, whether it may have other volumes.
+# Component: key of its values, kind of its object.
 COMPONENTS = {
     "api-server": ("apiServer", "Deployment"),
     "scheduler": ("scheduler", "StatefulSet"),
@@ -42,18 +42,8 @@ OFF_IN_COMPONENTS = {
     "dagProcessor": {"logGroomerSidecar": {"enabled": False}},
     "triggerer": {"enabled": True, "logGroomerSidecar": {"enabled": False}},
 }
-COMMON = {
-    "images",
-    "executor",
-    "env",
-    "secret",
-    "volumes",
-    "volumeMounts",
-    "securityContexts",
-    "data",
-    "config",
-    "logs",
-}
+POD = {"images", "env", "secret", "volumes", "volumeMounts", "securityContexts"}
+REST = {"airflowVersion", "config", "data", "executor", "logs", "migrateDatabaseJob"}
 
 
 class AirflowRelease:
@@ -61,8 +51,9 @@ class AirflowRelease:
 
     def __init__(self, values: dict[str, Any]) -> None:
         self.values = values
-        keys = COMMON | OFF.keys() | OFF_IN_COMPONENTS.keys() | {key for key, _ in SECRETS.values()}
-        unknown = values.keys() - keys - {"airflowVersion", "migrateDatabaseJob"}
+        unknown = (
+            values.keys() - POD - REST - OFF.keys() - OFF_IN_COMPONENTS.keys() - {key for key, _ in SECRETS.values()}
+        )
         assert not unknown, f"tests/kubernetes/airflow_release.py does not know {unknown}"
         assert {key: values[key] for key in OFF} == OFF
         for component, off in OFF_IN_COMPONENTS.items():
@@ -72,12 +63,9 @@ class AirflowRelease:
 
     def before(self) -> list[dict[str, Any]]:
         """The accounts, the configuration and the claim of the logs."""
-        accounts = [*COMPONENTS, "migrate-database-job"]
+        accounts = [f"airflow-{name}" for name in (*COMPONENTS, "migrate-database-job")]
         return [
-            *(
-                {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": f"airflow-{one}"}}
-                for one in accounts
-            ),
+            *({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": name}} for name in accounts),
             {
                 "apiVersion": "v1",
                 "kind": "ConfigMap",

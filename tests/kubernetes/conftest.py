@@ -68,7 +68,7 @@ def commands(words):
 def run(command, **options):
     """Run a command of the page; its output."""
     words = shlex.split(command) if isinstance(command, str) else command
-    done = subprocess.run(words, capture_output=True, text=True, timeout=300, **options)
+    done = subprocess.run(words, check=False, capture_output=True, text=True, timeout=300, **options)
     assert done.returncode == 0, (words, done.stdout, done.stderr)
     return done.stdout
 
@@ -209,7 +209,7 @@ def release(admin, helm, store, judge):
 
 
 def _values(store, judge):
-    """lab.yaml of the page, with the sizes and images of a test cluster, this run's servers, and profiles for drills."""
+    """lab.yaml of the page, with sizes and images of a test cluster, this run's servers, and profiles for drills."""
     page = re.search(r"```yaml\n *# examples/lab.yaml\n(?P<text>.*?)^ *```$", PAGE, re.M | re.S)
     values = yaml.safe_load(dedent(page["text"]))
     small = scenario("test-cluster")

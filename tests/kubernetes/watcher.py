@@ -1,4 +1,4 @@
-"""Watches the stages' pods of a namespace while tests run: what each was, what it held and when, and what it could read."""
+"""Watches the pods of stages while tests run: what each was, what it held and when, and what it could read."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Holding(NamedTuple):
 
 
 class Watcher(threading.Thread):
-    """Looks at all pods of stages several times a second. The node is this machine, so it sees their processes as well."""
+    """Looks at them several times a second. The node is this machine, so it sees their processes as well."""
 
     def __init__(self, client, namespace):
         super().__init__(daemon=True)

@@ -15,7 +15,8 @@
 {{- end -}}
 images:
   airflow:
-    {{- required "airflow.image is missing; expected the image of Airflow, with airflow.store" .Values.airflow.image | toYaml | nindent 4 }}
+    repository: {{ required "airflow.image.repository is missing; expected the image of Airflow, with airflow.store" .Values.airflow.image.repository }}
+    tag: {{ required "airflow.image.tag is missing; expected the tag of Airflow's image" .Values.airflow.image.tag | quote }}
     pullPolicy: {{ .Values.kubernetes.imagePullPolicy }}
 env:
   {{- range $name, $value := merge (deepCopy .Values.airflow.environment) $settings }}
