@@ -86,7 +86,7 @@ def _container(job: StageJob, kubernetes: Kubernetes, profile: Profile, volumes:
         "name": BASE,
         "image": getattr(kubernetes.images, job.image),
         "imagePullPolicy": kubernetes.image_pull_policy,
-        "args": list(job.argv),
+        "args": [literal(word) for word in job.argv],
         "env": _environment(job, kubernetes, volumes),
         "resources": {
             "requests": {"cpu": profile.cpu, "memory": profile.memory, **gpus},
@@ -106,6 +106,15 @@ def _container(job: StageJob, kubernetes: Kubernetes, profile: Profile, volumes:
     }
 
 
+def literal(text: str) -> str:
+    """Return ``text`` so that Kubernetes leaves it as it is.
+
+    In arguments and variables, Kubernetes replaces ``$(NAME)`` by the pod's variable NAME, which may be a secret, and
+    ``$$`` by ``$``.
+    """
+    return text.replace("$", "$$")
+
+
 def _environment(job: StageJob, kubernetes: Kubernetes, volumes: dict[str, Volume]) -> list[dict[str, Any]]:
     plain = dict(kubernetes.environment)
     if CACHE in volumes:
@@ -114,7 +123,7 @@ def _environment(job: StageJob, kubernetes: Kubernetes, volumes: dict[str, Volum
         plain |= OFFLINE
     secrets = {name: secret for name, secret in kubernetes.secrets.items() if allowed(name, job)}
     return [
-        *({"name": name, "value": value} for name, value in plain.items() if name not in kubernetes.secrets),
+        *({"name": name, "value": literal(value)} for name, value in plain.items() if name not in kubernetes.secrets),
         *({"name": name, "valueFrom": {"secretKeyRef": secret.model_dump()}} for name, secret in secrets.items()),
     ]
 

@@ -30,7 +30,7 @@ def test_the_role_has_the_least_permissions_of_the_operator(render, name):
         ("minimal", AIRFLOW, "evaluation"),
         ("gpu", AIRFLOW, "airflow"),
         ("existing", ["halos-eval-launcher"], "evaluation"),
-        ("test-cluster", [*AIRFLOW, "halos-eval-launcher"], "evaluation"),
+        ("test-cluster", AIRFLOW, "evaluation"),
     ],
 )
 def test_only_airflow_has_the_role(render, name, accounts, namespace):

@@ -9,12 +9,14 @@ import importlib.util
 import re
 from pathlib import Path
 
+import kubernetes_validate
 import pytest
 import yaml
 from helm_python import HelmError
 
 from halos_eval.config.settings import Settings
 from tests.helm.release import ROOT, merged, scenario
+from tests.kubernetes.airflow_release import COMPONENTS, AirflowRelease
 
 VALUES = yaml.safe_load((ROOT / "helm" / "airflow-values.yaml").read_text())
 LAB = yaml.safe_load((ROOT / "examples" / "lab.yaml").read_text())
@@ -161,3 +163,39 @@ def test_the_auth_manager_is_in_the_image():
 def test_the_role_is_ours():
     assert VALUES["allowPodLaunching"] is False
     assert VALUES["apiServer"]["allowPodLogReading"] is False
+
+
+# What the cluster tests make of these values instead of Airflow's chart
+
+
+def objects(values):
+    chart = AirflowRelease(values)
+    aliases = {"postgresql": "10.0.0.1"}
+    return [*chart.before(), chart.migration(aliases), *(chart.component(name, aliases) for name in COMPONENTS)]
+
+
+def test_the_cluster_tests_install_what_kubernetes_accepts(values):
+    for document in objects(values):
+        kubernetes_validate.validate(document, "1.34", strict=True)
+
+
+def test_the_cluster_tests_mount_and_name_what_the_values_say(release, values):
+    found = {(one["kind"], one["metadata"]["name"]): one for one in objects(values)}
+    scheduler = found["StatefulSet", "airflow-scheduler"]["spec"]["template"]["spec"]
+    claims = {
+        one["persistentVolumeClaim"]["claimName"] for one in scheduler["volumes"] if "persistentVolumeClaim" in one
+    }
+    assert claims == {"airflow-logs", "checkpoints"}
+    accounts = {subject["name"] for subject in release.get("RoleBinding", "halos-eval-launcher")["subjects"]}
+    assert {scheduler["serviceAccountName"], "airflow-triggerer"} <= accounts
+    [container] = scheduler["containers"]
+    variables = {one["name"]: one.get("value") for one in container["env"]}
+    assert variables["HALOS_EVAL_STORE"] == "s3://bucket/halos-eval"
+    assert container["image"] == "registry.example.org/halos-eval/airflow:0.1.0"
+    assert "http://airflow-api-server:8080/execution/" in found["ConfigMap", "airflow-config"]["data"]["airflow.cfg"]
+
+
+@pytest.mark.parametrize("more", [{"redis": {}}, {"scheduler": {"replicas": 2}}, {"statsd": {"enabled": True}}])
+def test_the_cluster_tests_refuse_a_value_that_they_do_not_install(values, more):
+    with pytest.raises(AssertionError):
+        AirflowRelease(merged(values, more))
