@@ -76,8 +76,8 @@ class PodStageOperator(KubernetesPodOperator):
     def invoke_defer_method(self, last_log_time: DateTime | None = None, context: Context | None = None) -> None:
         """Defer to a triggerer that connects as this task did.
 
-        A hook without configuration falls back to the pod's own account. The triggerer's hook does so only if it is
-        told (https://github.com/apache/airflow/issues/44325); otherwise it looks for a kubeconfig.
+        A hook without configuration falls back to the pod's own account. The triggerer's hook does so only
+        with ``in_cluster`` (https://github.com/apache/airflow/issues/44325); otherwise it looks for a kubeconfig.
         """
         self.in_cluster = self.hook.is_in_cluster
         super().invoke_defer_method(last_log_time, context)
