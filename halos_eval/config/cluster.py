@@ -159,6 +159,8 @@ class Kubernetes(BaseModel):
     """Secrets for pulling images."""
     service_account_name: str
     """Service account of the pods; its token is not mounted."""
+    code_service_account_name: str = "default"
+    """Service account of pods that execute a model's code: without rights and without workload identity."""
     environment: dict[str, str] = {}
     """Environment variables of all stages: AWS_ENDPOINT_URL, HF_ENDPOINT, OPENAI_BASE_URL, ..."""
     secrets: dict[str, SecretKey] = {}

@@ -33,7 +33,8 @@ def manifest(job: StageJob, kubernetes: Kubernetes, profile: Profile, priority: 
             {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": profile.shared_memory}},
         ],
         "restartPolicy": "Never",
-        "serviceAccountName": kubernetes.service_account_name,
+        # Workload identity puts a token of its own into each pod of an account, so a model's code has another account.
+        "serviceAccountName": kubernetes.code_service_account_name if job.outbox else kubernetes.service_account_name,
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
         "securityContext": {

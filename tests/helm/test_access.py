@@ -52,6 +52,16 @@ def test_no_account_of_the_chart_has_its_token_mounted(render, name):
         assert release.get("ServiceAccount", account)["automountServiceAccountToken"] is False
 
 
+def test_a_model_s_code_gets_no_workload_identity(render):
+    release = render(scenario("external-secrets"))
+    cluster = release.cluster
+    *_, code = jobs("default")
+    pod = manifest(code, cluster.kubernetes, cluster.profiles["default"], "manual")
+    account = release.get("ServiceAccount", pod["spec"]["serviceAccountName"])
+    assert "annotations" not in account["metadata"]
+    assert "annotations" in release.get("ServiceAccount", cluster.kubernetes.service_account_name)["metadata"]
+
+
 def allowed(release, pod, direction):
     """Return the rules of all policies that select ``pod``; None if no policy restricts that direction."""
     labels = pod["metadata"]["labels"].items()

@@ -12,7 +12,7 @@ from halos_eval.orchestration.pod_spec import manifest
 from halos_eval.planning.jobs import StageJob
 from tests.helm.release import SCENARIOS, scenario
 
-MADE = {"namespace", "serviceAccountName", "volumes", "priorityClasses"}
+MADE = {"namespace", "serviceAccountName", "codeServiceAccountName", "volumes", "priorityClasses"}
 
 
 def jobs(profile):
@@ -91,7 +91,7 @@ def test_it_names_existing_objects(render):
     assert kubernetes.volumes["checkpoints"].persistent_volume_claim == "trained-models"
     assert release.cluster.outbox is None
     assert release.names("PersistentVolumeClaim") == release.names("PriorityClass") == []
-    assert release.names("ServiceAccount") == ["halos-eval-launcher"]
+    assert release.names("ServiceAccount") == ["halos-eval-code", "halos-eval-launcher"]
 
 
 def test_airflow_in_another_namespace_gets_its_files_there(render):

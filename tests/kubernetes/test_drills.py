@@ -174,6 +174,7 @@ def test_a_model_s_code_has_no_network_and_no_secrets(admin, lab):
     assert len(connections) == 1
     (pod,) = lab.watcher.since(earlier, "harness")
     assert pod.metadata.labels["halos-eval/network"] == "none"
+    assert pod.spec.service_account_name == "halos-eval-code"
     assert not [one.name for one in pod.spec.containers[0].env if one.value_from]
     policies = admin.client.NetworkingV1Api(admin.api).list_namespaced_network_policy(NAMESPACE).items
     selecting = [one.spec for one in policies if selects(one.spec.pod_selector, pod.metadata.labels)]

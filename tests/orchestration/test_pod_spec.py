@@ -22,6 +22,7 @@ KUBERNETES = {
     "imagePullPolicy": "Always",
     "imagePullSecrets": ["pull"],
     "serviceAccountName": "stage",
+    "codeServiceAccountName": "code",
     "environment": {"AWS_ENDPOINT_URL": "http://s3", "HF_ENDPOINT": "http://hub"},
     "secrets": {
         "OPENAI_API_KEY": {"name": "judge", "key": "api-key"},
@@ -134,7 +135,9 @@ def test_it_has_few_permissions(pod):
     spec = pod["spec"]
     assert spec["automountServiceAccountToken"] is False
     assert spec["enableServiceLinks"] is False
-    assert spec["serviceAccountName"] == "stage"
+    assert spec["serviceAccountName"] == (
+        "code" if pod["metadata"]["labels"]["halos-eval/network"] == "none" else "stage"
+    )
     assert spec["restartPolicy"] == "Never"
     security = spec["securityContext"]
     assert security["runAsNonRoot"] is True
