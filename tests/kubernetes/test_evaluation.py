@@ -163,3 +163,21 @@ def test_a_night(lab):
     assert {pod.metadata.labels["halos-eval/priority"] for pod in lab.watcher.since(earlier)} == {"nightly"}
     table = rows(lab.store / "reports" / "night" / "summary.csv")
     assert {name: row["status"] for name, row in table.items()} == {OTHER: "complete"}
+
+
+def test_helm_test_finds_what_is_missing(admin, lab):
+    """Everything is there but GPUs, which this cluster only pretends to have."""
+    from helm_python import HelmError
+
+    with pytest.raises(HelmError):
+        lab.helm.test("halos-eval")
+    found = {}
+    for image in ("judge", "worker"):
+        name = f"halos-eval-doctor-{image}"
+        found[image] = admin.core.read_namespaced_pod_log(name, NAMESPACE).splitlines()
+        admin.core.delete_namespaced_pod(name, NAMESPACE)
+    checks = {image: [line.split(":")[0] for line in lines if ": " in line] for image, lines in found.items()}
+    assert checks["judge"] == ["ok      store", "ok      judge"]
+    assert checks["worker"][:5] == [
+        "ok      store", "ok      checkpoints", "ok      folder /cache", "ok      folder /outbox", "FAILED  GPU",
+    ]  # fmt: skip
