@@ -53,7 +53,7 @@ GIVEN = {
     ("airflow", "connection"): f"postgresql+psycopg2://airflow:{DATABASE}@postgresql/postgres",
     ("airflow", "fernet-key"): base64.urlsafe_b64encode(b"a fernet key for tests, 32 bytes").decode(),
     ("airflow", "api-secret-key"): "api-secret-never-shown",
-    ("airflow", "jwt-secret"): "jwt-secret-never-shown-and-long-enough-for-it-to-be-taken",
+    ("airflow", "jwt-secret"): "jwt-secret-never-shown-of-at-least-64-bytes-because-airflow-warns-otherwise",
 }
 USER, PASSWORD = "admin", "airflow-password-never-shown"
 
