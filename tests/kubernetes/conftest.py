@@ -18,6 +18,7 @@ import shutil
 import signal
 import subprocess
 import tempfile
+import threading
 import time
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -130,14 +131,26 @@ def store(environments, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def judge(environments, checkpoints, tmp_path_factory):
-    """The demo's judge, where pods reach it; gives its port."""
+    """The demo's judge, where pods reach it: its port, and an event that is set once it answers.
+
+    It takes as long to start as Airflow, so both start together.
+    """
     from halos_eval.demo.checkpoints import INTACT
     from halos_eval.demo.judge_server import judge_server
 
-    log = tmp_path_factory.mktemp("judge") / "log"
-    program = environments / "worker" / "bin" / "vllm"
-    with judge_server(program, checkpoints / INTACT / "FINAL", log, host="0.0.0.0") as server:
-        yield int(server.url.split(":")[2].split("/")[0])
+    port, answers, ended = free_port(), threading.Event(), threading.Event()
+    program, log = environments / "worker" / "bin" / "vllm", tmp_path_factory.mktemp("judge") / "log"
+
+    def serve():
+        with judge_server(program, checkpoints / INTACT / "FINAL", log, host="0.0.0.0", port=port):
+            answers.set()
+            ended.wait()
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    yield SimpleNamespace(port=port, answers=answers, log=log)
+    ended.set()
+    thread.join()
 
 
 @pytest.fixture(scope="session")
@@ -224,7 +237,7 @@ def _values(store, judge):
             "environment": {
                 "AWS_ENDPOINT_URL": f"http://{HOST}:{store.port}",
                 "AWS_DEFAULT_REGION": "us-east-1",
-                "OPENAI_BASE_URL": f"http://{HOST}:{judge}/v1",
+                "OPENAI_BASE_URL": f"http://{HOST}:{judge.port}/v1",
             }
         },
         "suites": {f"{name}.yaml": yaml.safe_dump(suite) for name, suite in SUITES.items()},
@@ -399,13 +412,14 @@ class Lab(Airflow):
 
 
 @pytest.fixture(scope="session")
-def lab(admin, airflow, release, folders, store, watcher, helm):
+def lab(admin, airflow, release, folders, store, watcher, helm, judge):
     """The Airflow in the cluster, with its first user."""
     lab = Lab(admin, airflow, store, folders, watcher, helm, release)
     wait_for(lambda: _is_ready(airflow), 240, lab.logs)
     (command,) = commands("kubectl -n evaluation exec -it deploy/airflow-api-server -- airflow users create")
     run([*shlex.split(command.replace(" -it ", " ")), "--password", PASSWORD])
     wait_for(lab.is_up, 240, lab.logs)
+    assert judge.answers.wait(300), judge.log.read_text()[-2000:]
     return lab
 
 
