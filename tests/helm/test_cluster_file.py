@@ -59,6 +59,9 @@ def test_data_is_fetched_if_pods_share_a_cache(render, cache, fetched):
     pod = manifest(job, release.cluster.kubernetes, release.cluster.profiles["cpu"], "manual")
     mounted = {one["name"]: one for one in pod["spec"]["containers"][0]["volumeMounts"]}
     assert ("cache" in mounted) is fetched
+    sample = manifest(next(jobs("default")), release.cluster.kubernetes, release.cluster.profiles["default"], "manual")
+    others = {one["name"]: one for one in sample["spec"]["containers"][0]["volumeMounts"]}
+    assert others.get("cache", {}).get("readOnly", False) is fetched
     assert not mounted.get("cache", {}).get("readOnly")
     assert pod["metadata"]["labels"]["halos-eval/network"] == "egress"
 

@@ -77,7 +77,7 @@ spec:
         capabilities: {drop: [ALL]}
       volumeMounts:
         {{- range $name, $volume := $volumes }}
-        - {name: {{ $name }}, mountPath: {{ $volume.mountPath }}, readOnly: {{ $volume.readOnly | default false }}}
+        - {name: {{ $name }}, mountPath: {{ $volume.mountPath }}, readOnly: {{ and $volume.readOnly (ne $name "cache") | default false }}}
         {{- end }}
   volumes:
     {{- range $name, $volume := $volumes }}
