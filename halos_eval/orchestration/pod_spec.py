@@ -7,6 +7,7 @@ from typing import Any
 
 from halos_eval.config.cluster import CACHE, OUTBOX, Kubernetes, Priority, Profile, Volume
 from halos_eval.orchestration.failures import BASE
+from halos_eval.orchestration.pod_overrides import overridden
 from halos_eval.orchestration.secrets import allowed
 from halos_eval.planning.jobs import StageJob
 
@@ -52,7 +53,7 @@ def manifest(job: StageJob, kubernetes: Kubernetes, profile: Profile, priority: 
         "imagePullSecrets": [{"name": name} for name in (*kubernetes.image_pull_secrets, *profile.image_pull_secrets)],
         "activeDeadlineSeconds": profile.run_timeout_seconds,
     }
-    return {
+    pod = {
         "apiVersion": "v1",
         "kind": "Pod",
         "metadata": {
@@ -62,6 +63,7 @@ def manifest(job: StageJob, kubernetes: Kubernetes, profile: Profile, priority: 
         },
         "spec": {key: value for key, value in spec.items() if value not in (None, [], {})},
     }
+    return overridden(pod, profile.pod_overrides, code=bool(job.outbox))
 
 
 def pod_name(job: StageJob) -> str:

@@ -356,6 +356,7 @@ CHANGES = {
     "image_pull_secrets": ("other",),
     "queue": "other",
     "volumes": {"other": {"mount_path": "/other", "empty_dir": "1Gi"}},
+    "pod_overrides": {"spec": {"schedulerName": "volcano"}},
     "run_timeout_seconds": 1,
 }
 
