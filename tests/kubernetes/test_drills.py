@@ -8,6 +8,7 @@ import threading
 import pytest
 
 from tests.airflow_server import wait_for
+from tests.helm.release import CHART, merged
 from tests.kubernetes.conftest import HOST, KEYS, NAMESPACE
 from tests.kubernetes.suites import TASK_FILES
 
@@ -127,11 +128,16 @@ def test_more_gpus_than_there_are(lab):
 
 
 def test_everything_of_airflow_is_killed_in_the_middle(admin, lab):
-    """Scheduler, triggerer, DAG processor and API server get SIGKILL; started again, they find the pod."""
+    """The chart is upgraded and rolled back, then scheduler, triggerer, DAG processor and API server get SIGKILL.
+
+    Started again, they find the pod.
+    """
     earlier = set(lab.watcher.pods)
     run_id = lab.trigger(checkpoint=CHECKPOINT, suite="restarted")
     pod = lab.running(earlier, "harness")
     wait_for(lambda: harness(lab, run_id) == "deferred", 60, lambda: lab.states(run_id))
+    lab.helm.upgrade(CHART, "halos-eval", merged(lab.values, {"pools": {"gpu": 3}}))
+    lab.helm.rollback("halos-eval")
     lab.kill()
     wait_for(lambda: not lab.is_up(), 30)
     assert admin.core.read_namespaced_pod(pod.metadata.name, NAMESPACE).status.phase == "Running"
