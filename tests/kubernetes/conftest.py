@@ -246,6 +246,7 @@ def _values(store, judge):
         "suites": {f"{name}.yaml": yaml.safe_dump(suite) for name, suite in SUITES.items()},
         "policy": {"rules": [{"match": "*-rounded", "suites": ["night"]}, {"match": "*", "suites": []}]},
         "airflow": {"store": store.url},
+        "networkPolicies": {"extraEgress": [{"to": [{"ipBlock": {"cidr": f"{HOST}/32"}}]}]},
     }
     return merged(merged(values, small), own)
 
