@@ -111,6 +111,12 @@ def test_airflow_reads_the_store_as_the_stages_do(render):
     }
 
 
+def test_kubernetes_leaves_the_variables_as_they_are(render):
+    more = {"airflow": {"environment": {"HALOS_EVAL_NIGHT": "$(AWS_SECRET_ACCESS_KEY)"}}}
+    values = render(merged(LAB, more)).airflow_values
+    assert {"name": "HALOS_EVAL_NIGHT", "value": "$$(AWS_SECRET_ACCESS_KEY)"} in values["env"]
+
+
 def test_workload_identity_needs_no_secret(render):
     values = render(scenario("minimal") | {"airflow": STORE}).airflow_values
     assert values["secret"] == []

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # `make cluster-test`: the tests of this folder, on the cluster of KUBECONFIG or on one that is made here for them.
-# A cluster of your own needs the images (with docker.io/halos-eval/postgresql:test), kubectl, a node that is this machine, and its address in CLUSTER_TEST_HOST.
+# A cluster of your own needs the images (docker.io/halos-eval/postgresql:test as well), a node that is this machine, and
+# its address in CLUSTER_TEST_HOST. kubectl must be on the PATH.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 if [[ -z ${KUBECONFIG:-} ]]; then

@@ -20,12 +20,12 @@ images:
     pullPolicy: {{ .Values.kubernetes.imagePullPolicy }}
 env:
   {{- range $name, $value := merge (deepCopy .Values.airflow.environment) $settings }}
-  - {name: {{ $name }}, value: {{ $value | quote }}}
+  - {name: {{ $name }}, value: {{ $value | replace "$" "$$" | quote }}}
   {{- end }}
   # The tasks `plan` and `verdict` read the store, as the stages do.
   {{- range $name, $value := .Values.kubernetes.environment }}
   {{- if and (hasPrefix "AWS_" $name) (not (hasKey $.Values.kubernetes.secrets $name)) (not (hasKey $.Values.airflow.environment $name)) }}
-  - {name: {{ $name }}, value: {{ $value | quote }}}
+  - {name: {{ $name }}, value: {{ $value | replace "$" "$$" | quote }}}
   {{- end }}
   {{- end }}
 secret:
