@@ -116,7 +116,7 @@ def store(environments, tmp_path_factory):
         "--vfs-cache-mode",
         "off",
         "--dir-cache-time",
-        "0s",
+        "100ms",
         "--config",
         folder.parent / "none",
         "--auth-key",

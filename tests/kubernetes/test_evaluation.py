@@ -170,7 +170,7 @@ def test_helm_test_finds_what_is_missing(admin, lab):
     from helm_python import HelmError
 
     with pytest.raises(HelmError):
-        lab.helm.test("halos-eval")
+        lab.helm.test("halos-eval", timeout=300)
     found = {}
     for image in ("judge", "worker"):
         name = f"halos-eval-doctor-{image}"
