@@ -11,7 +11,8 @@ from tests.airflow_server import wait_for
 from tests.kubernetes.conftest import DATABASE, GIVEN, KEYS, NAMESPACE
 from tests.kubernetes.watcher import gpus_of
 
-pytestmark = pytest.mark.kubernetes
+# The first test waits for Airflow, the judge and the evaluation, if this file runs alone.
+pytestmark = [pytest.mark.kubernetes, pytest.mark.timeout(1800)]
 CHECKPOINT, OTHER = "smollm2-135m", "smollm2-135m-rounded"
 NIGHT = "nightly_evaluation"
 
