@@ -72,6 +72,17 @@ def test_checkpoints(tmp_path):
     assert (zephyr.revision, f"{zephyr.registered:%Y-%m-%d}") == ("main", "2026-11-01")
 
 
+def test_overrides_are_values_of_the_chart():
+    values = yaml.safe_load((EXAMPLES / "lab.yaml").read_text())
+    overrides = yaml.safe_load((EXAMPLES / "overrides.yaml").read_text())
+    values["profiles"] |= overrides["profiles"]
+    with Chart.load(CHART) as chart:
+        release = Release(chart.render(values, name="halos-eval", namespace="evaluation"), "evaluation")
+    written = release.cluster.profiles["spot"].pod_overrides
+    assert written["metadata"] == overrides["profiles"]["spot"]["podOverrides"]["metadata"]
+    assert written["spec"]["securityContext"] == {"runAsUser": None, "runAsGroup": None, "fsGroup": None}
+
+
 def test_chart_values():
     values = yaml.safe_load((EXAMPLES / "lab.yaml").read_text())
     with Chart.load(CHART) as chart:  # it checks the values against values.schema.json

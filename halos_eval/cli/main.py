@@ -15,6 +15,7 @@ from pydantic_settings import CliApp, CliSubCommand, SettingsError, get_subcomma
 from rich.console import Console
 
 from halos_eval.cli.commands import CheckpointsConfig, PlanConfig, PoolsConfig, checkpoints, plan
+from halos_eval.cli.doctor import DoctorConfig, doctor
 from halos_eval.cli.prompt import PromptConfig, prompt
 from halos_eval.cli.show import show_manifest, show_record
 from halos_eval.config.cluster import load_cluster
@@ -57,6 +58,8 @@ class HalosEval(BaseModel):
     """List the registered checkpoints, and the progress of each suite."""
     pools: CliSubCommand[PoolsConfig]
     """Print the pools of the cluster file, for `airflow pools import`."""
+    doctor: CliSubCommand[DoctorConfig]
+    """Check what the stages need, and print the remedy for whatever is missing."""
 
 
 def main() -> None:
@@ -124,6 +127,8 @@ def _dispatch(command: object) -> None:
             prompt(command)
         case CheckpointsConfig():
             checkpoints(command)
+        case DoctorConfig():
+            doctor(command)
         case PoolsConfig():
             print(json.dumps(load_cluster().pools.document(), indent=2))
 

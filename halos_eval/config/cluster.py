@@ -90,6 +90,8 @@ class Profile(BaseModel):
     """Name of Kueue's LocalQueue."""
     volumes: dict[str, Volume] = {}
     """Volumes by name; they override the cluster's volumes of the same name."""
+    pod_overrides: dict[str, Any] = {}
+    """Additions to the pod in Kubernetes' own form (metadata, spec), merged last; they cannot weaken its protection."""
     schedule_timeout_seconds: int = Field(6 * 3600, ge=1)
     """Maximum wait for a node."""
     start_timeout_seconds: int = Field(1800, ge=1)
@@ -159,6 +161,8 @@ class Kubernetes(BaseModel):
     """Secrets for pulling images."""
     service_account_name: str
     """Service account of the pods; its token is not mounted."""
+    code_service_account_name: str = "default"
+    """Service account of pods that execute a model's code: without rights and without workload identity."""
     environment: dict[str, str] = {}
     """Environment variables of all stages: AWS_ENDPOINT_URL, HF_ENDPOINT, OPENAI_BASE_URL, ..."""
     secrets: dict[str, SecretKey] = {}

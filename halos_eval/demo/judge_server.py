@@ -45,13 +45,15 @@ class JudgeServer(NamedTuple):
 
 
 @contextmanager
-def judge_server(program: Path, checkpoint: Path, log: Path, host: str = "127.0.0.1") -> Iterator[JudgeServer]:
+def judge_server(
+    program: Path, checkpoint: Path, log: Path, host: str = "127.0.0.1", port: int = 0
+) -> Iterator[JudgeServer]:
     """Serve ``checkpoint`` until the context ends. Yield the server once it answers. Raise EvaluationFailed.
 
-    The server listens on ``host``. Pods cannot reach loopback.
+    The server listens on ``host`` (pods cannot reach loopback) and ``port`` (0: a free one).
     """
     with socket.socket() as probe:
-        probe.bind((host, 0))
+        probe.bind((host, port))
         port = probe.getsockname()[1]
     config = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
     cache = kv_cache_bytes(config, "float32", MAX_MODEL_LEN)

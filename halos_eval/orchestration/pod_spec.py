@@ -7,6 +7,7 @@ from typing import Any
 
 from halos_eval.config.cluster import CACHE, OUTBOX, Kubernetes, Priority, Profile, Volume
 from halos_eval.orchestration.failures import BASE
+from halos_eval.orchestration.pod_overrides import overridden
 from halos_eval.orchestration.secrets import allowed
 from halos_eval.planning.jobs import StageJob
 
@@ -33,7 +34,8 @@ def manifest(job: StageJob, kubernetes: Kubernetes, profile: Profile, priority: 
             {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": profile.shared_memory}},
         ],
         "restartPolicy": "Never",
-        "serviceAccountName": kubernetes.service_account_name,
+        # Workload identity puts a token of its own into each pod of an account, so a model's code has another account.
+        "serviceAccountName": kubernetes.code_service_account_name if job.outbox else kubernetes.service_account_name,
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
         "securityContext": {
@@ -51,7 +53,7 @@ def manifest(job: StageJob, kubernetes: Kubernetes, profile: Profile, priority: 
         "imagePullSecrets": [{"name": name} for name in (*kubernetes.image_pull_secrets, *profile.image_pull_secrets)],
         "activeDeadlineSeconds": profile.run_timeout_seconds,
     }
-    return {
+    pod = {
         "apiVersion": "v1",
         "kind": "Pod",
         "metadata": {
@@ -61,6 +63,7 @@ def manifest(job: StageJob, kubernetes: Kubernetes, profile: Profile, priority: 
         },
         "spec": {key: value for key, value in spec.items() if value not in (None, [], {})},
     }
+    return overridden(pod, profile.pod_overrides, code=bool(job.outbox))
 
 
 def pod_name(job: StageJob) -> str:
@@ -86,7 +89,7 @@ def _container(job: StageJob, kubernetes: Kubernetes, profile: Profile, volumes:
         "name": BASE,
         "image": getattr(kubernetes.images, job.image),
         "imagePullPolicy": kubernetes.image_pull_policy,
-        "args": list(job.argv),
+        "args": [literal(word) for word in job.argv],
         "env": _environment(job, kubernetes, volumes),
         "resources": {
             "requests": {"cpu": profile.cpu, "memory": profile.memory, **gpus},
@@ -106,6 +109,15 @@ def _container(job: StageJob, kubernetes: Kubernetes, profile: Profile, volumes:
     }
 
 
+def literal(text: str) -> str:
+    """Return ``text`` so that Kubernetes leaves it as it is.
+
+    In arguments and variables, Kubernetes replaces ``$(NAME)`` by the pod's variable NAME, which may be a secret, and
+    ``$$`` by ``$``.
+    """
+    return text.replace("$", "$$")
+
+
 def _environment(job: StageJob, kubernetes: Kubernetes, volumes: dict[str, Volume]) -> list[dict[str, Any]]:
     plain = dict(kubernetes.environment)
     if CACHE in volumes:
@@ -114,7 +126,7 @@ def _environment(job: StageJob, kubernetes: Kubernetes, volumes: dict[str, Volum
         plain |= OFFLINE
     secrets = {name: secret for name, secret in kubernetes.secrets.items() if allowed(name, job)}
     return [
-        *({"name": name, "value": value} for name, value in plain.items() if name not in kubernetes.secrets),
+        *({"name": name, "value": literal(value)} for name, value in plain.items() if name not in kubernetes.secrets),
         *({"name": name, "valueFrom": {"secretKeyRef": secret.model_dump()}} for name, secret in secrets.items()),
     ]
 

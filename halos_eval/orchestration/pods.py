@@ -9,6 +9,7 @@ from airflow.providers.cncf.kubernetes.operators.pod import KubernetesPodOperato
 from airflow.sdk import Context
 from airflow.sdk.exceptions import AirflowException
 from kubernetes.client import ApiException, V1Pod
+from pendulum import DateTime
 
 from halos_eval.config.cluster import load_cluster
 from halos_eval.orchestration.failures import BASE, PodLost, StageFailure, diagnose, refused
@@ -72,6 +73,15 @@ class PodStageOperator(KubernetesPodOperator):
         except AirflowException as error:
             # Other failures went through cleanup(), which raises StageFailure. Without it, the pod no longer exists.
             raise PodLost(f"pod {event['name']} is gone: {error}") from error
+
+    def invoke_defer_method(self, last_log_time: DateTime | None = None, context: Context | None = None) -> None:
+        """Defer to a triggerer that connects as this task did.
+
+        A hook without configuration falls back to the pod's own account. The triggerer's hook does so only
+        with ``in_cluster`` (https://github.com/apache/airflow/issues/44325); otherwise it looks for a kubeconfig.
+        """
+        self.in_cluster = self.hook.is_in_cluster
+        super().invoke_defer_method(last_log_time, context)
 
     def cleanup(
         self, pod: V1Pod, remote_pod: V1Pod, xcom_result: dict[Any, Any] | None = None, context: Context | None = None

@@ -8,13 +8,25 @@ import yaml
 
 from halos_eval.config.cluster import Cluster
 
-CHART = Path(__file__).parents[2] / "helm" / "halos-eval"
+ROOT = Path(__file__).parents[2]
+CHART = ROOT / "helm" / "halos-eval"
 SCENARIOS = {path.name.removesuffix("-values.yaml"): path for path in sorted((CHART / "ci").iterdir())}
 
 
 def scenario(name):
     """Return the values of a file in ci/."""
     return yaml.safe_load(SCENARIOS[name].read_text())
+
+
+def airflow_values(written):
+    """Return the values of Airflow's release: helm/airflow-values.yaml, then what the chart has ``written``."""
+    return merged(yaml.safe_load((ROOT / "helm" / "airflow-values.yaml").read_text()), yaml.safe_load(written))
+
+
+def merged(values, more):
+    """Return ``values`` with ``more`` over them, as helm merges files: mappings by key, all else as a whole."""
+    both = [key for key in more if isinstance(values.get(key), dict) and isinstance(more[key], dict)]
+    return values | more | {key: merged(values[key], more[key]) for key in both}
 
 
 class Release:
@@ -43,6 +55,11 @@ class Release:
     def cluster_file(self):
         """The text of the cluster file."""
         return self.get("ConfigMap", "halos-eval-cluster")["data"]["cluster.yaml"]
+
+    @property
+    def airflow_values(self):
+        """The values of Airflow's release beside this one."""
+        return airflow_values(self.get("ConfigMap", "halos-eval-airflow")["data"]["values.yaml"])
 
     @property
     def cluster(self):

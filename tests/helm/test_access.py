@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from ipaddress import ip_address, ip_network
+
 import pytest
 
 from halos_eval.orchestration.pod_spec import manifest
 from tests.helm.release import SCENARIOS, scenario
 from tests.helm.test_cluster_file import jobs
 
-DNS_AND_HTTPS = [{"protocol": "UDP", "port": 53}, {"protocol": "TCP", "port": 53}, {"protocol": "TCP", "port": 443}]
+DNS = {"ports": [{"protocol": "UDP", "port": 53}, {"protocol": "TCP", "port": 53}]}
+HTTPS = [{"protocol": "TCP", "port": 443}]
 WITH_POLICIES = [name for name in SCENARIOS if name != "existing"]
 AIRFLOW = ["airflow-scheduler", "airflow-worker", "airflow-triggerer"]
 
@@ -30,7 +33,7 @@ def test_the_role_has_the_least_permissions_of_the_operator(render, name):
         ("minimal", AIRFLOW, "evaluation"),
         ("gpu", AIRFLOW, "airflow"),
         ("existing", ["halos-eval-launcher"], "evaluation"),
-        ("test-cluster", [*AIRFLOW, "halos-eval-launcher"], "evaluation"),
+        ("test-cluster", AIRFLOW, "evaluation"),
     ],
 )
 def test_only_airflow_has_the_role(render, name, accounts, namespace):
@@ -50,6 +53,16 @@ def test_no_account_of_the_chart_has_its_token_mounted(render, name):
     release = render(scenario(name))
     for account in release.names("ServiceAccount"):
         assert release.get("ServiceAccount", account)["automountServiceAccountToken"] is False
+
+
+def test_a_model_s_code_gets_no_workload_identity(render):
+    release = render(scenario("external-secrets"))
+    cluster = release.cluster
+    *_, code = jobs("default")
+    pod = manifest(code, cluster.kubernetes, cluster.profiles["default"], "manual")
+    account = release.get("ServiceAccount", pod["spec"]["serviceAccountName"])
+    assert "annotations" not in account["metadata"]
+    assert "annotations" in release.get("ServiceAccount", cluster.kubernetes.service_account_name)["metadata"]
 
 
 def allowed(release, pod, direction):
@@ -78,8 +91,46 @@ def test_model_written_code_reaches_nothing_and_other_stages_the_listed_ports(re
     release = render(scenario(name))
     extra = scenario(name).get("networkPolicies", {}).get("extraEgress", [])
     for job, pod in pods(release):
-        expected = [] if job.outbox else [{"ports": DNS_AND_HTTPS}, *extra]
-        assert allowed(release, pod, "Egress") == expected, job.title
+        found = allowed(release, pod, "Egress")
+        if job.outbox:
+            assert found == [], job.title
+        else:
+            dns, https, *others = found
+            assert (dns, https["ports"], others) == (DNS, HTTPS, extra), job.title
+
+
+def reached(rule, address):
+    """Return whether a rule of egress allows this address."""
+    blocks = [one["ipBlock"] for one in rule["to"]]
+    address = ip_address(address)
+    return any(
+        address in ip_network(block["cidr"]) and not any(address in ip_network(one) for one in block.get("except", []))
+        for block in blocks
+    )
+
+
+@pytest.mark.parametrize(
+    ("address", "allows"),
+    [
+        ("104.18.32.47", True),
+        ("2606:4700::1", True),
+        ("10.96.0.1", False),  # the API server
+        ("169.254.169.254", False),  # the node's identity
+        ("192.168.1.5", False),
+        ("172.20.0.1", False),
+        ("fd00::1", False),
+    ],
+)
+def test_stages_reach_public_addresses_only(render, address, allows):
+    rules = render(scenario("minimal")).get("NetworkPolicy", "halos-eval-egress")["spec"]["egress"]
+    assert reached(rules[1], address) is allows
+
+
+def test_private_addresses_can_be_allowed(render):
+    release = render(scenario("minimal") | {"networkPolicies": {"privateRanges": ["10.0.0.0/8"]}})
+    rules = release.get("NetworkPolicy", "halos-eval-egress")["spec"]["egress"]
+    assert reached(rules[1], "192.168.1.5")
+    assert not reached(rules[1], "10.96.0.1")
 
 
 def test_other_pods_of_the_namespace_are_not_restricted(render):

@@ -73,6 +73,7 @@ def test_what_a_release_is_made_of(render):
         ("PriorityClass", "halos-eval-nightly"),
         ("Role", "halos-eval-launcher"),
         ("RoleBinding", "halos-eval-launcher"),
+        ("ServiceAccount", "halos-eval-code"),
         ("ServiceAccount", "halos-eval-stage"),
     }
 

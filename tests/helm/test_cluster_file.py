@@ -12,7 +12,7 @@ from halos_eval.orchestration.pod_spec import manifest
 from halos_eval.planning.jobs import StageJob
 from tests.helm.release import SCENARIOS, scenario
 
-MADE = {"namespace", "serviceAccountName", "volumes", "priorityClasses"}
+MADE = {"namespace", "serviceAccountName", "codeServiceAccountName", "volumes", "priorityClasses"}
 
 
 def jobs(profile):
@@ -59,6 +59,9 @@ def test_data_is_fetched_if_pods_share_a_cache(render, cache, fetched):
     pod = manifest(job, release.cluster.kubernetes, release.cluster.profiles["cpu"], "manual")
     mounted = {one["name"]: one for one in pod["spec"]["containers"][0]["volumeMounts"]}
     assert ("cache" in mounted) is fetched
+    sample = manifest(next(jobs("default")), release.cluster.kubernetes, release.cluster.profiles["default"], "manual")
+    others = {one["name"]: one for one in sample["spec"]["containers"][0]["volumeMounts"]}
+    assert others.get("cache", {}).get("readOnly", False) is fetched
     assert not mounted.get("cache", {}).get("readOnly")
     assert pod["metadata"]["labels"]["halos-eval/network"] == "egress"
 
@@ -91,7 +94,7 @@ def test_it_names_existing_objects(render):
     assert kubernetes.volumes["checkpoints"].persistent_volume_claim == "trained-models"
     assert release.cluster.outbox is None
     assert release.names("PersistentVolumeClaim") == release.names("PriorityClass") == []
-    assert release.names("ServiceAccount") == ["halos-eval-launcher"]
+    assert release.names("ServiceAccount") == ["halos-eval-code", "halos-eval-launcher"]
 
 
 def test_airflow_in_another_namespace_gets_its_files_there(render):

@@ -120,7 +120,7 @@ def test_every_object_is_closed():
         "$.networkPolicies.extraEgress[items].to[items]",
         "$.networkPolicies.extraEgress[items].ports[items]",
     }
-    fragments.add("$.Profile.tolerations[items]")
+    fragments |= {"$.Profile.tolerations[items]", "$.Profile.podOverrides"}
     opened = {
         path for path, node in nodes(SCHEMA)
         if node.get("type") == "object" and node.get("additionalProperties", True) is True

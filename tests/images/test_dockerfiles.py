@@ -110,3 +110,14 @@ def test_the_build_context_has_only_needed_files():
     assert lines[0] == "*"
     kept = {line.removeprefix("!") for line in lines if line.startswith("!")}
     assert kept == {"LICENSE", "README.md", "pyproject.toml", "dags", "halos_eval", "images"}
+
+
+@pytest.mark.parametrize("image", IMAGES)
+def test_no_library_reports_its_use(image):
+    variables = " ".join(arguments(image, "ENV")).split()
+    expected = {
+        "airflow": {"DO_NOT_TRACK=1"},
+        "judge": {"DO_NOT_TRACK=1", "HF_HUB_DISABLE_TELEMETRY=1"},
+        "worker": {"DO_NOT_TRACK=1", "HF_HUB_DISABLE_TELEMETRY=1", "VLLM_NO_USAGE_STATS=1"},
+    }
+    assert expected[image] <= set(variables)

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # `make cluster-test`: the tests of this folder, on the cluster of KUBECONFIG or on one that is made here for them.
-# A cluster of your own needs the images, a node that is this machine, and its address in CLUSTER_TEST_HOST.
+# A cluster of your own needs the images (docker.io/halos-eval/postgresql:test as well), a node that is this machine, and
+# its address in CLUSTER_TEST_HOST. kubectl must be on the PATH.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 if [[ -z ${KUBECONFIG:-} ]]; then
@@ -12,10 +13,11 @@ if [[ -z ${KUBECONFIG:-} ]]; then
     "$equipment/build-kubernetes.sh" "$kubernetes"
     "$equipment/base-image.sh"
     make images WORKER=cpu BUILD="buildah bud --layers --isolation chroot --network host"
+    buildah bud --layers --isolation chroot --network host -t docker.io/halos-eval/postgresql:test tests/kubernetes/postgresql
     trap '"$equipment/down.sh" "$state"' EXIT
     "$equipment/up.sh" "$kubernetes/bin" "$state"
     version=$(sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
-    "$equipment/load-image.sh" "$state" "docker.io/halos-eval/worker:$version" "docker.io/halos-eval/judge:$version"
-    export KUBECONFIG=$state/kubeconfig
+    "$equipment/load-image.sh" "$state" docker.io/halos-eval/{airflow,worker,judge}:"$version" docker.io/halos-eval/postgresql:test
+    export KUBECONFIG=$state/kubeconfig PATH=$kubernetes/bin:$PATH
 fi
 .venv/dev/bin/pytest -m kubernetes "$@"

@@ -6,20 +6,20 @@ import socket
 import threading
 
 import pytest
-import yaml
 
-from halos_eval.shipped import shipped
 from tests.airflow_server import wait_for
+from tests.helm.release import CHART, merged
 from tests.kubernetes.conftest import HOST, KEYS, NAMESPACE
+from tests.kubernetes.suites import TASK_FILES
 
 pytestmark = pytest.mark.kubernetes
 CHECKPOINT, OTHER = "smollm2-135m", "smollm2-135m-rounded"
 
-CODE_TASK = """
+CODE_TASK = f"""
 task: own_code
 unsafe_code: true
 dataset_path: json
-dataset_kwargs: {{data_files: {{test: {folder}/data.jsonl}}}}
+dataset_kwargs: {{data_files: {{test: /checkpoints/{TASK_FILES}/data.jsonl}}}}
 test_split: test
 output_type: generate_until
 doc_to_text: "{{{{question}}}}"
@@ -55,7 +55,7 @@ def look_around(doc, results):
     child.start()
     child.join()
     names = {keys}
-    outbox = Path("{outbox}")
+    outbox = Path("/outbox")
     return {{
         "child_reaches": there.value,
         "pod_reaches": here.value,
@@ -65,18 +65,13 @@ def look_around(doc, results):
 """
 
 
-def tasks(profile="default", limit=8):
-    """One small task; another limit is another fingerprint."""
-    return {"tasks": {"demo_cloze": {"limit": limit, "profile": profile}}}
-
-
 def harness(lab, run_id):
     """The state of a run's one harness task."""
     return next(one["state"] for one in lab.instances(run_id) if one["task_id"] == "harness")
 
 
 def test_a_pod_that_takes_too_much_memory(lab):
-    run_id = lab.trigger(checkpoint=CHECKPOINT, suite=lab.suite("starved", **tasks("starved", 2)))
+    run_id = lab.trigger(checkpoint=CHECKPOINT, suite="starved")
     state, states = lab.finish(run_id)
     assert state == harness(lab, run_id) == "failed", states
     log = lab.log(run_id, "harness", 0)
@@ -89,8 +84,6 @@ def test_a_pod_that_takes_too_much_memory(lab):
 def test_a_pod_that_is_deleted_while_it_samples(admin, lab):
     """The retry starts another pod, which keeps what was sampled."""
     earlier = set(lab.watcher.pods)
-    demo = yaml.safe_load((shipped("suites") / "demo.yaml").read_text())
-    lab.suite("resumed", alpaca_eval=demo["alpaca_eval"])
     run_id = lab.trigger(checkpoint=OTHER, suite="resumed")
     wait_for(lambda: list(lab.store.glob(f"runs/{OTHER}/sample/*/outputs.parts/*/*.jsonl")), 180)
     (first,) = lab.watcher.since(earlier, "sample")
@@ -104,12 +97,9 @@ def test_a_pod_that_is_deleted_while_it_samples(admin, lab):
 
 
 def test_an_image_that_does_not_exist(lab):
-    def change(cluster):
-        cluster["kubernetes"]["images"]["worker"] = "docker.io/halos-eval/worker:none"
-        cluster["kubernetes"]["imagePullPolicy"] = "IfNotPresent"
-
-    with lab.edited(change):
-        run_id = lab.trigger(checkpoint=CHECKPOINT, suite=lab.suite("no_image", **tasks(limit=3)))
+    images = {"worker": "docker.io/halos-eval/worker:none"}
+    with lab.upgraded(kubernetes={"images": images, "imagePullPolicy": "IfNotPresent"}):
+        run_id = lab.trigger(checkpoint=CHECKPOINT, suite="no_image")
         wait_for(lambda: lab.states(run_id)["fetch", -1] == "failed", 120, lambda: lab.states(run_id))
     log = lab.log(run_id, "fetch")
     assert "ImageUnavailable" in log
@@ -120,44 +110,50 @@ def test_an_image_that_does_not_exist(lab):
 
 
 def test_more_gpus_than_the_pool_has(lab):
-    run_id = lab.trigger(checkpoint=CHECKPOINT, suite=lab.suite("many", **tasks("many", 4)))
+    run_id = lab.trigger(checkpoint=CHECKPOINT, suite="many")
     state, states = lab.finish(run_id)
     assert state == states["plan", -1] == "failed"
     assert "profile many requests 9 GPUs, but the pool has only 2" in lab.log(run_id, "plan")
 
 
-def test_more_gpus_than_there_are(admin, lab):
-    with lab.edited(lambda cluster: cluster["pools"].update(gpu=9)):
+def test_more_gpus_than_there_are(lab):
+    with lab.upgraded(pools={"gpu": 9}):
         run_id = lab.trigger(checkpoint=CHECKPOINT, suite="many")
         wait_for(lambda: harness(lab, run_id) == "up_for_retry", 120, lambda: lab.states(run_id))
     log = lab.log(run_id, "harness", 0)
     assert "Unschedulable" in log
     assert "Insufficient nvidia.com/gpu" in log
     lab.call("PATCH", f"/dags/evaluate_checkpoint/dagRuns/{run_id}", {"state": "failed"})
-    wait_for(lambda: not admin.core.list_namespaced_pod(NAMESPACE).items, 60)
+    wait_for(lambda: not lab.pods(), 60)
 
 
 def test_everything_of_airflow_is_killed_in_the_middle(admin, lab):
-    """Scheduler, triggerer and workers get SIGKILL; started again, they find the pod."""
+    """The chart is upgraded and rolled back, then scheduler, triggerer, DAG processor and API server get SIGKILL.
+
+    Started again, they find the pod.
+    """
     earlier = set(lab.watcher.pods)
-    run_id = lab.trigger(checkpoint=CHECKPOINT, suite=lab.suite("restarted", **tasks(limit=24)))
+    run_id = lab.trigger(checkpoint=CHECKPOINT, suite="restarted")
     pod = lab.running(earlier, "harness")
     wait_for(lambda: harness(lab, run_id) == "deferred", 60, lambda: lab.states(run_id))
+    lab.helm.upgrade(CHART, "halos-eval", merged(lab.values, {"pools": {"gpu": 3}}))
+    lab.helm.rollback("halos-eval")
     lab.kill()
+    wait_for(lambda: not lab.is_up(), 30)
     assert admin.core.read_namespaced_pod(pod.metadata.name, NAMESPACE).status.phase == "Running"
-    lab.start()
+    wait_for(lab.is_up, 240, lab.logs)
     state, states = lab.finish(run_id, 900)
     assert state == "success", states
     assert [one.metadata.uid for one in lab.watcher.since(earlier, "harness")] == [pod.metadata.uid]
 
 
-def test_a_task_that_is_marked_failed_leaves_no_pod(admin, lab):
+def test_a_task_that_is_marked_failed_leaves_no_pod(lab):
     earlier = set(lab.watcher.pods)
-    run_id = lab.trigger(checkpoint=CHECKPOINT, suite=lab.suite("marked", **tasks(limit=12)))
+    run_id = lab.trigger(checkpoint=CHECKPOINT, suite="marked")
     pod = lab.running(earlier, "harness")
     path = f"/dags/evaluate_checkpoint/dagRuns/{run_id}/taskInstances/harness/0"
     lab.call("PATCH", path, {"new_state": "failed"})
-    names = lambda: [one.metadata.name for one in admin.core.list_namespaced_pod(NAMESPACE).items]  # noqa: E731
+    names = lambda: [one.metadata.name for one in lab.pods()]  # noqa: E731
     wait_for(lambda: pod.metadata.name not in names(), 90, names)
     state, states = lab.finish(run_id)
     assert state == states["verdict", -1] == "failed"
@@ -168,17 +164,13 @@ def test_a_model_s_code_has_no_network_and_no_secrets(admin, lab):
     with socket.create_server(("0.0.0.0", 0)) as server:
         connections = []
         threading.Thread(target=accept, args=(server, connections), daemon=True).start()
-        folder = lab.folders.suites / "tasks"
-        folder.mkdir()
+        folder = lab.folders.checkpoints / TASK_FILES
         (folder / "data.jsonl").write_text(json.dumps({"question": "1 + 1 ="}) + "\n")
-        (folder / "own_code.yaml").write_text(CODE_TASK.format(folder=folder))
-        outbox = lab.folders.outbox
-        (folder / "code.py").write_text(
-            CODE.format(host=HOST, port=server.getsockname()[1], keys=sorted(KEYS), outbox=outbox)
-        )
+        (folder / "own_code.yaml").write_text(CODE_TASK)
+        port = server.getsockname()[1]
+        (folder / "code.py").write_text(CODE.format(host=HOST, port=port, keys=sorted(KEYS)))
         earlier = set(lab.watcher.pods)
-        suite = lab.suite("code", include_path="tasks", tasks={"own_code": {"confirm_unsafe_code": True}})
-        run_id = lab.trigger(checkpoint=CHECKPOINT, suite=suite)
+        run_id = lab.trigger(checkpoint=CHECKPOINT, suite="code")
         state, states = lab.finish(run_id, 300)
         assert state == "success", states
     (record,) = lab.store.glob(f"runs/{CHECKPOINT}/harness.own_code/*/record.json")  # carried from the outbox
@@ -188,12 +180,13 @@ def test_a_model_s_code_has_no_network_and_no_secrets(admin, lab):
     assert len(connections) == 1
     (pod,) = lab.watcher.since(earlier, "harness")
     assert pod.metadata.labels["halos-eval/network"] == "none"
+    assert pod.spec.service_account_name == "halos-eval-code"
     assert not [one.name for one in pod.spec.containers[0].env if one.value_from]
     policies = admin.client.NetworkingV1Api(admin.api).list_namespaced_network_policy(NAMESPACE).items
     selecting = [one.spec for one in policies if selects(one.spec.pod_selector, pod.metadata.labels)]
     assert {kind for spec in selecting for kind in spec.policy_types} == {"Ingress", "Egress"}
     assert not [spec for spec in selecting if spec.egress or spec.ingress]
-    assert not [path for path in outbox.rglob("*") if path.is_file()]
+    assert not [path for path in lab.folders.outbox.rglob("*") if path.is_file()]
 
 
 def accept(server, connections):

@@ -1,4 +1,4 @@
-"""Watches the pods of a namespace while tests run: what each was, what it held and when, and what it could read."""
+"""Watches the pods of stages while tests run: what each was, what it held and when, and what it could read."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
+PODS = "app.kubernetes.io/name=halos-eval"
+"""Selects the pods of stages."""
 STAGES = ("fetch", "sample", "judge", "harness", "summarize")
 
 
@@ -18,7 +20,7 @@ class Holding(NamedTuple):
 
 
 class Watcher(threading.Thread):
-    """Looks at all pods several times a second. The node is this machine, so it sees their processes as well."""
+    """Looks at them several times a second. The node is this machine, so it sees their processes as well."""
 
     def __init__(self, client, namespace):
         super().__init__(daemon=True)
@@ -32,7 +34,7 @@ class Watcher(threading.Thread):
 
     def run(self):
         while not self._ended.wait(0.25):
-            items = self.client.list_namespaced_pod(self.namespace).items
+            items = self.client.list_namespaced_pod(self.namespace, label_selector=PODS).items
             self.pods |= {pod.metadata.name: pod for pod in items}
             live = [pod for pod in items if pod.status.phase in {"Pending", "Running"}]
             self.holdings.append(Holding(time.monotonic(), {pod.metadata.name: gpus_of(pod) for pod in live}))

@@ -22,6 +22,7 @@ KUBERNETES = {
     "imagePullPolicy": "Always",
     "imagePullSecrets": ["pull"],
     "serviceAccountName": "stage",
+    "codeServiceAccountName": "code",
     "environment": {"AWS_ENDPOINT_URL": "http://s3", "HF_ENDPOINT": "http://hub"},
     "secrets": {
         "OPENAI_API_KEY": {"name": "judge", "key": "api-key"},
@@ -134,7 +135,9 @@ def test_it_has_few_permissions(pod):
     spec = pod["spec"]
     assert spec["automountServiceAccountToken"] is False
     assert spec["enableServiceLinks"] is False
-    assert spec["serviceAccountName"] == "stage"
+    assert spec["serviceAccountName"] == (
+        "code" if pod["metadata"]["labels"]["halos-eval/network"] == "none" else "stage"
+    )
     assert spec["restartPolicy"] == "Never"
     security = spec["securityContext"]
     assert security["runAsNonRoot"] is True
@@ -335,7 +338,7 @@ def test_labels_and_image(stage):
 
 def test_arguments_are_not_split_or_joined():
     argv = ("sample", "--stop=a b; $(c) `d` {{ e }}", "", "--", "ü\n")
-    assert container(make(make_job(argv=argv)))["args"] == list(argv)
+    assert [expanded(word, {}) for word in container(make(make_job(argv=argv)))["args"]] == list(argv)
 
 
 OF_THE_OPERATOR = {"schedule_timeout_seconds", "start_timeout_seconds"}  # tests/orchestration/test_pods.py
@@ -353,6 +356,7 @@ CHANGES = {
     "image_pull_secrets": ("other",),
     "queue": "other",
     "volumes": {"other": {"mount_path": "/other", "empty_dir": "1Gi"}},
+    "pod_overrides": {"spec": {"schedulerName": "volcano"}},
     "run_timeout_seconds": 1,
 }
 
@@ -393,3 +397,43 @@ def test_every_task_has_a_name_that_kubernetes_accepts(task):
     assert DNS_1123.fullmatch(name)
     assert len(name) <= 52  # the operator adds up to nine characters, and a label has at most 63
     assert name.startswith("halos-eval-harness")
+
+
+# Words that Kubernetes would interpret
+
+
+def expanded(text, variables):
+    """Return ``text`` as the kubelet passes it to the container.
+
+    https://github.com/kubernetes/kubernetes/blob/v1.34.0/third_party/forked/golang/expansion/expand.go
+    """
+    found, at = "", 0
+    while at < len(text):
+        rest = text[at:]
+        if rest.startswith("$$"):
+            word, length = "$", 2
+        elif rest.startswith("$(") and ")" in rest:
+            length = rest.index(")") + 1
+            name = rest[2 : length - 1]
+            word = variables.get(name, f"$({name})")
+        else:
+            word, length = rest[0], 1
+        found, at = found + word, at + length
+    return found
+
+
+WORDS = st.text(alphabet="$()KEYa{} ", max_size=12)
+
+
+def test_the_kubelet_would_print_a_secret():
+    assert expanded("$(KEY).jinja $$ $$(KEY) $x $(NONE) $(", {"KEY": "secret"}) == "secret.jinja $ $(KEY) $x $(NONE) $("
+
+
+@given(word=WORDS, value=WORDS)
+@example(word="$(KEY).jinja", value="$(KEY)")
+@example(word="$$", value="$$(KEY)")
+def test_arguments_and_variables_reach_the_stage_as_they_are(word, value):
+    pod = make(make_job(argv=("sample", word)), kubernetes=KUBERNETES | {"environment": {"OWN": value}})
+    variables = {"KEY": "secret", "": "nothing"}
+    assert [expanded(one, variables) for one in container(pod)["args"]] == ["sample", word]
+    assert expanded(environment(pod)["OWN"], variables) == value

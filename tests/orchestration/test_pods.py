@@ -168,6 +168,12 @@ def test_a_pod_is_started_and_awaited_without_a_worker(kubernetes, context):
     json.dumps(trigger.serialize()[1], default=str)
 
 
+@pytest.mark.parametrize("in_cluster", [True, False])
+def test_the_triggerer_connects_as_the_task_did(kubernetes, context, monkeypatch, in_cluster):
+    monkeypatch.setattr(PodStageOperator.hook, "is_in_cluster", in_cluster)
+    assert deferral(context).trigger.in_cluster is in_cluster
+
+
 def test_each_profile_has_its_own_timeouts(kubernetes, context):
     trigger = deferral(context, make_job("judge", profile="cpu")).trigger
     assert (trigger.schedule_timeout, trigger.startup_timeout) == (333, 44)

@@ -3,6 +3,7 @@
 {{- $kubernetes := deepCopy .Values.kubernetes -}}
 {{- $_ := set $kubernetes "namespace" .Release.Namespace -}}
 {{- $_ := set $kubernetes "serviceAccountName" (include "halos-eval.serviceAccountName" .) -}}
+{{- $_ := set $kubernetes "codeServiceAccountName" (include "halos-eval.codeServiceAccountName" .) -}}
 {{- $_ := set $kubernetes "volumes" (include "halos-eval.volumes" . | fromYaml) -}}
 {{- if .Values.priorityClasses.create -}}
 {{- range $priority := keys .Values.priorityClasses.values -}}

@@ -13,6 +13,11 @@
 {{- .Values.kubernetes.serviceAccountName | default (include "halos-eval.name" (list . "stage")) -}}
 {{- end -}}
 
+{{/* The account of pods that execute a model's code: an existing one, or the chart's. */}}
+{{- define "halos-eval.codeServiceAccountName" -}}
+{{- .Values.kubernetes.codeServiceAccountName | default (include "halos-eval.name" (list . "code")) -}}
+{{- end -}}
+
 {{/* (list . "checkpoints") -> the name of that volume's claim. */}}
 {{- define "halos-eval.claimName" -}}
 {{- $claim := index (index . 0).Values.claims (index . 1) -}}

@@ -1,0 +1,146 @@
+"""``halos-eval doctor``: whether what a stage needs is there, seen from inside its pod. `helm test` runs it."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
+
+from pydantic import BaseModel, Field
+
+from halos_eval.checkpoints.open_registry import open_registry
+from halos_eval.config.settings import FROZEN
+from halos_eval.errors import BadInput, HalosEvalError
+from halos_eval.storage import filesystem
+
+DRIVER = 580
+"""NVIDIA's first driver for CUDA 13: https://docs.nvidia.com/deploy/cuda-compatibility/"""
+SECONDS = 30
+"""How long an endpoint may take to answer."""
+
+
+class DoctorConfig(BaseModel):
+    """Check what the stages need, and print the remedy for whatever is missing. Checks only what is named."""
+
+    model_config = FROZEN
+
+    store: str | None = None
+    """Folder or object storage with all results: written, read and deleted."""
+    checkpoints: str | None = None
+    """Registry of checkpoints: at least one must be complete."""
+    writable: tuple[Path, ...] = ()
+    """Folders that must be writable, such as cache and outbox."""
+    judge: bool = False
+    """Whether the judge's endpoint (OPENAI_BASE_URL) must accept OPENAI_API_KEY."""
+    gpus: int = Field(0, ge=0)
+    """Number of GPUs that must be visible, with a driver for the image."""
+
+
+def doctor(config: DoctorConfig) -> None:
+    """Print one line for each check. Raise BadInput if one fails."""
+    failed = 0
+    for name, check in _checks(config):
+        try:
+            print(f"ok      {name}: {check()}", flush=True)
+        except (HalosEvalError, OSError) as error:
+            failed += 1
+            print(f"FAILED  {name}: {error}", flush=True)
+    if failed:
+        raise BadInput(f"{failed} checks failed; expected none. Follow the lines above that begin with FAILED")
+
+
+def _checks(config: DoctorConfig) -> Iterator[tuple[str, Callable[[], str]]]:
+    if store := config.store:
+        yield "store", lambda: check_store(store)
+    if registry := config.checkpoints:
+        yield "checkpoints", lambda: check_checkpoints(registry)
+    for folder in config.writable:
+        yield f"folder {folder}", lambda folder=folder: check_writable(folder)  # type: ignore[misc]
+    if config.judge:
+        yield "judge", check_judge
+    if config.gpus:
+        yield "GPU", lambda: check_gpus(config.gpus)
+
+
+def check_store(store: str) -> str:
+    """Write, read and delete a file. Raise StoreError."""
+    url = filesystem.join(store, "doctor", f"{socket.gethostname()}-{os.getpid()}")
+    filesystem.write_bytes(url, b"halos-eval")
+    content = filesystem.read_bytes(url)
+    filesystem.delete(url)
+    if content != b"halos-eval":
+        raise BadInput(f"{url} reads as {content[:20]!r}; expected what was written. Use a store without a stale cache")
+    return f"{store} can be written and read"
+
+
+def check_checkpoints(registry: str) -> str:
+    """Count complete checkpoints. Raise BadInput if there is none."""
+    found = open_registry(registry).registered()
+    if not found.checkpoints:
+        reasons = "; ".join(f"{name}: {why}" for name, why in list(found.skipped.items())[:3])
+        raise BadInput(
+            f"{registry} has no complete checkpoint ({reasons or 'it is empty'}); expected EXPERIMENT/FINAL. Mount the "
+            "claim with the checkpoints, or copy one there"
+        )
+    return f"{len(found.checkpoints)} complete, {len(found.skipped)} incomplete in {registry}"
+
+
+def check_writable(folder: Path) -> str:
+    """Write and delete a file. Raise BadInput."""
+    path = folder / f".doctor-{socket.gethostname()}-{os.getpid()}"
+    try:
+        path.write_bytes(b"")
+        path.unlink()
+    except OSError as error:
+        raise BadInput(
+            f"{folder} is not writable ({error.strerror}); expected write permission for user {os.getuid()}. Use a "
+            "ReadWriteMany claim, and give group 1000 write permission if its driver ignores fsGroup"
+        ) from error
+    return "writable"
+
+
+def check_judge() -> str:
+    """Ask the judge's endpoint for its models. Raise BadInput."""
+    address = os.environ.get("OPENAI_BASE_URL") or "https://api.openai.com/v1"
+    key = os.environ.get("OPENAI_API_KEY")
+    if not key:
+        raise BadInput("OPENAI_API_KEY is missing; expected the judge's key. Add it to kubernetes.secrets")
+    request = Request(f"{address.rstrip('/')}/models", headers={"Authorization": f"Bearer {key}"})  # noqa: S310
+    try:
+        with urlopen(request, timeout=SECONDS):  # noqa: S310
+            return "the endpoint accepts the key"
+    except HTTPError as error:
+        error.close()
+        if error.code in {401, 403}:
+            raise BadInput(f"the judge rejects the key (HTTP {error.code}). Replace the Secret's value") from None
+        return f"the endpoint answers (HTTP {error.code}); it lists no models, so the key was not checked"
+    except OSError as error:
+        raise BadInput(
+            f"the judge does not answer ({error}). Check OPENAI_BASE_URL, and allow its port in "
+            "networkPolicies.extraEgress"
+        ) from None
+
+
+def check_gpus(expected: int) -> str:
+    """Count GPUs and read the driver's version. Raise BadInput."""
+    try:
+        import pynvml
+    except ImportError:
+        raise BadInput("this image has no CUDA, but the profile requests GPUs. Build it with `make images`") from None
+    try:
+        pynvml.nvmlInit()
+        count, driver = pynvml.nvmlDeviceGetCount(), str(pynvml.nvmlSystemGetDriverVersion())
+        pynvml.nvmlShutdown()
+    except pynvml.NVMLError as error:
+        raise BadInput(
+            f"no GPU is visible ({error}); expected {expected}. Install NVIDIA's device plugin, and set "
+            "runtimeClassName in the profile if the cluster needs it"
+        ) from error
+    if count < expected:
+        raise BadInput(f"{count} GPUs are visible; expected {expected}. Check gpus and gpuResource in the profile")
+    if int(driver.partition(".")[0]) < DRIVER:
+        raise BadInput(f"the driver is {driver}; expected {DRIVER} or newer, for CUDA 13. Upgrade it on the nodes")
+    return f"{count} with driver {driver}"

@@ -1,0 +1,129 @@
+"""``halos-eval doctor``: what is checked, and that each failure names its remedy."""
+
+from __future__ import annotations
+
+import sys
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from threading import Thread
+from types import SimpleNamespace
+
+import pytest
+
+from halos_eval.cli.doctor import DoctorConfig, check_gpus, check_judge, doctor
+from halos_eval.cli.main import run
+from halos_eval.errors import BadInput
+from tests.doubles import make_checkpoint
+
+
+@pytest.fixture
+def judge(monkeypatch):
+    """An endpoint that accepts one key; gives the answers' codes."""
+    codes = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            codes.append(200 if self.headers["Authorization"] == "Bearer right" else 401)
+            self.send_response(codes[-1] if self.path == "/v1/models" else 404)
+            self.end_headers()
+
+        def log_message(self, *arguments):
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), Handler)
+    Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setenv("OPENAI_BASE_URL", f"http://127.0.0.1:{server.server_port}/v1")
+    yield codes
+    server.shutdown()
+    server.server_close()
+
+
+def nvml(monkeypatch, count=0, driver="580.65.06", error=None):
+    """Install a double of NVIDIA's library."""
+
+    class NVMLError(Exception):
+        pass
+
+    def init():
+        if error:
+            raise NVMLError(error)
+
+    double = SimpleNamespace(
+        NVMLError=NVMLError,
+        nvmlInit=init,
+        nvmlShutdown=lambda: None,
+        nvmlDeviceGetCount=lambda: count,
+        nvmlSystemGetDriverVersion=lambda: driver,
+    )
+    monkeypatch.setitem(sys.modules, "pynvml", double)
+
+
+def test_everything_is_there(tmp_path, judge, monkeypatch, capsys):
+    monkeypatch.setenv("OPENAI_API_KEY", "right")
+    nvml(monkeypatch, count=2)
+    make_checkpoint(tmp_path / "checkpoints" / "kto" / "FINAL")
+    words = ["--store", f"file://{tmp_path}/store", "--checkpoints", str(tmp_path / "checkpoints")]
+    assert run(["doctor", *words, "--writable", str(tmp_path), "--judge", "--gpus", "2"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in lines] == [
+        "ok      store", "ok      checkpoints", f"ok      folder {tmp_path}", "ok      judge", "ok      GPU",
+    ]  # fmt: skip
+    assert judge == [200]
+    assert not [path for path in (tmp_path / "store").rglob("*") if path.is_file()]
+    assert not list(tmp_path.glob(".doctor*"))
+
+
+def test_every_failure_is_listed(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "checkpoints").mkdir()
+    config = DoctorConfig(
+        store=f"file://{tmp_path}/file",
+        checkpoints=str(tmp_path / "checkpoints"),
+        writable=(tmp_path / "none",),
+    )
+    with pytest.raises(BadInput, match="3 checks failed"):
+        doctor(config)
+    store, checkpoints, folder = capsys.readouterr().out.splitlines()
+    assert "Check the free space, the permissions" in store
+    assert "Mount the claim with the checkpoints" in checkpoints
+    assert "Use a ReadWriteMany claim" in folder
+
+
+def test_nothing_is_checked_that_is_not_named(capsys):
+    assert run(["doctor"]) == 0
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(
+    ("key", "remedy"), [("wrong", "Replace the Secret's value"), ("", "Add it to kubernetes.secrets")]
+)
+def test_a_key_that_the_judge_does_not_take(judge, monkeypatch, key, remedy):
+    monkeypatch.setenv("OPENAI_API_KEY", key)
+    with pytest.raises(BadInput, match=remedy) as caught:
+        check_judge()
+    assert "wrong" not in str(caught.value)
+
+
+def test_a_judge_that_does_not_answer(monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "right")
+    monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:9/v1")
+    with pytest.raises(BadInput, match=r"networkPolicies\.extraEgress"):
+        check_judge()
+
+
+@pytest.mark.parametrize(
+    ("double", "remedy"),
+    [
+        ({"error": "Driver Not Loaded"}, "Install NVIDIA's device plugin"),
+        ({"count": 1}, "1 GPUs are visible; expected 2"),
+        ({"count": 2, "driver": "570.124.06"}, "580 or newer"),
+    ],
+)
+def test_gpus_that_are_not_enough(monkeypatch, double, remedy):
+    nvml(monkeypatch, **double)
+    with pytest.raises(BadInput, match=remedy):
+        check_gpus(2)
+
+
+def test_gpus_that_are(monkeypatch):
+    nvml(monkeypatch, count=8, driver="590.1")
+    assert check_gpus(8) == "8 with driver 590.1"

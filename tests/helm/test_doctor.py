@@ -1,0 +1,66 @@
+"""The pods of `helm test`: they have what a stage's pod has, and their command is one that the package takes."""
+
+from __future__ import annotations
+
+import pytest
+import yaml
+
+from halos_eval.cli.doctor import DoctorConfig
+from halos_eval.orchestration.pod_spec import manifest
+from tests.helm.release import ROOT, scenario
+from tests.helm.test_cluster_file import jobs
+
+LAB = yaml.safe_load((ROOT / "examples" / "lab.yaml").read_text())
+
+
+def doctor(release, image):
+    pod = release.get("Pod", f"halos-eval-doctor-{image}")
+    [container] = pod["spec"]["containers"]
+    return pod, container
+
+
+def stage(release, image):
+    """Return the pod of a stage with that image: sample or judge."""
+    job = next(job for job in jobs("default" if image == "worker" else "cpu") if job.image == image)
+    return manifest(job, release.cluster.kubernetes, release.cluster.gpu_profile(job.profile), "manual")
+
+
+@pytest.mark.parametrize("image", ["worker", "judge"])
+@pytest.mark.parametrize("values", [LAB, scenario("gpu")], ids=["lab", "gpu"])
+def test_it_has_what_a_stage_has(render, values, image):
+    release = render(values)
+    (pod, container), expected = doctor(release, image), stage(release, image)
+    [theirs] = expected["spec"]["containers"]
+    for key in ("serviceAccountName", "securityContext", "nodeSelector", "tolerations", "runtimeClassName"):
+        assert pod["spec"].get(key) == expected["spec"].get(key), key
+    assert (container["image"], container["securityContext"]) == (theirs["image"], theirs["securityContext"])
+    mounts = {one["mountPath"]: one["name"] for one in container["volumeMounts"]}
+    assert len(mounts) == len(container["volumeMounts"]) == len(pod["spec"]["volumes"])
+    assert {one["mountPath"] for one in theirs["volumeMounts"]} - {"/dev/shm"} <= mounts.keys()
+    assert {one["name"] for one in theirs["env"]} - {"HF_HOME"} <= {one["name"] for one in container["env"]}
+    gpus = {key: value for key, value in theirs["resources"]["limits"].items() if key != "memory"}
+    assert gpus.items() <= container["resources"]["limits"].items()
+    assert pod["metadata"]["labels"]["halos-eval/network"] == "egress"
+    assert pod["metadata"]["annotations"]["helm.sh/hook"] == "test"
+
+
+def test_it_checks_what_the_values_name(render):
+    release = render(LAB)
+    _, worker = doctor(release, "worker")
+    _, judge = doctor(release, "judge")
+    command, *words = worker["args"]
+    assert command == "doctor"
+    options = list(zip(words[::2], words[1::2], strict=True))
+    assert {name.removeprefix("--") for name, _ in options} < DoctorConfig.model_fields.keys()
+    assert options == [
+        ("--store", "s3://bucket/halos-eval"),
+        ("--gpus", "1"),
+        ("--checkpoints", "/checkpoints"),
+        ("--writable", "/cache"),
+        ("--writable", "/outbox"),
+    ]
+    assert judge["args"] == ["doctor", "--store", "s3://bucket/halos-eval", "--judge"]
+
+
+def test_without_a_store_there_is_nothing_to_check(render):
+    assert render(scenario("minimal")).names("Pod") == []
