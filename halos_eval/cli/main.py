@@ -16,6 +16,7 @@ from rich.console import Console
 
 from halos_eval.cli.commands import CheckpointsConfig, PlanConfig, PoolsConfig, checkpoints, plan
 from halos_eval.cli.prompt import PromptConfig, prompt
+from halos_eval.cli.prune import PruneConfig, prune
 from halos_eval.cli.show import show_manifest, show_record
 from halos_eval.config.cluster import load_cluster
 from halos_eval.config.settings import FROZEN
@@ -57,6 +58,8 @@ class HalosEval(BaseModel):
     """List the registered checkpoints, and the progress of each suite."""
     pools: CliSubCommand[PoolsConfig]
     """Print the pools of the cluster file, for `airflow pools import`."""
+    prune: CliSubCommand[PruneConfig]
+    """List or remove results of old definitions, and journals and claims of ended runs."""
 
 
 def main() -> None:
@@ -124,6 +127,8 @@ def _dispatch(command: object) -> None:
             prompt(command)
         case CheckpointsConfig():
             checkpoints(command)
+        case PruneConfig():
+            prune(command)
         case PoolsConfig():
             print(json.dumps(load_cluster().pools.document(), indent=2))
 

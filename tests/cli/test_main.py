@@ -28,7 +28,7 @@ from halos_eval.storage.records import Score, Usage, write_model
 from tests.doubles import USAGE, finish, make_checkpoint, make_manifest, make_record, write_failure
 
 LOGS = Path(__file__).parents[1] / "reports" / "logs"
-COMMANDS = ["fetch", "sample", "judge", "harness", "summarize", "plan", "prompt", "checkpoints", "pools"]
+COMMANDS = ["fetch", "sample", "judge", "harness", "summarize", "plan", "prompt", "checkpoints", "pools", "prune"]
 CLASSES = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, errors.HalosEvalError)]
 
 
