@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import sys
+from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
@@ -60,6 +61,15 @@ class HalosEval(BaseModel):
     """Print the pools of the cluster file, for `airflow pools import`."""
     prune: CliSubCommand[PruneConfig]
     """List or remove results of old definitions, and journals and claims of ended runs."""
+
+
+PRINTING: dict[type[object], Callable[[Any], None]] = {
+    PlanConfig: plan,
+    PromptConfig: prompt,
+    CheckpointsConfig: checkpoints,
+    PruneConfig: prune,
+}
+"""Commands that print by themselves."""
 
 
 def main() -> None:
@@ -121,16 +131,10 @@ def _dispatch(command: object) -> None:
         case SummarizeConfig():
             Console().print(Summary(summarize(command), command.output))
             print(f"summary: {command.output}")
-        case PlanConfig():
-            plan(command)
-        case PromptConfig():
-            prompt(command)
-        case CheckpointsConfig():
-            checkpoints(command)
-        case PruneConfig():
-            prune(command)
         case PoolsConfig():
             print(json.dumps(load_cluster().pools.document(), indent=2))
+        case _:
+            PRINTING[type(command)](command)
 
 
 if __name__ == "__main__":

@@ -201,7 +201,10 @@ class Pruner:
         except Busy as error:
             return Found(tuple(removed), str(error), busy=True)
         if name not in self.registered:
-            for url in (*{one.url.rpartition("/")[0] for one in removed if one.claims}, layout.runs_url(self.root, name)):
+            for url in (
+                *{one.url.rpartition("/")[0] for one in removed if one.claims},
+                layout.runs_url(self.root, name),
+            ):
                 filesystem.remove_empty(url)
         removed += [one for one in found.removals if one.url in turns]
         return Found(tuple(removed), again.kept, again.busy)
