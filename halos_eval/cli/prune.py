@@ -13,6 +13,7 @@ from halos_eval.config.settings import FROZEN, Settings
 from halos_eval.errors import BadInput
 from halos_eval.planning.prune import Found, Pruner, Retention
 from halos_eval.planning.prune_cache import unused
+from halos_eval.storage.claims import Busy
 
 
 class PruneConfig(BaseModel):
@@ -59,7 +60,7 @@ def prune(config: PruneConfig) -> None:
     pruner = Pruner(config.store, listing, load_cluster(), rules)
     found = pruner.survey(pruner.checkpoints(config.match))
     if config.delete:
-        found = {name: pruner.remove(name, one) if one.removals else one for name, one in found.items()}
+        found = {name: pruner.remove(name, one) for name, one in found.items()}
     if config.cache:
         found["HF_HOME"] = _cache(config, before, any(one.busy for one in found.values()))
     show_removals(found, config.delete)
@@ -69,7 +70,9 @@ def _cache(config: PruneConfig, before: datetime, busy: bool) -> Found:
     if busy:
         return Found(kept="evaluations may be running: the cache stays as it is. Run it again when none is")
     removals = unused(config.store, before)
-    if config.delete:
-        for one in removals:
+    for number, one in enumerate(removals if config.delete else ()):
+        try:
             one.remove(before)
+        except Busy as error:
+            return Found(tuple(removals[:number]), str(error), busy=True)
     return Found(tuple(removals))

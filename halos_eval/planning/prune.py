@@ -188,23 +188,25 @@ class Pruner:
 
         No run of the checkpoint can begin meanwhile. Raise StoreError.
         """
-        turns = {layout.turn_url(self.root, suite, name): suite for suite in self.suites}
+        if not found.removals:
+            return found
+        turns = dict.fromkeys(layout.turn_url(self.root, suite, name) for suite in self.suites)
         removed: list[Removal] = []
         try:
             with ExitStack() as stack:
                 for turn in turns:
                     stack.enter_context(claimed(turn, this_process()))
                 again = self.find(name)
+                wanted = {one.url for one in found.removals} - turns.keys()
                 for one in again.removals:
-                    one.remove(self.rules.before)
-                    removed.append(one)
+                    if one.url in wanted:
+                        one.remove(self.rules.before)
+                        removed.append(one)
         except Busy as error:
             return Found(tuple(removed), str(error), busy=True)
         if name not in self.registered:
-            for url in (
-                *{one.url.rpartition("/")[0] for one in removed if one.claims},
-                layout.runs_url(self.root, name),
-            ):
+            stages = {one.url.rpartition("/")[0] for one in removed if one.claims}
+            for url in (*stages, layout.runs_url(self.root, name)):
                 filesystem.remove_empty(url)
         removed += [one for one in found.removals if one.url in turns]
         return Found(tuple(removed), again.kept, again.busy)

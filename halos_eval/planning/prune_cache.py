@@ -44,9 +44,9 @@ class _Copy(NamedTuple):
 
 
 def unused(root: str, before: datetime) -> list[Removal]:
-    """Return what can be removed of this machine's cache. Raise StoreError if a manifest of the store is unreadable.
+    """Return what can be removed of this machine's cache, the copies of manifests last.
 
-    ``before`` (UTC): only items that all later copies of manifests do not name.
+    ``before`` (UTC): what a later copy names stays. Raise StoreError if a manifest of the store is unreadable.
     """
     named = list(_manifests(root))
     used = [item for manifest in named for item in manifest.items]
@@ -125,7 +125,8 @@ def _folders(items: Iterable[Item], used: Iterable[Item]) -> Iterator[Removal]:
             continue
         if not filesystem.inside(str(root), str(item.location)):
             continue
-        paths = [item.location.with_suffix(""), item.location] if item.kind == "nltk" else [item.location]
+        # The archive is first, because a package with an archive counts as complete.
+        paths = [item.location, item.location.with_suffix("")] if item.kind == "nltk" else [item.location]
         present = [path for path in paths if path.exists()]
         if present:
             yield Removal(str(item.location), sum(map(_size, present)), REASON, tuple(map(str, present)))
