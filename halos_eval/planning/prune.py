@@ -224,7 +224,7 @@ class Pruner:
         runs = layout.runs_url(self.root, name)
         turns = [layout.turn_url(self.root, suite, name) for suite in self.suites]
         if linked := [url for url in (runs, *turns) if not filesystem.inside(self.root, url)]:
-            return Found(kept=f"{linked[0]} is, or is below, a link; links are not followed")
+            return Found(kept=f"{linked[0]} is, or is below, a link; links are not followed", busy=True)
         folders = list(_stages(runs))
         if owner := self._owner(turns, folders):
             return Found(kept=f"{owner} is at work", busy=True)

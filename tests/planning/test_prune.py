@@ -9,7 +9,7 @@ from pathlib import Path
 from uuid import uuid4
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given, settings, target
 from hypothesis import strategies as st
 
 from halos_eval.checkpoints.registry import Checkpoint, Listing
@@ -108,7 +108,8 @@ def test_a_result_of_an_old_definition_is_removed(lab):
 
 
 def test_nothing_is_removed_without_remove(lab):
-    lab.evaluate(shots=5), lab.evaluate(shots=0)
+    lab.evaluate(shots=5)
+    lab.evaluate(shots=0)
     before = lab.files()
     pruner = lab.pruner()
     assert len(pruner.survey(pruner.checkpoints())[NAME].removals) == 1
@@ -161,7 +162,8 @@ def test_results_of_all_series_stay(lab, monkeypatch):
 
 
 def test_a_damaged_list_of_series_stops_everything(lab):
-    lab.evaluate(shots=5), lab.evaluate(shots=0)
+    lab.evaluate(shots=5)
+    lab.evaluate(shots=0)
     filesystem.write_bytes(layout.series_url(lab.root), b"{")
     with pytest.raises(StoreError, match=r"series\.json"):
         lab.pruner()
@@ -201,13 +203,15 @@ def test_a_record_that_this_version_cannot_read_stays(lab):
 
 
 def test_other_weights_keep_everything(lab):
-    lab.evaluate(shots=5), lab.evaluate(shots=0)
+    lab.evaluate(shots=5)
+    lab.evaluate(shots=0)
     write_safetensors(Path(lab.checkpoint.location) / "model.safetensors", b"other   ")
     assert lab.found() == ([], "its weights are not those of the latest plan: plan or evaluate it, then run this again")
 
 
 def test_an_unreadable_suite_keeps_everything(lab, tmp_path):
-    lab.evaluate(shots=5), lab.evaluate(shots=0)
+    lab.evaluate(shots=5)
+    lab.evaluate(shots=0)
     (tmp_path / "suites" / "own.yaml").write_text("tasks: [")
     removals, kept = lab.found()
     assert (removals, kept.startswith("suite own is unreadable")) == ([], True)
@@ -220,7 +224,8 @@ def test_of_a_suite_that_is_gone_the_results_of_the_latest_plans_stay(lab, tmp_p
 
 
 def test_a_damaged_plan_keeps_everything(lab):
-    lab.evaluate(shots=5), lab.evaluate(shots=0)
+    lab.evaluate(shots=5)
+    lab.evaluate(shots=0)
     filesystem.write_bytes(layout.plan_url(lab.root, "own", NAME), b"{}")
     removals, kept = lab.found()
     assert (removals, "is not a valid plan" in kept) == ([], True)
@@ -273,7 +278,8 @@ def test_a_running_command_protects_its_checkpoint(lab):
 
 
 def test_while_it_removes_no_run_begins(lab, monkeypatch):
-    lab.evaluate(shots=5), lab.evaluate(shots=0)
+    lab.evaluate(shots=5)
+    lab.evaluate(shots=0)
     turn = f"{layout.turn_url(lab.root, 'own', NAME)}/000001.json"
     held = []
     real = filesystem.delete
@@ -321,7 +327,8 @@ def test_journals_and_claims_of_ended_runs_are_removed(lab):
 
 
 def test_a_deleted_checkpoint_stays_until_somebody_says_so(lab):
-    lab.evaluate(shots=5), lab.evaluate(shots=0)
+    lab.evaluate(shots=5)
+    lab.evaluate(shots=0)
     gone = Listing([lab.checkpoint.model_copy(update={"name": "other"})], {})
     kept = "not in the registry: its results stay without --deleted-checkpoints"
     assert lab.found(listing=gone) == ([], kept)
@@ -334,14 +341,16 @@ def test_a_deleted_checkpoint_stays_until_somebody_says_so(lab):
 
 
 def test_a_checkpoint_that_the_registry_skips_is_not_deleted(lab):
-    lab.evaluate(shots=5), lab.evaluate(shots=0)
+    lab.evaluate(shots=5)
+    lab.evaluate(shots=0)
     skipped = Listing([], {NAME: "a shard is missing"})
     assert lab.found(listing=skipped, deleted_checkpoints=True) == ([], "skipped by the registry: a shard is missing")
 
 
 @pytest.mark.parametrize("linked", ["runs", "runs/team__kto", "claims"])
 def test_links_out_of_the_store_are_not_followed(lab, tmp_path, linked):
-    lab.evaluate(shots=5), lab.evaluate(shots=0)
+    lab.evaluate(shots=5)
+    lab.evaluate(shots=0)
     place = tmp_path / "store" / linked
     (tmp_path / "store" / "claims" / "own").mkdir(parents=True)
     outside = tmp_path / "outside"
@@ -366,7 +375,8 @@ def test_a_link_in_a_folder_of_results_is_removed_and_its_target_stays(lab, tmp_
 
 
 def test_files_of_others_stay(lab):
-    lab.evaluate(shots=5), lab.evaluate(shots=0)
+    lab.evaluate(shots=5)
+    lab.evaluate(shots=0)
     others = {
         "runs/team__kto/notes.txt",
         "runs/team__kto/harness.x/mine/record.json",
@@ -381,7 +391,9 @@ def test_files_of_others_stay(lab):
 
 @pytest.mark.parametrize("deletions", range(5))
 def test_an_interrupted_prune_leaves_whole_results_and_goes_on(lab, monkeypatch, deletions):
-    lab.evaluate(shots=5), lab.evaluate(shots=3), lab.evaluate(shots=0)
+    lab.evaluate(shots=5)
+    lab.evaluate(shots=3)
+    lab.evaluate(shots=0)
     real, count = filesystem.delete, iter(range(100))
 
     def stop(url):
@@ -430,8 +442,9 @@ def test_tables_progress_and_plans_are_the_same_afterwards(steps, keep):
 
         before = seen()
         pruner = Pruner(root, Listing([lab.checkpoint], {}), load_cluster(), Retention(ALWAYS, keep))
-        for checkpoint in pruner.checkpoints():
-            pruner.remove(checkpoint, pruner.find(checkpoint))
-            assert pruner.find(checkpoint).removals == ()
+        found = pruner.find("kto")
+        target(len(found.removals))
+        assert pruner.remove("kto", found).removals == found.removals
+        assert pruner.find("kto").removals == ()
         assert seen() == before
         whole(root)
