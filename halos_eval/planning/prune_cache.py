@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from pydantic import ValidationError
 
 from halos_eval.digests import digest_bytes
+from halos_eval.errors import BadInput
 from halos_eval.hub import cache_root
 from halos_eval.planning.prune import Removal
 from halos_eval.storage import filesystem
@@ -46,9 +47,12 @@ class _Copy(NamedTuple):
 def unused(root: str, before: datetime) -> list[Removal]:
     """Return what can be removed of this machine's cache, the copies of manifests last.
 
-    ``before`` (UTC): what a later copy names stays. Raise StoreError if a manifest of the store is unreadable.
+    ``before`` (UTC): what a later copy names stays. Raise BadInput if the store has no manifest, and StoreError if one
+    is unreadable.
     """
     named = list(_manifests(root))
+    if not named:
+        raise BadInput(f"{root} has no manifest, so all fetched data would be removed. Check HALOS_EVAL_STORE")
     used = [item for manifest in named for item in manifest.items]
     old = []
     for copy in _copies():
@@ -94,7 +98,9 @@ def _revisions(items: Iterable[Item], used: Iterable[Item]) -> Iterator[Removal]
         return
     for repo in sorted(scan_cache_dir(hub).repos, key=lambda repo: str(repo.repo_path)):
         commits = {commit for kind, name, commit in gone if (kind, name) == (repo.repo_type, repo.repo_id)}
-        if found := commits & {one.commit_hash for one in repo.revisions}:
+        found = commits & {one.commit_hash for one in repo.revisions}
+        parts = [repo.repo_path / name for name in ("blobs", "refs", "snapshots")]
+        if found and all(filesystem.inside(str(cache_root()), str(part)) for part in parts):
             yield _revisions_of(repo, found)
 
 

@@ -500,6 +500,7 @@ def test_prune_rejects_an_empty_registry(call, checkpoints):
 def test_prune_leaves_the_cache_to_running_evaluations(call, checkpoints, monkeypatch, tmp_path):
     monkeypatch.setattr("huggingface_hub.constants.HF_HOME", str(tmp_path / "cache"))
     run_jobs(checkpoints, "kto", "demo_cloze")
+    write_model(layout.manifest_url(Settings().store, "demo"), make_manifest(load_suite("demo")))
     assert call("prune", "--cache")[:2] == (0, "0 items, 0.0 MB can be removed. Run it with --delete to remove them\n")
     turn = layout.turn_url(Settings().store, "demo", "kto")
     claim = Claim(owner="run a of b", until=datetime.now(UTC) + timedelta(hours=1))

@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from halos_eval.errors import StoreError
+from halos_eval.errors import BadInput, StoreError
 from halos_eval.planning.prune_cache import unused
 from halos_eval.storage import filesystem, layout
 from halos_eval.storage.manifest import Item, Manifest, write_manifest
@@ -119,6 +119,12 @@ def test_a_later_copy_protects_its_items(root, cache):
     assert [one.url for one in unused(root, BEFORE) if ARC in one.url] == [str(cache / ARC)]
 
 
+def test_a_store_without_a_manifest_is_not_the_right_one(root, cache):
+    fetched(root, item())
+    with pytest.raises(BadInput, match="has no manifest, so all fetched data would be removed"):
+        unused(f"{root}/other", BEFORE)
+
+
 def test_a_damaged_manifest_of_the_store_stops_it(root, cache):
     fetched(root, item())
     filesystem.write_bytes(layout.manifest_url(root, "other"), b"{")
@@ -142,8 +148,21 @@ def test_a_file_that_fetch_did_not_write_names_nothing(root, cache):
     filesystem.write_bytes(str(cache / ARC / "data"), b"mine")
     text = Manifest(suite="own", items=(item(),)).model_dump_json()
     filesystem.write_bytes(str(cache / "halos-eval" / "0123456789abcdef.json"), text.encode())
-    age(40)
+    fetched(root)
     assert unused(root, BEFORE) == []
+
+
+@pytest.mark.parametrize("name", ["", "blobs", "snapshots"])
+def test_a_repository_that_is_a_link_stays(root, cache, tmp_path, name):
+    write_revision(cache, "a", {"config.json": "mine"})
+    fetched(root, model("a"))
+    fetched(root)
+    place = cache / "hub" / "models--org--base" / name
+    place.rename(tmp_path / "outside")
+    place.symlink_to(tmp_path / "outside")
+    before = sorted((tmp_path / "outside").rglob("*"))
+    prune(root)
+    assert sorted((tmp_path / "outside").rglob("*")) == before
 
 
 def test_links_out_of_the_cache_are_not_followed(root, cache, tmp_path):
