@@ -195,8 +195,12 @@ def tree(url: str) -> dict[str, Entry]:
 
 
 def _walk(folder: str) -> dict[str, Entry]:
+    def fail(error: OSError) -> None:
+        if not isinstance(error, FileNotFoundError | NotADirectoryError):
+            raise error
+
     found = {}
-    for parent, folders, files in os.walk(folder):
+    for parent, folders, files in os.walk(folder, onerror=fail):
         for path in [Path(parent, name) for name in (*folders, *files)]:
             with suppress(FileNotFoundError):  # removed meanwhile
                 status = path.lstat()

@@ -208,6 +208,17 @@ def test_links_are_followed_and_have_the_later_time(tmp_path):
     assert filesystem.linked(str(tmp_path / "to-folder")).timestamp() == 2e9
 
 
+def test_a_folder_whose_content_is_unreadable_is_not_empty(tmp_path, monkeypatch):
+    (tmp_path / "a").mkdir()
+
+    def refused(path):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(os, "scandir", refused)
+    with pytest.raises(StoreError, match="Permission denied"):
+        filesystem.tree(str(tmp_path / "a"))
+
+
 def test_links_are_listed_and_not_followed(tmp_path):
     (tmp_path / "outside" / "deep").mkdir(parents=True)
     (tmp_path / "outside" / "deep" / "file").write_text("mine")
