@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import sys
+from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
@@ -17,6 +18,7 @@ from rich.console import Console
 from halos_eval.cli.commands import CheckpointsConfig, PlanConfig, PoolsConfig, checkpoints, plan
 from halos_eval.cli.doctor import DoctorConfig, doctor
 from halos_eval.cli.prompt import PromptConfig, prompt
+from halos_eval.cli.prune import PruneConfig, prune
 from halos_eval.cli.show import show_manifest, show_record
 from halos_eval.config.cluster import load_cluster
 from halos_eval.config.settings import FROZEN
@@ -60,6 +62,18 @@ class HalosEval(BaseModel):
     """Print the pools of the cluster file, for `airflow pools import`."""
     doctor: CliSubCommand[DoctorConfig]
     """Check what the stages need, and print the remedy for whatever is missing."""
+    prune: CliSubCommand[PruneConfig]
+    """List or remove results of old definitions, and journals and claims of ended runs."""
+
+
+PRINTING: dict[type[object], Callable[[Any], None]] = {
+    PlanConfig: plan,
+    PromptConfig: prompt,
+    CheckpointsConfig: checkpoints,
+    DoctorConfig: doctor,
+    PruneConfig: prune,
+}
+"""Commands that print by themselves."""
 
 
 def main() -> None:
@@ -121,16 +135,10 @@ def _dispatch(command: object) -> None:
         case SummarizeConfig():
             Console().print(Summary(summarize(command), command.output))
             print(f"summary: {command.output}")
-        case PlanConfig():
-            plan(command)
-        case PromptConfig():
-            prompt(command)
-        case CheckpointsConfig():
-            checkpoints(command)
-        case DoctorConfig():
-            doctor(command)
         case PoolsConfig():
             print(json.dumps(load_cluster().pools.document(), indent=2))
+        case _:
+            PRINTING[type(command)](command)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from halos_eval.checkpoints.registry import Checkpoint
 from halos_eval.planning.costs import Cost
 from halos_eval.planning.plan import Plan
 from halos_eval.planning.progress import Overview
+from halos_eval.planning.prune import Found
 from halos_eval.reports.results import Cell, why_unavailable
 from halos_eval.reports.terminal import plain
 from halos_eval.storage.manifest import Manifest
@@ -75,3 +76,19 @@ def show_checkpoints(
     console.print(table)
     for name, why in {**skipped, **found.unreadable}.items():
         console.print(plain(f"{name}: {why}"), soft_wrap=True)
+
+
+def show_removals(found: Mapping[str, Found], deleted: bool) -> None:
+    """Print what was removed or can be removed, and why other results stay."""
+    removals = [one for each in found.values() for one in each.removals]
+    table = Table("removed" if deleted else "can be removed", Column("MB", justify="right"), "why")
+    for one in removals:
+        table.add_row(plain(one.url), f"{one.size / 1e6:.1f}", plain(one.reason))
+    console = Console(markup=False)
+    if removals:
+        console.print(table)
+    for name, each in found.items():
+        if each.kept:
+            console.print(plain(f"{name}: {each.kept}"), soft_wrap=True)
+    total = f"{len(removals)} items, {sum(one.size for one in removals) / 1e6:.1f} MB"
+    print(f"{total} removed" if deleted else f"{total} can be removed. Run it with --delete to remove them")

@@ -92,6 +92,17 @@ def release(folder: str, owner: str) -> None:
         write_model(_url(folder, number), held.model_copy(update={"released": True}))
 
 
+def holder(folder: str, alive: Alive, since: datetime | None = None) -> str | None:
+    """Return the owner that may still do the work that ``folder`` stands for; None if there is none. Raise StoreError.
+
+    A lease that expired after ``since`` (default: now) still counts.
+    """
+    _, held = _newest(folder)
+    if held is None or held.released or held.until <= (since or datetime.now(UTC)) or not alive(held.owner):
+        return None
+    return held.owner
+
+
 @contextmanager
 def claimed(folder: str, owner: str) -> Iterator[Callable[[], None]]:
     """Hold the claim while the context is open. Gives a function that raises Busy if another process took over."""

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -180,6 +181,41 @@ def _local_entry(child: os.DirEntry[str]) -> Entry | None:
     return Entry(status.st_size, None if child.is_dir() else datetime.fromtimestamp(newest, UTC))
 
 
+def tree(url: str) -> dict[str, Entry]:
+    """Return all files below the folder ``url`` by their path in it; none if it does not exist. Raises StoreError.
+
+    No link is followed: a link below ``url`` is listed as a file, and nothing is listed if ``url`` is one itself.
+    """
+    with _store_errors(url):
+        fs, path = _open(url)
+        if isinstance(fs, LocalFileSystem):
+            return {} if Path(path).is_symlink() else _walk(path)
+        listed = fs.find(path, detail=True)
+        return {name.removeprefix(f"{path.rstrip('/')}/"): _entry(fs, one) for name, one in listed.items()}
+
+
+def _walk(folder: str) -> dict[str, Entry]:
+    def fail(error: OSError) -> None:
+        if not isinstance(error, FileNotFoundError | NotADirectoryError):
+            raise error
+
+    found = {}
+    for parent, folders, files in os.walk(folder, onerror=fail):
+        for path in [Path(parent, name) for name in (*folders, *files)]:
+            with suppress(FileNotFoundError):  # removed meanwhile
+                status = path.lstat()
+                if not stat.S_ISDIR(status.st_mode):
+                    modified = datetime.fromtimestamp(status.st_mtime, UTC)
+                    found[path.relative_to(folder).as_posix()] = Entry(status.st_size, modified)
+    return found
+
+
+def inside(root: str, url: str) -> bool:
+    """Return whether no folder between ``root`` and ``url`` is a link, nor ``url`` itself."""
+    parts = url.removeprefix(f"{root.rstrip('/')}/").split("/")
+    return not any(linked(join(root, *parts[:end])) for end in range(1, len(parts) + 1))
+
+
 def linked(url: str) -> datetime | None:
     """Return the UTC time at which the link ``url`` was created. None if it is no link, as in object storage."""
     with _store_errors(url):
@@ -189,8 +225,20 @@ def linked(url: str) -> datetime | None:
 
 
 def delete(url: str) -> None:
-    """Remove the file or folder ``url`` if it exists."""
+    """Remove the file, folder or link ``url`` if it exists. Links are not followed."""
     with _store_errors(url):
         fs, path = _open(url)
-        if fs.exists(path):
+        if fs.lexists(path):
             fs.rm(path, recursive=True)
+
+
+def remove_empty(url: str) -> None:
+    """Remove the folder ``url`` if it is empty. Object storage has no empty folders."""
+    with _store_errors(url):
+        fs, path = _open(url)
+        if isinstance(fs, LocalFileSystem):
+            try:
+                Path(path).rmdir()
+            except OSError as error:
+                if error.errno not in {errno.ENOENT, errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR}:
+                    raise

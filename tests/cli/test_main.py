@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pandas as pd
@@ -24,11 +26,14 @@ from halos_eval.config.suite import load_suite
 from halos_eval.planning.costs import Cost
 from halos_eval.planning.plan import Plan, make_plan, save_plan
 from halos_eval.storage import filesystem, layout
+from halos_eval.storage.claims import Claim
 from halos_eval.storage.records import Score, Usage, write_model
 from tests.doubles import USAGE, finish, make_checkpoint, make_manifest, make_record, write_failure
 
 LOGS = Path(__file__).parents[1] / "reports" / "logs"
-COMMANDS = ["fetch", "sample", "judge", "harness", "summarize", "plan", "prompt", "checkpoints", "pools", "doctor"]
+COMMANDS = [
+    "fetch", "sample", "judge", "harness", "summarize", "plan", "prompt", "checkpoints", "pools", "doctor", "prune",
+]  # fmt: skip
 CLASSES = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, errors.HalosEvalError)]
 
 
@@ -173,6 +178,8 @@ def test_an_invalid_command(call, argv):
         (["harness", "/kto", "--task=../x", "--output-dir=/o"], "--task: "),
         (["harness", "/kto", "--task=x", "--output-dir=/o", "--fewshot-as-multiturn"], "requires apply_chat_template"),
         (["judge", "/nowhere.json", "--output-dir=/o"], "/nowhere.json not found"),
+        (["prune", "--keep=0"], "--keep: Input should be greater than or equal to 1"),
+        (["prune", "--cache", "--match=a"], "--cache looks at all checkpoints; expected no --match"),
         (["prompt", "/nowhere/kto"], "/nowhere/kto is neither a folder nor a hub repository"),
         (["prompt", "/kto", "--first=0"], "--first: "),
         (["prompt", "/kto", '--stop=[""]'], "--stop-0: String should have at least 1 character"),
@@ -463,3 +470,44 @@ main.main()
 def test_workers_that_a_library_forks_end_at_sigterm_at_once():
     """The command itself unwinds. A worker that did so could miss the signal while it begins to wait for a lock."""
     assert subprocess.run([sys.executable, "-c", FORKS], check=False).returncode == 0
+
+
+def test_prune_lists_first(call, checkpoints, tmp_path):
+    run_jobs(checkpoints, "kto", "demo_cloze")
+    parts = next((tmp_path / "store" / "runs").glob("*/*/*")) / "parts"
+    parts.mkdir()
+    (parts / "1.jsonl").write_text("{}")
+    os.utime(parts / "1.jsonl", (0, 0))
+    code, out, err = call("prune")
+    assert (code, err) == (0, "")
+    assert "journal of a run that has ended" in out
+    assert out.endswith("1 items, 0.0 MB can be removed. Run it with --delete to remove them\n")
+    assert parts.exists()
+    code, out, err = call("prune", "--delete", "--match=other")
+    assert (code, out, err) == (0, "0 items, 0.0 MB removed\n", "")
+    code, out, err = call("prune", "--delete")
+    assert (code, err) == (0, "")
+    assert out.endswith("1 items, 0.0 MB removed\n")
+    assert not parts.exists()
+    assert call("prune", "--delete") == (0, "0 items, 0.0 MB removed\n", "")
+
+
+def test_prune_rejects_an_empty_registry(call, checkpoints):
+    shutil.rmtree(checkpoints / "kto")
+    code, _, err = call("prune", "--deleted-checkpoints")
+    assert code == 2
+    assert "has no checkpoint, so all results would be removed. Check HALOS_EVAL_CHECKPOINTS" in err
+
+
+def test_prune_leaves_the_cache_to_running_evaluations(call, checkpoints, monkeypatch, tmp_path):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HOME", str(tmp_path / "cache"))
+    run_jobs(checkpoints, "kto", "demo_cloze")
+    write_model(layout.manifest_url(Settings().store, "demo"), make_manifest(load_suite("demo")))
+    assert call("prune", "--cache")[:2] == (0, "0 items, 0.0 MB can be removed. Run it with --delete to remove them\n")
+    turn = layout.turn_url(Settings().store, "demo", "kto")
+    claim = Claim(owner="run a of b", until=datetime.now(UTC) + timedelta(hours=1))
+    write_model(filesystem.join(turn, "000001.json"), claim)
+    code, out, _ = call("prune", "--cache")
+    assert code == 0
+    assert "kto: run a of b is at work" in out
+    assert "HF_HOME: evaluations may be running: the cache stays as it is. Run it again when none is" in out

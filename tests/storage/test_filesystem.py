@@ -70,6 +70,23 @@ class Behaviour:
         assert filesystem.entries(filesystem.join(root, "a")).keys() == {"x", "y"}
         assert filesystem.entries(filesystem.join(root, "none")) == filesystem.entries(filesystem.join(root, "b")) == {}
 
+    def test_all_files_of_a_folder(self, root):
+        for name in ("b", "a/x", "a/y/z"):
+            filesystem.write_bytes(filesystem.join(root, name), b"12345")
+        found = filesystem.tree(root)
+        assert {name: entry.size for name, entry in found.items()} == {"b": 5, "a/x": 5, "a/y/z": 5}
+        assert all(abs(datetime.now(UTC) - entry.modified) < timedelta(minutes=1) for entry in found.values())
+        assert filesystem.tree(filesystem.join(root, "none")) == {}
+
+    def test_only_an_empty_folder_is_removed(self, root):
+        filesystem.write_bytes(filesystem.join(root, "a", "b", "c"), b"")
+        filesystem.remove_empty(filesystem.join(root, "a"))
+        filesystem.remove_empty(filesystem.join(root, "none"))
+        assert filesystem.exists(filesystem.join(root, "a", "b", "c"))
+        filesystem.delete(filesystem.join(root, "a", "b", "c"))
+        filesystem.remove_empty(filesystem.join(root, "a", "b"))
+        assert not filesystem.exists(filesystem.join(root, "a", "b"))
+
     def test_what_is_no_link(self, root):
         filesystem.write_bytes(filesystem.join(root, "a", "b"), b"")
         for name in ("a", "a/b", "none"):
@@ -189,6 +206,35 @@ def test_links_are_followed_and_have_the_later_time(tmp_path):
     os.utime(tmp_path / "file", (3e9, 3e9))
     assert filesystem.entries(str(tmp_path))["to-file"].modified.timestamp() == 3e9
     assert filesystem.linked(str(tmp_path / "to-folder")).timestamp() == 2e9
+
+
+def test_a_folder_whose_content_is_unreadable_is_not_empty(tmp_path, monkeypatch):
+    (tmp_path / "a").mkdir()
+
+    def refused(path):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(os, "scandir", refused)
+    with pytest.raises(StoreError, match="Permission denied"):
+        filesystem.tree(str(tmp_path / "a"))
+
+
+def test_links_are_listed_and_not_followed(tmp_path):
+    (tmp_path / "outside" / "deep").mkdir(parents=True)
+    (tmp_path / "outside" / "deep" / "file").write_text("mine")
+    root = str(tmp_path / "root")
+    filesystem.write_bytes(f"{root}/a/file", b"")
+    (tmp_path / "root" / "link").symlink_to(tmp_path / "outside")
+    (tmp_path / "root" / "broken").symlink_to("nothing")
+    assert filesystem.tree(root).keys() == {"a/file", "link", "broken"}
+    assert filesystem.tree(f"{root}/link") == {}
+    assert [filesystem.inside(root, f"{root}/{name}") for name in ("a/file", "none", "link", "link/deep/file")] == [
+        True, True, False, False,
+    ]  # fmt: skip
+    for name in ("link", "broken"):
+        filesystem.delete(f"{root}/{name}")
+    assert filesystem.tree(root).keys() == {"a/file"}
+    assert (tmp_path / "outside" / "deep" / "file").read_text() == "mine"
 
 
 def test_a_connection_that_is_lost_in_the_middle_is_the_stores_fault(monkeypatch):
