@@ -74,7 +74,7 @@ def plan_evaluation(params: dict[str, Any]) -> list[dict[str, Any]]:
         exchange.xcom_push(stage, next((_job(job) for job in to_run if job.stage == stage), {}))
     exchange.xcom_push("jobs", {job.title: job.record for job in plan.jobs})
     exchange.xcom_push("unavailable", plan.unavailable)
-    exchange.xcom_push("summarize", _job(summary_job(suite.name, root, cluster)))
+    exchange.xcom_push("summarize", _job(summary_job(suite.name, checkpoint.name, root, cluster)))
     return [_job(job) for job in to_run if job.stage == "harness"]
 
 

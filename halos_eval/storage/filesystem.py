@@ -10,7 +10,7 @@ import errno
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,6 +28,8 @@ class Entry(NamedTuple):
     """Bytes; meaningless for a folder."""
     modified: datetime | None
     """UTC; for a link to a file, the later of both times. None for a folder: object storage has no times of folders."""
+    state: str = ""
+    """Changes with the content: the ETag in object storage, size and time of a file on a disk."""
 
     @property
     def is_folder(self) -> bool:
@@ -100,6 +102,9 @@ def create(url: str, data: bytes) -> bool:
     with _store_errors(url):
         fs, path = _open(url)
         if isinstance(fs, LocalFileSystem):
+            for _ in range(10):
+                with suppress(FileNotFoundError):  # another process removed the folder meanwhile
+                    return _replace(Path(path), data, new=True)
             return _replace(Path(path), data, new=True)
         try:
             fs.pipe_file(path, data, mode="create")
@@ -157,7 +162,8 @@ def entries(url: str) -> dict[str, Entry]:
 
 def _entry(fs: Any, listed: dict[str, Any]) -> Entry:
     folder = listed["type"] == "directory"
-    return Entry(int(listed["size"]), None if folder else listed.get("LastModified") or fs.modified(listed["name"]))
+    modified = None if folder else listed.get("LastModified") or fs.modified(listed["name"])
+    return Entry(int(listed["size"]), modified, listed.get("ETag") or f"{listed['size']}-{modified}")
 
 
 def _scan(folder: str) -> dict[str, Entry]:
@@ -177,7 +183,8 @@ def _local_entry(child: os.DirEntry[str]) -> Entry | None:
             return None
         raise
     newest = max(status.st_mtime, child.stat(follow_symlinks=False).st_mtime)
-    return Entry(status.st_size, None if child.is_dir() else datetime.fromtimestamp(newest, UTC))
+    modified = None if child.is_dir() else datetime.fromtimestamp(newest, UTC)
+    return Entry(status.st_size, modified, f"{status.st_size}-{status.st_mtime_ns}")
 
 
 def linked(url: str) -> datetime | None:
