@@ -307,7 +307,7 @@ def s3(environments: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         "--config",
         folder / "none",
     ]
-    words += ["--vfs-cache-mode", "off", "--dir-cache-time", "0s", "--auth-key", ",".join(keys.values())]
+    words += ["--vfs-cache-mode", "off", "--dir-cache-time", "100ms", "--auth-key", ",".join(keys.values())]
     with server(folder / "log", *words, folder / "root") as endpoint:
         variables = {**keys, "AWS_ENDPOINT_URL": endpoint, "AWS_DEFAULT_REGION": "us-east-1"}
         yield S3(variables, "s3://evaluations", folder / "root" / "evaluations")

@@ -46,7 +46,7 @@ class KeptRows(BaseModel):
 
     model_config = FROZEN
 
-    version: Literal[1] = 1
+    version: Literal[1]
     """Version of this format."""
     made_with: str
     """Digest of everything that all rows depend on, see `SuiteRows.made_with`."""
@@ -57,6 +57,10 @@ class KeptRows(BaseModel):
     def table(self) -> list[Row]:
         """The rows alone."""
         return [one.row for one in self.rows.values()]
+
+    def encoded(self) -> bytes:
+        """The file's content."""
+        return gzip.compress(self.model_dump_json(exclude_defaults=True).encode(), compresslevel=6, mtime=0)
 
 
 def mark(root: str, checkpoint: str) -> None:
@@ -87,7 +91,8 @@ def compute(root: str, suite: str, kept: KeptRows | None = None, again: str | No
 
     names = sorted(plans)
     with ThreadPoolExecutor(READERS) as pool:
-        return KeptRows(made_with=source.made_with, rows=dict(zip(names, pool.map(one, names), strict=True)))
+        rows = dict(zip(names, pool.map(one, names), strict=True))
+    return KeptRows(version=1, made_with=source.made_with, rows=rows)
 
 
 def _states(folder: str) -> dict[str, str]:
@@ -108,5 +113,4 @@ def read(root: str, suite: str) -> KeptRows | None:
 
 def write(root: str, suite: str, rows: KeptRows) -> None:
     """Save rows; equal rows give equal bytes. Raise StoreError."""
-    data = gzip.compress(rows.model_dump_json().encode(), compresslevel=6, mtime=0)
-    filesystem.write_bytes(layout.rows_url(root, suite), data)
+    filesystem.write_bytes(layout.rows_url(root, suite), rows.encoded())

@@ -74,7 +74,9 @@ def read_bytes(url: str, start: int | None = None, end: int | None = None) -> by
     """Return the content of ``url``, or its bytes [``start``, ``end``). Raises FileNotFoundError, StoreError."""
     with _store_errors(url, reads_file=True):
         fs, path = _open(url)
-        return bytes(fs.cat_file(path, start=start, end=end))
+        # Without this s3fs sends a second request for the size, to read large files in parts.
+        options = {} if isinstance(fs, LocalFileSystem) else {"max_concurrency": 1}
+        return bytes(fs.cat_file(path, start=start, end=end, **options))
 
 
 def exists(url: str) -> bool:
