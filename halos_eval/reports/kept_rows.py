@@ -80,18 +80,18 @@ def compute(root: str, suite: str, kept: KeptRows | None = None, again: str | No
     plans = {name.removesuffix(".json"): state for name, state in _states(folder).items() if name.endswith(".json")}
     marks = _states(layout.changes_url(root))
     own = layout.folder_name(again) if again else None
+    states = {name: (plan, marks.get(name, "")) for name, plan in plans.items()}
     known = kept.rows if kept and kept.made_with == source.made_with else {}
+    current = {name: one for name, one in known.items() if states.get(name) == (one.plan, one.mark) and name != own}
 
-    def one(name: str) -> KeptRow:
-        states = plans[name], marks.get(name, "")
-        old = known.get(name)
-        if old and (old.plan, old.mark) == states and name != own:
-            return old
-        return KeptRow(plan=states[0], mark=states[1], row=source.read(filesystem.join(folder, f"{name}.json")))
+    def computed(name: str) -> KeptRow:
+        plan, mark = states[name]
+        return KeptRow(plan=plan, mark=mark, row=source.read(filesystem.join(folder, f"{name}.json")))
 
-    names = sorted(plans)
+    outdated = sorted(plans.keys() - current.keys())
     with ThreadPoolExecutor(READERS) as pool:
-        rows = dict(zip(names, pool.map(one, names), strict=True))
+        found = current | dict(zip(outdated, pool.map(computed, outdated), strict=True))
+    rows = {name: found[name] for name in sorted(found)}
     return KeptRows(version=1, made_with=source.made_with, rows=rows)
 
 
