@@ -32,7 +32,8 @@ COMMIT = $(shell git describe --always --abbrev=40 --exclude '*' --dirty=+dirty)
 # An image is for a cluster with GPUs, unless somebody says otherwise; the environments above are for this machine.
 WORKER_IMAGE = $(if $(filter file,$(origin WORKER)),cuda,$(WORKER))
 
-.PHONY: help demo preflight test test-all test-fast cluster-test lint index docs up locks images $(IMAGES:%=image-%) clean
+.PHONY: help demo preflight test test-all test-fast cluster-test lint index bench-table docs up locks images \
+    $(IMAGES:%=image-%) clean
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -67,6 +68,9 @@ lint: $(VENV)/dev/.done ## style, types, import borders and words; changes nothi
 index: $(VENV)/judge/.done ## write the index of alpaca_eval's judges again, after its pin has changed
 	$(VENV)/judge/bin/python -W ignore -m halos_eval.stages.judge.installed > $(VENV)/index.json
 	mv $(VENV)/index.json halos_eval/shipped/alpaca_eval.json
+
+bench-table: $(VENV)/dev/.done ## time, requests and memory of a large table, beside HALOs' rule on logs
+	$(VENV)/dev/bin/python -m benchmarks.table
 
 docs: $(VENV)/dev/.done ## write docs/settings.md from the code
 	$(VENV)/dev/bin/python -m halos_eval.config.settings_page > docs/settings.md

@@ -173,13 +173,13 @@ def root(tmp_path: Path) -> str:
 
 @pytest.fixture
 def suite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """``suite(text)`` writes the suite ``own``, and reads it."""
+    """``suite(text)`` writes the suite ``own``, or that of another name, and reads it."""
     (tmp_path / "suites").mkdir()
     monkeypatch.setenv("HALOS_EVAL_SUITES", str(tmp_path / "suites"))
 
-    def write(text: str) -> Suite:
-        (tmp_path / "suites" / "own.yaml").write_text(text)
-        return load_suite("own")
+    def write(text: str, name: str = "own") -> Suite:
+        (tmp_path / "suites" / f"{name}.yaml").write_text(text)
+        return load_suite(name)
 
     return write
 

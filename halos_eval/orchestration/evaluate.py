@@ -83,7 +83,7 @@ def plan_evaluation(params: dict[str, Any]) -> list[dict[str, Any]]:
     exchange.xcom_push("checkpoint", plan.checkpoint.name)
     exchange.xcom_push("jobs", {job.title: job.record for job in plan.jobs})
     exchange.xcom_push("unavailable", plan.unavailable)
-    exchange.xcom_push("summarize", _job(summary_job(suite.name, root, cluster)))
+    exchange.xcom_push("summarize", _job(summary_job(suite.name, checkpoint.name, root, cluster)))
     return [_job(job) for job in to_run if job.stage == "harness"]
 
 

@@ -108,9 +108,10 @@ def fetch_job(
     return StageJob(stage="fetch", image="worker", argv=argv, profile=CPU_PROFILE)
 
 
-def summary_job(suite: str, root: str, cluster: Cluster) -> StageJob:
-    """Return the job that writes the table of ``suite``."""
-    argv = ["summarize", root, f"--suite={suite}", f"--output={layout.report_url(root, suite)}"]
+def summary_job(suite: str, checkpoint: str, root: str, cluster: Cluster) -> StageJob:
+    """Return the job that writes the table of ``suite``, in which the row of ``checkpoint`` changed."""
+    output = layout.report_url(root, suite)
+    argv = ["summarize", root, f"--suite={suite}", f"--checkpoint={checkpoint}", f"--output={output}"]
     if outbox := cluster.outbox:
         argv.append(f"--outbox={outbox.mount_path}")
     return StageJob(stage="summarize", image="judge", argv=tuple(argv), profile=CPU_PROFILE)

@@ -7,6 +7,7 @@ and only this module computes the average.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
@@ -26,6 +27,9 @@ ALPACA_COLUMNS = {
     "win_rate": "alpacaeval_wr",
     "discrete_win_rate": "alpacaeval_discrete_wr",
 }
+
+
+READERS = 4  # threads for the records of one row, where often many rows are read at once
 
 
 @dataclass(frozen=True)
@@ -101,8 +105,9 @@ def row_of_plan(plan: Plan, outdated: Mapping[str, str] = MappingProxyType({})) 
     judge = None
     if ALPACA_EVAL in plan.unavailable or any(job.stage == "judge" for job in plan.jobs):
         cells |= dict.fromkeys(ALPACA_COLUMNS.values())
-    for job in plan.jobs:
-        record, reason = _read(job)
+    with ThreadPoolExecutor(READERS) as pool:
+        read = list(pool.map(_read, plan.jobs))
+    for job, (record, reason) in zip(plan.jobs, read, strict=True):
         if job.stage == "harness":
             tasks.append((None if job.title in outdated else record, job.metric))
         if record and job.title in outdated:

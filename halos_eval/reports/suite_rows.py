@@ -8,8 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
+from functools import cache
+from pathlib import Path
 
+import halos_eval
 from halos_eval.config.suite import ALPACA_EVAL
+from halos_eval.digests import digest_files, digest_json
 from halos_eval.errors import StoreError
 from halos_eval.planning.changes import changes, newest_record
 from halos_eval.planning.current import Standing, files_of, judged_again, standing
@@ -33,6 +37,12 @@ class SuiteRows:
         self.root, self.suite = root, suite
         self.definition = read_definition(root, suite)
         self.series = read_series(root)
+
+    @property
+    def made_with(self) -> str:
+        """Digest of everything that all rows depend on: the definition, the series, this code, and the store's URL."""
+        definition = self.definition.model_dump(mode="json") if self.definition else None
+        return digest_json([definition, self.series.model_dump(mode="json"), _code(), self.root])
 
     def read(self, url: str) -> Row:
         """Return the row of the plan at ``url``. If the plan is damaged, the row says so."""
@@ -121,6 +131,12 @@ class SuiteRows:
             record=url, metric=definition.metric, done=True, why="",
         )  # fmt: skip
         return job, _reason(["weights"] if record.checkpoint.digest != plan.checkpoint.digest else words)
+
+
+@cache
+def _code() -> str:
+    folder = Path(halos_eval.__file__).parent
+    return digest_files(folder, [str(path.relative_to(folder)) for path in folder.rglob("*.py")])
 
 
 def _identities(jobs: Iterable[PlannedJob]) -> dict[str, list[Identity]]:

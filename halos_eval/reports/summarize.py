@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from datetime import timedelta
 from pathlib import Path
 from typing import Annotated
 
@@ -11,13 +12,18 @@ from pydantic_settings import CliPositionalArg
 
 from halos_eval.config.settings import FROZEN
 from halos_eval.errors import BadInput
+from halos_eval.reports import kept_rows
 from halos_eval.reports.halos_logs.read import read_logs
 from halos_eval.reports.results import Row
-from halos_eval.reports.table import frame, read_rows
-from halos_eval.storage import filesystem
+from halos_eval.reports.table import frame, in_order, read_rows
+from halos_eval.storage import filesystem, layout
+from halos_eval.storage.claims import LEASE, claimed, this_process
 from halos_eval.storage.outbox import collect
 
 log = logging.getLogger(__name__)
+
+WAIT = LEASE + timedelta(minutes=1)
+"""Wait for another process that writes the same table; a process that was killed holds its claim for a lease."""
 
 
 def _check_suite(name: str | None) -> str | None:
@@ -25,6 +31,12 @@ def _check_suite(name: str | None) -> str | None:
 
     if name is not None and not NAME.fullmatch(name):
         raise ValueError(f"invalid suite name ({name}); expected only letters, digits, '-' and '_'")
+    return name
+
+
+def _check_checkpoint(name: str | None) -> str | None:
+    if name is not None and not layout.NAME.fullmatch(name):
+        raise ValueError(f"invalid checkpoint name ({name}); expected the name of a checkpoint of the registry")
     return name
 
 
@@ -37,6 +49,8 @@ class SummarizeConfig(BaseModel):
     """Store, or any folder or URL that contains records."""
     suite: Annotated[str | None, AfterValidator(_check_suite)] = None
     """Only this suite, with its missing parts (default: the newest record of each task)."""
+    checkpoint: Annotated[str | None, AfterValidator(_check_checkpoint)] = None
+    """Compute only the row of this checkpoint, and those that are outdated; the store keeps the others."""
     outbox: str | None = None
     """Folder with the results of tasks without network access. They are moved into the store first."""
     logs: str | None = None
@@ -50,6 +64,8 @@ class SummarizeConfig(BaseModel):
             raise ValueError("expected either a store or --logs")
         if self.outbox and self.root is None:
             raise ValueError("--outbox requires a store")
+        if self.checkpoint and not self.suite:
+            raise ValueError("--checkpoint requires --suite")
         return self
 
 
@@ -60,8 +76,30 @@ def summarize(config: SummarizeConfig) -> list[Row]:
     elif config.root is not None:
         if config.outbox is not None:
             collect(Path(config.outbox), config.root)
+        if config.suite and (config.checkpoint or config.output == layout.report_url(config.root, config.suite)):
+            return _kept(config.root, config.suite, config)
         rows = read_rows(config.root, config.suite)
     else:
         raise BadInput("expected either a store or --logs")
-    filesystem.write_bytes(config.output, frame(rows).to_csv(index=False).encode())
+    _write(config.output, rows)
     return rows
+
+
+def _kept(root: str, suite: str, config: SummarizeConfig) -> list[Row]:
+    """Write the table and its rows. No other process writes them meanwhile, so none replaces a row by an older one."""
+    if config.checkpoint:
+        kept_rows.mark(root, config.checkpoint)
+    with claimed(layout.report_claims_url(root, suite), this_process(), WAIT) as confirm:
+        kept = kept_rows.read(root, suite) if config.checkpoint else None
+        found = kept_rows.compute(root, suite, kept, config.checkpoint)
+        if config.checkpoint and layout.folder_name(config.checkpoint) not in found.rows:
+            raise BadInput(f"{root} contains no plan of {suite} for {config.checkpoint}: evaluate it first")
+        rows = in_order(found.table)
+        confirm()
+        kept_rows.write(root, suite, found)
+        _write(config.output, rows)
+    return rows
+
+
+def _write(output: str, rows: list[Row]) -> None:
+    filesystem.write_bytes(output, frame(rows).to_csv(index=False).encode())

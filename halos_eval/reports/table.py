@@ -6,16 +6,14 @@ A cell without a score is empty, and ``status`` has the reason.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from halos_eval.errors import BadInput
-from halos_eval.planning.progress import READERS
+from halos_eval.reports.kept_rows import compute
 from halos_eval.reports.records import rows_of_records
 from halos_eval.reports.results import ALPACA_COLUMNS, Missing, Row
-from halos_eval.reports.suite_rows import SuiteRows
 from halos_eval.storage import filesystem, layout
 from halos_eval.storage.records import readable_record
 
@@ -37,10 +35,7 @@ def read_rows(root: str, suite: str | None = None) -> list[Row]:
     Raise BadInput if there are none, or StoreError.
     """
     if suite:
-        urls = filesystem.find(filesystem.join(layout.plans_url(root), suite), ".json")
-        suite_rows = SuiteRows(root, suite)
-        with ThreadPoolExecutor(READERS) as pool:
-            rows = list(pool.map(suite_rows.read, urls))
+        rows = compute(root, suite).table
     else:
         read = [(url, *readable_record(url)) for url in filesystem.find(root, layout.RECORD)]
         rows = rows_of_records(record for _, record, _ in read if record)
@@ -49,6 +44,11 @@ def read_rows(root: str, suite: str | None = None) -> list[Row]:
         raise BadInput(
             f"{root} contains no {'plan of ' + suite if suite else 'record'}: nothing has been evaluated there yet"
         )
+    return in_order(rows)
+
+
+def in_order(rows: Iterable[Row]) -> list[Row]:
+    """Return the rows in the order of the table."""
     return sorted(rows, key=lambda row: (-(row.series or 0), row.checkpoint))
 
 

@@ -15,6 +15,7 @@ import os
 import platform
 import re
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
@@ -64,6 +65,8 @@ def take(folder: str, owner: str, alive: Alive, lease: timedelta = LEASE) -> str
     """
     while True:
         number, held = _newest(folder)
+        if number and held is None:
+            continue  # its owner ended after the folder was listed
         if held and held.owner == owner:
             write_model(_url(folder, number), _claim(owner, lease))
             return _url(folder, number)
@@ -104,9 +107,12 @@ def holder(folder: str, alive: Alive, since: datetime | None = None) -> str | No
 
 
 @contextmanager
-def claimed(folder: str, owner: str) -> Iterator[Callable[[], None]]:
-    """Hold the claim while the context is open. Gives a function that raises Busy if another process took over."""
-    url = take(folder, owner, process_alive)
+def claimed(folder: str, owner: str, wait: timedelta = timedelta(0)) -> Iterator[Callable[[], None]]:
+    """Hold the claim while the context is open. Gives a function that raises Busy if another process took over.
+
+    If another process holds the claim, wait for it at most ``wait``, then raise Busy.
+    """
+    url = _take_within(wait, folder, owner)
     ended = threading.Event()
 
     def keep() -> None:
@@ -123,6 +129,17 @@ def claimed(folder: str, owner: str) -> Iterator[Callable[[], None]]:
         keeper.join()
         with suppress(StoreError):
             filesystem.delete(folder)
+
+
+def _take_within(wait: timedelta, folder: str, owner: str) -> str:
+    end = datetime.now(UTC) + wait
+    while True:
+        try:
+            return take(folder, owner, process_alive)
+        except Busy:
+            if datetime.now(UTC) >= end:
+                raise
+            time.sleep(0.2)
 
 
 def this_process() -> str:

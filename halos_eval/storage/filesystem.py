@@ -29,6 +29,8 @@ class Entry(NamedTuple):
     """Bytes; meaningless for a folder."""
     modified: datetime | None
     """UTC; for a link to a file, the later of both times. None for a folder: object storage has no times of folders."""
+    state: str = ""
+    """Changes with the content: the ETag in object storage, size and time of a file on a disk."""
 
     @property
     def is_folder(self) -> bool:
@@ -73,7 +75,9 @@ def read_bytes(url: str, start: int | None = None, end: int | None = None) -> by
     """Return the content of ``url``, or its bytes [``start``, ``end``). Raises FileNotFoundError, StoreError."""
     with _store_errors(url, reads_file=True):
         fs, path = _open(url)
-        return bytes(fs.cat_file(path, start=start, end=end))
+        # Without this s3fs sends a second request for the size, to read large files in parts.
+        options = {} if isinstance(fs, LocalFileSystem) else {"max_concurrency": 1}
+        return bytes(fs.cat_file(path, start=start, end=end, **options))
 
 
 def exists(url: str) -> bool:
@@ -101,6 +105,9 @@ def create(url: str, data: bytes) -> bool:
     with _store_errors(url):
         fs, path = _open(url)
         if isinstance(fs, LocalFileSystem):
+            for _ in range(10):
+                with suppress(FileNotFoundError):  # another process removed the folder meanwhile
+                    return _replace(Path(path), data, new=True)
             return _replace(Path(path), data, new=True)
         try:
             fs.pipe_file(path, data, mode="create")
@@ -158,7 +165,8 @@ def entries(url: str) -> dict[str, Entry]:
 
 def _entry(fs: Any, listed: dict[str, Any]) -> Entry:
     folder = listed["type"] == "directory"
-    return Entry(int(listed["size"]), None if folder else listed.get("LastModified") or fs.modified(listed["name"]))
+    modified = None if folder else listed.get("LastModified") or fs.modified(listed["name"])
+    return Entry(int(listed["size"]), modified, listed.get("ETag") or f"{listed['size']}-{modified}")
 
 
 def _scan(folder: str) -> dict[str, Entry]:
@@ -178,7 +186,8 @@ def _local_entry(child: os.DirEntry[str]) -> Entry | None:
             return None
         raise
     newest = max(status.st_mtime, child.stat(follow_symlinks=False).st_mtime)
-    return Entry(status.st_size, None if child.is_dir() else datetime.fromtimestamp(newest, UTC))
+    modified = None if child.is_dir() else datetime.fromtimestamp(newest, UTC)
+    return Entry(status.st_size, modified, f"{status.st_size}-{status.st_mtime_ns}")
 
 
 def tree(url: str) -> dict[str, Entry]:

@@ -7,6 +7,9 @@ weights/CHECKPOINT.json                                                digest an
 series.json                                                            versions of the tools, in order of first use
 manifests/SUITE.json                                                   pins of the data of a suite
 reports/SUITE/summary.csv
+reports/SUITE/rows.json.gz                                             its rows, so that an evaluation computes only one
+reports/SUITE/claims/                                                  the process that writes both now
+changes/CHECKPOINT                                                     written again after each of its evaluations
 claims/SUITE/CHECKPOINT/                                               the run that evaluates it now
 answers/                                                               the judges' answers, by request
 """
@@ -138,6 +141,21 @@ def manifest_url(root: str, suite: str) -> str:
 def report_url(root: str, suite: str) -> str:
     """Return the URL of a suite's summary."""
     return filesystem.join(root, "reports", suite, "summary.csv")
+
+
+def rows_url(root: str, suite: str) -> str:
+    """Return the URL of the rows of a suite's summary, see `halos_eval.reports.kept_rows`."""
+    return filesystem.join(root, "reports", suite, "rows.json.gz")
+
+
+def report_claims_url(root: str, suite: str) -> str:
+    """Return the folder of the claims of the processes that write a suite's summary."""
+    return filesystem.join(root, "reports", suite, "claims")
+
+
+def changes_url(root: str) -> str:
+    """Return the folder with one file for each checkpoint, which is written again after each of its evaluations."""
+    return filesystem.join(root, "changes")
 
 
 def turn_url(root: str, suite: str, checkpoint: str) -> str:

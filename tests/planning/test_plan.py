@@ -457,15 +457,15 @@ def test_code_on_this_machine_writes_to_the_store(plan, root, cluster):
 
 def test_the_summary_empties_the_outbox(root, cluster):
     cluster(kubernetes=WITH_OUTBOX)
-    job = summary_job("demo", root, load_cluster())
+    job = summary_job("demo", "one", root, load_cluster())
     config = parse(list(job.argv))
-    assert (config.root, config.suite, config.outbox) == (root, "demo", "/outbox")
+    assert (config.root, config.suite, config.checkpoint, config.outbox) == (root, "demo", "one", "/outbox")
     assert config.output == layout.report_url(root, "demo")
     assert (job.stage, job.image, job.profile, job.gpus, job.outbox) == ("summarize", "judge", "cpu", 0, None)
     cluster(kubernetes=KUBERNETES)
-    assert parse(list(summary_job("demo", root, load_cluster()).argv)).outbox is None
+    assert parse(list(summary_job("demo", "one", root, load_cluster()).argv)).outbox is None
     cluster()
-    assert parse(list(summary_job("demo", root, load_cluster()).argv)).outbox is None
+    assert parse(list(summary_job("demo", "one", root, load_cluster()).argv)).outbox is None
 
 
 def test_the_job_of_a_pod_is_part_of_the_plan():

@@ -59,6 +59,32 @@ def test_a_claim_keeps_others_out_until_it_is_released(folder):
     assert take(folder, "two", always).endswith("000002.json")
 
 
+def test_a_process_waits_until_the_one_before_it_has_ended(folder):
+    take(folder, "one", always)
+    with pytest.raises(Busy), claimed(folder, "two"):
+        pass
+    ending = threading.Timer(0.3, release, (folder, "one"))
+    ending.start()
+    with claimed(folder, "two", timedelta(minutes=1)) as confirm:
+        confirm()
+        with pytest.raises(Busy, match="two does this work"):
+            take(folder, "three", always)
+    ending.join()
+
+
+def test_a_claim_that_ends_while_it_is_read_is_no_predecessor(folder, monkeypatch):
+    first = take(folder, "one", always)
+    read = claims.read_model
+
+    def read_late(url, kind):
+        filesystem.delete(first)
+        return read(url, kind)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(claims, "read_model", lambda *words: (patch.undo(), read_late(*words))[1])
+        assert take(folder, "two", always) == first  # not number 2 beside another process's number 1
+
+
 def test_the_same_owner_takes_its_claim_again(folder):
     assert take(folder, "one", always) == take(folder, "one", always)
 

@@ -1,0 +1,1 @@
+"""Measurements that documentation quotes; `make bench-table` and the like run them."""
