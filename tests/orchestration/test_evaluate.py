@@ -112,7 +112,7 @@ def test_a_new_checkpoint(plan, root):
     for job in (*harness, pushed["sample"], pushed["judge"], pushed["summarize"]):
         assert job.keys() == {"stage", "task", "image", "argv", "profile", "gpus", "manifest", "outbox"}
     assert pushed["summarize"]["argv"] == [
-        "summarize", root, "--suite=demo", f"--output={root}/reports/demo/summary.csv",
+        "summarize", root, "--suite=demo", "--checkpoint=kto", f"--output={root}/reports/demo/summary.csv",
     ]  # fmt: skip
     kept = Plan.model_validate_json(filesystem.read_bytes(layout.plan_url(root, "demo", "kto")))
     assert {job.title: job.record for job in kept.jobs} == pushed["jobs"]
