@@ -28,8 +28,9 @@ from halos_eval.demo.installation import (
 )
 from halos_eval.demo.judge_server import JudgeServer
 from halos_eval.errors import BadInput, HalosEvalError
+from halos_eval.planning.definition import Definitions, read_definition
 from halos_eval.planning.jobs import fetch_job
-from halos_eval.planning.plan import Plan, make_plan, save_plan, suite_manifest
+from halos_eval.planning.plan import Plan, make_plan, read_plan, save_plan, suite_manifest
 from halos_eval.processes import failure, watched
 from halos_eval.reports.results import Row
 from halos_eval.reports.summarize import SummarizeConfig, summarize
@@ -82,8 +83,16 @@ def _open_plans() -> list[Plan]:
             found.append(plan)
             continue
         console.print(f"{name}: all results exist")
-        save_plan(plan, suite, STORE, manifest)
+        kept = read_plan(layout.plan_url(STORE, SUITE, name))
+        definition = Definitions(suite, manifest).document
+        if kept is None or _contents(kept) != _contents(plan) or read_definition(STORE, SUITE) != definition:
+            save_plan(plan, suite, STORE, manifest)
     return found
+
+
+def _contents(plan: Plan) -> tuple[str, set[str]]:
+    """Return the values of a plan that determine the table."""
+    return plan.checkpoint.digest, {job.record for job in plan.jobs}
 
 
 def _rows(report: str, failed: list[str]) -> list[Row]:

@@ -16,7 +16,7 @@ enforce_eager: true
 harness: {max_model_len: 4096, dtype: float32}
 tasks:
   demo_cloze: {}
-  demo_choice: {max_model_len: 1000000}
+  demo_arithmetic: {max_model_len: 32}
   no_such_task: {}
 """
 
@@ -70,7 +70,7 @@ def test_parameters_that_could_leave_their_place_are_refused(airflow, conf):
 
 @pytest.fixture(scope="module")
 def half(airflow):
-    """A run of the suite: its end, and its tasks'. demo_choice asks for more than the model takes."""
+    """A run of the suite: its end, and its tasks'. demo_arithmetic may generate more than its length."""
     return airflow.finish(airflow.trigger(checkpoint="tiny", suite="half"))
 
 
@@ -78,13 +78,13 @@ def test_one_failed_task_costs_its_own_cell_only(airflow, half):
     state, tasks = half
     assert state == "failed"
     assert tasks["harness", "demo_cloze"] == tasks["summarize", -1] == "success"
-    assert tasks["harness", "demo_choice"] == tasks["verdict", -1] == "failed"
+    assert tasks["harness", "demo_arithmetic"] == tasks["verdict", -1] == "failed"
     assert ("harness", "no_such_task") not in tasks
     table = pd.read_csv(airflow.store / "reports" / "half" / "summary.csv").to_dict("records")
     (row,) = [row for row in table if row["model_name"] == "tiny"]
     assert 0 <= row["demo_cloze-acc"] <= 1
     assert "avg" not in row
-    assert row["status"].startswith("demo_choice: EvaluationFailed: ")
+    assert row["status"].startswith("demo_arithmetic: BadInput: the task lets the model generate ")
     assert "; no_such_task: unavailable: unknown lm_eval task 'no_such_task'" in row["status"]
     record = next((airflow.store / "runs").rglob("record.json"))
     assert json.loads(record.read_text())["provenance"]["suite"] == "half"
@@ -95,7 +95,7 @@ def test_a_second_run_does_only_what_is_missing(airflow, half):
     assert before
     _, tasks = airflow.finish(airflow.trigger(checkpoint="tiny", suite="half"))
     assert ("harness", "demo_cloze") not in tasks
-    assert tasks["harness", "demo_choice"] == "failed"
+    assert tasks["harness", "demo_arithmetic"] == "failed"
     assert before == {path: path.stat().st_mtime_ns for path in (airflow.store / "runs").rglob("record.json")}
 
 
