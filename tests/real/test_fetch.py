@@ -252,6 +252,7 @@ def test_what_is_loaded_is_what_the_manifest_says_wherever_the_branches_stand_by
     assert contents(place.cache) == files  # so that it may be mounted read-only, and no pod can change another's data
 
 
+@pytest.mark.slow
 def test_the_published_sets_are_whole(run, place, published_hub, environments, tmp_path):
     made, path = place(published_hub), tmp_path / "manifest.json"
     done = fetch(run, made, path)
@@ -275,6 +276,7 @@ def test_a_changed_readme_is_another_commit_of_the_same_data(fetched, run, tmp_p
     assert after["digest"] == before["digest"]
 
 
+@pytest.mark.slow
 def test_a_gated_set_is_named_with_its_task_and_staged_once_there_is_a_token(run, place, tmp_path):
     made = place()
     (made.root / "gated.txt").write_text(f"openai/openai_humaneval {TOKEN}\n")

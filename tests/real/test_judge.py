@@ -178,7 +178,10 @@ def test_a_faulty_endpoint_changes_nothing(run, serve_judge, outputs, tmp_path):
     assert record["usage"]["price_usd"] is None
 
 
-@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGTERM], ids=["killed", "terminated"])
+@pytest.mark.parametrize(
+    "sent",
+    [pytest.param(signal.SIGKILL, id="killed"), pytest.param(signal.SIGTERM, id="terminated", marks=pytest.mark.slow)],
+)
 def test_what_was_answered_before_a_kill_is_not_asked_again(sent, run, serve_judge, outputs, tmp_path):
     latency, concurrency = 0.1, 4
     endpoint = serve_judge(latency=latency)

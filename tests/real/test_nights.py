@@ -181,6 +181,7 @@ def test_what_is_registered_is_evaluated_once_and_what_is_half_written_when_it_i
     assert lab.evaluated() == {"new-a demo_cloze": 1, "new-b demo_cloze": 1, "new-c demo_cloze": 1}
 
 
+@pytest.mark.slow
 def test_a_checkpoint_deleted_between_plan_and_run_costs_its_own_run_only(lab):
     lab.register("new-d")
     lab.register("new-doomed")
@@ -242,6 +243,7 @@ def test_a_task_that_was_added_to_the_suite_runs_alone(lab):
     assert lab.evaluated() == before + Counter(f"{name} demo_choice" for name in names)
 
 
+@pytest.mark.slow
 def test_a_burst_of_registrations_loses_none(lab):
     lab.pause(EVALUATE, True)  # which run there is counts, not what it does
     names = [f"burst-{number:02}" for number in range(20)]
