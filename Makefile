@@ -32,11 +32,11 @@ COMMIT = $(shell git describe --always --abbrev=40 --exclude '*' --dirty=+dirty)
 # An image is for a cluster with GPUs, unless somebody says otherwise; the environments above are for this machine.
 WORKER_IMAGE = $(if $(filter file,$(origin WORKER)),cuda,$(WORKER))
 
-.PHONY: help demo preflight test test-all test-fast cluster-test lint index bench-table docs up locks images \
+.PHONY: help demo preflight test test-all test-fast cluster-test cluster-test-all lint index bench-table docs up locks images \
     $(IMAGES:%=image-%) clean
 
 help: ## this list
-	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(VENV)/airflow/.done $(VENV)/worker/.done $(VENV)/judge/.done ## install, evaluate two small checkpoints, print the table
 	@$(VENV)/airflow/bin/python -m halos_eval.demo.run
@@ -57,6 +57,9 @@ test-fast: $(VENV)/dev/.done ## only the tests that start nothing
 
 cluster-test: $(VENV)/dev/.done $(VENV)/airflow/.done $(VENV)/worker/.done $(VENV)/judge/.done ## the tests on Kubernetes (tests/kubernetes/run.sh)
 	tests/kubernetes/run.sh
+
+cluster-test-all: $(VENV)/dev/.done $(VENV)/airflow/.done $(VENV)/worker/.done $(VENV)/judge/.done ## `make cluster-test` and what is too slow for every commit
+	tests/kubernetes/run.sh kubernetes
 
 lint: $(VENV)/dev/.done ## style, types, import borders and words; changes nothing
 	$(VENV)/dev/bin/ruff check .

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# `make cluster-test`: the tests of this folder, on the cluster of KUBECONFIG or on one that is made here for them.
+# `make cluster-test`: the tests of this folder but the slow ones (`make cluster-test-all`: all of them), on the cluster
+# of KUBECONFIG or on one that is made here for them.
 # A cluster of your own needs the images (docker.io/halos-eval/postgresql:test as well), a node that is this machine, and
 # its address in CLUSTER_TEST_HOST. kubectl must be on the PATH.
 set -euo pipefail
@@ -20,4 +21,4 @@ if [[ -z ${KUBECONFIG:-} ]]; then
     "$equipment/load-image.sh" "$state" docker.io/halos-eval/{airflow,worker,judge}:"$version" docker.io/halos-eval/postgresql:test
     export KUBECONFIG=$state/kubeconfig PATH=$kubernetes/bin:$PATH
 fi
-.venv/dev/bin/pytest -m kubernetes "$@"
+.venv/dev/bin/pytest -m "${1:-kubernetes and not slow}"

@@ -81,6 +81,7 @@ def test_a_pod_that_takes_too_much_memory(lab):
     assert attempts == [1]  # not retried
 
 
+@pytest.mark.slow
 def test_a_pod_that_is_deleted_while_it_samples(admin, lab):
     """The retry starts another pod, which keeps what was sampled."""
     earlier = set(lab.watcher.pods)
@@ -96,6 +97,7 @@ def test_a_pod_that_is_deleted_while_it_samples(admin, lab):
     assert int(kept[1]) > 0
 
 
+@pytest.mark.slow
 def test_an_image_that_does_not_exist(lab):
     images = {"worker": "docker.io/halos-eval/worker:none"}
     with lab.upgraded(kubernetes={"images": images, "imagePullPolicy": "IfNotPresent"}):
@@ -109,6 +111,7 @@ def test_an_image_that_does_not_exist(lab):
     assert "has no manifest; the task `fetch` writes it" in lab.log(run_id, "plan")
 
 
+@pytest.mark.slow
 def test_more_gpus_than_the_pool_has(lab):
     run_id = lab.trigger(checkpoint=CHECKPOINT, suite="many")
     state, states = lab.finish(run_id)
@@ -116,6 +119,7 @@ def test_more_gpus_than_the_pool_has(lab):
     assert "profile many requests 9 GPUs, but the pool has only 2" in lab.log(run_id, "plan")
 
 
+@pytest.mark.slow
 def test_more_gpus_than_there_are(lab):
     with lab.upgraded(pools={"gpu": 9}):
         run_id = lab.trigger(checkpoint=CHECKPOINT, suite="many")
@@ -147,6 +151,7 @@ def test_everything_of_airflow_is_killed_in_the_middle(admin, lab):
     assert [one.metadata.uid for one in lab.watcher.since(earlier, "harness")] == [pod.metadata.uid]
 
 
+@pytest.mark.slow
 def test_a_task_that_is_marked_failed_leaves_no_pod(lab):
     earlier = set(lab.watcher.pods)
     run_id = lab.trigger(checkpoint=CHECKPOINT, suite="marked")
