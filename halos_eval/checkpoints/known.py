@@ -12,10 +12,9 @@ from pydantic import BaseModel
 from halos_eval.checkpoints.weights import ScoredFolder, Stamp, Weights, read_folder, scored_files
 from halos_eval.config.settings import FROZEN
 from halos_eval.digests import digest_json
-from halos_eval.errors import StoreError
 from halos_eval.hub import cache_root
 from halos_eval.storage import layout
-from halos_eval.storage.records import read_model
+from halos_eval.storage.records import readable
 
 log = logging.getLogger(__name__)
 
@@ -69,13 +68,11 @@ def state_of(locations: Iterable[str]) -> str:
 def recall(root: str, checkpoint: str, location: str, revision: str | None = None) -> KnownWeights | None:
     """Return the weights of a checkpoint at its latest plan, whether they have changed or not; None without a plan.
 
-    A damaged file counts as none.
+    A damaged file counts as none. Raise StoreError.
     """
-    try:
-        known = read_model(layout.weights_url(root, checkpoint), KnownWeights)
-    except StoreError as error:
-        log.warning("the weights of %s are read again: %s", checkpoint, error)
-        return None
+    known, damage = readable(layout.weights_url(root, checkpoint), KnownWeights)
+    if damage:
+        log.warning("the weights of %s are read again: %s", checkpoint, damage)
     return known if known and (known.location, known.revision) == (location, revision) else None
 
 

@@ -6,7 +6,6 @@ with the definition that the latest plan saved in the store; everything else com
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -19,7 +18,7 @@ from halos_eval.config.judge import load_judge
 from halos_eval.config.settings import FROZEN
 from halos_eval.config.suite import AlpacaEvalSettings, Suite, TaskSettings
 from halos_eval.digests import digest_file, digest_json
-from halos_eval.errors import BadInput, DataUnavailable, StoreError
+from halos_eval.errors import BadInput, DataUnavailable
 from halos_eval.stages import tools
 from halos_eval.stages.harness.options import harness_identity
 from halos_eval.stages.identity import Identity
@@ -28,8 +27,6 @@ from halos_eval.stages.sample import sample_identity
 from halos_eval.storage import layout
 from halos_eval.storage.manifest import Manifest
 from halos_eval.storage.records import CheckpointRef, read_model
-
-log = logging.getLogger(__name__)
 
 ANY = CheckpointRef(name="", location="", digest="")
 """Stands for any checkpoint."""
@@ -142,9 +139,9 @@ def chained(identities: Sequence[Identity], versions: Mapping[str, str]) -> tupl
 
 
 def read_definition(root: str, suite: str) -> SuiteDefinition | None:
-    """Return the definition of ``suite`` at its latest plan; None without one. A damaged file counts as none."""
-    try:
-        return read_model(layout.definition_url(root, suite), SuiteDefinition)
-    except StoreError as error:
-        log.warning("results are not compared with the suite's definition: %s", error)
-        return None
+    """Return the definition of ``suite`` at its latest plan; None without one.
+
+    Raise StoreError, because without it results that are not current look complete. The next plan replaces a damaged
+    file.
+    """
+    return read_model(layout.definition_url(root, suite), SuiteDefinition)

@@ -13,7 +13,7 @@ from halos_eval.config.cluster import Cluster
 from halos_eval.config.settings import FROZEN
 from halos_eval.config.suite import WARN_ABOVE, Suite
 from halos_eval.digests import digest_json
-from halos_eval.errors import DataUnavailable, StoreError
+from halos_eval.errors import DataUnavailable
 from halos_eval.planning.definition import UNKNOWN, Definitions, SuiteDefinition
 from halos_eval.planning.jobs import PlannedJob
 from halos_eval.planning.planner import Planner
@@ -21,7 +21,7 @@ from halos_eval.stages import tools
 from halos_eval.stages.chat_template import read_template
 from halos_eval.storage import layout
 from halos_eval.storage.manifest import Manifest, read_manifest
-from halos_eval.storage.records import CheckpointRef, read_model, update_model
+from halos_eval.storage.records import CheckpointRef, read_model, readable, update_model
 from halos_eval.storage.series import save_series
 
 log = logging.getLogger(__name__)
@@ -146,11 +146,10 @@ def _is_trial(job: PlannedJob, definition: SuiteDefinition) -> bool:
 
 
 def _earlier(url: str) -> Plan | None:
-    try:
-        return read_plan(url)
-    except StoreError as error:
-        log.warning("the earlier plan is replaced: %s", error)
-        return None
+    plan, damage = readable(url, Plan)
+    if damage:
+        log.warning("the earlier plan is replaced: %s", damage)
+    return plan
 
 
 def read_plan(url: str) -> Plan | None:

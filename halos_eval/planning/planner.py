@@ -11,7 +11,7 @@ from halos_eval.checkpoints.registry import Checkpoint
 from halos_eval.checkpoints.weights import inspect, to_fetch
 from halos_eval.config.cluster import CPU_PROFILE, OUTBOX, Cluster, Volume
 from halos_eval.config.suite import AlpacaEvalSettings, Suite, TaskSettings
-from halos_eval.errors import BadInput, StoreError
+from halos_eval.errors import BadInput
 from halos_eval.hub import cache_root
 from halos_eval.planning.changes import changes, newest_record
 from halos_eval.planning.definition import Definitions
@@ -23,7 +23,7 @@ from halos_eval.stages.options import StageConfig
 from halos_eval.stages.sample import SampleConfig
 from halos_eval.storage import filesystem, layout
 from halos_eval.storage.manifest import Manifest, cached_path, checkpoint_part
-from halos_eval.storage.records import StageName, read_failure, readable_record
+from halos_eval.storage.records import Failure, StageName, readable, readable_record
 
 IMAGES: dict[StageName, Literal["worker", "judge"]] = {"sample": "worker", "harness": "worker", "judge": "judge"}
 
@@ -203,10 +203,9 @@ class Planner:
             return True, f"finished {found.provenance.ended:%Y-%m-%d %H:%M} UTC"
         if damage:
             return False, f"damaged record: {damage}"
-        try:
-            failure = read_failure(layout.failure_beside(record))
-        except StoreError as error:
-            return False, f"failed before: {error}"
+        failure, damage = readable(layout.failure_beside(record), Failure)
+        if damage:
+            return False, f"failed before: {damage}"
         if failure:
             return False, f"failed before: {failure.error}: {failure.message}"
         return False, self._difference(identity)

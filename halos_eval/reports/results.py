@@ -12,14 +12,13 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 
 from halos_eval.config.suite import ALPACA_EVAL
-from halos_eval.errors import StoreError
 from halos_eval.planning.jobs import PlannedJob
 from halos_eval.planning.plan import Plan
 from halos_eval.reports.remarks import UNREAD, counts_of, trial_of, warnings_of
 from halos_eval.reports.uncertainty import at_bound, bound_interval, error_of_mean
 from halos_eval.stages.harness.results import BYPASS, NOT_SCORED, is_placeholder
 from halos_eval.storage import layout
-from halos_eval.storage.records import Record, Score, read_failure, read_record
+from halos_eval.storage.records import Failure, Record, Score, readable, readable_record
 
 # alpaca_eval's metric -> HALOs' column
 ALPACA_COLUMNS = {
@@ -219,8 +218,8 @@ def cells_of_record(record: Record) -> dict[str, Cell]:
 
 def why_missing(record_url: str) -> str:
     """Return the reason why a stage has no record, from its failure note if any. Raise StoreError."""
-    failure = read_failure(layout.failure_beside(record_url))
-    return f"{failure.error}: {failure.message}" if failure else "no result (not run, or killed)"
+    failure, damage = readable(layout.failure_beside(record_url), Failure)
+    return f"{failure.error}: {failure.message}" if failure else damage or "no result (not run, or killed)"
 
 
 def why_unavailable(reason: str) -> str:
@@ -230,11 +229,8 @@ def why_unavailable(reason: str) -> str:
 
 def _read(job: PlannedJob) -> tuple[Record | None, str]:
     """Return a job's record, or None and the reason. If it is damaged, only its own cells are empty."""
-    try:
-        record = read_record(job.record)
-        return record, "" if record else why_missing(job.record)
-    except StoreError as error:
-        return None, str(error)
+    record, damage = readable_record(job.record)
+    return record, "" if record else damage or why_missing(job.record)
 
 
 def judge_of(record: Record) -> str | None:

@@ -14,16 +14,15 @@ from pathlib import Path
 import halos_eval
 from halos_eval.config.suite import ALPACA_EVAL
 from halos_eval.digests import digest_files, digest_json
-from halos_eval.errors import StoreError
 from halos_eval.planning.changes import changes, newest_record
 from halos_eval.planning.current import Standing, files_of, judged_again, standing
 from halos_eval.planning.definition import UNKNOWN, read_definition
 from halos_eval.planning.jobs import PlannedJob
-from halos_eval.planning.plan import Plan, read_plan
+from halos_eval.planning.plan import Plan
 from halos_eval.reports.results import Missing, Row, row_of_plan
 from halos_eval.stages.identity import Identity
 from halos_eval.storage import filesystem, layout
-from halos_eval.storage.records import StageName
+from halos_eval.storage.records import StageName, readable
 from halos_eval.storage.series import read_series
 
 OWN = frozenset({"model", "outputs", "chat_template", "stop"})
@@ -45,17 +44,12 @@ class SuiteRows:
         return digest_json([definition, self.series.model_dump(mode="json"), _code(), self.root])
 
     def read(self, url: str) -> Row:
-        """Return the row of the plan at ``url``. If the plan is damaged, the row says so."""
-        try:
-            plan = read_plan(url)
-        except StoreError as error:
-            plan, why = None, str(error)
-        else:
-            why = f"{url} was removed while it was read"
-        if plan is None:
-            name = url.rsplit("/", 1)[-1].removesuffix(".json").replace("__", "/")
-            return Row(name, missing=(Missing("plan", why),))
-        return self.row(plan)
+        """Return the row of the plan at ``url``. If the plan is damaged, the row says so. Raise StoreError."""
+        plan, damage = readable(url, Plan)
+        if plan:
+            return self.row(plan)
+        name = url.rsplit("/", 1)[-1].removesuffix(".json").replace("__", "/")
+        return Row(name, missing=(Missing("plan", damage or f"{url} was removed while it was read"),))
 
     def row(self, plan: Plan) -> Row:
         """Return the row of one checkpoint. Raise StoreError."""

@@ -187,14 +187,22 @@ def _is_newer(data: bytes, kind: type[BaseModel]) -> bool:
     return isinstance(found, int) and found > max(known, default=found)
 
 
-def readable_record(url: str) -> tuple[Record | None, str]:
-    """Return the record at ``url`` and "", or None and the reason if it is damaged; None and "" if there is none."""
+def readable(url: str, kind: type[Model]) -> tuple[Model | None, str]:
+    """Return the document at ``url`` and "", or None and the reason if it is damaged; None and "" if there is none.
+
+    Raises StoreError if the storage fails: that says nothing of the document.
+    """
     try:
-        return read_record(url), ""
+        return read_model(url, kind), ""
     except StoreError as error:
         if isinstance(error.__cause__, ValidationError):
             return None, str(error)
         raise
+
+
+def readable_record(url: str) -> tuple[Record | None, str]:
+    """Return the record at ``url`` as ``readable`` does. Raises StoreError."""
+    return readable(url, Record)
 
 
 def read_record(url: str) -> Record | None:

@@ -5,7 +5,6 @@ A tool upgrade begins a new series. It neither outdates earlier results nor star
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Literal
@@ -13,11 +12,8 @@ from typing import Literal
 from pydantic import BaseModel
 
 from halos_eval.config.settings import FROZEN
-from halos_eval.errors import StoreError
 from halos_eval.storage import layout
 from halos_eval.storage.records import read_model, write_model
-
-log = logging.getLogger(__name__)
 
 
 class Series(BaseModel):
@@ -59,12 +55,8 @@ class AllSeries(BaseModel):
 
 
 def read_series(root: str) -> AllSeries:
-    """Return the series of the store ``root``. A damaged file counts as none: the next plan writes it again."""
-    try:
-        return read_model(layout.series_url(root), AllSeries) or AllSeries()
-    except StoreError as error:
-        log.warning("series are numbered from 1 again: %s", error)
-        return AllSeries()
+    """Return the series of the store ``root``. Raise StoreError, because without them earlier results are not found."""
+    return read_model(layout.series_url(root), AllSeries) or AllSeries()
 
 
 def save_series(root: str, tools: Mapping[str, str]) -> None:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from halos_eval.checkpoints.registry import Checkpoint, Metadata
 from halos_eval.config.cluster import load_cluster
 from halos_eval.config.suite import load_suite
+from halos_eval.errors import StoreError
 from halos_eval.planning.plan import make_plan, save_plan
 from halos_eval.reports.table import document, frame, read_rows
 from halos_eval.storage import filesystem, layout
@@ -201,3 +202,41 @@ def test_any_order_of_runs_gives_the_same_table(suite, checkpoint, evaluate, roo
         {"model_name": "b"} | full,
         {"model_name": "c"} | full | half,
     ]
+
+
+@pytest.mark.parametrize("document", ["series.json", "suites/own.json", "plans/own/one.json", "record.json"])
+def test_a_store_that_fails_for_a_moment_gives_no_table_instead_of_a_wrong_one(
+    suite, checkpoint, evaluate, rows, document, monkeypatch
+):
+    suite(SUITE)
+    evaluate(checkpoint("one"))
+    real = filesystem.read_bytes
+
+    def read(url, *words):
+        if url.endswith(document):
+            raise StoreError(f"{url}: 503 Slow Down")
+        return real(url, *words)
+
+    monkeypatch.setattr(filesystem, "read_bytes", read)
+    with pytest.raises(StoreError, match="503"):
+        rows()
+
+
+@pytest.mark.parametrize("document", ["series.json", "plans/own/one.json", "weights/one.json"])
+def test_a_store_that_fails_for_a_moment_replaces_nothing(suite, checkpoint, evaluate, root, document, monkeypatch):
+    suite(SUITE)
+    one = checkpoint("one")
+    evaluate(one)
+    before = filesystem.read_bytes(f"{root}/{document}")
+    real = filesystem.read_bytes
+
+    def read(url, *words):
+        if url.endswith(document):
+            raise StoreError(f"{url}: 503 Slow Down")
+        return real(url, *words)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(filesystem, "read_bytes", read)
+        with pytest.raises(StoreError, match="503"):
+            evaluate(one, "demo_choice")
+    assert filesystem.read_bytes(f"{root}/{document}") == before
