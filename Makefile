@@ -23,7 +23,7 @@ COMPILE := $(UV) pip compile -q --python-version 3.11 --generate-hashes --no-emi
 PACKAGE := pyproject.toml images/worker/vllm-cpu/pyproject.toml
 # Nothing is installed for these before the machine is found large enough. PREFLIGHT= goes on without a check.
 PREFLIGHT := $(if $(filter demo up,$(MAKECMDGOALS)),preflight)
-FAST := $(VENV)/dev/bin/pytest -m "not real and not kubernetes"
+FAST := $(VENV)/dev/bin/pytest -n auto --dist worksteal -m "not real and not kubernetes"
 IMAGES := airflow worker judge
 # Docker with BuildKit, or: buildah bud --layers --isolation chroot --network host
 BUILD ?= docker build

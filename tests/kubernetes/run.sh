@@ -18,7 +18,8 @@ if [[ -z ${KUBECONFIG:-} ]]; then
     trap '"$equipment/down.sh" "$state"' EXIT
     "$equipment/up.sh" "$kubernetes/bin" "$state"
     version=$(sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
-    "$equipment/load-image.sh" "$state" docker.io/halos-eval/{airflow,worker,judge}:"$version" docker.io/halos-eval/postgresql:test
+    printf 'docker.io/halos-eval/%s\n' {worker,airflow,judge}:"$version" postgresql:test |
+        xargs --max-procs 2 --max-args 1 "$equipment/load-image.sh" "$state"
     export KUBECONFIG=$state/kubeconfig PATH=$kubernetes/bin:$PATH
 fi
 .venv/dev/bin/pytest -m "${1:-kubernetes and not slow}"
