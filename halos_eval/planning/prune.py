@@ -182,10 +182,11 @@ class Pruner:
 
     def checkpoints(self, match: str = "*") -> list[str]:
         """Return the names of all checkpoints of which the store has something, sorted."""
-        folders = [filesystem.join(self.root, "runs"), filesystem.join(self.root, "weights")]
-        folders += [filesystem.join(self.root, kind, suite) for kind in ("plans", "claims") for suite in self.suites]
-        listed = [item for folder in folders for item in filesystem.entries(folder).items()]
-        names = {name if entry.is_folder else name.removesuffix(".json") for name, entry in listed}
+        folders = ["runs", *(f"claims/{suite}" for suite in self.suites)]
+        names = {name for folder in folders for name in filesystem.entries(filesystem.join(self.root, folder))}
+        for folder in ("weights", *(f"plans/{suite}" for suite in self.suites)):
+            listed = filesystem.entries(filesystem.join(self.root, folder))
+            names |= {name.removesuffix(".json") for name in listed if name.endswith(".json")}
         names = {name.replace("__", "/") for name in names}
         return sorted(name for name in names if layout.NAME.fullmatch(name) and fnmatchcase(name, match))
 
