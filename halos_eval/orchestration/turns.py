@@ -1,9 +1,14 @@
-"""One run at a time evaluates a suite on a checkpoint. Others wait before they plan, and then find the results."""
+"""One run at a time evaluates a suite on a checkpoint. Others wait before they plan, and then find the results.
+
+A turn lasts as long as its run is open. A run of another Airflow installation has its turn for the lease, and longer
+while one of its stages is at work.
+"""
 
 from __future__ import annotations
 
 import logging
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 from airflow.sdk import BaseSensorOperator, Context, PokeReturnValue, get_current_context
@@ -13,12 +18,12 @@ from halos_eval.orchestration.evaluate import prepare_evaluation, requested_name
 from halos_eval.orchestration.find import run_exists
 from halos_eval.orchestration.names import EVALUATION
 from halos_eval.storage import layout
-from halos_eval.storage.claims import Busy, release, take
+from halos_eval.storage.claims import Busy, holders_below, process_alive, release, take
 
 log = logging.getLogger(__name__)
 
 LEASE = timedelta(hours=24)
-"""How long a run of another Airflow installation is waited for. The end of a run of this one is known at once."""
+"""How long a run of another Airflow installation is waited for if none of its stages is at work."""
 OPEN = {"queued", "running", "restarting"}
 
 
@@ -38,8 +43,9 @@ class Prepare(BaseSensorOperator):
 
 def take_turn(checkpoint: str, suite: str) -> bool:
     """Return whether this run may evaluate ``suite`` on ``checkpoint`` now. If not, log which run does."""
+    root = Settings().store
     try:
-        take(layout.turn_url(Settings().store, suite, checkpoint), _this_run(), _is_open, LEASE)
+        take(layout.turn_url(root, suite, checkpoint), _this_run(), partial(_at_work, root, checkpoint), LEASE)
     except Busy as error:
         log.info("waiting: %s", error)
         return False
@@ -63,9 +69,12 @@ def _this_run() -> str:
     return f"run {run.run_id} of {run.run_after:%Y-%m-%d %H:%M:%S}"
 
 
-def _is_open(owner: str) -> bool:
-    """Return whether a run may still be at work; True for a run that this installation does not know."""
+def _at_work(root: str, checkpoint: str, owner: str) -> bool | None:
+    """Return whether the run ``owner`` is at work on a checkpoint; None if its lease decides."""
     run_id = owner.removeprefix("run ").rpartition(" of ")[0]
-    if not run_exists(run_id):
-        return True
-    return get_current_context()["ti"].get_dagrun_state(EVALUATION, run_id) in OPEN
+    context = get_current_context()
+    # A run with the name of this one, but another owner, is of another installation.
+    if run_id != context["dag_run"].run_id and run_exists(run_id):
+        return context["ti"].get_dagrun_state(EVALUATION, run_id) in OPEN
+    stages = holders_below(layout.runs_url(root, checkpoint), process_alive)
+    return True if any(stage.endswith(f" of {run_id}") for stage in stages) else None

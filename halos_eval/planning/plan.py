@@ -20,6 +20,7 @@ from halos_eval.planning.planner import Planner
 from halos_eval.stages import tools
 from halos_eval.stages.chat_template import read_template
 from halos_eval.storage import layout
+from halos_eval.storage.claims import WAIT, claimed, this_process
 from halos_eval.storage.manifest import Manifest, read_manifest
 from halos_eval.storage.records import CheckpointRef, read_model, readable, update_model
 from halos_eval.storage.series import save_series
@@ -104,22 +105,30 @@ def make_plan(
 
 
 def save_plan(plan: Plan, suite: Suite, root: str, manifest: Manifest | None = None) -> None:
-    """Save the plan, the definition of the whole ``suite``, and the state of the weights. Raise StoreError.
+    """Save the plan, the definition of the whole ``suite``, and the state of the weights. Raise StoreError, Busy.
 
     The summary tells from them which results are missing and which are not current. If the run selected only some
     parts, the others are kept from the earlier plan, unless the checkpoint or their definitions changed. Parts that no
     run has selected are listed in ``left_out``. Jobs of another judge than the suite's are a trial, and not saved.
     """
-    url = layout.plan_url(root, plan.suite, plan.checkpoint.name)
     definition = Definitions(suite, manifest).document
     update_model(layout.definition_url(root, suite.name), definition)
     save_series(root, tools.versions())
     if plan.known:
         update_model(layout.weights_url(root, plan.checkpoint.name), plan.known)
+    url = layout.plan_url(root, plan.suite, plan.checkpoint.name)
+    # A process that saves other parts at the same moment reads what this one has written.
+    with claimed(layout.claims_of(url), this_process(), WAIT) as confirm:
+        merged = _merged(plan, _earlier(url), suite, definition)
+        confirm()
+        update_model(url, merged)
+
+
+def _merged(plan: Plan, earlier: Plan | None, suite: Suite, definition: SuiteDefinition) -> Plan:
+    """Return ``plan`` with the parts of the ``earlier`` one that are still as the suite defines them."""
     digests = {part: one.digest for part, one in definition.parts.items()}
     trials = {str(job.judge): job for job in plan.jobs if _is_trial(job, definition)}
     jobs, unavailable = [job for job in plan.jobs if job not in trials.values()], dict(plan.unavailable)
-    earlier = _earlier(url)
     if earlier and (earlier.checkpoint.digest, earlier.metadata) == (plan.checkpoint.digest, plan.metadata):
         # The definition of a part without data is unknown: its jobs are kept with their own.
         digests |= {part: digest for part, digest in earlier.definitions.items() if digests.get(part) == UNKNOWN}
@@ -134,7 +143,7 @@ def save_plan(plan: Plan, suite: Suite, root: str, manifest: Manifest | None = N
     left_out = tuple(part for part in suite.parts if part not in planned)
     jobs.sort(key=lambda job: (suite.parts.index(job.part), job.stage == "judge"))
     update = {"jobs": tuple(jobs), "unavailable": unavailable, "left_out": left_out, "definitions": digests}
-    update_model(url, plan.model_copy(update=update | {"trials": tuple(trials.values())}))
+    return plan.model_copy(update=update | {"trials": tuple(trials.values())})
 
 
 def _is_trial(job: PlannedJob, definition: SuiteDefinition) -> bool:

@@ -72,7 +72,7 @@ class Planner:
         folder = self._folder(judge)
         config = JudgeConfig(
             **self._common(judge),
-            outputs=sampling.record.removesuffix(".record.json") + ".json",
+            outputs=sampling.record,
             reference=settings.reference,
             judge=name,
             output_dir=folder,

@@ -34,6 +34,7 @@ from halos_eval.storage import filesystem, layout
 from halos_eval.storage.claims import Busy, claimed, holder, process_alive, this_process
 from halos_eval.storage.filesystem import Entry
 from halos_eval.storage.records import CheckpointRef, Record, read_model, readable_record
+from halos_eval.storage.result_files import digest_in, plain_name
 from halos_eval.storage.series import AllSeries
 
 READERS = 16  # threads: they wait for the store
@@ -126,6 +127,17 @@ class _Folder:
         """Its record; None if there is none, or if it is damaged or of a newer version. Raise StoreError."""
         return readable_record(filesystem.join(self.url, self.record_name))[0]
 
+    @property
+    def unnamed(self) -> dict[str, Entry]:
+        """Result files that no record names; none if the record cannot be read. Raise StoreError."""
+        found = {path: entry for path, entry in self.files.items() if digest_in(path)}
+        finished = self.record_name in self.files
+        if finished and len({plain_name(path) for path in self.files}) == len(self.files):
+            return {}  # without reading the record: each file is there once
+        if finished and self.record is None:
+            return {}
+        return {path: one for path, one in found.items() if not self.record or path not in self.record.files}
+
     def below(self, name: str) -> dict[str, Entry]:
         return {path: entry for path, entry in self.files.items() if path.startswith(f"{name}/")}
 
@@ -170,10 +182,11 @@ class Pruner:
 
     def checkpoints(self, match: str = "*") -> list[str]:
         """Return the names of all checkpoints of which the store has something, sorted."""
-        folders = [filesystem.join(self.root, "runs"), filesystem.join(self.root, "weights")]
-        folders += [filesystem.join(self.root, kind, suite) for kind in ("plans", "claims") for suite in self.suites]
-        listed = [item for folder in folders for item in filesystem.entries(folder).items()]
-        names = {name if entry.is_folder else name.removesuffix(".json") for name, entry in listed}
+        folders = ["runs", *(f"claims/{suite}" for suite in self.suites)]
+        names = {name for folder in folders for name in filesystem.entries(filesystem.join(self.root, folder))}
+        for folder in ("weights", *(f"plans/{suite}" for suite in self.suites)):
+            listed = filesystem.entries(filesystem.join(self.root, folder))
+            names |= {name.removesuffix(".json") for name in listed if name.endswith(".json")}
         names = {name.replace("__", "/") for name in names}
         return sorted(name for name in names if layout.NAME.fullmatch(name) and fnmatchcase(name, match))
 
@@ -330,7 +343,7 @@ class Pruner:
         return [one for one in old if one not in newest and (one.record or one.record_name not in one.files)]
 
     def _leftovers(self, folder: _Folder) -> Iterator[Removal]:
-        """Yield the journal and the claims of a run that has ended."""
+        """Yield the journal and the claims of a run that has ended, and files that no record names."""
         claims = folder.claims
         for name, kind in ((f"{folder.prefix}parts", "journal"), (f"{folder.prefix}claims", "claim")):
             files = folder.below(name)
@@ -338,6 +351,10 @@ class Pruner:
                 url = filesystem.join(folder.url, name)
                 targets = () if url == claims else (url,)
                 yield Removal(url, _size(files), f"{kind} of a run that has ended", targets, claims)
+        unnamed = folder.unnamed
+        if unnamed and folder.changed < self.rules.before:
+            urls = tuple(filesystem.join(folder.url, name) for name in unnamed)
+            yield Removal(folder.url, _size(unnamed), "results of another run, which no record names", urls, claims)
 
     def _turns(self, turns: Iterable[str]) -> Iterator[Removal]:
         for turn in turns:

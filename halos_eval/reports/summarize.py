@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from datetime import timedelta
 from pathlib import Path
 from typing import Annotated
 
@@ -17,13 +16,10 @@ from halos_eval.reports.halos_logs.read import read_logs
 from halos_eval.reports.results import Row
 from halos_eval.reports.table import frame, in_order, read_rows
 from halos_eval.storage import filesystem, layout
-from halos_eval.storage.claims import LEASE, claimed, this_process
+from halos_eval.storage.claims import WAIT, claimed, this_process
 from halos_eval.storage.outbox import collect
 
 log = logging.getLogger(__name__)
-
-WAIT = LEASE + timedelta(minutes=1)
-"""Wait for another process that writes the same table; a process that was killed holds its claim for a lease."""
 
 
 def _check_suite(name: str | None) -> str | None:

@@ -11,7 +11,6 @@ import json
 import logging
 import os
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
@@ -29,7 +28,7 @@ from halos_eval.stages.options import StageConfig
 from halos_eval.stages.prompt import Prompting, Stops
 from halos_eval.stages.run import Outcome, check_still_named, loading, reason_kept, run
 from halos_eval.stages.vllm import VLLM_ENVIRONMENT, memory_arguments
-from halos_eval.storage import filesystem, layout
+from halos_eval.storage import filesystem, layout, result_files
 from halos_eval.storage.journal import Journal
 from halos_eval.storage.manifest import Manifest
 from halos_eval.storage.records import CheckpointRef, Coverage, Record, Usage
@@ -54,7 +53,7 @@ class SampleConfig(SamplingSettings, StageConfig):
     prompts: str = ALPACA_EVAL
     """alpaca_eval (805 prompts from the hub), demo, or a JSON file: a list of objects with 'instruction'."""
     output: str = "outputs.json"
-    """File or URL to write; the record is written next to it."""
+    """File or URL to write: NAME.json as NAME-DIGEST.json, and NAME.record.json, which names it."""
     chat_template: str | None = None
     """chatml (HALOs' own) or a Jinja file (default: the checkpoint's own template)."""
     tensor_parallel_size: int = Field(1, ge=1)
@@ -257,8 +256,8 @@ def _write(
         for sample_id, one in enumerate(done[_key(prompt)]["samples"])
     ]
     data = (json.dumps(rows, indent=1, ensure_ascii=False) + "\n").encode()
-    filesystem.delete(job.record)  # an older record must not refer to the new file
-    filesystem.write_bytes(config.output, data)
+    folder, _, name = config.output.rpartition("/")
+    files = result_files.write(folder or ".", {f"{name.removesuffix('.json')}.json": data})
     answers = [one for answer in done.values() for one in answer["samples"]]
     began, loaded = clock
     return Outcome(
@@ -275,6 +274,6 @@ def _write(
             work_seconds=time.monotonic() - loaded,
             resumed=resumed,
         ),
-        files={Path(config.output).name: digest_bytes(data)},
+        files=files,
         inputs=prompt_set.inputs("prompts"),
     )

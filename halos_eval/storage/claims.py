@@ -32,7 +32,11 @@ log = logging.getLogger(__name__)
 
 LEASE = timedelta(minutes=5)
 """How long the claim of a process that was killed on another machine delays the next one."""
+WAIT = LEASE + timedelta(minutes=1)
+"""How long to wait for a process that changes the same document; one that was killed holds its claim for a lease."""
 NAME = re.compile(r"(\d{6})\.json")
+FILE = re.compile(r"claims/\d{6}\.json$")
+"""End of the URL of a claim that a stage has beside its results."""
 
 
 class Claim(BaseModel):
@@ -54,8 +58,8 @@ class Busy(Incomplete):
     """Another process does the same work. Retried: by then it is done, or its claim has expired."""
 
 
-Alive = Callable[[str], bool]
-"""Function that returns whether an owner may still be at work."""
+Alive = Callable[[str], bool | None]
+"""Function that returns whether an owner is at work; None if that is unknown here, so that the lease decides."""
 
 
 def take(folder: str, owner: str, alive: Alive, lease: timedelta = LEASE) -> str:
@@ -70,7 +74,7 @@ def take(folder: str, owner: str, alive: Alive, lease: timedelta = LEASE) -> str
         if held and held.owner == owner:
             write_model(_url(folder, number), _claim(owner, lease))
             return _url(folder, number)
-        if held and not held.released and held.until > datetime.now(UTC) and alive(held.owner):
+        if held and _holds(held, alive, datetime.now(UTC)):
             raise Busy(f"{held.owner} does this work, until at least {held.until:%H:%M} UTC. Run it again later")
         url, claim = _url(folder, number + 1), _claim(owner, lease)
         if filesystem.create(url, (claim.model_dump_json() + "\n").encode()) and read_model(url, Claim) == claim:
@@ -79,11 +83,11 @@ def take(folder: str, owner: str, alive: Alive, lease: timedelta = LEASE) -> str
             return url
 
 
-def extend(url: str, lease: timedelta = LEASE) -> None:
-    """Extend the lease of a claim. Raise Busy if another process took over, and StoreError."""
+def extend(url: str, owner: str, lease: timedelta = LEASE) -> None:
+    """Extend the lease of the claim ``url``. Raise Busy if another process took over, and StoreError."""
     folder, number = _parts(url)
     newest, held = _newest(folder)
-    if held is None or newest != number:
+    if held is None or (newest, held.owner) != (number, owner):
         raise Busy(f"{held.owner if held else 'another process'} took this work over. Nothing was saved; run it again")
     write_model(url, held.model_copy(update={"until": datetime.now(UTC) + lease}))
 
@@ -101,9 +105,21 @@ def holder(folder: str, alive: Alive, since: datetime | None = None) -> str | No
     A lease that expired after ``since`` (default: now) still counts.
     """
     _, held = _newest(folder)
-    if held is None or held.released or held.until <= (since or datetime.now(UTC)) or not alive(held.owner):
-        return None
-    return held.owner
+    return held.owner if held and _holds(held, alive, since or datetime.now(UTC)) else None
+
+
+def holders_below(url: str, alive: Alive) -> set[str]:
+    """Return the owners of all claims below the folder ``url`` that may still be at work. Raise StoreError."""
+    folders = {found.rpartition("/")[0] for found in filesystem.find(url, ".json") if FILE.search(found)}
+    return {owner for folder in folders if (owner := holder(folder, alive))}
+
+
+def _holds(claim: Claim, alive: Alive, now: datetime) -> bool:
+    """Return whether the owner of a claim may still be at work."""
+    if claim.released:
+        return False
+    known = alive(claim.owner)
+    return claim.until > now if known is None else known
 
 
 @contextmanager
@@ -118,17 +134,18 @@ def claimed(folder: str, owner: str, wait: timedelta = timedelta(0)) -> Iterator
     def keep() -> None:
         while not ended.wait(LEASE.total_seconds() / 4):
             with suppress(HalosEvalError):  # the work itself finds out when it confirms the claim
-                extend(url)
+                extend(url, owner)
 
     keeper = threading.Thread(target=keep, daemon=True)
     keeper.start()
     try:
-        yield lambda: extend(url)
+        yield lambda: extend(url, owner)
     finally:
         ended.set()
         keeper.join()
         with suppress(StoreError):
-            filesystem.delete(folder)
+            if _numbers(folder)[-1:] == [_parts(url)[1]]:  # otherwise it is another process's
+                filesystem.delete(folder)
 
 
 def _take_within(wait: timedelta, folder: str, owner: str) -> str:
@@ -147,25 +164,27 @@ def this_process() -> str:
     return f"process {os.getpid()} on {platform.node()}"
 
 
-def process_alive(owner: str) -> bool:
-    """Return whether the process that ``owner`` names may still run; True if that cannot be known here."""
+def process_alive(owner: str) -> bool | None:
+    """Return False if the process that ``owner`` names has ended; None if that is unknown, or its number may be new."""
     found = re.fullmatch(r"process (\d+) on (.*)", owner)
-    if not found or found[2] != platform.node():
-        return True
-    try:
-        os.kill(int(found[1]), 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
+    if found and found[2] == platform.node():
+        try:
+            os.kill(int(found[1]), 0)
+        except ProcessLookupError:
+            return False
+        except PermissionError:
+            pass
+    return None
 
 
 def _newest(folder: str) -> tuple[int, Claim | None]:
     """Return the highest number and its claim; 0 and None if there is none."""
-    numbers = [int(found[1]) for name in filesystem.entries(folder) if (found := NAME.fullmatch(name))]
-    number = max(numbers, default=0)
+    number = max(_numbers(folder), default=0)
     return number, read_model(_url(folder, number), Claim) if number else None
+
+
+def _numbers(folder: str) -> list[int]:
+    return sorted(int(found[1]) for name in filesystem.entries(folder) if (found := NAME.fullmatch(name)))
 
 
 def _claim(owner: str, lease: timedelta) -> Claim:

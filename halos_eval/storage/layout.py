@@ -168,6 +168,11 @@ def claims_beside(record: str) -> str:
     return record.removesuffix(RECORD) + "claims"
 
 
+def claims_of(document: str) -> str:
+    """Return the folder of the claims of the processes that change a document: NAME.json -> NAME.claims."""
+    return document.removesuffix(".json") + ".claims"
+
+
 def answers_url(root: str) -> str:
     """Return the folder of the judges' answers, which all checkpoints share."""
     return filesystem.join(root, "answers")

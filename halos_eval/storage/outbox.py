@@ -20,11 +20,12 @@ from halos_eval.digests import digest_bytes
 from halos_eval.errors import BadInput
 from halos_eval.storage import filesystem, layout
 from halos_eval.storage.records import Failure, Record, read_record, write_model
+from halos_eval.storage.result_files import DIGITS, digest_in
 
 log = logging.getLogger(__name__)
 
 # The files of a harness stage. Another file, above all a record, could pass as the result of another stage.
-FILE = re.compile(r"results\.json|samples/[A-Za-z0-9][A-Za-z0-9_.()-]*\.jsonl\.gz")
+FILE = re.compile(r"results-[0-9a-f]{16}\.json|samples/[A-Za-z0-9][A-Za-z0-9_.()-]*-[0-9a-f]{16}\.jsonl\.gz")
 LARGEST = 2**30
 """Maximum bytes of a file, because it is read into memory. The samples of a task are some megabytes."""
 FOLDER = os.O_RDONLY | os.O_DIRECTORY
@@ -60,7 +61,7 @@ def _move(outbox: Path, folder: Path, root: str) -> None:
         return
     if layout.stage_folder(root, record.checkpoint.name, record.stage, record.task, record.fingerprint) != target:
         raise _SuspectError("its record belongs to another folder")
-    if strange := [name for name in record.files if not FILE.fullmatch(name)]:
+    if strange := [name for name, digest in record.files.items() if not _is_result(name, digest)]:
         raise _SuspectError(f"its record names unexpected files {strange}")
     if read_record(record_url) != record:  # equal if an earlier call copied it but was killed before removing it
         contents = {name: _read(outbox, folder / name) for name in record.files}
@@ -72,6 +73,11 @@ def _move(outbox: Path, folder: Path, root: str) -> None:
         filesystem.delete(layout.failure_beside(record_url))
     _remove(outbox / folder)
     log.info("moved into the store: %s", record_url)
+
+
+def _is_result(name: str, digest: str) -> bool:
+    """Return whether a harness stage names a file with this digest so. Another file in the store is never replaced."""
+    return bool(FILE.fullmatch(name)) and digest_in(name) == digest[:DIGITS]
 
 
 def _remove(folder: Path) -> None:

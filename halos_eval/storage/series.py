@@ -13,6 +13,7 @@ from pydantic import BaseModel
 
 from halos_eval.config.settings import FROZEN
 from halos_eval.storage import layout
+from halos_eval.storage.claims import WAIT, claimed, this_process
 from halos_eval.storage.records import read_model, write_model
 
 
@@ -60,7 +61,11 @@ def read_series(root: str) -> AllSeries:
 
 
 def save_series(root: str, tools: Mapping[str, str]) -> None:
-    """Add the series with these tools to the store, unless it is there. Raise StoreError."""
-    found = read_series(root)
-    if (more := found.with_(tools)) != found:
-        write_model(layout.series_url(root), more)
+    """Add the series with these tools to the store, unless it is there. Raise StoreError, Busy."""
+    if any(one.tools == tools for one in read_series(root).series):
+        return
+    url = layout.series_url(root)
+    with claimed(layout.claims_of(url), this_process(), WAIT) as confirm:
+        more = read_series(root).with_(tools)  # another process may have added one just now
+        confirm()
+        write_model(url, more)

@@ -8,11 +8,13 @@ import os
 import shutil
 import struct
 from datetime import UTC, datetime
+from pathlib import Path
 
 from halos_eval.planning.jobs import PlannedJob
 from halos_eval.stages import fetch
 from halos_eval.storage.manifest import Manifest, Part
 from halos_eval.storage.records import CheckpointRef, Coverage, Failure, Provenance, Record, Usage, write_model
+from halos_eval.storage.result_files import plain_name
 
 NOW = datetime(2026, 1, 2, 3, 4, tzinfo=UTC)
 USAGE = Usage(load_seconds=0, work_seconds=0)
@@ -108,6 +110,17 @@ def finish(job, ended=NOW, **parts):
     parts.setdefault("checkpoint", job.identity.checkpoint)
     parts.setdefault("provenance", make_provenance(ended))
     write_model(job.record, make_record(job.stage, job.task, fingerprint=job.fingerprint, **parts))
+
+
+def result_of(record, name):
+    """The file that a record names for ``name``, such as outputs.json."""
+    files = {plain_name(file): file for file in json.loads(Path(record).read_text())["files"]}
+    return Path(record).parent / files[name]
+
+
+def outputs_in(folder):
+    """The rows that the sample stage wrote with --output=FOLDER/outputs.json."""
+    return json.loads(result_of(folder / "outputs.record.json", "outputs.json").read_text())
 
 
 def write_failure(url, message="the reason", error="BadInput"):

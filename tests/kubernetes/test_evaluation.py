@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.airflow_server import wait_for
+from tests.doubles import result_of
 from tests.kubernetes.conftest import DATABASE, GIVEN, KEYS, NAMESPACE
 from tests.kubernetes.watcher import gpus_of
 
@@ -45,11 +46,12 @@ def test_the_scores_are_those_of_one_machine(lab, evaluated, demo_store):
         else:
             assert there[column] == value, column
     # The same fingerprints, so the same places; what other tests have left beside them is not looked at.
-    (outputs,) = here.glob(f"runs/{CHECKPOINT}/sample/*/outputs.json")
-    samples = list(here.glob(f"runs/{CHECKPOINT}/harness.demo_*/*/samples/*.gz"))
-    assert len(samples) == 3
-    for file in (outputs, *samples):
-        assert content(lab.store / file.relative_to(here)) == content(file)
+    records = [*here.glob(f"runs/{CHECKPOINT}/sample/*/outputs.record.json")]
+    records += here.glob(f"runs/{CHECKPOINT}/harness.demo_*/*/record.json")
+    assert len(records) == 4
+    for record in records:
+        name = "outputs.json" if record.parts[-3] == "sample" else f"samples/{record.parts[-3][8:]}.jsonl.gz"
+        assert content(result_of(lab.store / record.relative_to(here), name)) == content(result_of(record, name))
 
 
 def content(file):

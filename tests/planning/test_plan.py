@@ -100,8 +100,8 @@ def test_every_command_is_accepted_by_the_command_line(plan, root, checkpoint):
         assert (config.name, config.suite, config.force) == ("team/kto", "demo", True)
         assert config.expect == jobs[title].fingerprint
     folder = f"{root}/runs/team__kto"
-    assert sample.output == f"{folder}/sample/{jobs['sample'].fingerprint}/outputs.json" == judge.outputs
-    assert jobs["sample"].record == layout.record_beside(sample.output)
+    assert sample.output == f"{folder}/sample/{jobs['sample'].fingerprint}/outputs.json"
+    assert jobs["sample"].record == layout.record_beside(sample.output) == judge.outputs
     assert f"{judge.output_dir}/record.json" == jobs["judge"].record
     assert f"{harness.output_dir}/record.json" == jobs["demo_choice"].record
     assert harness.output_dir.startswith(f"{folder}/harness.demo_choice/")

@@ -20,7 +20,7 @@ from halos_eval.planning.plan import make_plan, save_plan
 from halos_eval.planning.progress import overview
 from halos_eval.planning.prune import Pruner, Retention
 from halos_eval.reports.table import frame, read_rows
-from halos_eval.storage import filesystem, layout
+from halos_eval.storage import filesystem, layout, result_files
 from halos_eval.storage.claims import Busy, Claim, this_process
 from halos_eval.storage.records import read_model, read_record, write_model
 from tests.doubles import NOW, finish, make_checkpoint, write_failure, write_safetensors
@@ -324,6 +324,33 @@ def test_journals_and_claims_of_ended_runs_are_removed(lab):
         *(f"{one}/000001.json" for one in claims),
     }
     assert lab.found() == ([], "")
+
+
+def test_result_files_that_no_record_names_are_removed(lab):
+    job = lab.evaluate()["sample"]
+    home = f"{lab.root}/{folder(job)}"
+    older = result_files.write(home, {"outputs.json": b"older"})
+    finish(job, files=result_files.write(home, {"outputs.json": b"newer"}))
+    assert lab.found(datetime.now(UTC) - timedelta(days=1)) == ([], "")
+    before = lab.files()
+    (removed,) = lab.prune().removals
+    assert removed.reason == "results of another run, which no record names"
+    assert before - lab.files() == {f"{folder(job)}/{name}" for name in older}
+    whole(lab.root)
+    assert lab.found() == ([], "")
+
+
+@pytest.mark.parametrize("record", [None, b"{"])
+def test_result_files_without_a_record_are_removed_but_not_those_of_an_unreadable_one(lab, record):
+    job = lab.evaluate()["sample"]
+    filesystem.delete(f"{lab.root}/{folder(job)}")
+    if record:
+        filesystem.write_bytes(job.record, record)
+    for data in (b"one", b"two"):
+        result_files.write(f"{lab.root}/{folder(job)}", {"outputs.json": data})
+    before = lab.files()
+    lab.prune()
+    assert len(before - lab.files()) == (0 if record else 2)
 
 
 def test_a_deleted_checkpoint_stays_until_somebody_says_so(lab):

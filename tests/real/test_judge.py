@@ -20,6 +20,7 @@ from halos_eval.shipped import shipped
 from halos_eval.stages.judge.client import FIRST
 from halos_eval.stages.judge.sending import RETRIES
 from tests.conftest import DOUBLES, JUDGE_KEY, judges
+from tests.doubles import result_of
 from tests.doubles.hub_data import DRAWS, GENERATOR, output_rows
 from tests.doubles.judge import UNDECIDED
 from tests.real.conftest import expected_win_rate, failure, write
@@ -83,7 +84,7 @@ def test_the_win_rate_is_the_mean_preference(run, serve_judge, outputs, tmp_path
     controlled = score(record, "length_controlled_winrate")
     assert 0 < controlled["value"] < 100
     assert 0 < controlled["stderr"] < 5
-    assert len(json.loads((tmp_path / "annotations.json").read_text())) == PAIRS
+    assert len(json.loads(result_of(tmp_path / "record.json", "annotations.json").read_text())) == PAIRS
     assert len(saved(tmp_path)) == ASKED
     assert "Warning" not in done.stderr
     assert endpoint.stats()["answered"] == ASKED

@@ -6,6 +6,7 @@ import subprocess
 import pytest
 
 from tests.conftest import ROOT
+from tests.doubles import outputs_in
 from tests.real.test_harness import record_of, samples_of, scores_of
 
 pytestmark = pytest.mark.real
@@ -97,7 +98,7 @@ def test_sampling_sends_bos_and_ends_with_the_turn(fork, scripted, tmp_path):
     words = (scripted, f"--prompts={tmp_path / 'prompts.json'}")
     done = fork("worker", "sample", *words, f"--output={tmp_path / 'outputs.json'}", "--temperature=0", *ENGINE)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert [row["output"] for row in json.loads((tmp_path / "outputs.json").read_text())] == ["hi"]
+    assert [row["output"] for row in outputs_in(tmp_path)] == ["hi"]
     record = json.loads((tmp_path / "outputs.record.json").read_text())
     printed = fork("worker", "prompt", *words, "--json")
     assert printed.returncode == 0, printed.stderr[-2000:]

@@ -39,8 +39,8 @@ def test_judged_killed_resumed_and_summarized_in_a_bucket(run, serve_judge, s3):
     done = run("judge", *words, env=environment)
     assert done.returncode == 0, done.stderr
     assert endpoint.stats()["answered"] == answered + len(OUTPUTS) - DRAWS - len(kept)
-    assert sorted(path.name for path in folder.iterdir()) == ["annotations.json", "answers", "record.json"]
     record = json.loads((folder / "record.json").read_text())
+    assert {path.name for path in folder.iterdir()} == {*record["files"], "answers", "record.json"}
     assert record["scores"][0]["value"] == WIN_RATE
     secret = s3.environment["AWS_SECRET_ACCESS_KEY"]
     assert secret not in done.stdout + done.stderr + (folder / "record.json").read_text()

@@ -17,7 +17,7 @@ from halos_eval.stages.prompt import Prompting
 from halos_eval.stages.sample import SampleConfig, sample, sample_identity
 from halos_eval.storage.journal import Journal
 from halos_eval.storage.records import read_record
-from tests.doubles import make_checkpoint, write_safetensors
+from tests.doubles import make_checkpoint, outputs_in, result_of, write_safetensors
 from tests.doubles.tokenizer import Tokenizer
 
 PROMPTS = prompts.load("demo", "prompts").rows
@@ -49,27 +49,28 @@ def answer(options, texts):
 def test_a_resumed_run_writes_what_alpaca_eval_reads(options, tmp_path):
     answer(options, ["", *["four"] * 11])
     record = sample(SampleConfig(**options))
-    rows = json.loads((tmp_path / "out" / "outputs.json").read_text())
+    rows = outputs_in(tmp_path / "out")
     assert [row["instruction"] for row in rows] == [prompt["instruction"] for prompt in PROMPTS]
     assert [row["output"] for row in rows] == ["", *["four"] * 11]
     assert rows[1] | {"instruction": ""} == {
         "instruction": "", "output": "four", "generator": "kto", "dataset": "demo", "prompt_id": 1, "sample_id": 0,
         "type": "sample",
     }  # fmt: skip
-    assert record.files == {"outputs.json": digest_bytes((tmp_path / "out" / "outputs.json").read_bytes())}
+    digest = digest_bytes(result_of(tmp_path / "out" / "outputs.record.json", "outputs.json").read_bytes())
+    assert record.files == {f"outputs-{digest[:16]}.json": digest}
     assert (record.coverage.attempted, record.coverage.scored) == (12, 12)
     assert record.details == {"avg_length": 44 / 12, "cut_at_max_tokens": 1, "empty": 1}
     assert (record.usage.prompt_tokens, record.usage.completion_tokens, record.usage.resumed) == (24, 36, 1)
     assert record.scores == ()
     assert read_record(str(tmp_path / "out" / "outputs.record.json")) == record
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["outputs.json", "outputs.record.json"]
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {*record.files, "outputs.record.json"}
 
 
 def test_several_samples_of_a_prompt(options, tmp_path):
     options["samples_per_prompt"] = 2
     answer(options, ["x"] * 12)
     record = sample(SampleConfig(**options))
-    rows = json.loads((tmp_path / "out" / "outputs.json").read_text())
+    rows = outputs_in(tmp_path / "out")
     assert [(row["prompt_id"], row["sample_id"]) for row in rows[:3]] == [(0, 0), (0, 1), (1, 0)]
     assert (record.coverage.attempted, record.coverage.scored) == (24, 24)
 
@@ -77,16 +78,16 @@ def test_several_samples_of_a_prompt(options, tmp_path):
 def test_a_finished_run_is_not_touched(options, tmp_path):
     answer(options, ["x"] * 12)
     first = sample(SampleConfig(**options))
-    before = (tmp_path / "out" / "outputs.json").stat().st_mtime_ns
+    before = result_of(tmp_path / "out" / "outputs.record.json", "outputs.json").stat().st_mtime_ns
     assert sample(SampleConfig(**options)) == first
-    assert (tmp_path / "out" / "outputs.json").stat().st_mtime_ns == before
+    assert result_of(tmp_path / "out" / "outputs.record.json", "outputs.json").stat().st_mtime_ns == before
 
 
 def test_a_forced_run_takes_nothing_from_an_earlier_one(options, tmp_path):
     answer(options, ["old"] * 12)
     answer(options | {"force": True}, ["new"] * 12)  # by an earlier try of the forced run
     sample(SampleConfig(**options, force=True))
-    assert {row["output"] for row in json.loads((tmp_path / "out" / "outputs.json").read_text())} == {"new"}
+    assert {row["output"] for row in outputs_in(tmp_path / "out")} == {"new"}
     assert not (tmp_path / "out" / "outputs.parts").exists()
 
 
@@ -206,7 +207,7 @@ def test_nothing_but_empty_answers_is_a_failure_and_sampled_again(options, engin
         answer(options, [""] * 12)
     with pytest.raises(EvaluationFailed, match=r"all 12 answers of \S+ are empty; none are recorded"):
         sample(SampleConfig(**options))
-    assert not (tmp_path / "out" / "outputs.json").exists()
+    assert not list((tmp_path / "out").glob("outputs-*"))
     assert read_record(str(tmp_path / "out" / "outputs.record.json")) is None
     engine()
     assert sample(SampleConfig(**options)).details["empty"] == 0

@@ -13,14 +13,26 @@ from moto.server import ThreadedMotoServer
 
 from halos_eval.errors import HalosEvalError
 from halos_eval.storage import claims, filesystem
-from halos_eval.storage.claims import Busy, Claim, claimed, extend, process_alive, release, take, this_process
+from halos_eval.storage.claims import (
+    LEASE,
+    Busy,
+    Claim,
+    claimed,
+    extend,
+    holder,
+    holders_below,
+    process_alive,
+    release,
+    take,
+    this_process,
+)
 from halos_eval.storage.records import read_model, write_model
 
 GONE = timedelta(seconds=-1)
 
 
-def always(owner):
-    return True
+def unknown(owner):
+    return None
 
 
 @pytest.fixture
@@ -49,18 +61,18 @@ def bucket():
 
 
 def test_a_claim_keeps_others_out_until_it_is_released(folder):
-    take(folder, "one", always)
+    take(folder, "one", unknown)
     with pytest.raises(Busy, match=r"one does this work, until at least \d\d:\d\d UTC\. Run it again later"):
-        take(folder, "two", always)
+        take(folder, "two", unknown)
     release(folder, "two")  # of another owner: nothing happens
     with pytest.raises(Busy):
-        take(folder, "two", always)
+        take(folder, "two", unknown)
     release(folder, "one")
-    assert take(folder, "two", always).endswith("000002.json")
+    assert take(folder, "two", unknown).endswith("000002.json")
 
 
 def test_a_process_waits_until_the_one_before_it_has_ended(folder):
-    take(folder, "one", always)
+    take(folder, "one", unknown)
     with pytest.raises(Busy), claimed(folder, "two"):
         pass
     ending = threading.Timer(0.3, release, (folder, "one"))
@@ -68,12 +80,12 @@ def test_a_process_waits_until_the_one_before_it_has_ended(folder):
     with claimed(folder, "two", timedelta(minutes=1)) as confirm:
         confirm()
         with pytest.raises(Busy, match="two does this work"):
-            take(folder, "three", always)
+            take(folder, "three", unknown)
     ending.join()
 
 
 def test_a_claim_that_ends_while_it_is_read_is_no_predecessor(folder, monkeypatch):
-    first = take(folder, "one", always)
+    first = take(folder, "one", unknown)
     read = claims.read_model
 
     def read_late(url, kind):
@@ -82,28 +94,57 @@ def test_a_claim_that_ends_while_it_is_read_is_no_predecessor(folder, monkeypatc
 
     with monkeypatch.context() as patch:
         patch.setattr(claims, "read_model", lambda *words: (patch.undo(), read_late(*words))[1])
-        assert take(folder, "two", always) == first  # not number 2 beside another process's number 1
+        assert take(folder, "two", unknown) == first  # not number 2 beside another process's number 1
 
 
 def test_the_same_owner_takes_its_claim_again(folder):
-    assert take(folder, "one", always) == take(folder, "one", always)
+    assert take(folder, "one", unknown) == take(folder, "one", unknown)
 
 
-@pytest.mark.parametrize(("lease", "alive"), [(GONE, True), (timedelta(hours=1), False)])
+@pytest.mark.parametrize(("lease", "alive"), [(GONE, None), (timedelta(hours=1), False)])
 def test_a_successor_takes_over_after_the_lease_or_the_owners_end(folder, lease, alive):
-    first = take(folder, "one", always, lease)
+    first = take(folder, "one", unknown, lease)
     second = take(folder, "two", lambda owner: alive)
     assert read_model(second, Claim).owner == "two"
     with pytest.raises(Busy, match=r"two took this work over\. Nothing was saved"):
-        extend(first)
-    extend(second)
+        extend(first, "one")
+    extend(second, "two")
+
+
+def test_an_owner_that_is_known_to_be_at_work_needs_no_lease(folder):
+    take(folder, "one", unknown, GONE)
+    with pytest.raises(Busy, match="one does this work"):
+        take(folder, "two", lambda owner: True)
+    assert holder(folder, lambda owner: True) == "one"
+    assert holder(folder, unknown) is None
+
+
+def test_a_claim_with_the_same_number_is_not_taken_for_ones_own(folder):
+    first = take(folder, "one", unknown, GONE)
+    filesystem.delete(folder)
+    assert take(folder, "two", unknown) == first
+    with pytest.raises(Busy, match="two took this work over"):
+        extend(first, "one")
+
+
+def test_the_end_of_an_overtaken_process_leaves_the_claim_of_its_successor(folder):
+    with claimed(folder, "one"):
+        filesystem.write_bytes(f"{folder}/000002.json", filesystem.read_bytes(f"{folder}/000001.json"))
+    assert sorted(filesystem.entries(folder)) == ["000001.json", "000002.json"]
+
+
+def test_owners_at_work_below_a_folder(folder):
+    for number, place in enumerate(["sample/f/outputs.claims", "judge/f/claims", "harness.a/f/claims"]):
+        take(f"{folder}/{place}", str(number), unknown, GONE if number == 1 else LEASE)
+    filesystem.write_bytes(f"{folder}/judge/f/record.json", b"{}")
+    assert holders_below(folder, unknown) == {"0", "2"}
 
 
 def test_processes_of_this_machine_are_known_to_have_ended():
-    assert process_alive(this_process())
-    assert not process_alive(this_process().replace(this_process().split()[1], "4194305"))
-    assert process_alive("process 4194305 on another-machine")
-    assert process_alive("task harness 3 of manual__2026-01-02")
+    assert process_alive(this_process().replace(this_process().split()[1], "4194305")) is False
+    assert process_alive(this_process()) is None  # or another process that got its number
+    assert process_alive("process 4194305 on another-machine") is None
+    assert process_alive("task harness 3 of manual__2026-01-02") is None
 
 
 def test_a_claim_leaves_nothing_behind(folder):
@@ -116,7 +157,7 @@ def test_a_claim_leaves_nothing_behind(folder):
 def test_a_claim_is_extended_while_the_work_goes_on(folder, monkeypatch):
     monkeypatch.setattr(claims, "LEASE", timedelta(seconds=0.2))
     extended = threading.Event()
-    monkeypatch.setattr(claims, "extend", lambda url: extended.set())
+    monkeypatch.setattr(claims, "extend", lambda *words: extended.set())
     with claimed(folder, "one"):
         assert extended.wait(10)
 
@@ -224,4 +265,4 @@ def test_a_damaged_claim_is_not_taken_for_a_free_one(folder):
     write_model(f"{folder}/000001.json", Claim(owner="one", until=datetime.now(UTC)))
     filesystem.write_bytes(f"{folder}/000001.json", b"{")
     with pytest.raises(HalosEvalError, match="is not a valid claim"):
-        take(folder, "two", always)
+        take(folder, "two", unknown)

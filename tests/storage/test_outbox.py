@@ -21,9 +21,12 @@ from halos_eval.storage import filesystem, layout
 from halos_eval.storage import outbox as module
 from halos_eval.storage.outbox import collect
 from halos_eval.storage.records import Record, read_failure, read_record, write_model
+from halos_eval.storage.result_files import named
 from tests.doubles import make_record, write_failure
 
-FILES = {"results.json": b'{"pass@1": 0.5}', "samples/humaneval.jsonl.gz": b"\x1f\x8bgzip"}
+CONTENTS = {"results.json": b'{"pass@1": 0.5}', "samples/humaneval.jsonl.gz": b"\x1f\x8bgzip"}
+FILES = {named(name, digest_bytes(data)): data for name, data in CONTENTS.items()}
+RESULTS, SAMPLES = FILES
 SECRET = b"the node's own"
 
 
@@ -118,7 +121,7 @@ def test_a_finished_folder_is_carried_whole_and_removed(outbox, root, finish, ch
 def test_an_unfinished_folder_stays(outbox, root):
     folder = outbox / "runs" / "kto" / "harness.humaneval" / "f1"
     (folder / "parts").mkdir(parents=True)
-    (folder / "results.json").write_text("{}")
+    (folder / RESULTS).write_text("{}")
     collect(outbox, root)
     assert (folder / "parts").is_dir()
     assert in_store(root) == {}
@@ -229,21 +232,22 @@ def test_a_failure_that_is_none(outbox, stays):
 
 def test_a_digest_that_is_wrong(finish, stays):
     folder = finish()
-    (folder / "results.json").write_text("{}")
+    (folder / RESULTS).write_text("{}")
     stays(folder, "do not match the digests")
 
 
 def test_a_file_that_is_not_there(finish, stays):
     folder = finish()
-    (folder / "results.json").unlink()
+    (folder / RESULTS).unlink()
     stays(folder)
 
 
 @pytest.mark.parametrize(
     "name",
     [
-        "", ".", "..", "/", "../f1/results.json", "samples/../results.json", "samples//humaneval.jsonl.gz",
-        "./results.json", "results.json/", "samples/.jsonl.gz", "a\x00b", "a::b", "s3://bucket/x", "é" * 300,
+        "", ".", "..", "/", f"../f1/{RESULTS}", f"samples/../{RESULTS}", f"samples//{SAMPLES}",
+        f"./{RESULTS}", f"{RESULTS}/", "samples/.jsonl.gz", "results.json",
+        "results-0123456789abcdef.json", "a\x00b", "a::b", "s3://bucket/x", "é" * 300,
         "parts/0.jsonl", "failure.json", "record.json", "samples/record.json", "deep/record.json",
         "deep/er/record.json",
     ],
@@ -254,7 +258,7 @@ def test_a_name_that_no_task_saves(finish, stays, name):
     (folder / "deep" / "er").mkdir(parents=True)
     for inner in ("deep", "deep/er", "samples"):
         write_model(str(folder / inner / "record.json"), make_record(task="mmlu", name="the-rivals"))
-    edit(folder, files={name: digest_bytes(FILES["results.json"])})
+    edit(folder, files={name: digest_bytes(FILES[RESULTS])})
     stays(folder)
 
 
@@ -279,7 +283,7 @@ def test_no_name_stops_the_others_or_leaves_the_folder(outbox, root, finish, nam
     assert {path.parts[:2] for path in map(Path, in_store(root))} == {("runs", "kto")}
 
 
-@pytest.mark.parametrize("name", ["record.json", "results.json", "samples/humaneval.jsonl.gz"])
+@pytest.mark.parametrize("name", ["record.json", RESULTS, SAMPLES])
 def test_a_file_that_is_a_link(finish, stays, secret, name):
     folder = finish()
     files = {one: digest_bytes(SECRET if one == name else data) for one, data in FILES.items()}
@@ -331,7 +335,7 @@ def test_a_link_to_another_tasks_folder(outbox, root, finish, stays):
     assert theirs.is_symlink()
 
 
-@pytest.mark.parametrize("name", ["record.json", "results.json"])
+@pytest.mark.parametrize("name", ["record.json", RESULTS])
 @pytest.mark.parametrize("writer", [False, True], ids=["no writer", "a writer that says nothing"])
 def test_a_named_pipe(finish, stays, name, writer):
     folder = finish()
@@ -345,7 +349,7 @@ def test_a_named_pipe(finish, stays, name, writer):
             os.close(handle)
 
 
-@pytest.mark.parametrize("name", ["record.json", "results.json"])
+@pytest.mark.parametrize("name", ["record.json", RESULTS])
 def test_a_device(finish, stays, name, secret):
     folder = finish()
     (folder / name).unlink()
@@ -356,7 +360,7 @@ def test_a_device(finish, stays, name, secret):
     stays(folder)
 
 
-@pytest.mark.parametrize("name", ["record.json", "results.json", "failure.json"])
+@pytest.mark.parametrize("name", ["record.json", RESULTS, "failure.json"])
 def test_a_folder_instead_of_a_file(finish, stays, name):
     folder = finish()
     if name == "failure.json":
@@ -375,7 +379,7 @@ def test_a_file_instead_of_a_folder(outbox, stays):
 
 def test_a_file_that_fills_the_memory(finish, stays):
     folder = finish()
-    with (folder / "results.json").open("wb") as file:
+    with (folder / RESULTS).open("wb") as file:
         file.truncate(2**42)  # four terabytes, but sparse: the disk is not filled
     stays(folder, "not a regular file of at most")
 

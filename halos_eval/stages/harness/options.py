@@ -29,7 +29,7 @@ class HarnessConfig(HarnessSettings, StageConfig):
     task: str = Field(pattern=TASK_NAME)
     """Name of the task or group."""
     output_dir: str
-    """Folder or URL for record.json, results.json and samples/."""
+    """Folder or URL for record.json, results-DIGEST.json and samples/."""
     include_path: str | None = None
     """Folder with your own task files."""
     chat_template: str | None = None

@@ -1,4 +1,4 @@
-"""Write lm_eval's results to files, and convert them to scores of the record."""
+"""Convert lm_eval's results to files and to scores of the record."""
 
 from __future__ import annotations
 
@@ -8,10 +8,8 @@ import math
 from numbers import Real
 from typing import Any
 
-from halos_eval.digests import digest_bytes
 from halos_eval.errors import EvaluationFailed
 from halos_eval.stages.harness.clusters import clustered_error
-from halos_eval.storage import filesystem
 from halos_eval.storage.records import Coverage, Score
 
 BYPASS = "bypass"
@@ -19,8 +17,8 @@ BYPASS = "bypass"
 NOT_SCORED = "lm_eval did not score the answers (bypass)"
 
 
-def save(output_dir: str, results: dict[str, Any]) -> dict[str, str]:
-    """Write results.json and samples/TASK.jsonl.gz; return their digests by name."""
+def contents_of(results: dict[str, Any]) -> dict[str, bytes]:
+    """Return the content of results.json and samples/TASK.jsonl.gz by name."""
     from lm_eval.utils import handle_non_serializable
 
     def encode(document: Any) -> bytes:
@@ -30,9 +28,7 @@ def save(output_dir: str, results: dict[str, Any]) -> dict[str, str]:
     for task, rows in results.get("samples", {}).items():
         # mtime=0, so that the same samples give the same bytes
         contents[f"samples/{task}.jsonl.gz"] = gzip.compress(b"\n".join(encode(row) for row in rows) + b"\n", mtime=0)
-    for name, data in contents.items():
-        filesystem.write_bytes(filesystem.join(output_dir, name), data)
-    return {name: digest_bytes(data) for name, data in contents.items()}
+    return contents
 
 
 def scores_of(results: dict[str, Any]) -> tuple[list[Score], dict[str, str]]:

@@ -14,13 +14,13 @@ from halos_eval.stages.harness import sandbox
 from halos_eval.stages.harness.answers import Watch, journaled
 from halos_eval.stages.harness.model import load_model, prompting_of
 from halos_eval.stages.harness.options import HarnessConfig, harness_identity
-from halos_eval.stages.harness.results import coverage_of, examples_of, save, scores_of
+from halos_eval.stages.harness.results import contents_of, coverage_of, examples_of, scores_of
 from halos_eval.stages.harness.task_index import task_manager
 from halos_eval.stages.harness.tasks import dataset_revisions, evaluate, include_paths, load_tasks
 from halos_eval.stages.harness.warned import warnings_counted
 from halos_eval.stages.identity import Job
 from halos_eval.stages.run import Outcome, check_still_named, loading, reason_kept, run
-from halos_eval.storage import filesystem, layout
+from halos_eval.storage import filesystem, layout, result_files
 from halos_eval.storage.journal import Journal
 from halos_eval.storage.records import Record, Usage
 
@@ -67,8 +67,7 @@ def _work(config: HarnessConfig, weights: Weights, job: Job) -> Outcome:
         with warnings_counted() as warned:
             results = evaluate(config, model, manager, tasks)
     check_still_named(weights, journal)
-    filesystem.delete(job.record)  # an older record must not refer to the new files
-    files = save(config.output_dir, results)
+    files = result_files.write(config.output_dir, contents_of(results))
     scores, missing = scores_of(results)
     return Outcome(
         scores=tuple(scores),

@@ -18,13 +18,14 @@ class JudgeConfig(StageConfig):
     """Compare OUTPUTS with reference outputs, using an LLM judge (key: OPENAI_API_KEY; endpoint: OPENAI_BASE_URL)."""
 
     outputs: CliPositionalArg[str]
-    """File or URL of sampled outputs: a JSON list with instruction, output, generator."""
+    """File or URL of sampled outputs: a JSON list with instruction, output, generator. Or NAME.record.json of
+    `halos-eval sample`, or the NAME.json that it got as --output: then its record says which file it is."""
     reference: str = ALPACA_EVAL
     """alpaca_eval (gpt4_1106_preview's outputs from the hub), demo, or a JSON file."""
     judge: str = "gpt-4.1"
     """gpt-4.1, gpt-4.1-mini, demo, the name of one that alpaca_eval ships, or a YAML file in alpaca_eval's format."""
     output_dir: str
-    """Folder or URL for record.json and annotations.json."""
+    """Folder or URL for record.json and annotations-DIGEST.json."""
     concurrency: int = Field(64, ge=1)
     """Maximum number of concurrent requests. It is reached as answers come, and a rate limit is kept."""
     timeout: float | None = Field(None, gt=0)

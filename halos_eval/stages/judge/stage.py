@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import re
 import time
 from collections import Counter
 from pathlib import Path
@@ -27,10 +26,11 @@ from halos_eval.stages.judge.answers import Answers
 from halos_eval.stages.judge.client import Completions, unreadable
 from halos_eval.stages.judge.endpoint import Endpoint
 from halos_eval.stages.judge.options import JudgeConfig, judge_identity, timeout_of
+from halos_eval.stages.judge.outputs import find_outputs, read_outputs
 from halos_eval.stages.run import Outcome, run
-from halos_eval.storage import filesystem, layout
+from halos_eval.storage import filesystem, layout, result_files
 from halos_eval.storage.manifest import Manifest
-from halos_eval.storage.records import CheckpointRef, Coverage, Record, Score, Usage, read_record, readable_record
+from halos_eval.storage.records import CheckpointRef, Coverage, Record, Score, Usage, readable_record
 
 log = logging.getLogger(__name__)
 
@@ -40,20 +40,19 @@ METRICS = {
     "length_controlled_winrate": "lc_standard_error",
     "discrete_win_rate": None,
 }
-LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 NO_LENGTH_CONTROL = "length control is defined for AlpacaEval's own 805 instructions only"
 
 
 def judge(config: JudgeConfig) -> Record:
     """Run the stage. Raise BadInput, DataUnavailable, JudgeRefused, Incomplete, StoreError, EvaluationFailed."""
-    rows, digest = _read_outputs(config.outputs)
-    sampled = read_record(layout.record_beside(config.outputs))
-    if sampled and sampled.files.get(Path(config.outputs).name) == digest:
+    url, data, sampled = find_outputs(config.outputs)
+    rows, digest = read_outputs(url, data), digest_bytes(data)
+    if sampled:
         checkpoint, outputs = sampled.checkpoint, sampled.fingerprint
     else:
         # HALOs' sampler writes the model's path as the generator.
-        name = config.name or short_name(str(rows[0].get("generator") or Path(config.outputs).stem))
-        checkpoint, outputs = CheckpointRef(name=name, location=config.outputs, digest=digest), digest
+        name = config.name or short_name(str(rows[0].get("generator") or Path(url).stem))
+        checkpoint, outputs = CheckpointRef(name=name, location=url, digest=digest), digest
     manifest = config.load_manifest()
     identity = judge_identity(load_judge(config.judge), config.reference, outputs, checkpoint, manifest)
     job = identity.at(filesystem.join(config.output_dir, layout.RECORD))
@@ -70,31 +69,6 @@ def _forced_already(record: str, config: JudgeConfig) -> bool:
     """Return whether the record is that of the plan which forces this run: Airflow retries a pod that it lost."""
     found, _ = readable_record(record)
     return bool(config.force_id and found and found.provenance.config.get("force_id") == config.force_id)
-
-
-def _read_outputs(url: str) -> tuple[list[dict[str, Any]], str]:
-    try:
-        data = filesystem.read_bytes(url)
-    except FileNotFoundError as error:
-        raise BadInput(f"{url} not found. Run `halos-eval sample`, which writes it") from error
-    try:
-        rows = json.loads(data)
-    except ValueError as error:
-        raise BadInput(f"{url} is not valid JSON ({error}); expected a file that `halos-eval sample` wrote") from error
-    if not isinstance(rows, list) or not rows:
-        raise BadInput(f"{url} does not contain outputs; expected a non-empty list")
-    for number, row in enumerate(rows):
-        if not isinstance(row, dict) or not all(isinstance(row.get(key), str) for key in ("instruction", "output")):
-            raise BadInput(
-                f"{url}: item {number} is invalid; expected an object with the strings 'instruction' and 'output'"
-            )
-        for key in ("instruction", "output"):
-            if lone := LONE_SURROGATE.search(row[key]):
-                raise BadInput(
-                    f"{url}: {key} of item {number} has half a character (\\u{ord(lone[0]):04x}), which no endpoint "
-                    "accepts. Replace it, or sample the output again"
-                )
-    return rows, digest_bytes(data)
 
 
 def _pair(rows: list[dict[str, Any]], reference: prompts.PromptSet, url: str) -> list[dict[str, Any]]:
@@ -156,8 +130,7 @@ def _work(
         log.warning("several versions of the judge answered: %s", inputs["judge_snapshots"])
     prompt_tokens, completion_tokens = completions.tokens()
     data = (json.dumps(annotations, indent=1, ensure_ascii=False) + "\n").encode()
-    filesystem.delete(job.record)  # an older record must not refer to the new file
-    filesystem.write_bytes(filesystem.join(config.output_dir, "annotations.json"), data)
+    files = result_files.write(config.output_dir, {"annotations.json": data})
     scores, missing = _scores(figures, len(reference.rows), completions)
     return Outcome(
         scores=tuple(scores),
@@ -171,7 +144,7 @@ def _work(
             load_seconds=loaded - began,
             work_seconds=time.monotonic() - loaded,
         ),
-        files={"annotations.json": digest_bytes(data)},
+        files=files,
         inputs=inputs,
         parts=superfluous,
     )

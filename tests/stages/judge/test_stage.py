@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 import math
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from halos_eval.config.judge import load_judge
 from halos_eval.data import prompts
+from halos_eval.digests import digest_bytes
 from halos_eval.errors import BadInput, EvaluationFailed, JudgeRefused
 from halos_eval.stages.judge import stage
 from halos_eval.stages.judge.options import JudgeConfig, judge_identity
+from halos_eval.stages.judge.outputs import find_outputs, read_outputs
+from halos_eval.storage import result_files
 from halos_eval.storage.records import CheckpointRef, write_model
 from tests.doubles import make_record
 
@@ -47,9 +51,9 @@ def reference(*instructions):
 
 
 def test_outputs_are_read(outputs):
-    rows, digest = stage._read_outputs(outputs(ROWS))
-    assert rows == ROWS
-    assert len(digest) == 64
+    url, data, sampled = find_outputs(outputs(ROWS))
+    assert read_outputs(url, data) == ROWS
+    assert sampled is None
 
 
 @pytest.mark.parametrize(
@@ -67,13 +71,13 @@ def test_outputs_are_read(outputs):
 )
 def test_what_is_wrong_in_outputs(outputs, content, words):
     with pytest.raises(BadInput) as caught:
-        stage._read_outputs(outputs(content))
+        read_outputs(*find_outputs(outputs(content))[:2])
     assert words in str(caught.value)
 
 
 def test_outputs_that_are_not_there(tmp_path):
     with pytest.raises(BadInput, match=r"not found\. Run `halos-eval sample`"):
-        stage._read_outputs(str(tmp_path / "none.json"))
+        find_outputs(str(tmp_path / "none.json"))
 
 
 def test_pairs():
@@ -162,21 +166,65 @@ def judged(monkeypatch):
     return judged
 
 
-def test_sampled_outputs_are_known_by_their_record(judged, outputs, tmp_path):
-    url = outputs(ROWS)
-    _, digest = stage._read_outputs(url)
-    record = make_record("sample", fingerprint="sampled", files={"outputs.json": digest})
-    write_model(str(tmp_path / "outputs.record.json"), record)
-    job = judged(url)
-    assert (job.inputs["outputs"], job.checkpoint) == ("sampled", record.checkpoint)
+@pytest.fixture
+def sampled(tmp_path):
+    """A function that writes outputs and their record as the sample stage does, and returns the record."""
+
+    def write(rows, fingerprint="sampled"):
+        files = result_files.write(str(tmp_path), {"outputs.json": json.dumps(rows).encode()})
+        record = make_record("sample", fingerprint=fingerprint, files=files)
+        write_model(str(tmp_path / "outputs.record.json"), record)
+        return record
+
+    return write
+
+
+def test_sampled_outputs_are_found_by_their_record(judged, sampled, tmp_path):
+    record = sampled(ROWS)
+    (file,) = record.files
+    for name in ("outputs.record.json", "outputs.json", file):
+        job = judged(str(tmp_path / name))
+        assert (job.inputs["outputs"], job.checkpoint) == ("sampled", record.checkpoint)
+    sampled([ROWS[1]], "again")
+    assert judged(str(tmp_path / "outputs.record.json")).inputs["outputs"] == "again"
+    assert judged(str(tmp_path / file)).inputs["outputs"] == record.files[file]  # no record names it any more
+
+
+def test_outputs_that_were_edited_are_not_those_of_the_record(judged, outputs, sampled):
+    record = sampled(ROWS)
     changed = judged(outputs([{"instruction": "a", "output": "edited", "generator": "me"}, ROWS[1]]))
     assert (changed.inputs["outputs"], changed.checkpoint.name) == (changed.checkpoint.digest, "me")
+    assert changed.inputs["outputs"] not in record.files.values()
+
+
+def test_a_record_of_an_earlier_version_names_its_file_without_a_digest(judged, outputs, tmp_path):
+    digest = digest_bytes(Path(outputs(ROWS)).read_bytes())
+    write_model(str(tmp_path / "outputs.record.json"), make_record("sample", files={"outputs.json": digest}))
+    for name in ("outputs.record.json", "outputs.json"):
+        assert judged(str(tmp_path / name)).inputs["outputs"] == "f"
+
+
+@pytest.mark.parametrize(
+    ("record", "words"),
+    [
+        (make_record("harness", files={"results.json": "d"}), "is no record of outputs"),
+        (make_record("sample", files={}), "is no record of outputs"),
+        (make_record("sample", files={"../outputs.json": "d"}), "is no record of outputs"),
+        (make_record("sample", files={"other.json": "d"}), "is missing or damaged; .*Sample again with --force"),
+    ],
+)
+def test_a_record_without_its_outputs(tmp_path, record, words):
+    url = str(tmp_path / "outputs.record.json")
+    write_model(url, record)
+    (tmp_path / "other.json").write_text("[]")
+    with pytest.raises(BadInput, match=words):
+        find_outputs(url)
 
 
 def test_outputs_without_a_record_are_known_by_their_digest(judged, outputs):
     url = outputs(ROWS)
     job = judged(url)
-    assert job.inputs["outputs"] == job.checkpoint.digest == stage._read_outputs(url)[1]
+    assert job.inputs["outputs"] == job.checkpoint.digest == digest_bytes(Path(url).read_bytes())
     assert job.checkpoint.name == "outputs"
     assert judged(outputs([ROWS[0] | {"generator": "/models/kto/FINAL"}])).checkpoint.name == "kto"
     assert judged(url, name="mine").checkpoint.name == "mine"

@@ -1,0 +1,68 @@
+"""Find and read the sampled outputs that are judged."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+from halos_eval.digests import digest_bytes
+from halos_eval.errors import BadInput
+from halos_eval.storage import filesystem, layout
+from halos_eval.storage.records import Record, read_record
+from halos_eval.storage.result_files import plain_name
+
+LONE_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+def find_outputs(url: str) -> tuple[str, bytes, Record | None]:
+    """Return the URL and the content of outputs, and the record of the sample stage that wrote them, if there is one.
+
+    ``url`` is that record, a file, or the NAME.json that was the sample stage's --output. Raise BadInput, StoreError.
+    """
+    is_record = url.endswith(f".{layout.RECORD}")
+    record_url = url if is_record else layout.record_beside(plain_name(url))
+    sampled = read_record(record_url)
+    data = None if is_record else _content(url)
+    if data is not None:
+        known = sampled is not None and digest_bytes(data) in sampled.files.values()
+        return url, data, sampled if known else None
+    if sampled is None:
+        raise BadInput(f"{url} not found. Run `halos-eval sample`, which writes it")
+    if sampled.stage != "sample" or len(sampled.files) != 1 or "/" in min(sampled.files):
+        raise BadInput(f"{record_url} is no record of outputs; expected one that `halos-eval sample` wrote")
+    ((name, digest),) = sampled.files.items()
+    file = filesystem.join(record_url.rpartition("/")[0] or ".", name)
+    data = _content(file)
+    if data is None or digest_bytes(data) != digest:
+        raise BadInput(f"{file} is missing or damaged; {record_url} names it. Sample again with --force")
+    return file, data, sampled
+
+
+def _content(url: str) -> bytes | None:
+    try:
+        return filesystem.read_bytes(url)
+    except FileNotFoundError:
+        return None
+
+
+def read_outputs(url: str, data: bytes) -> list[dict[str, Any]]:
+    """Return the rows of the outputs at ``url``. Raise BadInput."""
+    try:
+        rows = json.loads(data)
+    except ValueError as error:
+        raise BadInput(f"{url} is not valid JSON ({error}); expected a file that `halos-eval sample` wrote") from error
+    if not isinstance(rows, list) or not rows:
+        raise BadInput(f"{url} does not contain outputs; expected a non-empty list")
+    for number, row in enumerate(rows):
+        if not isinstance(row, dict) or not all(isinstance(row.get(key), str) for key in ("instruction", "output")):
+            raise BadInput(
+                f"{url}: item {number} is invalid; expected an object with the strings 'instruction' and 'output'"
+            )
+        for key in ("instruction", "output"):
+            if lone := LONE_SURROGATE.search(row[key]):
+                raise BadInput(
+                    f"{url}: {key} of item {number} has half a character (\\u{ord(lone[0]):04x}), which no endpoint "
+                    "accepts. Replace it, or sample the output again"
+                )
+    return rows
