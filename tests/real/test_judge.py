@@ -88,6 +88,7 @@ def test_the_win_rate_is_the_mean_preference(run, serve_judge, outputs, tmp_path
     assert "Warning" not in done.stderr
     assert endpoint.stats()["answered"] == ASKED
     assert_billed(record, endpoint.stats())
+    assert "as of 2025-04-14 (of halos-eval)" in record["provenance"]["inputs"]["judge_prices"]
 
 
 def test_answers_that_cannot_be_read_are_counted_not_scored(run, serve_judge, tmp_path):
@@ -154,9 +155,9 @@ def test_published_figures_are_reproduced(model, run, published_hub, published_j
 
 
 def test_a_faulty_endpoint_changes_nothing(run, serve_judge, outputs, tmp_path):
-    """A judge without a price list has no price in its record."""
+    """A judge that is in no price list has no price in its record, but the reason."""
     judge = yaml.safe_load((shipped("judges") / "gpt-4.1.yaml").read_text(encoding="utf-8"))
-    del judge["gpt-4.1"]["price_per_million_tokens"]
+    judge["gpt-4.1"]["completions_kwargs"]["model_name"] = "unpriced"
     (tmp_path / "unpriced.yaml").write_text(yaml.safe_dump(judge), encoding="utf-8")
     endpoint = serve_judge(latency=0.05, errors=0.1, drops=0.05, garbage=0.05, rate=120)
     done = run(
@@ -176,6 +177,7 @@ def test_a_faulty_endpoint_changes_nothing(run, serve_judge, outputs, tmp_path):
     assert stats["answered"] == ASKED
     assert record["usage"]["prompt_tokens"] == stats["prompt tokens billed"]
     assert record["usage"]["price_usd"] is None
+    assert record["provenance"]["inputs"]["judge_prices"].startswith("unknown: unpriced is not in the price table")
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from halos_eval.digests import digest_json
 from halos_eval.errors import EvaluationFailed, HalosEvalError, Incomplete, JudgeRefused
 from halos_eval.stages.judge.answers import Answers
 from halos_eval.stages.judge.endpoint import Endpoint
+from halos_eval.stages.judge.money import Bill
 from halos_eval.stages.judge.pace import Pace
 from halos_eval.stages.judge.sending import Sender
 
@@ -47,10 +48,8 @@ class Completions:
         """The answers."""
         self.asked = 0
         """Pairs that needed a judgement; for two equal outputs alpaca_eval counts a draw without a request."""
-        self.prompt_tokens = 0
-        self.completion_tokens = 0
-        self.uncounted = False
-        """Whether some answer came without a token count, so that the total and the price are unknown."""
+        self.bill = Bill(judge)
+        """What the answers cost."""
         self.refused: list[str] = []
         """The endpoint's errors for single prompts that it rejected (content filter, too long)."""
         self.cut = 0
@@ -66,40 +65,25 @@ class Completions:
         self.asked += len(prompts)
         requests = [{"messages": prompt_to_chatml(prompt.strip()), **options} for prompt in prompts]
         self.received = answers = _run_until_sigterm(self._complete(requests, options))
-        for answer in answers:
-            self._count(answer)
+        prices = [self._count(answer) for answer in answers]
         return {
             "completions": [answer["text"] for answer in answers],
             "completions_all": answers,
-            "price_per_example": [answer["usage"] and self._price(*answer["usage"]) for answer in answers],
+            "price_per_example": prices,
             "time_per_example": [None] * len(answers),
         }
 
-    def _count(self, answer: dict[str, Any]) -> None:
-        if answer["usage"] is None:
-            self.uncounted = True
-        else:
-            self.prompt_tokens += answer["usage"][0]
-            self.completion_tokens += answer["usage"][1]
+    def _count(self, answer: dict[str, Any]) -> float | None:
+        """Count an answer and return its price."""
+        price = self.bill.add(answer)
         if answer["error"]:
             self.refused.append(answer["error"])
-            return
+            return price
         if not answer["text"].strip() and answer.get("finish_reason") == "length":
             self.cut += 1
         if answer.get("model"):
             self.snapshots.add("/".join(filter(None, (answer["model"], answer.get("system_fingerprint")))))
-
-    def price_usd(self) -> float | None:
-        """Return the price of all answers, also of earlier runs; None without a price list or token counts."""
-        return None if self.uncounted else self._price(self.prompt_tokens, self.completion_tokens)
-
-    def tokens(self) -> tuple[int | None, int | None]:
-        """Return prompt and completion tokens of all answers; None if the endpoint did not count them."""
-        return (None, None) if self.uncounted else (self.prompt_tokens, self.completion_tokens)
-
-    def _price(self, prompt_tokens: int, completion_tokens: int) -> float | None:
-        price = self.judge.price_per_million_tokens
-        return (prompt_tokens * price.input + completion_tokens * price.output) / 1e6 if price else None
+        return price
 
     async def _complete(self, requests: list[dict[str, Any]], options: dict[str, Any]) -> list[dict[str, Any]]:
         keys = [digest_json(request) for request in requests]

@@ -154,7 +154,8 @@ def _work(
         inputs["judge_snapshots"] = ", ".join(sorted(completions.snapshots))
     if len(completions.snapshots) > 1:
         log.warning("several versions of the judge answered: %s", inputs["judge_snapshots"])
-    prompt_tokens, completion_tokens = completions.tokens()
+    inputs["judge_prices"] = completions.bill.prices()
+    prompt_tokens, completion_tokens = completions.bill.counted()
     data = (json.dumps(annotations, indent=1, ensure_ascii=False) + "\n").encode()
     filesystem.delete(job.record)  # an older record must not refer to the new file
     filesystem.write_bytes(filesystem.join(config.output_dir, "annotations.json"), data)
@@ -163,11 +164,11 @@ def _work(
         scores=tuple(scores),
         missing=missing,
         coverage=Coverage(attempted=len(reference.rows), scored=int(figures["n_total"])),
-        details={"avg_length": float(figures["avg_length"])},
+        details={"avg_length": float(figures["avg_length"]), **completions.bill.details()},
         usage=Usage(
             prompt_tokens=prompt_tokens,
             completion_tokens=completion_tokens,
-            price_usd=completions.price_usd(),
+            price_usd=completions.bill.total(),
             load_seconds=loaded - began,
             work_seconds=time.monotonic() - loaded,
         ),
