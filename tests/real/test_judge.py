@@ -367,6 +367,21 @@ def test_once_the_endpoint_is_mended_the_next_run_succeeds(case, exit_code, run,
     assert not (tmp_path / "results" / "failure.json").exists()
 
 
+def test_a_run_stops_at_its_limit_and_a_higher_one_continues_it(run, serve_judge, few, tmp_path):
+    endpoint = serve_judge()
+    options = (*few, f"--output-dir={tmp_path}")
+    dear = endpoint.environment
+    done = run("judge", *options, "--max-cost=0.002", env=dear)
+    assert done.returncode == 8
+    assert "stopped at the limit of 0.002 USD" in failure(done)
+    paid = endpoint.stats()
+    assert 0 < paid["answered"] < 12
+    assert (paid["prompt tokens billed"] * 2 + paid["answered"] * 8) / 1e6 <= 0.002
+    assert run("judge", *options, "--max-cost=1", env=dear).returncode == 0
+    assert endpoint.stats()["answered"] == 12
+    assert_billed(record_in(tmp_path), endpoint.stats())
+
+
 def test_without_a_key_nothing_is_asked(run, serve_judge, few, tmp_path):
     endpoint = serve_judge()
     done = run("judge", *few, f"--output-dir={tmp_path}", env={"OPENAI_BASE_URL": endpoint.base_url})

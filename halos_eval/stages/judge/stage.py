@@ -45,7 +45,10 @@ NO_LENGTH_CONTROL = "length control is defined for AlpacaEval's own 805 instruct
 
 
 def judge(config: JudgeConfig) -> Record:
-    """Run the stage. Raise BadInput, DataUnavailable, JudgeRefused, Incomplete, StoreError, EvaluationFailed."""
+    """Run the stage.
+
+    Raise BadInput, DataUnavailable, JudgeRefused, Incomplete, StoreError, CostLimit, EvaluationFailed.
+    """
     rows, digest = _read_outputs(config.outputs)
     sampled = read_record(layout.record_beside(config.outputs))
     if sampled and sampled.files.get(Path(config.outputs).name) == digest:
@@ -144,7 +147,9 @@ def _work(
         inputs["calibration_revision"] = str(calibration)
     loaded = time.monotonic()
     answers = Answers(config.answers or filesystem.join(config.output_dir, "answers"), again)
-    completions = Completions(endpoint, judge, answers, config.concurrency, timeout_of(config, judge))
+    completions = Completions(
+        endpoint, judge, answers, config.concurrency, timeout_of(config, judge), max_cost=config.max_cost
+    )
     try:
         figures, annotations = evaluate_pairs(judge, rows, reference, completions, calibration, job.checkpoint.name)
     except TooFewReadError as error:
