@@ -6,7 +6,8 @@
     ├── JudgeRefused          4   the endpoint rejects the key or model  not retried: fix key, quota or model name
     ├── Incomplete            5   some items have no result yet          retried: the next run resumes
     ├── StoreError            6   the store cannot be read or written    retried: free space, fix credentials
-    └── EvaluationFailed      7   the tool ran but produced no result    not retried: read the log above
+    ├── EvaluationFailed      7   the tool ran but produced no result    not retried: read the log above
+    └── CostLimit             8   the next answers could exceed a limit  not retried: raise the limit
 
 The number is the exit code of the command line. Only ``halos_eval.cli.main`` exits.
 """
@@ -64,3 +65,9 @@ class EvaluationFailed(HalosEvalError):
     """The evaluation tool ended without the expected results."""
 
     exit_code = 7
+
+
+class CostLimit(HalosEvalError):
+    """The next answers of a judge could exceed the cost limit. Finished ones are kept; the next run resumes."""
+
+    exit_code = 8

@@ -1,4 +1,4 @@
-"""Judges: alpaca_eval's configuration of a judge with an OpenAI-compatible endpoint, plus a price list.
+"""Judges: alpaca_eval's configuration of a judge with an OpenAI-compatible endpoint, plus prices.
 
 A file has one entry, NAME: {...}, with alpaca_eval's keys. The existing files of HALOs users work unchanged, and so do
 the names of the judges that alpaca_eval ships. Options that cannot be honoured are rejected before any request.
@@ -13,6 +13,7 @@ from pydantic import BaseModel, Field, model_validator
 
 from halos_eval.config.alpaca_index import Template, index
 from halos_eval.config.judge_client import Client, split_options
+from halos_eval.config.prices import Price, listed_price
 from halos_eval.config.settings import FROZEN
 from halos_eval.config.yaml_file import parse_yaml, validated
 from halos_eval.digests import digest_bytes
@@ -21,17 +22,6 @@ from halos_eval.shipped import shipped
 
 CLASSIFICATION_PROMPT = "alpaca_eval_clf_gpt4_turbo/alpaca_eval_clf.txt"
 ANSWERS_WITH_PROBABILITIES = "completions_all"
-
-
-class Price(BaseModel):
-    """The vendor's price list."""
-
-    model_config = FROZEN
-
-    input: float = Field(ge=0)
-    """US dollars per million input tokens."""
-    output: float = Field(ge=0)
-    """US dollars per million output tokens."""
 
 
 class Judge(BaseModel):
@@ -56,7 +46,7 @@ class Judge(BaseModel):
     batch_size: int = 1
     """Pairs in one request."""
     price_per_million_tokens: Price | None = None
-    """Price list; None if the price is unknown, so that the cost stays empty."""
+    """Price list of the file; None: that of the table that ships."""
     template_text: str | None = None
     """Text of the user's own template; None for one that alpaca_eval ships."""
     processors_to_kwargs: dict[str, dict[str, Any]] = {}
@@ -120,6 +110,18 @@ class Judge(BaseModel):
     def model(self) -> str:
         """Name of the model at the endpoint."""
         return str(self.completions_kwargs["model_name"])
+
+    @property
+    def price(self) -> Price | None:
+        """Price list: the file's own, else the table's for this model. None if neither has one: the cost is unknown."""
+        return self.price_per_million_tokens or listed_price(self.model)
+
+    @property
+    def prices(self) -> str:
+        """The prices and where they are from, for the record; or why there are none."""
+        if self.price is None:
+            return f"unknown: {self.model} is not in the price table. Add price_per_million_tokens to the judge's file"
+        return f"{self.price} ({'of the judge file' if self.price_per_million_tokens else 'of halos-eval'})"
 
     def inputs(self) -> dict[str, str]:
         """Return the digest of everything that determines a preference; the price and the address do not."""

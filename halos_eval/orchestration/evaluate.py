@@ -13,13 +13,13 @@ from airflow.sdk.exceptions import AirflowFailException
 from halos_eval.checkpoints.open_registry import open_registry
 from halos_eval.checkpoints.registry import Checkpoint
 from halos_eval.config.cluster import load_cluster
-from halos_eval.config.judge import check_shipped
+from halos_eval.config.judge import check_shipped, load_judge
 from halos_eval.config.policy import load_policy
 from halos_eval.config.settings import Settings
 from halos_eval.config.suite import Suite, load_suite
 from halos_eval.errors import BadInput, DataUnavailable, HalosEvalError
 from halos_eval.planning.costs import excess, read_history
-from halos_eval.planning.jobs import StageJob, fetch_job, summary_job
+from halos_eval.planning.jobs import PlannedJob, StageJob, fetch_job, summary_job
 from halos_eval.planning.plan import Plan, make_plan, save_plan, suite_manifest
 from halos_eval.reports.results import why_missing, why_unavailable
 from halos_eval.storage.records import readable_record
@@ -79,7 +79,7 @@ def plan_evaluation(params: dict[str, Any]) -> list[dict[str, Any]]:
     to_run = [job for job in plan.jobs if not job.done]
     exchange = get_current_context()["ti"]
     for stage in ("sample", "judge"):
-        exchange.xcom_push(stage, next((_job(job) for job in to_run if job.stage == stage), {}))
+        exchange.xcom_push(stage, next((_job(_limited(job)) for job in to_run if job.stage == stage), {}))
     exchange.xcom_push("checkpoint", plan.checkpoint.name)
     exchange.xcom_push("jobs", {job.title: job.record for job in plan.jobs})
     exchange.xcom_push("unavailable", plan.unavailable)
@@ -117,6 +117,14 @@ def _check_cost(plan: Plan, suite: Suite, root: str) -> None:
     get_current_context()["ti"].xcom_push("cost", cost.model_dump(mode="json"))
     if over := excess(cost, load_policy().limits.run):
         raise BadInput(over)
+
+
+def _limited(job: PlannedJob) -> PlannedJob:
+    """Return a job whose judge stops at the run's limit. Without prices there is nothing to compare with it."""
+    most = load_policy().limits.run.judge_dollars
+    if job.judge is None or most is None or load_judge(job.judge).price is None:
+        return job
+    return job.model_copy(update={"argv": job.argv_with(f"--max-cost={most:g}")})
 
 
 def _job(job: StageJob) -> dict[str, Any]:

@@ -49,8 +49,12 @@ class StageJob(BaseModel):
 
     def owned_by(self, owner: str) -> tuple[str, ...]:
         """Return the arguments of a stage that ``owner`` runs, see `halos_eval.storage.claims`."""
+        return self.argv_with(f"--owner={owner}") if self.stage in {"sample", "judge", "harness"} else self.argv
+
+    def argv_with(self, *options: str) -> tuple[str, ...]:
+        """Return the arguments with more ``options``. They come first, because positional arguments are the last."""
         command, *words = self.argv
-        return (command, f"--owner={owner}", *words) if self.stage in {"sample", "judge", "harness"} else self.argv
+        return (command, *options, *words)
 
 
 class PlannedJob(StageJob):

@@ -60,7 +60,7 @@ class Usage(BaseModel):
     completion_tokens: int | None = None
     """Output tokens; None if the tool does not count them."""
     price_usd: float | None = None
-    """Price by the judge's price list; None if it has none. A local model costs 0 only if its list says so."""
+    """Price of the judge's answers; None if it is unknown. The input ``judge_prices`` has the prices, or the reason."""
     load_seconds: float
     """Seconds from the start of the work to the first request: imports, weights, warm-up."""
     work_seconds: float

@@ -61,7 +61,7 @@ def calling(**options):
 def test_shipped_judges(name):
     judge = load_judge(name)
     assert judge.name == name
-    assert judge.price_per_million_tokens
+    assert judge.price
     assert judge.prompt_template == CLASSIFICATION_PROMPT
     # The preference is a ratio of probabilities: without them every answer would be a plain vote.
     assert judge.completions_kwargs["logprobs"] is True

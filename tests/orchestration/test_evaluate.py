@@ -9,6 +9,7 @@ import pytest
 from airflow.sdk.exceptions import AirflowFailException
 
 from halos_eval.checkpoints.registry import RegistryUnavailable
+from halos_eval.config.judge import load_judge
 from halos_eval.config.suite import load_suite
 from halos_eval.errors import StoreError
 from halos_eval.orchestration import evaluate
@@ -212,6 +213,24 @@ def test_up_to_the_limit_it_starts(plan, evaluated, limit, text):
     assert len(harness) == 3
     assert pushed["cost"] == {"pods": 5, "gpu_hours": 4, "judge_dollars": 2, "unknown": []}
     assert plan(checkpoint="dpo")[1]["cost"]["pods"] == 0
+
+
+@pytest.mark.parametrize(("text", "option"), [("{}", None), ("{judge_dollars: 2.5}", "--max-cost=2.5")])
+def test_the_judge_stops_at_the_limit_as_well(plan, limit, text, option):
+    """The estimate may be too low, or there is no history for one."""
+    limit(text)
+    _, pushed = plan()
+    options = [word for word in pushed["judge"]["argv"] if word.startswith("--max-cost")]
+    assert options == ([option] if option else [])
+    assert pushed["judge"]["argv"][0] == "judge"
+    assert not any("--max-cost" in word for word in pushed["sample"]["argv"])
+
+
+def test_a_judge_without_prices_has_no_limit_to_stop_at(plan, limit, monkeypatch):
+    limit("{judge_dollars: 2.5}")
+    unpriced = load_judge("demo").model_copy(update={"price_per_million_tokens": None})
+    monkeypatch.setattr(evaluate, "load_judge", lambda name: unpriced)
+    assert not any("--max-cost" in word for word in plan()[1]["judge"]["argv"])
 
 
 def test_an_invalid_limit_is_not_ignored(plan, limit):

@@ -162,7 +162,7 @@ def test_the_errors_that_are_retried():
 @pytest.mark.parametrize(
     ("code", "words"),
     [
-        (8, "ended with exit code 8"),
+        (99, "ended with exit code 99"),
         (125, "ended with exit code 125"),
         (127, "ended with exit code 127"),
         (130, "killed by signal 2"),

@@ -89,6 +89,7 @@ def test_the_win_rate_is_the_mean_preference(run, serve_judge, outputs, tmp_path
     assert "Warning" not in done.stderr
     assert endpoint.stats()["answered"] == ASKED
     assert_billed(record, endpoint.stats())
+    assert "as of 2025-04-14 (of halos-eval)" in record["provenance"]["inputs"]["judge_prices"]
 
 
 def test_answers_that_cannot_be_read_are_counted_not_scored(run, serve_judge, tmp_path):
@@ -155,9 +156,9 @@ def test_published_figures_are_reproduced(model, run, published_hub, published_j
 
 
 def test_a_faulty_endpoint_changes_nothing(run, serve_judge, outputs, tmp_path):
-    """A judge without a price list has no price in its record."""
+    """A judge that is in no price list has no price in its record, but the reason."""
     judge = yaml.safe_load((shipped("judges") / "gpt-4.1.yaml").read_text(encoding="utf-8"))
-    del judge["gpt-4.1"]["price_per_million_tokens"]
+    judge["gpt-4.1"]["completions_kwargs"]["model_name"] = "unpriced"
     (tmp_path / "unpriced.yaml").write_text(yaml.safe_dump(judge), encoding="utf-8")
     endpoint = serve_judge(latency=0.05, errors=0.1, drops=0.05, garbage=0.05, rate=120)
     done = run(
@@ -177,6 +178,7 @@ def test_a_faulty_endpoint_changes_nothing(run, serve_judge, outputs, tmp_path):
     assert stats["answered"] == ASKED
     assert record["usage"]["prompt_tokens"] == stats["prompt tokens billed"]
     assert record["usage"]["price_usd"] is None
+    assert record["provenance"]["inputs"]["judge_prices"].startswith("unknown: unpriced is not in the price table")
 
 
 @pytest.mark.parametrize(
@@ -364,6 +366,21 @@ def test_once_the_endpoint_is_mended_the_next_run_succeeds(case, exit_code, run,
     assert run("judge", *options, env=serve_judge().environment).returncode == 0
     assert record_in(tmp_path / "results")["coverage"] == {"attempted": 12, "scored": 12}
     assert not (tmp_path / "results" / "failure.json").exists()
+
+
+def test_a_run_stops_at_its_limit_and_a_higher_one_continues_it(run, serve_judge, few, tmp_path):
+    endpoint = serve_judge()
+    options = (*few, f"--output-dir={tmp_path}")
+    dear = endpoint.environment
+    done = run("judge", *options, "--max-cost=0.002", env=dear)
+    assert done.returncode == 8
+    assert "stopped at the limit of 0.002 USD" in failure(done)
+    paid = endpoint.stats()
+    assert 0 < paid["answered"] < 12
+    assert (paid["prompt tokens billed"] * 2 + paid["answered"] * 8) / 1e6 <= 0.002
+    assert run("judge", *options, "--max-cost=1", env=dear).returncode == 0
+    assert endpoint.stats()["answered"] == 12
+    assert_billed(record_in(tmp_path), endpoint.stats())
 
 
 def test_without_a_key_nothing_is_asked(run, serve_judge, few, tmp_path):

@@ -32,6 +32,11 @@ class Answers:
         self._folder = self._form = ""
         self._mine: dict[str, Any] = {}
 
+    @property
+    def own(self) -> set[str]:
+        """The requests whose answers are this run's own, of this start or an earlier one."""
+        return set(self._mine)
+
     def load(self, options: dict[str, Any], keys: Iterable[str]) -> dict[str, Any]:
         """Return the kept answers to the requests ``keys``, which share ``options``, and open the journal.
 

@@ -15,7 +15,9 @@ from halos_eval.config.judge import Judge
 from halos_eval.digests import digest_json
 from halos_eval.errors import EvaluationFailed, HalosEvalError, Incomplete, JudgeRefused
 from halos_eval.stages.judge.answers import Answers
+from halos_eval.stages.judge.budget import Budget
 from halos_eval.stages.judge.endpoint import Endpoint
+from halos_eval.stages.judge.money import Bill
 from halos_eval.stages.judge.pace import Pace
 from halos_eval.stages.judge.sending import Sender
 
@@ -36,6 +38,7 @@ class Completions:
         concurrency: int,
         timeout: float,
         read: Callable[[dict[str, Any]], bool] = lambda answer: True,
+        max_cost: float | None = None,
     ) -> None:
         self.endpoint = endpoint
         self.judge = judge
@@ -47,10 +50,10 @@ class Completions:
         """The answers."""
         self.asked = 0
         """Pairs that needed a judgement; for two equal outputs alpaca_eval counts a draw without a request."""
-        self.prompt_tokens = 0
-        self.completion_tokens = 0
-        self.uncounted = False
-        """Whether some answer came without a token count, so that the total and the price are unknown."""
+        self.bill = Bill(judge)
+        """What the answers cost."""
+        self.budget = Budget(judge, max_cost)
+        """Limit on the cost."""
         self.refused: list[str] = []
         """The endpoint's errors for single prompts that it rejected (content filter, too long)."""
         self.cut = 0
@@ -59,54 +62,47 @@ class Completions:
         """The model names in the answers, with the system's fingerprint if there is one."""
 
     def __call__(self, prompts: Sequence[str], **options: Any) -> dict[str, list[Any]]:
-        """Return completions of ``prompts`` (ChatML text). Raise JudgeRefused, Incomplete, EvaluationFailed."""
+        """Return completions of ``prompts`` (ChatML text).
+
+        Raise JudgeRefused, Incomplete, CostLimit, EvaluationFailed.
+        """
         from alpaca_eval.utils import prompt_to_chatml
 
         options = {("model" if key == "model_name" else key): value for key, value in options.items()}
         self.asked += len(prompts)
         requests = [{"messages": prompt_to_chatml(prompt.strip()), **options} for prompt in prompts]
         self.received = answers = _run_until_sigterm(self._complete(requests, options))
-        for answer in answers:
-            self._count(answer)
+        prices = [self._count(answer) for answer in answers]
         return {
             "completions": [answer["text"] for answer in answers],
             "completions_all": answers,
-            "price_per_example": [answer["usage"] and self._price(*answer["usage"]) for answer in answers],
+            "price_per_example": prices,
             "time_per_example": [None] * len(answers),
         }
 
-    def _count(self, answer: dict[str, Any]) -> None:
-        if answer["usage"] is None:
-            self.uncounted = True
-        else:
-            self.prompt_tokens += answer["usage"][0]
-            self.completion_tokens += answer["usage"][1]
+    def _count(self, answer: dict[str, Any]) -> float | None:
+        """Count an answer and return its price."""
+        price = self.bill.add(answer)
         if answer["error"]:
             self.refused.append(answer["error"])
-            return
+            return price
         if not answer["text"].strip() and answer.get("finish_reason") == "length":
             self.cut += 1
         if answer.get("model"):
             self.snapshots.add("/".join(filter(None, (answer["model"], answer.get("system_fingerprint")))))
-
-    def price_usd(self) -> float | None:
-        """Return the price of all answers, also of earlier runs; None without a price list or token counts."""
-        return None if self.uncounted else self._price(self.prompt_tokens, self.completion_tokens)
-
-    def tokens(self) -> tuple[int | None, int | None]:
-        """Return prompt and completion tokens of all answers; None if the endpoint did not count them."""
-        return (None, None) if self.uncounted else (self.prompt_tokens, self.completion_tokens)
-
-    def _price(self, prompt_tokens: int, completion_tokens: int) -> float | None:
-        price = self.judge.price_per_million_tokens
-        return (prompt_tokens * price.input + completion_tokens * price.output) / 1e6 if price else None
+        return price
 
     async def _complete(self, requests: list[dict[str, Any]], options: dict[str, Any]) -> list[dict[str, Any]]:
         keys = [digest_json(request) for request in requests]
         # Two endpoints may have different models of one name.
         done = self.answers.load({**options, "endpoint": self.endpoint.place}, keys)
         todo = {key: request for key, request in zip(keys, requests, strict=True) if key not in done}
+        for key, request in dict(zip(keys, requests, strict=True)).items():
+            if key in done:
+                self.budget.learn(request, done[key], spent=key in self.answers.own)
         log.info("%d of %d pairs already have judgements", len(requests) - len(todo), len(requests))
+        if todo:
+            log.info("%d requests to send: %s", len(todo), self.budget.estimate(todo.values()))
         async with self.endpoint.connect(self.timeout) as client:
             run = _Run(self, Sender(self.endpoint, client, Pace(self.concurrency)), done, len(requests))
             try:
@@ -118,7 +114,10 @@ class Completions:
                 await run.request({key: request for key, request in todo.items() if key not in done})
             finally:
                 self.answers.save()
-        if missing := todo.keys() - done.keys():
+        missing = [request for key, request in todo.items() if key not in done]
+        if missing and self.budget.stopped:
+            raise self.budget.exceeded(missing, len(requests))
+        if missing:
             raise Incomplete(
                 f"{len(missing)} of {len(requests)} judgements are missing ({run.failures[0]}). Run it again"
             )
@@ -156,18 +155,25 @@ class _Run:
             raise errors.exceptions[0] from errors
 
     async def _one(self, key: str, request: dict[str, Any]) -> None:
+        budget = self.owner.budget
         async with self.sender.pace.slot():
+            reserved = await budget.reserve(request)
+            if reserved is None:
+                return
             try:
                 answer = await self.sender.answer(request)
+                budget.learn(request, answer)
             except Incomplete as error:
                 self._failed(error)
                 return
+            finally:
+                await budget.release(reserved)
         self._in_a_row = 0
         self.done[key] = answer
         if not answer["error"] and not (request.get("logprobs") and without_probabilities(answer)):
             self.owner.answers.add(key, answer)
         if len(self.done) % 100 == 0:
-            log.info("judged %d of %d", len(self.done), self.total)
+            log.info("judged %d of %d%s", len(self.done), self.total, budget.so_far())
 
     def _failed(self, error: Incomplete) -> None:
         self.failures.append(str(error))

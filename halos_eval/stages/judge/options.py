@@ -32,6 +32,8 @@ class JudgeConfig(StageConfig):
     """Seconds to wait for an answer (default: the judge file's; else 60 if it has max_tokens up to 1000, else 600)."""
     answers: str | None = None
     """Folder or URL that keeps paid answers for all runs (default: answers in OUTPUT_DIR)."""
+    max_cost: float | None = Field(None, ge=0)
+    """US dollars that this judgement may cost in all its runs. Finished answers are kept; raise it to continue."""
     force_id: CliSuppress[str | None] = None
     """Name of the plan that forces this run: it asks again once, however often the stage is started."""
 

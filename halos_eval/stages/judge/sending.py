@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from halos_eval.errors import Incomplete, JudgeRefused
 from halos_eval.stages.judge.endpoint import Endpoint
+from halos_eval.stages.judge.money import tokens_of
 from halos_eval.stages.judge.pace import Pace, seconds_to_wait
 
 if TYPE_CHECKING:
@@ -146,12 +147,11 @@ def _read(reply: Any) -> dict[str, Any]:
         text = message.function_call.arguments
     if message.tool_calls:
         text = message.tool_calls[0].function.arguments
-    usage = (reply.usage.prompt_tokens, reply.usage.completion_tokens) if reply.usage else None
     return {
         **choice.model_dump(),
         "text": text,
         "error": None,
-        "usage": usage,
+        "usage": tokens_of(reply.usage),
         "model": reply.model,
         "system_fingerprint": reply.system_fingerprint,
     }

@@ -44,7 +44,10 @@ NO_LENGTH_CONTROL = "length control is defined for AlpacaEval's own 805 instruct
 
 
 def judge(config: JudgeConfig) -> Record:
-    """Run the stage. Raise BadInput, DataUnavailable, JudgeRefused, Incomplete, StoreError, EvaluationFailed."""
+    """Run the stage.
+
+    Raise BadInput, DataUnavailable, JudgeRefused, Incomplete, StoreError, CostLimit, EvaluationFailed.
+    """
     url, data, sampled = find_outputs(config.outputs)
     rows, digest = read_outputs(url, data), digest_bytes(data)
     if sampled:
@@ -118,7 +121,9 @@ def _work(
         inputs["calibration_revision"] = str(calibration)
     loaded = time.monotonic()
     answers = Answers(config.answers or filesystem.join(config.output_dir, "answers"), again)
-    completions = Completions(endpoint, judge, answers, config.concurrency, timeout_of(config, judge))
+    completions = Completions(
+        endpoint, judge, answers, config.concurrency, timeout_of(config, judge), max_cost=config.max_cost
+    )
     try:
         figures, annotations = evaluate_pairs(judge, rows, reference, completions, calibration, job.checkpoint.name)
     except TooFewReadError as error:
@@ -128,7 +133,8 @@ def _work(
         inputs["judge_snapshots"] = ", ".join(sorted(completions.snapshots))
     if len(completions.snapshots) > 1:
         log.warning("several versions of the judge answered: %s", inputs["judge_snapshots"])
-    prompt_tokens, completion_tokens = completions.tokens()
+    inputs["judge_prices"] = completions.bill.prices()
+    prompt_tokens, completion_tokens = completions.bill.counted()
     data = (json.dumps(annotations, indent=1, ensure_ascii=False) + "\n").encode()
     files = result_files.write(config.output_dir, {"annotations.json": data})
     scores, missing = _scores(figures, len(reference.rows), completions)
@@ -136,11 +142,11 @@ def _work(
         scores=tuple(scores),
         missing=missing,
         coverage=Coverage(attempted=len(reference.rows), scored=int(figures["n_total"])),
-        details={"avg_length": float(figures["avg_length"])},
+        details={"avg_length": float(figures["avg_length"]), **completions.bill.details()},
         usage=Usage(
             prompt_tokens=prompt_tokens,
             completion_tokens=completion_tokens,
-            price_usd=completions.price_usd(),
+            price_usd=completions.bill.total(),
             load_seconds=loaded - began,
             work_seconds=time.monotonic() - loaded,
         ),

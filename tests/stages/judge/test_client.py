@@ -1,4 +1,4 @@
-"""The parts of the judge's requests that need no client: where the key comes from, and the price."""
+"""The parts of the judge's requests that need no client: where the key comes from, and what is counted."""
 
 from __future__ import annotations
 
@@ -81,24 +81,12 @@ def test_a_file_names_the_endpoint_before_the_environment_does(monkeypatch):
 
 
 def completions(judge):
-    made = Completions(None, judge, None, 1, 60)
-    made.prompt_tokens, made.completion_tokens = 1_000_000, 500_000
-    return made
-
-
-def test_the_price_is_that_of_the_list():
-    assert completions(load_judge("gpt-4.1-mini")).price_usd() == pytest.approx(0.40 + 1.60 / 2)
-    assert completions(load_judge("demo")).price_usd() == 0
-
-
-def test_no_list_no_price():
-    judge = load_judge("gpt-4.1").model_copy(update={"price_per_million_tokens": None})
-    assert completions(judge).price_usd() is None
+    return Completions(None, judge, None, 1, 60)
 
 
 def test_tokens_that_nobody_counted_are_neither_none_at_all_nor_free(monkeypatch):
     made = completions(load_judge("gpt-4.1-mini"))
-    assert made.tokens() == (1_000_000, 500_000)
+    assert made.bill.counted() == (0, 0)
     answers = [{"text": "m", "error": None, "usage": usage} for usage in ([10, 1], None)]
 
     async def answered(requests, options):
@@ -109,5 +97,5 @@ def test_tokens_that_nobody_counted_are_neither_none_at_all_nor_free(monkeypatch
     monkeypatch.setitem(sys.modules, "alpaca_eval.utils", SimpleNamespace(prompt_to_chatml=lambda prompt: [prompt]))
     prices = made(["one", "two"])["price_per_example"]
     assert prices == [pytest.approx((10 * 0.40 + 1.60) / 1e6), None]
-    assert made.tokens() == (None, None)
-    assert made.price_usd() is None
+    assert made.bill.counted() == (None, None)
+    assert made.bill.total() is None
