@@ -16,6 +16,14 @@ from typing import NamedTuple
 
 from halos_eval.errors import EvaluationFailed
 
+NO_REPORTS = {
+    "DO_NOT_TRACK": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "HF_UPDATE_DOWNLOAD_COUNTS": "0",  # a request for each metric that evaluate loads
+    "MLFLOW_DISABLE_TELEMETRY": "true",  # MLflow takes only "true" for DO_NOT_TRACK
+    "VLLM_NO_USAGE_STATS": "1",
+}
+"""Variables that keep libraries from reporting their use to their makers. The images set them as well."""
 LONGEST = 500
 """Maximum characters of a line in a message, because pydantic repeats its whole input."""
 END = 1_000_000

@@ -23,6 +23,7 @@ from halos_eval.cli.show import show_manifest, show_record
 from halos_eval.config.cluster import load_cluster
 from halos_eval.config.settings import FROZEN
 from halos_eval.errors import BadInput, HalosEvalError
+from halos_eval.processes import NO_REPORTS
 from halos_eval.reports.summarize import SummarizeConfig, summarize
 from halos_eval.reports.terminal import Summary
 from halos_eval.stages.fetch import FetchConfig, fetch
@@ -82,6 +83,7 @@ def main() -> None:
     # A library ends its forked workers with SIGTERM (lm_eval's bootstrap). A handler in Python runs between two
     # instructions only: a worker that has just begun to wait for a lock would wait for ever, and this process for it.
     os.register_at_fork(after_in_child=lambda: signal.signal(signal.SIGTERM, signal.SIG_DFL))
+    os.environ.update(NO_REPORTS)
     sys.exit(run(sys.argv[1:]))
 
 

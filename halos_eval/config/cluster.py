@@ -98,6 +98,8 @@ class Profile(BaseModel):
     """Maximum time from scheduling to the start of the container, including the image pull."""
     run_timeout_seconds: int = Field(24 * 3600, ge=1)
     """Maximum run time of the pod."""
+    infrastructure_budget_seconds: int = Field(24 * 3600, ge=0)
+    """How long after its first preemption, lost node or similar failure a stage may still start a new pod."""
 
     @property
     def parts(self) -> int:

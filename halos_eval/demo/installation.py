@@ -12,7 +12,7 @@ from halos_eval.config.cluster import load_cluster
 from halos_eval.demo.checkpoints import INTACT, folders
 from halos_eval.demo.judge_server import JudgeServer, judge_server
 from halos_eval.errors import BadInput
-from halos_eval.processes import run
+from halos_eval.processes import NO_REPORTS, run
 
 HERE = Path.cwd()
 VAR = HERE / "var"
@@ -27,7 +27,9 @@ def airflow_environment(**more: str) -> dict[str, str]:
     if not (HERE / "dags").is_dir():
         raise BadInput(f"{HERE} has no folder dags. Run this command in a checkout of halos-eval")
     kept = {key: value for key, value in os.environ.items() if not key.startswith("AIRFLOW")}
-    return kept | {
+    return {
+        **kept,
+        **NO_REPORTS,
         "AIRFLOW_HOME": str(VAR / "airflow"),
         # `airflow standalone` searches for the command `airflow` here.
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
@@ -39,7 +41,6 @@ def airflow_environment(**more: str) -> dict[str, str]:
         "HALOS_EVAL_STORE": STORE,
         "HALOS_EVAL_CHECKPOINTS": str(CHECKPOINTS),
         "HALOS_EVAL_ENVIRONMENTS": str(ENVIRONMENTS),
-        "HF_HUB_DISABLE_TELEMETRY": "1",
         **more,
     }
 
@@ -64,7 +65,7 @@ def make_checkpoints() -> None:
         return
     print("making two small checkpoints", flush=True)
     builder = [str(ENVIRONMENTS / "worker" / "bin" / "python"), "-m", "halos_eval.demo.checkpoints", str(CHECKPOINTS)]
-    run("making the demo's checkpoints", builder, LOGS / "checkpoints.log")
+    run("making the demo's checkpoints", builder, LOGS / "checkpoints.log", {**os.environ, **NO_REPORTS})
 
 
 def serve_judge(stack: ExitStack) -> JudgeServer:

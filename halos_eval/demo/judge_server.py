@@ -6,6 +6,7 @@ Its judgements are meaningless. The API is that of a real judge: an OpenAI-compa
 from __future__ import annotations
 
 import json
+import os
 import socket
 import subprocess
 import time
@@ -18,7 +19,7 @@ from urllib.request import urlopen
 
 from halos_eval.config.judge import load_judge
 from halos_eval.errors import EvaluationFailed
-from halos_eval.processes import end_of, failure, last_line
+from halos_eval.processes import NO_REPORTS, end_of, failure, last_line
 from halos_eval.stages.vllm import kv_cache_bytes
 
 MAX_MODEL_LEN = 2048
@@ -67,7 +68,9 @@ def judge_server(
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("w") as file:
         try:
-            server = subprocess.Popen(command, stdout=file, stderr=file, start_new_session=True)  # noqa: S603
+            server = subprocess.Popen(  # noqa: S603
+                command, stdout=file, stderr=file, start_new_session=True, env={**os.environ, **NO_REPORTS}
+            )
         except OSError as error:
             raise EvaluationFailed(f"the judge's server did not start: {error}") from error
         try:

@@ -127,7 +127,8 @@ def _publish(selection: Selection, priority: Priority, wait: bool, force: bool =
     return [
         {
             "trigger_run_id": one.run_id,
-            "conf": {"checkpoint": one.checkpoint, "suite": one.suite, "priority": priority, "force": force},
+            "conf": {"checkpoint": one.checkpoint, "suite": one.suite, "priority": priority, "force": force}
+            | ({"tasks": list(one.parts)} if one.parts else {}),
             "wait_for_completion": wait,
         }
         for one in selection.evaluations

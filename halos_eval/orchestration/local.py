@@ -55,7 +55,7 @@ class LocalStageOperator(BaseOperator):
         command = ["setpriv", "--pdeathsig", "KILL", "--", str(program), *job.owned_by(task_owner(context))]
         code, output = self._run(command, stage_environment(job))
         if code:
-            raise failure(code, last_line(output) if code < 0 else last_error(output))
+            raise failure(code, last_line(output) if code < 0 else last_error(output), output)
 
     def _run(self, command: list[str], environment: dict[str, str]) -> tuple[int, str]:
         """Run ``command`` with its output in this log. Return its exit code and the end of its output.

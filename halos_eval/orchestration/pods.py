@@ -2,20 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any, NoReturn
 
 from airflow.providers.cncf.kubernetes.operators.pod import KubernetesPodOperator
+from airflow.providers.standard.triggers.temporal import DateTimeTrigger
 from airflow.sdk import Context
 from airflow.sdk.exceptions import AirflowException
 from kubernetes.client import ApiException, V1Pod
 from pendulum import DateTime
+from urllib3.exceptions import HTTPError
 
-from halos_eval.config.cluster import load_cluster
-from halos_eval.orchestration.failures import BASE, PodLost, StageFailure, diagnose, refused
+from halos_eval.config.cluster import Profile, load_cluster
+from halos_eval.config.settings import Settings
+from halos_eval.errors import HalosEvalError
+from halos_eval.orchestration.evaluate import requested_name
+from halos_eval.orchestration.failures import (
+    BASE,
+    ApiUnavailable,
+    Infrastructure,
+    InfrastructureFailed,
+    PodLost,
+    StageFailure,
+    diagnose,
+    refused,
+)
 from halos_eval.orchestration.pod_spec import manifest, pod_name
+from halos_eval.orchestration.restarts import Restarts, next_start
 from halos_eval.orchestration.turns import task_owner
+from halos_eval.planning.interrupted import write_note
 from halos_eval.planning.jobs import StageJob
+
+RESTARTS = "restarts"
+"""Key of the failures of this try among the values that go with a deferred task."""
+LOG_LINES = 2000
+"""Lines at the end of a failed pod's log that are searched for the reason."""
 
 
 class PodStageOperator(KubernetesPodOperator):
@@ -57,15 +79,20 @@ class PodStageOperator(KubernetesPodOperator):
             # Succeed instead of skipping, so that the tasks after this one run.
             self.log.info("nothing to do: this stage was not selected, or its record exists")
             return
-        self._describe(context)
-        try:
-            super().execute(context)
-        except ApiException as error:
-            raise refused(error) or error from error
+        self.start_again(context)
+
+    def start_again(self, context: Context, event: object = None, restarts: dict[str, Any] | None = None) -> None:
+        """Start the pod, or find it, and defer. Called again after each failure of the infrastructure."""
+        profile = self._describe(context, restarts)
+        self._restarting(context, profile, restarts, lambda: super(PodStageOperator, self).execute(context))
 
     def trigger_reentry(self, context: Context, event: dict[str, Any]) -> Any:
-        """Resume after the pod has ended or could not start. Raise StageFailure if it did not succeed."""
-        self._describe(context)
+        """Resume after the pod has ended or could not start. Raise StageFailure, or defer, if it did not succeed."""
+        restarts = event.get(RESTARTS)
+        profile = self._describe(context, restarts)
+        return self._restarting(context, profile, restarts, lambda: self._resume(context, event))
+
+    def _resume(self, context: Context, event: dict[str, Any]) -> Any:
         try:
             return super().trigger_reentry(context, event)
         except StageFailure:
@@ -73,6 +100,48 @@ class PodStageOperator(KubernetesPodOperator):
         except AirflowException as error:
             # Other failures went through cleanup(), which raises StageFailure. Without it, the pod no longer exists.
             raise PodLost(f"pod {event['name']} is gone: {error}") from error
+
+    def _restarting(
+        self, context: Context, profile: Profile, restarts: dict[str, Any] | None, work: Callable[[], Any]
+    ) -> Any:
+        """Do ``work``. Defer until the next start of a pod if the infrastructure fails, and raise other failures."""
+        try:
+            return work()
+        except Infrastructure as error:
+            failure = error
+        except ApiException as error:
+            refusal = refused(error)
+            if not isinstance(refusal, Infrastructure):
+                raise refusal from error
+            failure = refusal
+        except HTTPError as error:
+            failure = ApiUnavailable(f"Kubernetes is not reachable: {error}")
+        return self._defer_start(context, profile, restarts, failure)
+
+    def _defer_start(
+        self, context: Context, profile: Profile, restarts: dict[str, Any] | None, failure: Infrastructure
+    ) -> NoReturn:
+        before = Restarts.model_validate(restarts) if restarts else None
+        budget = timedelta(seconds=profile.infrastructure_budget_seconds)
+        try:
+            at, after = next_start(before, failure, budget, datetime.now(UTC))
+        except InfrastructureFailed as error:
+            self._keep(context, error)
+            raise
+        self.log.warning("%s: %s", type(failure).__name__, failure)
+        self.log.warning("the stage starts again at %s; until now: %s", at.strftime("%H:%M:%S UTC"), after)
+        kwargs = {RESTARTS: after.model_dump(mode="json")}
+        self.defer(trigger=DateTimeTrigger(at), method_name="start_again", kwargs=kwargs)
+
+    def _keep(self, context: Context, failure: InfrastructureFailed) -> None:
+        """Keep the failure in the store, so that a night starts the evaluation again."""
+        params = dict(context["params"])
+        title = StageJob.model_validate(self.job).title
+        try:
+            name = requested_name(params)
+            write_note(Settings().store, params["suite"], name, title, context["run_id"], str(failure))
+        except (HalosEvalError, AirflowException) as error:
+            self.log.warning("no night will start this evaluation again, because its failure was not kept: %s", error)
 
     def invoke_defer_method(self, last_log_time: DateTime | None = None, context: Context | None = None) -> None:
         """Defer to a triggerer that connects as this task did.
@@ -87,13 +156,28 @@ class PodStageOperator(KubernetesPodOperator):
         self, pod: V1Pod, remote_pod: V1Pod, xcom_result: dict[Any, Any] | None = None, context: Context | None = None
     ) -> None:
         """Delete the pod. Replace the operator's exception, which is the same for all failures, by a StageFailure."""
+        log = self._end_of_log(remote_pod)  # before the pod is deleted
         try:
             super().cleanup(pod, remote_pod, xcom_result, context)
         except AirflowException as error:
-            raise diagnose(remote_pod) from error
+            raise diagnose(remote_pod, log) from error
 
-    def _describe(self, context: Context) -> None:
-        """Set the operator's fields for this pod. Called after rendering, so that Airflow renders none of them."""
+    def _end_of_log(self, pod: V1Pod) -> str:
+        """Return the end of a failed pod's log; empty if it cannot be read."""
+        if self._killed or not pod or pod.status.phase != "Failed" or not pod.status.container_statuses:
+            return ""
+        where = {"name": pod.metadata.name, "namespace": pod.metadata.namespace, "container": BASE}
+        try:
+            return str(self.client.read_namespaced_pod_log(**where, tail_lines=LOG_LINES))
+        except (ApiException, HTTPError) as error:
+            self.log.warning("the end of the log could not be read: %s", error)
+            return ""
+
+    def _describe(self, context: Context, restarts: dict[str, Any] | None) -> Profile:
+        """Set the operator's fields for this pod, and return its profile.
+
+        Called after rendering, so that Airflow renders none of them.
+        """
         job = StageJob.model_validate(self.job)
         cluster = load_cluster()
         if cluster.kubernetes is None:
@@ -108,3 +192,5 @@ class PodStageOperator(KubernetesPodOperator):
         self.startup_timeout_seconds = profile.start_timeout_seconds
         job = job.model_copy(update={"argv": job.owned_by(task_owner(context))})
         self.pod_template_dict = manifest(job, cluster.kubernetes, profile, context["params"]["priority"])
+        self.trigger_kwargs = {RESTARTS: restarts} if restarts else {}
+        return profile

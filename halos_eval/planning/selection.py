@@ -17,6 +17,7 @@ from halos_eval.digests import digest_json
 from halos_eval.errors import BadInput
 from halos_eval.planning.costs import Cost, read_history, within
 from halos_eval.planning.definition import Definitions
+from halos_eval.planning.interrupted import interrupted
 from halos_eval.planning.progress import Progress, overview
 from halos_eval.stages.chat_template import read_template
 from halos_eval.storage import layout
@@ -35,6 +36,8 @@ class Evaluation(BaseModel):
     """Name of the suite."""
     run_id: str
     """The run's name. The same evaluation always has the same name, so that it starts only once."""
+    parts: tuple[str, ...] = ()
+    """Parts of the suite to evaluate; empty: all that have no result."""
 
 
 class Selection(BaseModel):
@@ -84,8 +87,8 @@ def for_night(
 ) -> Selection:
     """Select the policy's suites for the checkpoints registered in [start, end), within the night's limit.
 
-    Evaluations that are complete in the store ``root``, or were ``started`` before, are not selected. Raise BadInput if
-    the policy names an unknown suite, and the registry's errors.
+    Evaluations that are complete in the store ``root``, or were ``started`` before, are not selected, unless the
+    infrastructure ended them. Raise BadInput if the policy names an unknown suite, and the registry's errors.
     """
     for suite in {suite for rule in policy.rules for suite in rule.suites}:
         load_suite(suite)  # raises in the first night, even if no checkpoint gets this suite yet
@@ -166,17 +169,28 @@ class _Selector:
         todo: list[tuple[Evaluation, Cost]] = []
         for checkpoint, name in pairs:
             title, state = f"{checkpoint.name}: {name}", progress.get(checkpoint.name, {}).get(name)
-            run_id = _run_id(checkpoint, name, own[name], self.origin)
             if state and state.complete:
                 complete.append(title)
-            elif self.started(run_id):
-                left_out[title] = f"started before, as run {run_id}. Clear the tasks of that run that failed"
+                continue
+            evaluation = self._evaluation(checkpoint, suites[name], own[name])
+            if self.started(evaluation.run_id):
+                left_out[title] = f"started before, as run {evaluation.run_id}. Clear the tasks of that run that failed"
             else:
-                cost = history[name].of_suite(suites[name], checkpoint, _parts(suites[name], state))
-                todo.append((Evaluation(checkpoint=checkpoint.name, suite=name, run_id=run_id), cost))
+                parts = _parts(suites[name], state)
+                wanted = [part for part in parts if part in (evaluation.parts or parts)]
+                todo.append((evaluation, history[name].of_suite(suites[name], checkpoint, wanted)))
         admitted, over = within(todo, self.limit)
         left_out |= {f"{one.checkpoint}: {one.suite}": why for one, why in over}
         return Selection(evaluations=tuple(admitted), complete=tuple(complete), left_out=left_out)
+
+    def _evaluation(self, checkpoint: Checkpoint, suite: Suite, definition: str) -> Evaluation:
+        """Return the evaluation, or the one that follows its latest run if the infrastructure ended that."""
+        run_id = _run_id(checkpoint, suite.name, definition, self.origin)
+        evaluation = Evaluation(checkpoint=checkpoint.name, suite=suite.name, run_id=run_id)
+        if not self.started(run_id) or not (found := interrupted(self.root, suite, checkpoint.name)):
+            return evaluation
+        again = _run_id(checkpoint, suite.name, definition, f"after {found.run}")
+        return evaluation.model_copy(update={"run_id": again, "parts": found.parts})
 
     def _progress(self, checkpoints: Sequence[Checkpoint], suites: Iterable[str]) -> dict[str, dict[str, Progress]]:
         if self.rerun:

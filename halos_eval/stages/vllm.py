@@ -7,9 +7,16 @@ from typing import Any
 
 from halos_eval.checkpoints.weights import Weights
 
-# Runs the engine in this process. Requests are then scheduled the same way in every run (vLLM's advice for
-# reproducibility), and a start takes 19 s instead of 44 s on two cores.
-VLLM_ENVIRONMENT = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
+VLLM_ENVIRONMENT = {
+    # Runs the engine in this process. Requests are then scheduled the same way in every run (vLLM's advice for
+    # reproducibility), and a start takes 19 s instead of 44 s on two cores.
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    # vLLM asks whether NVIDIA's server of FlashInfer's compiled kernels answers. If so, it takes another attention kernel
+    # (vllm/utils/flashinfer.py). With an address where nothing listens, that does not depend on the pod's network.
+    "FLASHINFER_CUBINS_REPOSITORY": "http://127.0.0.1:9/",
+    # transformers can load kernels from the hub.
+    "USE_HUB_KERNELS": "NO",
+}
 
 FULL_SEQUENCES = 4
 """Full-length sequences that a CPU's cache holds. Most are shorter, and a CPU gains little from larger batches."""

@@ -11,6 +11,7 @@ reports/SUITE/rows.json.gz                                             its rows,
 reports/SUITE/claims/                                                  the process that writes both now
 changes/CHECKPOINT                                                     written again after each of its evaluations
 claims/SUITE/CHECKPOINT/                                               the run that evaluates it now
+interrupted/SUITE/CHECKPOINT/STAGE.json                                that the infrastructure ended this stage
 answers/                                                               the judges' answers, by request
 """
 
@@ -161,6 +162,11 @@ def changes_url(root: str) -> str:
 def turn_url(root: str, suite: str, checkpoint: str) -> str:
     """Return the folder of the claims of the runs that evaluate ``suite`` on ``checkpoint``."""
     return filesystem.join(root, "claims", suite, folder_name(checkpoint))
+
+
+def interrupted_url(root: str, suite: str, checkpoint: str) -> str:
+    """Return the folder of the notes on stages that the infrastructure ended."""
+    return filesystem.join(root, "interrupted", suite, folder_name(checkpoint))
 
 
 def claims_beside(record: str) -> str:

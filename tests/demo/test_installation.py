@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import sys
 from contextlib import ExitStack
@@ -13,6 +14,7 @@ from halos_eval.config.cluster import load_cluster
 from halos_eval.demo import installation, judge_server
 from halos_eval.demo.checkpoints import INTACT
 from halos_eval.errors import EvaluationFailed
+from halos_eval.processes import NO_REPORTS
 from tests.doubles import make_checkpoint
 
 # The log of vLLM if the memory is too small, shortened
@@ -138,3 +140,10 @@ def test_a_later_error_of_the_judge_is_reported(program):
         judge.process.wait(timeout=30)
         with pytest.raises(EvaluationFailed, match="the judge's server ended with code 1: MemoryError: no more"):
             judge.check()
+
+
+def test_no_process_of_the_demo_reports_its_use(root, program):
+    assert NO_REPORTS.items() <= installation.airflow_environment().items()
+    program("vllm", SERVES.replace("str(os.getpid())", "repr(dict(os.environ))"))
+    with ExitStack() as stack, urlopen(f"{installation.serve_judge(stack).url}/models") as reply:
+        assert NO_REPORTS.items() <= ast.literal_eval(reply.read().decode()).items()

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from halos_eval.processes import NO_REPORTS
+
 ROOT = Path(__file__).parents[2]
 IMAGES = ("airflow", "worker", "judge")
 
@@ -115,9 +117,5 @@ def test_the_build_context_has_only_needed_files():
 @pytest.mark.parametrize("image", IMAGES)
 def test_no_library_reports_its_use(image):
     variables = " ".join(arguments(image, "ENV")).split()
-    expected = {
-        "airflow": {"DO_NOT_TRACK=1"},
-        "judge": {"DO_NOT_TRACK=1", "HF_HUB_DISABLE_TELEMETRY=1"},
-        "worker": {"DO_NOT_TRACK=1", "HF_HUB_DISABLE_TELEMETRY=1", "VLLM_NO_USAGE_STATS=1"},
-    }
-    assert expected[image] <= set(variables)
+    assert {f"{name}={value}" for name, value in NO_REPORTS.items()} <= set(variables)
+    assert ("AIRFLOW__USAGE_DATA_COLLECTION__ENABLED=False" in variables) == (image == "airflow")

@@ -234,7 +234,8 @@ def _values(store, judge):
     own = {
         "profiles": {
             "starved": profile | {"memory": "300Mi", "sharedMemory": "16Mi"},
-            "many": profile | {"gpus": 9, "tensorParallelSize": 1, "scheduleTimeoutSeconds": 15},
+            "many": profile
+            | {"gpus": 9, "tensorParallelSize": 1, "scheduleTimeoutSeconds": 15, "infrastructureBudgetSeconds": 1},
         },
         "kubernetes": {
             "environment": {

@@ -83,7 +83,7 @@ def test_a_pod_that_takes_too_much_memory(lab):
 
 @pytest.mark.slow
 def test_a_pod_that_is_deleted_while_it_samples(admin, lab):
-    """The retry starts another pod, which keeps what was sampled."""
+    """The same try starts another pod, which keeps what was sampled."""
     earlier = set(lab.watcher.pods)
     run_id = lab.trigger(checkpoint=OTHER, suite="resumed")
     wait_for(lambda: list(lab.store.glob(f"runs/{OTHER}/sample/*/outputs.parts/*/*.jsonl")), 180)
@@ -92,15 +92,16 @@ def test_a_pod_that_is_deleted_while_it_samples(admin, lab):
     state, states = lab.finish(run_id, 900)
     assert (state, states["sample", "0"], states["judge", -1]) == ("success",) * 3
     assert len(lab.watcher.since(earlier, "sample")) == 2
-    assert "PodLost" in lab.log(run_id, "sample", 0, attempt=1)
-    kept = re.search(r"(\d+) of 12 prompts already have answers", lab.log(run_id, "sample", 0, attempt=2))
-    assert int(kept[1]) > 0
+    assert [one["try_number"] for one in lab.instances(run_id) if one["task_id"] == "sample"] == [1]
+    log = lab.log(run_id, "sample", 0)
+    assert "the stage starts again" in log
+    assert "PodLost 1 time" in log
+    assert int(re.search(r"(\d+) of 12 prompts already have answers", log)[1]) > 0
 
 
 @pytest.mark.slow
 def test_an_image_that_does_not_exist(lab):
-    images = {"worker": "docker.io/halos-eval/worker:none"}
-    with lab.upgraded(kubernetes={"images": images, "imagePullPolicy": "IfNotPresent"}):
+    with lab.upgraded(kubernetes={"images": {"worker": "docker.io/halos-eval/worker:none"}}):
         run_id = lab.trigger(checkpoint=CHECKPOINT, suite="no_image")
         wait_for(lambda: lab.states(run_id)["fetch", -1] == "failed", 120, lambda: lab.states(run_id))
     log = lab.log(run_id, "fetch")
@@ -123,12 +124,14 @@ def test_more_gpus_than_the_pool_has(lab):
 def test_more_gpus_than_there_are(lab):
     with lab.upgraded(pools={"gpu": 9}):
         run_id = lab.trigger(checkpoint=CHECKPOINT, suite="many")
-        wait_for(lambda: harness(lab, run_id) == "up_for_retry", 120, lambda: lab.states(run_id))
+        state, states = lab.finish(run_id, 300)
+    assert state == harness(lab, run_id) == "failed", states
     log = lab.log(run_id, "harness", 0)
-    assert "Unschedulable" in log
+    assert "InfrastructureFailed" in log
+    assert "Unschedulable 1 time" in log
     assert "Insufficient nvidia.com/gpu" in log
-    lab.call("PATCH", f"/dags/evaluate_checkpoint/dagRuns/{run_id}", {"state": "failed"})
-    wait_for(lambda: not lab.pods(), 60)
+    (note,) = lab.store.glob(f"interrupted/many/{CHECKPOINT}/*.json")
+    assert json.loads(note.read_text())["run"] == run_id
 
 
 def test_everything_of_airflow_is_killed_in_the_middle(admin, lab):

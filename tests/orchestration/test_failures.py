@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import signal
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 
 import pytest
 from airflow.sdk import RetryAction
@@ -29,8 +29,11 @@ from halos_eval.errors import BadInput, StoreError
 from halos_eval.orchestration import failures
 from halos_eval.orchestration.failures import (
     RETRY_POLICY,
+    ApiUnavailable,
     Evicted,
     Final,
+    GpuFault,
+    ImageNotPulled,
     ImageUnavailable,
     Infrastructure,
     NodeLost,
@@ -109,7 +112,8 @@ def test_the_tree_of_failures_is_that_of_the_classes():
     }
     assert all(kind.__doc__ for kind in KINDS)
     assert drawn[Final][1].startswith("not retried")
-    assert drawn[Infrastructure][1].startswith("retried with back-off")
+    assert drawn[Infrastructure][1].startswith("a new pod starts in the same try")
+    assert drawn[StageInterrupted][1].startswith("retried with back-off")
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if issubclass(kind, Final)])
@@ -117,12 +121,11 @@ def test_final_failures_are_not_retried(kind):
     assert decision_on(kind("words")).action is RetryAction.FAIL
 
 
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if issubclass(kind, Infrastructure)])
-def test_infrastructure_is_retried(kind):
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if issubclass(kind, Infrastructure | StageInterrupted)])
+def test_the_rest_is_retried_with_the_delay_of_the_task(kind):
     decision = decision_on(kind("words"))
     assert decision.action is RetryAction.RETRY
-    # None: the task's own delay, which grows with each retry.
-    assert decision.retry_delay == (timedelta(minutes=5) if kind is QuotaExceeded else None)
+    assert decision.retry_delay is None
 
 
 def test_bad_input_that_the_operator_finds_itself_is_not_retried():
@@ -155,7 +158,7 @@ def test_every_exit_code_of_ours_is_retried_or_not(kind):
 
 
 def test_the_errors_that_are_retried():
-    retried = {kind.__name__ for kind in CLASSES if isinstance(failure(kind.exit_code, ""), Infrastructure)}
+    retried = {kind.__name__ for kind in CLASSES if isinstance(failure(kind.exit_code, ""), StageInterrupted)}
     assert retried == {"Incomplete", "StoreError"}
 
 
@@ -254,13 +257,39 @@ def test_a_lost_node_by_reason(reason):
 
 
 @pytest.mark.parametrize(
-    "reason", ["ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "ImageInspectError"]
+    ("reason", "message"),
+    [
+        ("ErrImagePull", 'failed to resolve reference "r.example.org/worker:2": r.example.org/worker:2: not found'),
+        ("ErrImagePull", "reading manifest 2 in r.example.org/worker: manifest unknown"),
+        ("ImagePullBackOff", 'Back-off pulling image "r": ErrImagePull: unexpected status: 401 Unauthorized'),
+        ("ErrImagePull", "pull access denied, repository does not exist or may require authorization"),
+        ("InvalidImageName", "couldn't parse image name"),
+        ("ErrImageNeverPull", "is not present with pull policy of Never"),
+        ("ImageInspectError", "failed to inspect"),
+    ],
 )
-def test_an_image_that_cannot_be_pulled(reason):
-    found = diagnose(make_pod(waiting(reason, "no such manifest"), phase="Pending"))
+def test_an_image_that_does_not_exist_is_final(reason, message):
+    found = diagnose(make_pod(waiting(reason, message), phase="Pending"))
     assert type(found) is ImageUnavailable
-    assert f"{reason}: no such manifest" in str(found)
+    assert f"{reason}: {message}" in str(found)
     assert "images and imagePullSecrets in the cluster file" in str(found)
+
+
+@pytest.mark.parametrize(
+    ("reason", "message"),
+    [
+        ("ErrImagePull", "failed to do request: dial tcp: lookup r.example.org on 10.96.0.10:53: no such host"),
+        ("ErrImagePull", "dial tcp 10.1.2.3:443: i/o timeout"),
+        ("ErrImagePull", "unexpected status from HEAD request: 503 Service Unavailable"),
+        ("ErrImagePull", "toomanyrequests: You have reached your pull rate limit"),
+        ("ImagePullBackOff", 'Back-off pulling image "r.example.org/worker:1"'),
+    ],
+)
+def test_a_registry_that_does_not_answer_is_the_infrastructure(reason, message):
+    found = diagnose(make_pod(waiting(reason, message), phase="Pending"))
+    assert type(found) is ImageNotPulled
+    assert message in str(found)
+    assert "Check that the node reaches the registry" in str(found)
 
 
 def test_a_secret_that_is_missing():
@@ -423,4 +452,68 @@ def test_a_pod_that_kubernetes_rejects_for_good(status):
 
 @pytest.mark.parametrize("status", [None, 0, 401, 409, 429, 500, 503, 504])
 def test_a_problem_of_the_server_is_not_a_rejection(status):
-    assert refused(api_error(status)) is None
+    found = refused(api_error(status, "etcd"))
+    assert type(found) is ApiUnavailable
+    assert str(found).endswith("etcd")
+
+
+# Faults of GPUs
+
+ENGINE = """\
+INFO 11-27 18:00:00 [core.py:58] Initializing a V1 LLM engine
+(EngineCore pid=7) ERROR 11-27 18:00:09 [core.py:9] Traceback (most recent call last):
+(EngineCore pid=7) ERROR 11-27 18:00:09 [core.py:9]   File "core.py", line 1, in run
+(EngineCore pid=7) ERROR 11-27 18:00:09 [core.py:9] {error}
+Traceback (most recent call last):
+  File "llm.py", line 1, in generate
+vllm.v1.engine.exceptions.EngineDeadError: See stack trace (above) for the root cause.
+halos-eval: EvaluationFailed: EngineDeadError: See stack trace (above) for the root cause.
+"""
+FAULTS = [
+    "torch.AcceleratorError: CUDA error: an illegal memory access was encountered",
+    "torch.AcceleratorError: CUDA error: uncorrectable ECC error encountered",
+    "torch.AcceleratorError: CUDA error: unspecified launch failure",
+    "RuntimeError: CUDA unknown error - this may be due to an incorrectly set up environment",
+    "RuntimeError: No CUDA GPUs are available",
+    "torch.distributed.DistBackendError: NCCL error in: ProcessGroupNCCL.cpp:94, unhandled system error",
+    "RuntimeError: NCCL communicator timed out",
+    "RuntimeError: ncclRemoteError: A call failed possibly due to a network error",
+]
+OTHERS = [
+    "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 20.00 MiB",
+    "RuntimeError: CUDA error: out of memory",
+    "torch.AcceleratorError: CUDA error: device-side assert triggered",
+    "torch.AcceleratorError: CUDA error: no kernel image is available for execution on the device",
+    "ValueError: unknown rope type",
+]
+
+
+@pytest.mark.parametrize("error", FAULTS)
+def test_a_fault_of_a_gpu_is_the_infrastructure(error):
+    found = diagnose(make_pod(ended(7, message="the end"), phase="Failed"), ENGINE.format(error=error))
+    assert type(found) is GpuFault
+    assert error in str(found)
+
+
+@pytest.mark.parametrize("error", OTHERS)
+def test_what_the_evaluation_itself_can_cause_is_not(error):
+    log = ENGINE.format(error=error)
+    found = diagnose(make_pod(ended(7, message="the end"), phase="Failed"), log)
+    assert type(found) is StageFailed
+    assert str(found) == error  # from the log, of which the status has too little
+
+
+def test_memory_that_is_used_up_on_one_gpu_is_not_a_fault_of_those_that_wait_for_it():
+    log = ENGINE.format(error=OTHERS[0]) + FAULTS[5]
+    assert type(diagnose(make_pod(ended(7), phase="Failed"), log)) is StageFailed
+
+
+@pytest.mark.parametrize(("code", "kind"), [(134, GpuFault), (1, GpuFault), (2, StageFailed), (5, StageInterrupted)])
+def test_only_what_a_fault_can_cause_is_attributed_to_it(code, kind):
+    assert type(diagnose(make_pod(ended(code), phase="Failed"), ENGINE.format(error=FAULTS[0]))) is kind
+
+
+def test_a_process_without_a_pod_is_diagnosed_by_its_log():
+    assert type(failure(7, "words", ENGINE.format(error=FAULTS[0]))) is GpuFault
+    assert type(failure(-6, "words", ENGINE.format(error=FAULTS[0]))) is GpuFault
+    assert type(failure(-6, "words", "words")) is StageInterrupted

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 
 import kubernetes_validate
@@ -15,19 +15,25 @@ from kubernetes.client import ApiClient, ApiException, CoreV1EventList, V1Contai
 from halos_eval.config.cluster import load_cluster
 from halos_eval.errors import BadInput
 from halos_eval.orchestration.failures import (
+    ApiUnavailable,
     Evicted,
+    ImageNotPulled,
     ImageUnavailable,
+    Infrastructure,
+    InfrastructureFailed,
     OutOfMemory,
     PodLost,
     PodRefused,
     QuotaExceeded,
     StageFailed,
+    StageFailure,
     StageInterrupted,
     StartTimeout,
     Unschedulable,
 )
 from halos_eval.orchestration.pod_spec import manifest
 from halos_eval.orchestration.pods import PodStageOperator
+from halos_eval.planning.interrupted import Note
 from tests.orchestration.test_failures import WORDS, condition, disruption, ended, make_pod, running, waiting
 from tests.orchestration.test_pod_spec import KUBERNETES, PROFILE, VERSION, make_job
 
@@ -49,7 +55,7 @@ class Kubernetes:
     def __init__(self):
         self.api_client = ApiClient()
         self.created, self.deleted, self.labels = [], [], {}
-        self.pod, self.refusal = None, None
+        self.pod, self.refusal, self.log = None, None, ""
         self.calls = []
 
     def put(self, pod):
@@ -85,7 +91,9 @@ class Kubernetes:
         self.labels |= body["metadata"]["labels"]
 
     def read_namespaced_pod_log(self, **options):
-        return [b"the log's first line\n", WORDS.encode()]
+        lines = ["the log's first line", WORDS]
+        whole = self.log or "\n".join(lines)
+        return whole if options.get("_preload_content", True) else [f"{line}\n".encode() for line in lines]
 
     def list_namespaced_event(self, **options):
         return CoreV1EventList(items=[])
@@ -106,6 +114,22 @@ def kubernetes(tmp_path, monkeypatch):
 
 
 @pytest.fixture
+def without_budget(kubernetes, tmp_path):
+    """A cluster file whose profiles start no pod again."""
+    profiles = {name: one | {"infrastructureBudgetSeconds": 0} for name, one in CLUSTER["profiles"].items()}
+    (tmp_path / "cluster.yaml").write_text(yaml.safe_dump(CLUSTER | {"profiles": profiles}))
+
+
+@pytest.fixture
+def stored(tmp_path, monkeypatch):
+    """``stored()`` returns the notes that the store has on the evaluation."""
+    monkeypatch.setattr("halos_eval.orchestration.pods.requested_name", lambda params: params["checkpoint"])
+    monkeypatch.setenv("HALOS_EVAL_STORE", f"file://{tmp_path}/store")
+    folder = tmp_path / "store" / "interrupted" / "own" / "a"
+    return lambda: [Note.model_validate_json(path.read_text()) for path in folder.glob("*.json")]
+
+
+@pytest.fixture
 def context():
     """The context of a task; ``pushed`` has its XComs."""
     pushed = {}
@@ -121,7 +145,7 @@ def context():
         "ti": instance,
         "run_id": "manual__2026-01-02",
         "dag": SimpleNamespace(),
-        "params": {"priority": "nightly"},
+        "params": {"priority": "nightly", "checkpoint": "a", "suite": "own", "tasks": []},
         "pushed": pushed,
     }
 
@@ -249,15 +273,15 @@ def test_after_a_failure_there_is_a_new_pod(kubernetes, context, status):
         (403, QUOTA, QuotaExceeded, 1),
         (403, "no such verb", PodRefused, 1),
         (422, "invalid", PodRefused, 1),
-        (500, "etcd", ApiException, 5),  # the client library retries by itself
+        (500, "etcd", ApiUnavailable, 5),  # the client library retries by itself
     ],
 )
-def test_a_pod_that_is_rejected(kubernetes, context, status, body, kind, calls):
+def test_a_pod_that_is_rejected(kubernetes, context, without_budget, status, body, kind, calls):
     kubernetes.refusal = ApiException(status=status, reason="r")
     kubernetes.refusal.body = body
-    with pytest.raises((ApiException, AirflowException)) as caught:
+    with pytest.raises(AirflowException) as caught:
         operator().execute(context)
-    assert type(caught.value) is kind
+    assert kind.__name__ in str(caught.value) if issubclass(kind, Infrastructure) else type(caught.value) is kind
     assert body in str(caught.value)
     assert kubernetes.calls == ["create"] * calls
 
@@ -304,24 +328,23 @@ NO_NODE = condition("PodScheduled", "False", "Unschedulable", "Insufficient nvid
         ("timeout", make_pod(conditions=[NO_NODE], **PENDING), Unschedulable),
         ("timeout", make_pod(waiting("ContainerCreating"), **PENDING), StartTimeout),
         ("timeout", make_pod(waiting("CreateContainerConfigError"), **PENDING), PodRefused),
-        ("error", make_pod(waiting("ErrImagePull"), **PENDING), ImageUnavailable),
+        ("error", make_pod(waiting("ErrImagePull", "manifest unknown"), **PENDING), ImageUnavailable),
+        ("error", make_pod(waiting("ErrImagePull", "no such host"), **PENDING), ImageNotPulled),
         ("error", make_pod(ended(137, "OOMKilled"), **FAILED), OutOfMemory),
     ],
 )  # fmt: skip
-def test_every_failure_has_its_name_and_leaves_no_pod(kubernetes, context, capsys, event, pod, kind):
+def test_every_failure_has_its_name_and_leaves_no_pod(kubernetes, context, without_budget, capsys, event, pod, kind):
     kubernetes.put(pod)
-    with pytest.raises(AirflowException) as caught:
+    with pytest.raises(StageFailure) as caught:
         come_back(context, event)
-    assert type(caught.value) is kind
+    if issubclass(kind, Infrastructure):
+        assert type(caught.value) is InfrastructureFailed
+        assert str(caught.value).startswith(f"{kind.__name__} 1 time in 0.0 hours")
+    else:
+        assert type(caught.value) is kind
     assert [name for name, _ in kubernetes.deleted] == [POD]
     assert kubernetes.labels == {"already_checked": "True"}  # the next try starts a new pod
     assert "the log's first line" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize("event", ["error", "failed", "timeout"])
-def test_a_pod_that_is_gone(kubernetes, context, event):
-    with pytest.raises(PodLost, match=f"pod {POD} is gone"):
-        come_back(context, event)
 
 
 def test_an_error_of_the_trigger_with_a_running_pod_defers_again(kubernetes, context):
@@ -332,13 +355,116 @@ def test_an_error_of_the_trigger_with_a_running_pod_defers_again(kubernetes, con
     assert kubernetes.deleted == []
 
 
-def test_an_error_of_the_server_is_raised_as_it_is(kubernetes, context, monkeypatch):
-    def broken(name, namespace):
-        raise ApiException(status=500, reason="etcd")
+# Starting again
 
-    monkeypatch.setattr(PodStageOperator.hook, "get_pod", broken)
-    with pytest.raises(ApiException, match="etcd"):
-        come_back(context, "success")
+
+def restart(context, event, **more):
+    """Resume with a failure of the infrastructure; gives what is deferred."""
+    with pytest.raises(TaskDeferred) as caught:
+        come_back(context, event, **more)
+    assert caught.value.method_name == "start_again"
+    return caught.value
+
+
+def preempted():
+    return make_pod(ended(143), deleted=True, conditions=PREEMPTED, **FAILED)
+
+
+def minutes(deferred):
+    return round((deferred.trigger.moment - datetime.now(UTC)).total_seconds() / 60, 1)
+
+
+def test_a_preempted_pod_is_started_again_in_the_same_try(kubernetes, context):
+    kubernetes.put(preempted())
+    deferred = restart(context, "failed")
+    assert [name for name, _ in kubernetes.deleted] == [POD]
+    assert minutes(deferred) == 0.5
+    assert deferred.kwargs["restarts"]["counts"] == {"Evicted": 1}
+    json.dumps(deferred.kwargs)
+    with pytest.raises(TaskDeferred) as caught:
+        operator().start_again(context, event=deferred.trigger.moment, **deferred.kwargs)
+    assert len(kubernetes.created) == 1
+    assert caught.value.method_name == "trigger_reentry"
+    assert caught.value.trigger.trigger_kwargs == deferred.kwargs  # they come back with the next event
+    json.dumps(caught.value.trigger.serialize()[1], default=str)
+
+
+def test_the_delay_grows_and_every_failure_counts(kubernetes, context):
+    restarts, delays = {}, []
+    for _ in range(9):
+        kubernetes.put(preempted())
+        restarts = restart(context, "failed", **restarts).kwargs
+        delays.append(minutes(restart(context, "failed", **restarts)))
+    assert delays == [1, 2, 4, 8, 16, 30, 30, 30, 30]
+    assert restarts["restarts"]["counts"] == {"Evicted": 9}
+
+
+@pytest.mark.parametrize("event", ["error", "failed", "timeout"])
+def test_a_pod_that_is_gone_is_started_again(kubernetes, context, event):
+    assert restart(context, event).kwargs["restarts"]["counts"] == {"PodLost": 1}
+
+
+def test_an_api_server_that_fails_is_asked_again_and_the_pod_goes_on(kubernetes, context, monkeypatch):
+    kubernetes.put(make_pod(running(), phase="Running"))
+    with monkeypatch.context() as patch:
+
+        def broken(name, namespace):
+            raise ApiException(status=500, reason="etcd")
+
+        patch.setattr(PodStageOperator.hook, "get_pod", broken)
+        deferred = restart(context, "error")
+    with pytest.raises(TaskDeferred) as caught:
+        operator().start_again(context, **deferred.kwargs)
+    assert caught.value.trigger.pod_name == POD
+    assert (kubernetes.created, kubernetes.deleted) == ([], [])
+
+
+def test_a_quota_has_time_to_become_free(kubernetes, context):
+    kubernetes.refusal = ApiException(status=403, reason="r")
+    kubernetes.refusal.body = QUOTA
+    with pytest.raises(TaskDeferred) as caught:
+        operator().execute(context)
+    assert minutes(caught.value) == 5
+
+
+def test_a_fault_of_a_gpu_is_found_in_the_log_and_tried_on_three_pods(kubernetes, context):
+    restarts = {}
+    kubernetes.log = f"RuntimeError: NCCL error: unhandled system error\n{WORDS}"
+    for _ in range(2):
+        kubernetes.put(make_pod(ended(7, message="too short"), **FAILED))
+        restarts = restart(context, "failed", **restarts).kwargs
+    kubernetes.put(make_pod(ended(7), **FAILED))
+    with pytest.raises(InfrastructureFailed, match=r"GpuFault 3 times.*the evaluation itself may be the cause"):
+        come_back(context, "failed", **restarts)
+
+
+def test_after_the_budget_it_fails_with_what_happened_and_the_store_keeps_it(kubernetes, context, stored):
+    first = datetime.now(UTC) - timedelta(hours=23, minutes=50)
+    counts = {"Evicted": 30, "NodeLost": 1}
+    kubernetes.put(preempted())
+    before = {"first": first.isoformat(), "counts": counts}
+    with pytest.raises(InfrastructureFailed, match=r"Evicted 31 times, NodeLost 1 time in 23\.8 hours") as caught:
+        come_back(context, "failed", restarts=before)
+    assert "PreemptionByScheduler" in str(caught.value)
+    (note,) = stored()
+    assert (note.run, note.stage, note.reason) == ("manual__2026-01-02", "sample", str(caught.value))
+
+
+def test_a_failure_that_cannot_be_kept_is_raised_nevertheless(kubernetes, context, without_budget, monkeypatch):
+    monkeypatch.setenv("HALOS_EVAL_STORE", "file:///dev/null/store")
+    kubernetes.put(preempted())
+    with pytest.raises(InfrastructureFailed):
+        come_back(context, "failed")
+
+
+def test_other_failures_are_not_kept(kubernetes, context, stored):
+    kubernetes.put(make_pod(ended(2), **FAILED))
+    with pytest.raises(StageFailed):
+        come_back(context, "failed")
+    assert stored() == []
+
+
+# Cleaning up
 
 
 def test_cleaning_up_raises_the_named_failure(kubernetes, context):

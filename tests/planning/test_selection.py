@@ -11,6 +11,7 @@ from halos_eval.config.cluster import load_cluster
 from halos_eval.config.policy import EvaluationPolicy, Limit, Limits, Rule
 from halos_eval.config.suite import load_suite
 from halos_eval.errors import BadInput, DataUnavailable
+from halos_eval.planning.interrupted import write_note
 from halos_eval.planning.plan import make_plan, save_plan
 from halos_eval.planning.selection import Backfill, for_backfill, for_night, for_registration, look_back
 from halos_eval.storage import layout
@@ -273,3 +274,43 @@ def test_the_name_of_a_run_does_not_change_while_it_runs(root, checkpoint):
     before = run_id(root, one)
     evaluate(root, one, finish=False)
     assert run_id(root, one) == before
+
+
+def test_what_the_infrastructure_ended_is_started_again_once(root, checkpoint, suite):
+    """A night starts it again, under a name that the next nights know, and only what the infrastructure ended."""
+    suite("tasks: {demo_cloze: {}, demo_choice: {}}")
+    one = checkpoint("a")
+    evaluate(root, one, finish=False)
+    runs = [run_id(root, one)]
+
+    def next_night():
+        return for_night(Registered(one), POLICY, root, load_cluster(), runs.__contains__, None, NOW)
+
+    assert next_night().evaluations == ()  # a failure of the evaluation waits for a change
+    for parts in (("demo_choice",), ("demo_cloze", "demo_choice")):
+        for part in parts:
+            write_note(root, "own", "a", part, runs[-1], "Evicted 30 times")
+        (again,) = next_night().evaluations
+        assert again.parts == parts
+        assert again.run_id not in runs
+        runs.append(again.run_id)
+        found = next_night()
+        assert found.evaluations == ()
+        assert again.run_id in found.left_out["a: own"]
+
+
+def test_if_data_was_not_fetched_every_part_is_started_again(root, checkpoint):
+    one = checkpoint("a")
+    first = run_id(root, one)
+    write_note(root, "own", "a", "fetch", first, "ImageNotPulled 30 times")
+    (again,) = for_night(Registered(one), POLICY, root, load_cluster(), first.__eq__, None, NOW).evaluations
+    assert again.parts == ()
+
+
+def test_what_is_complete_is_not_started_again(root, checkpoint):
+    one = checkpoint("a")
+    first = run_id(root, one)
+    write_note(root, "own", "a", "demo_cloze", first, "Evicted 30 times")
+    evaluate(root, one)
+    found = for_night(Registered(one), POLICY, root, load_cluster(), first.__eq__, None, NOW)
+    assert found.complete == ("a: own",)

@@ -11,14 +11,25 @@ pytestmark = pytest.mark.real
 
 COMPARE = """
 import json
+import os
 from types import SimpleNamespace
 from typing import get_args
 
+from halos_eval.processes import NO_REPORTS
+from halos_eval.stages.vllm import VLLM_ENVIRONMENT
+
+os.environ.update(NO_REPORTS | VLLM_ENVIRONMENT)
+
+from datasets.config import HF_UPDATE_DOWNLOAD_COUNTS
+from evaluate.config import HF_UPDATE_DOWNLOAD_COUNTS as COUNTS
+from huggingface_hub.constants import HF_HUB_DISABLE_TELEMETRY
 from transformers import AutoConfig, LlamaConfig
 from vllm.config.lora import MaxLoRARanks
 from vllm.config.model import _get_and_verify_max_len
 from vllm.lora.peft_helper import PEFTHelper
 from vllm.transformers_utils.config import patch_rope_parameters
+from vllm.usage.usage_lib import is_usage_stats_enabled
+from vllm.utils.flashinfer import FLASHINFER_CUBINS_REPOSITORY, has_nvidia_artifactory
 from vllm.transformers_utils.model_arch_config_convertor import ModelArchConfigConvertorBase
 
 from halos_eval.checkpoints.adapters import PLAIN_INITS, REFUSED, VLLM_LORA_RANKS
@@ -58,6 +69,9 @@ yarn = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 2.0, "original_max_pos
 tried = [1, 4096, 4097, 8192, 8193, 16385]
 inits = ["gaussian", "eva", "orthogonal", "mica", "lora_ga", "pissa", "pissa_niter_4", "olora", "corda", "loftq"]
 print(json.dumps({
+    "reports": [is_usage_stats_enabled(), not HF_HUB_DISABLE_TELEMETRY, HF_UPDATE_DOWNLOAD_COUNTS, COUNTS],
+    "kernels": [FLASHINFER_CUBINS_REPOSITORY == VLLM_ENVIRONMENT["FLASHINFER_CUBINS_REPOSITORY"],
+                has_nvidia_artifactory()],
     "tied": [kind for kind in sorted(UNTIED) if AutoConfig.for_model(kind).tie_word_embeddings],
     "ranks": [list(VLLM_LORA_RANKS), sorted(get_args(MaxLoRARanks))],
     "taken": [key for key in REFUSED if key != "trainable_token_indices" and not problems(**{key: [[1]]})],
@@ -73,6 +87,8 @@ def test_the_rules_are_those_of_the_installed_versions(environments):
     words = [environments / "worker" / "bin" / "python", "-c", COMPARE]
     done = subprocess.run(words, check=True, capture_output=True, text=True)
     found = json.loads(done.stdout.splitlines()[-1])
+    assert found["reports"] == [False] * 4
+    assert found["kernels"] == [True, False]  # whatever the network of the pod is
     assert found["tied"] == []
     ours, vllms = found["ranks"]
     assert ours == vllms
