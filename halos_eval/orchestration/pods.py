@@ -12,9 +12,10 @@ from kubernetes.client import ApiException, V1Pod
 from pendulum import DateTime
 
 from halos_eval.config.cluster import load_cluster
-from halos_eval.orchestration.failures import BASE, PodLost, StageFailure, diagnose, refused
+from halos_eval.orchestration.failures import BASE, PodLost, StageFailure, StageWaiting, diagnose, refused
 from halos_eval.orchestration.pod_spec import manifest, pod_name
 from halos_eval.orchestration.turns import task_owner
+from halos_eval.orchestration.waiting import rescheduled
 from halos_eval.planning.jobs import StageJob
 
 
@@ -64,10 +65,16 @@ class PodStageOperator(KubernetesPodOperator):
             raise refused(error) or error from error
 
     def trigger_reentry(self, context: Context, event: dict[str, Any]) -> Any:
-        """Resume after the pod has ended or could not start. Raise StageFailure if it did not succeed."""
+        """Resume after the pod has ended or could not start. Raise StageFailure if it did not succeed.
+
+        Raise AirflowRescheduleException if the stage waits for a batch.
+        """
         self._describe(context)
         try:
             return super().trigger_reentry(context, event)
+        except StageWaiting as waiting:
+            self.log.info("%s", waiting)
+            raise rescheduled(waiting) from None
         except StageFailure:
             raise
         except AirflowException as error:
