@@ -32,7 +32,7 @@ FEWEST = 20
 QUEUE_FULL = "token_limit_exceeded"
 """The vendor's code for too many tokens in all waiting batches of an account."""
 PATIENCE = timedelta(hours=24)
-"""How long a full queue is tried again; the requests are then sent singly."""
+"""How long a batch is submitted again because the queue is full; the requests are then sent singly."""
 SOONEST, LATEST = timedelta(minutes=5), timedelta(hours=1)
 """Between two looks at a batch. The time grows with the age of the batch."""
 
@@ -59,7 +59,7 @@ class Batch(BaseModel):
 
 
 class Account(Protocol):
-    """What is needed of a vendor, see `halos_eval.stages.judge.vendor`."""
+    """A vendor's account, see `halos_eval.stages.judge.vendor`."""
 
     async def find(self, name: str, since: datetime) -> str | None:
         """Return the id of a batch."""

@@ -90,7 +90,7 @@ class Vendor:
         with self._errors():
             content = await self.client.files.content(file_id, timeout=UPLOAD_SECONDS)
         found: dict[str, dict[str, Any]] = {}
-        for text in content.text.splitlines():
+        for text in content.content.splitlines():  # bytes: in text, U+2028 would end a line as well
             try:
                 item = json.loads(text)
                 if item["response"]["status_code"] == 200:
