@@ -15,6 +15,9 @@ fails if a result is missing. After a failure you can trigger the DAG again: fin
   Clear that task.
 * **judge failed, JudgeRefused**: the endpoint rejects the key, the quota or the model name. Fix it and clear `judge`;
   paid answers are kept.
+* **judge failed, CostLimit**: it stopped before it cost more than `limits.run` of the policy file. Raise that and
+  trigger the DAG again; paid answers are kept.
+* **judge is up_for_reschedule**: it waits for a batch of the vendor, and runs again by itself.
 * **Incomplete, StoreError**: Airflow retries. If they persist, check the judge's endpoint or the store.
 """
 

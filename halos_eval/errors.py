@@ -7,7 +7,8 @@
     ├── Incomplete            5   some items have no result yet          retried: the next run resumes
     ├── StoreError            6   the store cannot be read or written    retried: free space, fix credentials
     ├── EvaluationFailed      7   the tool ran but produced no result    not retried: read the log above
-    └── CostLimit             8   the next answers could exceed a limit  not retried: raise the limit
+    ├── CostLimit             8   the next answers could exceed a limit  not retried: raise the limit
+    └── Waiting               9   the vendor works on a batch            retried: at the time in the message
 
 The number is the exit code of the command line. Only ``halos_eval.cli.main`` exits.
 """
@@ -71,3 +72,10 @@ class CostLimit(HalosEvalError):
     """The next answers of a judge could exceed the cost limit. Finished ones are kept; the next run resumes."""
 
     exit_code = 8
+
+
+class Waiting(HalosEvalError):
+    """The vendor works on a batch. The next run, after the time in the message, collects it."""
+
+    exit_code = 9
+    retryable = True

@@ -38,8 +38,8 @@ class HalosEval(BaseModel):
     """Evaluate aligned language models: AlpacaEval and lm-evaluation-harness.
 
     Exit codes: 0 success, 1 bug, 2 bad input, 3 data unavailable, 4 rejected by the judge's endpoint, 5 incomplete (run
-    it again), 6 store unusable, 7 no result of the evaluation tool, 8 stopped at the cost limit, 130 or 143 interrupted
-    (run it again).
+    it again), 6 store unusable, 7 no result of the evaluation tool, 8 stopped at the cost limit, 9 waiting for a batch
+    (run it again later), 130 or 143 interrupted (run it again).
     """
 
     model_config = FROZEN

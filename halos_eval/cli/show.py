@@ -31,6 +31,8 @@ def show_record(record: Record) -> None:
     for metric, reason in record.missing.items():
         console.print(f"{metric}: {reason}", soft_wrap=True)
     print(f"{record.coverage.scored} of {record.coverage.attempted} scored")
+    if record.usage.price_usd is not None:
+        print(f"{record.usage.price_usd:.4f} USD")
 
 
 def show_manifest(manifest: Manifest) -> None:

@@ -10,6 +10,7 @@ from fnmatch import fnmatchcase
 
 from pydantic import BaseModel, Field
 
+from halos_eval.config.cluster import Priority
 from halos_eval.config.settings import FROZEN, Settings
 from halos_eval.config.yaml_file import read_settings_file
 
@@ -64,6 +65,8 @@ class EvaluationPolicy(BaseModel):
     """A night's message is sent when all its runs have ended, or after this many hours."""
     limits: Limits = Limits()
     """Cost limits."""
+    batch: tuple[Priority, ...] = ()
+    """Priorities of runs whose judge uses the vendor's Batch API, for half the price and up to a day later."""
     rules: tuple[Rule, ...]
     """The first matching rule applies."""
 

@@ -79,7 +79,8 @@ def plan_evaluation(params: dict[str, Any]) -> list[dict[str, Any]]:
     to_run = [job for job in plan.jobs if not job.done]
     exchange = get_current_context()["ti"]
     for stage in ("sample", "judge"):
-        exchange.xcom_push(stage, next((_job(_limited(job)) for job in to_run if job.stage == stage), {}))
+        jobs = [_by_policy(job, params["priority"]) for job in to_run if job.stage == stage]
+        exchange.xcom_push(stage, _job(jobs[0]) if jobs else {})
     exchange.xcom_push("checkpoint", plan.checkpoint.name)
     exchange.xcom_push("jobs", {job.title: job.record for job in plan.jobs})
     exchange.xcom_push("unavailable", plan.unavailable)
@@ -119,12 +120,18 @@ def _check_cost(plan: Plan, suite: Suite, root: str) -> None:
         raise BadInput(over)
 
 
-def _limited(job: PlannedJob) -> PlannedJob:
-    """Return a job whose judge stops at the run's limit. Without prices there is nothing to compare with it."""
-    most = load_policy().limits.run.judge_dollars
-    if job.judge is None or most is None or load_judge(job.judge).price is None:
+def _by_policy(job: PlannedJob, priority: str) -> PlannedJob:
+    """Return a job whose judge stops at the run's limit, and uses batches if the policy wants them.
+
+    A judge without prices has nothing to compare with the limit.
+    """
+    if job.judge is None:
         return job
-    return job.model_copy(update={"argv": job.argv_with(f"--max-cost={most:g}")})
+    policy, judge = load_policy(), load_judge(job.judge)
+    options = ["--batch"] if priority in policy.batch and not judge.client.azure_endpoint else []
+    if (most := policy.limits.run.judge_dollars) is not None and judge.price is not None:
+        options.append(f"--max-cost={most:g}")
+    return job.model_copy(update={"argv": job.argv_with(*options)})
 
 
 def _job(job: StageJob) -> dict[str, Any]:

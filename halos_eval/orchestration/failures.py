@@ -18,7 +18,8 @@
     │   ├── QuotaExceeded         the namespace's quota is used up
     │   ├── GpuFault              a GPU, its driver or the connection between GPUs failed
     │   └── ApiUnavailable        the API server of Kubernetes did not answer as expected
-    └── StageInterrupted      retried with back-off: killed by a signal, or our exit codes incomplete and store unusable
+    ├── StageInterrupted      retried with back-off: killed by a signal, or our exit codes incomplete and store unusable
+    └── StageWaiting          the vendor works on a batch: the operators reschedule the task, which is no retry
 
 Finished work is kept, so a retry or a new pod does only the rest.
 """
@@ -27,6 +28,7 @@ from __future__ import annotations
 
 import re
 import signal
+from datetime import datetime
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
@@ -56,6 +58,8 @@ CONFIG_REASONS = {"CreateContainerConfigError", "CreateContainerError", "RunCont
 # https://kubernetes.io/docs/concepts/workloads/pods/disruptions/
 LOST_NODE = {"NodeLost", "DeletionByTaintManager", "DeletionByPodGC", "NodeShutdown", "Shutdown", "Terminated"}
 DISRUPTED = {"Evicted", "Preempting", "PreemptionByScheduler", "EvictionByEvictionAPI", "TerminationByKubelet"}
+
+AGAIN = re.compile(r"again after (\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ)$")
 
 
 class StageFailure(AirflowException):
@@ -134,6 +138,16 @@ class ApiUnavailable(Infrastructure):
     """The API server of Kubernetes did not answer as expected."""
 
 
+class StageWaiting(StageFailure):
+    """The command waits for a vendor's batch, see `halos_eval.orchestration.waiting`."""
+
+    @property
+    def until(self) -> datetime | None:
+        """The UTC time that the command named for its next run; None if its last log line has none."""
+        found = AGAIN.search(str(self))
+        return datetime.fromisoformat(found[1]) if found else None
+
+
 # Airflow applies these rules in the task's process, to the exception itself. Retries and delays are the task's.
 RETRY_POLICY = ExceptionRetryPolicy(
     rules=[
@@ -158,7 +172,8 @@ def failure(exit_code: int, words: str, log: str = "") -> StageFailure:
     classes = [error for error in vars(errors).values() if isinstance(error, type) and issubclass(error, Exception)]
     known = {error.exit_code: error for error in classes if issubclass(error, errors.HalosEvalError)}
     if kind := known.get(exit_code):
-        return (StageInterrupted if kind.retryable else StageFailed)(words or f"{kind.__name__} without a message")
+        later = StageWaiting if kind is errors.Waiting else StageInterrupted
+        return (later if kind.retryable else StageFailed)(words or f"{kind.__name__} without a message")
     if exit_code > 128:
         return StageInterrupted(f"killed by signal {exit_code - 128}; last log line: {words}")
     return StageInterrupted(f"ended with exit code {exit_code}; last log line: {words}")

@@ -16,9 +16,10 @@ from typing import Any
 from airflow.sdk import BaseOperator, Context
 
 from halos_eval.config.settings import Settings
-from halos_eval.orchestration.failures import StageFailed, failure
+from halos_eval.orchestration.failures import StageFailed, StageWaiting, failure
 from halos_eval.orchestration.secrets import allowed
 from halos_eval.orchestration.turns import task_owner
+from halos_eval.orchestration.waiting import rescheduled
 from halos_eval.planning.jobs import StageJob
 from halos_eval.processes import last_error, last_line
 
@@ -44,7 +45,10 @@ class LocalStageOperator(BaseOperator):
         self._process: Popen[bytes] | None = None
 
     def execute(self, context: Context) -> None:
-        """Run the job. Raise StageFailure, whose class decides whether Airflow retries."""
+        """Run the job. Raise StageFailure, whose class decides whether Airflow retries.
+
+        Raise AirflowRescheduleException if the stage waits for a batch.
+        """
         if not self.job:
             # Succeed instead of skipping, so that the tasks after this one run.
             self.log.info("nothing to do: this stage was not selected, or its record exists")
@@ -55,7 +59,10 @@ class LocalStageOperator(BaseOperator):
         command = ["setpriv", "--pdeathsig", "KILL", "--", str(program), *job.owned_by(task_owner(context))]
         code, output = self._run(command, stage_environment(job))
         if code:
-            raise failure(code, last_line(output) if code < 0 else last_error(output), output)
+            failed = failure(code, last_line(output) if code < 0 else last_error(output), output)
+            if isinstance(failed, StageWaiting):
+                raise rescheduled(failed)
+            raise failed
 
     def _run(self, command: list[str], environment: dict[str, str]) -> tuple[int, str]:
         """Run ``command`` with its output in this log. Return its exit code and the end of its output.

@@ -25,12 +25,14 @@ from halos_eval.orchestration.failures import (
     InfrastructureFailed,
     PodLost,
     StageFailure,
+    StageWaiting,
     diagnose,
     refused,
 )
 from halos_eval.orchestration.pod_spec import manifest, pod_name
 from halos_eval.orchestration.restarts import Restarts, next_start
 from halos_eval.orchestration.turns import task_owner
+from halos_eval.orchestration.waiting import rescheduled
 from halos_eval.planning.interrupted import write_note
 from halos_eval.planning.jobs import StageJob
 
@@ -87,7 +89,10 @@ class PodStageOperator(KubernetesPodOperator):
         self._restarting(context, profile, restarts, lambda: super(PodStageOperator, self).execute(context))
 
     def trigger_reentry(self, context: Context, event: dict[str, Any]) -> Any:
-        """Resume after the pod has ended or could not start. Raise StageFailure, or defer, if it did not succeed."""
+        """Resume after the pod has ended or could not start. Raise StageFailure, or defer, if it did not succeed.
+
+        Raise AirflowRescheduleException if the stage waits for a batch.
+        """
         restarts = event.get(RESTARTS)
         profile = self._describe(context, restarts)
         return self._restarting(context, profile, restarts, lambda: self._resume(context, event))
@@ -95,6 +100,9 @@ class PodStageOperator(KubernetesPodOperator):
     def _resume(self, context: Context, event: dict[str, Any]) -> Any:
         try:
             return super().trigger_reentry(context, event)
+        except StageWaiting as waiting:
+            self.log.info("%s", waiting)
+            raise rescheduled(waiting) from None
         except StageFailure:
             raise
         except AirflowException as error:

@@ -202,7 +202,10 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         """Judge, or fail."""
-        request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        data = self.rfile.read(int(self.headers["Content-Length"]))
+        if "/chat/completions" not in self.path:
+            return self._send(404, {"error": {"message": "there is no such path"}})
+        request = json.loads(data)
         type(self).last = self.path, {name.lower(): value for name, value in self.headers.items()}
         outcome = self.faults.draw()
         if outcome != "fine":

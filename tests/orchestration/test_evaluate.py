@@ -10,6 +10,7 @@ from airflow.sdk.exceptions import AirflowFailException
 
 from halos_eval.checkpoints.registry import RegistryUnavailable
 from halos_eval.config.judge import load_judge
+from halos_eval.config.judge_client import Client
 from halos_eval.config.suite import load_suite
 from halos_eval.errors import StoreError
 from halos_eval.orchestration import evaluate
@@ -18,7 +19,9 @@ from halos_eval.storage import filesystem, layout
 from halos_eval.storage.records import Usage, read_record, write_model
 from tests.doubles import make_checkpoint, make_manifest, make_provenance, make_record, write_failure
 
-PARAMS = {"checkpoint": "kto", "suite": "demo", "tasks": None, "judge": None, "force": False}
+PARAMS = {
+    "checkpoint": "kto", "suite": "demo", "tasks": None, "judge": None, "force": False, "priority": "manual"
+}  # fmt: skip
 
 
 @pytest.fixture
@@ -224,6 +227,24 @@ def test_the_judge_stops_at_the_limit_as_well(plan, limit, text, option):
     assert options == ([option] if option else [])
     assert pushed["judge"]["argv"][0] == "judge"
     assert not any("--max-cost" in word for word in pushed["sample"]["argv"])
+
+
+@pytest.mark.parametrize("priority", ["manual", "nightly", "backfill"])
+def test_the_policy_says_whose_judges_use_batches(plan, tmp_path, monkeypatch, priority):
+    (tmp_path / "policy.yaml").write_text("batch: [nightly, backfill]\nrules: []")
+    monkeypatch.setenv("HALOS_EVAL_POLICY", str(tmp_path / "policy.yaml"))
+    _, pushed = plan(priority=priority)
+    assert ("--batch" in pushed["judge"]["argv"]) == (priority != "manual")
+    assert "--batch" not in pushed["sample"]["argv"]
+
+
+def test_azure_has_no_batches(plan, tmp_path, monkeypatch):
+    (tmp_path / "policy.yaml").write_text("batch: [manual]\nrules: []")
+    monkeypatch.setenv("HALOS_EVAL_POLICY", str(tmp_path / "policy.yaml"))
+    azure = Client(azure_endpoint="https://mine.openai.azure.com", api_version="2024-10-21")
+    judge = load_judge("demo").model_copy(update={"client": azure})
+    monkeypatch.setattr(evaluate, "load_judge", lambda name: judge)
+    assert "--batch" not in plan()[1]["judge"]["argv"]
 
 
 def test_a_judge_without_prices_has_no_limit_to_stop_at(plan, limit, monkeypatch):

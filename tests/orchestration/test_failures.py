@@ -25,7 +25,7 @@ from kubernetes.client import (
 )
 
 from halos_eval.checkpoints.registry import NotRegistered
-from halos_eval.errors import BadInput, StoreError
+from halos_eval.errors import BadInput, StoreError, Waiting
 from halos_eval.orchestration import failures
 from halos_eval.orchestration.failures import (
     RETRY_POLICY,
@@ -45,6 +45,7 @@ from halos_eval.orchestration.failures import (
     StageFailed,
     StageFailure,
     StageInterrupted,
+    StageWaiting,
     StartTimeout,
     Unschedulable,
     diagnose,
@@ -149,10 +150,21 @@ def test_the_rules_survive_serialization():
 # Exit codes
 
 
+def failure_of(kind):
+    return StageWaiting if kind is Waiting else StageInterrupted if kind.retryable else StageFailed
+
+
+def test_a_stage_that_waits_names_the_time_of_its_next_run():
+    words = "halos-eval: Waiting: 5 wait (again after 2031-01-01T00:00:00Z). Run it again after 2026-11-28T01:02:03Z"
+    assert failure(Waiting.exit_code, words).until == datetime(2026, 11, 28, 1, 2, 3, tzinfo=UTC)
+    assert failure(Waiting.exit_code, "killed").until is None
+    assert failure(Waiting.exit_code, f"{words} and more").until is None
+
+
 @pytest.mark.parametrize("kind", CLASSES, ids=lambda kind: kind.__name__)
 def test_every_exit_code_of_ours_is_retried_or_not(kind):
     found = failure(kind.exit_code, "the reason")
-    assert type(found) is (StageInterrupted if kind.retryable else StageFailed)
+    assert type(found) is failure_of(kind)
     assert str(found) == "the reason"
     assert kind.__name__ in str(failure(kind.exit_code, ""))
 
@@ -192,7 +204,7 @@ def test_a_process_ended_by_a_signal_is_retried(number):
 @pytest.mark.parametrize("kind", CLASSES, ids=lambda kind: kind.__name__)
 def test_a_pod_that_ends_with_one_of_our_exit_codes(kind):
     found = diagnose(make_pod(ended(kind.exit_code), phase="Failed"))
-    assert type(found) is (StageInterrupted if kind.retryable else StageFailed)
+    assert type(found) is failure_of(kind)
     assert str(found) == WORDS
 
 

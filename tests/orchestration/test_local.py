@@ -9,13 +9,16 @@ import subprocess
 import sys
 import threading
 import time
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from airflow.sdk.exceptions import AirflowRescheduleException
 
 from halos_eval.orchestration.failures import StageFailed, StageFailure, StageInterrupted
 from halos_eval.orchestration.local import LocalStageOperator, stage_environment
+from halos_eval.orchestration.waiting import LONGEST
 from halos_eval.planning.jobs import StageJob
 
 CONTEXT = {"ti": SimpleNamespace(task_id="one", map_index=-1), "run_id": "manual"}
@@ -115,6 +118,22 @@ exit 1"""
 def test_a_killed_stage_is_retried(operator):
     with pytest.raises(StageInterrupted, match="killed by signal 9"):
         operator("kill -KILL $$").execute(CONTEXT)
+
+
+@pytest.mark.parametrize(
+    ("after", "until"),
+    [
+        (timedelta(minutes=20), timedelta(minutes=20)),
+        (timedelta(days=900), LONGEST),
+        (-timedelta(hours=1), timedelta()),
+    ],
+)
+def test_a_stage_that_waits_for_a_batch_is_rescheduled(operator, after, until):
+    then = f"{datetime.now(UTC) + after:%Y-%m-%dT%H:%M:%SZ}"
+    task = operator(f"echo 'halos-eval: Waiting: 800 requests wait. Run it again after {then}'; exit 9")
+    with pytest.raises(AirflowRescheduleException) as caught:
+        task.execute(CONTEXT)
+    assert abs(caught.value.reschedule_date - datetime.now(UTC) - until) < timedelta(minutes=1)
 
 
 @pytest.mark.parametrize("job", [{}, None])

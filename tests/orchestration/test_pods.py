@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import kubernetes_validate
 import pytest
 import yaml
-from airflow.sdk.exceptions import AirflowException, TaskDeferred
+from airflow.sdk.exceptions import AirflowException, AirflowRescheduleException, TaskDeferred
 from kubernetes.client import ApiClient, ApiException, CoreV1EventList, V1Container, V1PodList, V1PodSpec
 
 from halos_eval.config.cluster import load_cluster
@@ -345,6 +345,19 @@ def test_every_failure_has_its_name_and_leaves_no_pod(kubernetes, context, witho
     assert [name for name, _ in kubernetes.deleted] == [POD]
     assert kubernetes.labels == {"already_checked": "True"}  # the next try starts a new pod
     assert "the log's first line" in capsys.readouterr().out
+
+
+def test_a_stage_that_waits_for_a_batch_is_rescheduled_and_then_gets_another_pod(kubernetes, context):
+    soon = (datetime.now(UTC) + timedelta(minutes=20)).replace(microsecond=0)
+    line = f"halos-eval: Waiting: 800 requests wait. Run the same command again after {soon:%Y-%m-%dT%H:%M:%SZ}\n"
+    kubernetes.put(make_pod(ended(9, message=line), phase="Failed"))
+    job = make_job("judge", profile="cpu")
+    with pytest.raises(AirflowRescheduleException) as caught:
+        come_back(context, "failed", job=job)
+    assert caught.value.reschedule_date == soon
+    assert [name for name, _ in kubernetes.deleted] == [POD]  # no pod waits
+    assert deferral(context, job).method_name == "trigger_reentry"
+    assert len(kubernetes.created) == 1
 
 
 def test_an_error_of_the_trigger_with_a_running_pod_defers_again(kubernetes, context):

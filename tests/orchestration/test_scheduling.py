@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+from datetime import timedelta
 from types import SimpleNamespace
 
 import pytest
@@ -14,6 +15,7 @@ from airflow.models.dagbundle import DagBundleModel
 from airflow.models.serialized_dag import SerializedDagModel
 from airflow.models.taskinstance import TaskInstance, clear_task_instances
 from airflow.models.taskmap import TaskMap
+from airflow.models.taskreschedule import TaskReschedule
 from airflow.models.xcom import XComModel
 from airflow.providers.standard.operators.empty import EmptyOperator
 from airflow.sdk import DAG, timezone
@@ -190,6 +192,21 @@ def test_a_stage_with_nothing_to_do_does_not_wait_for_gpus(start, expand):
 def test_an_unmapped_task_takes_one_slot(start, session):
     run = start()
     assert {one.pool_slots for task_id in UNMAPPED for one in instances(session, run, task_id)} == {1}
+
+
+@pytest.mark.parametrize(("minutes", "ready"), [(20, False), (-1, True)])
+def test_a_judge_that_waits_for_a_batch_is_not_started_before_its_time(start, session, minutes, ready):
+    """Airflow 3.3 keeps the time of any operator; earlier versions only that of sensors."""
+    run = start()
+    for one in run.get_task_instances(session=session):
+        one.state = TaskInstanceState.SUCCESS
+    [found] = instances(session, run, "judge")
+    now = timezone.utcnow()
+    found.state = TaskInstanceState.UP_FOR_RESCHEDULE
+    session.add(TaskReschedule(found.id, now, now, now + timedelta(minutes=minutes)))
+    session.flush()
+    found.task = run.dag.get_task("judge")
+    assert found.are_dependencies_met(session=session) == ready
 
 
 def test_a_cleared_task_keeps_its_gpus(start, expand, session):

@@ -1,6 +1,6 @@
 """Stands in for ``halos-eval`` of an environment where only the scheduling matters: a harness stage of no time.
 
-Notes what it was called with. Staging and summaries are real.
+Notes what it was called with. Staging and summaries are real. A checkpoint of the name WAITS first waits for a batch.
 """
 
 from __future__ import annotations
@@ -8,8 +8,11 @@ from __future__ import annotations
 import os
 import sys
 import time
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+WAITS = "new-waits"
+WAITS_SECONDS = 20
 REAL = {"fetch": "worker", "summarize": "judge"}
 
 
@@ -41,11 +44,28 @@ def main(environments, calls, command, *words):
     config = CliApp.run(HarnessConfig, cli_args=list(words))
     if not Path(config.model).is_dir():
         _real(environments, command, words)  # what is wrong it tells itself
+    if config.name == WAITS:
+        _wait(Path(calls))
     with Path(calls).open("a") as file:
         file.write(f"{config.name} {config.task}\n")
     time.sleep(1)
     record = make_record(command, config.task, name=config.name, fingerprint=config.expect)
     write_model(filesystem.join(config.output_dir, "record.json"), record)
+
+
+def _wait(calls):
+    """End as a judge does whose batch is not answered. Fail if this is run again before the time that it named."""
+    until = calls.with_name("until")
+    now = datetime.now(UTC)
+    if until.exists():
+        if now < datetime.fromisoformat(until.read_text()):
+            sys.exit("halos-eval: BadInput: run again too early")
+        return
+    until.write_text(f"{now + timedelta(seconds=WAITS_SECONDS):%Y-%m-%dT%H:%M:%SZ}")
+    with calls.open("a") as file:
+        file.write(f"{WAITS} waits\n")
+    sys.stderr.write(f"halos-eval: Waiting: 800 requests wait. Run the same command again after {until.read_text()}\n")
+    sys.exit(9)
 
 
 def _real(environments, command, words):

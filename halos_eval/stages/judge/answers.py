@@ -3,6 +3,7 @@
     ANSWERS/FORM/SET/*.jsonl     the journal of a run; FORM is a digest of endpoint and options, SET of the requests
     ANSWERS/FORM/SET/keys.txt    the requests that it answers, so that other runs need not read the answers
     ANSWERS/FORM/SET.NAME/       the journal of a forced run, which asks again
+    ANSWERS/FORM/SET/batches/    the batches of a run, see `halos_eval.stages.judge.batches`
 
 So a changed parser, or another checkpoint with the same output for a prompt, requests nothing again.
 """
@@ -36,6 +37,13 @@ class Answers:
     def own(self) -> set[str]:
         """The requests whose answers are this run's own, of this start or an earlier one."""
         return set(self._mine)
+
+    @property
+    def batches(self) -> str:
+        """Folder for the batches of this run, beside its journal."""
+        if self.journal is None:
+            raise RuntimeError("load comes first")
+        return filesystem.join(self.journal.url, "batches")
 
     def load(self, options: dict[str, Any], keys: Iterable[str]) -> dict[str, Any]:
         """Return the kept answers to the requests ``keys``, which share ``options``, and open the journal.

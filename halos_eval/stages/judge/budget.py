@@ -20,7 +20,7 @@ MARGIN = 1.25
 
 
 class Budget:
-    """What was spent on a run, and what its next requests may cost. Money is in US dollars.
+    """Spent money of a run, and the expected cost of its next requests, in US dollars.
 
     The expectation of a request is from its length and the answers so far: their input tokens for each character, and
     their mean output.

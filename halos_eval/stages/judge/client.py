@@ -15,11 +15,15 @@ from halos_eval.config.judge import Judge
 from halos_eval.digests import digest_json
 from halos_eval.errors import EvaluationFailed, HalosEvalError, Incomplete, JudgeRefused
 from halos_eval.stages.judge.answers import Answers
+from halos_eval.stages.judge.batches import Batches
 from halos_eval.stages.judge.budget import Budget
 from halos_eval.stages.judge.endpoint import Endpoint
 from halos_eval.stages.judge.money import Bill
 from halos_eval.stages.judge.pace import Pace
 from halos_eval.stages.judge.sending import Sender
+from halos_eval.stages.judge.vendor import Vendor
+from halos_eval.storage import filesystem
+from halos_eval.storage.claims import claimed
 
 log = logging.getLogger(__name__)
 
@@ -54,6 +58,8 @@ class Completions:
         """What the answers cost."""
         self.budget = Budget(judge, max_cost)
         """Limit on the cost."""
+        self.batch_owner: str | None = None
+        """The owner of this run's batches, see `halos_eval.storage.claims`; None: the Batch API is not used."""
         self.refused: list[str] = []
         """The endpoint's errors for single prompts that it rejected (content filter, too long)."""
         self.cut = 0
@@ -64,7 +70,7 @@ class Completions:
     def __call__(self, prompts: Sequence[str], **options: Any) -> dict[str, list[Any]]:
         """Return completions of ``prompts`` (ChatML text).
 
-        Raise JudgeRefused, Incomplete, CostLimit, EvaluationFailed.
+        Raise JudgeRefused, Incomplete, CostLimit, Waiting, EvaluationFailed.
         """
         from alpaca_eval.utils import prompt_to_chatml
 
@@ -96,13 +102,13 @@ class Completions:
         keys = [digest_json(request) for request in requests]
         # Two endpoints may have different models of one name.
         done = self.answers.load({**options, "endpoint": self.endpoint.place}, keys)
-        todo = {key: request for key, request in zip(keys, requests, strict=True) if key not in done}
-        for key, request in dict(zip(keys, requests, strict=True)).items():
-            if key in done:
-                self.budget.learn(request, done[key], spent=key in self.answers.own)
+        by_key = dict(zip(keys, requests, strict=True))
+        todo = {key: request for key, request in by_key.items() if key not in done}
+        for key in by_key.keys() & done.keys():
+            self.budget.learn(by_key[key], done[key], spent=key in self.answers.own)
         log.info("%d of %d pairs already have judgements", len(requests) - len(todo), len(requests))
         if todo:
-            log.info("%d requests to send: %s", len(todo), self.budget.estimate(todo.values()))
+            log.info("%d requests to send: %s", len(todo), self.budget.estimate(todo.values(), bool(self.batch_owner)))
         async with self.endpoint.connect(self.timeout) as client:
             run = _Run(self, Sender(self.endpoint, client, Pace(self.concurrency)), done, len(requests))
             try:
@@ -111,6 +117,11 @@ class Completions:
                     if run.failures and not done:
                         raise Incomplete(f"none of the first requests was answered ({run.failures[0]}). Run it again")
                     self._check(list(done.values()))
+                if self.batch_owner:
+                    with claimed(filesystem.join(self.answers.batches, "claims"), self.batch_owner):
+                        await self._batches(client, run, by_key).advance(
+                            {key: request for key, request in todo.items() if key not in done}
+                        )
                 await run.request({key: request for key, request in todo.items() if key not in done})
             finally:
                 self.answers.save()
@@ -122,6 +133,14 @@ class Completions:
                 f"{len(missing)} of {len(requests)} judgements are missing ({run.failures[0]}). Run it again"
             )
         return [done[key] for key in keys]
+
+    def _batches(self, client: Any, run: _Run, requests: dict[str, dict[str, Any]]) -> Batches:
+        def keep(answers: dict[str, dict[str, Any]]) -> None:
+            for key in answers.keys() - run.done.keys():
+                run.add(key, requests[key], answers[key])
+            self.answers.save()
+
+        return Batches(self.answers.batches, Vendor(self.endpoint, client), requests, self.budget, keep)
 
     def _check(self, first: list[dict[str, Any]]) -> None:
         """Raise JudgeRefused or EvaluationFailed if none of the first answers can be read."""
@@ -162,18 +181,23 @@ class _Run:
                 return
             try:
                 answer = await self.sender.answer(request)
-                budget.learn(request, answer)
             except Incomplete as error:
                 self._failed(error)
                 return
+            else:
+                self.add(key, request, answer)
             finally:
                 await budget.release(reserved)
         self._in_a_row = 0
+        if len(self.done) % 100 == 0:
+            log.info("judged %d of %d%s", len(self.done), self.total, budget.so_far())
+
+    def add(self, key: str, request: dict[str, Any], answer: dict[str, Any]) -> None:
+        """Add an answer, and keep it for later runs if they can use it."""
+        self.owner.budget.learn(request, answer)
         self.done[key] = answer
         if not answer["error"] and not (request.get("logprobs") and without_probabilities(answer)):
             self.owner.answers.add(key, answer)
-        if len(self.done) % 100 == 0:
-            log.info("judged %d of %d%s", len(self.done), self.total, budget.so_far())
 
     def _failed(self, error: Incomplete) -> None:
         self.failures.append(str(error))

@@ -34,6 +34,8 @@ class JudgeConfig(StageConfig):
     """Folder or URL that keeps paid answers for all runs (default: answers in OUTPUT_DIR)."""
     max_cost: float | None = Field(None, ge=0)
     """US dollars that this judgement may cost in all its runs. Finished answers are kept; raise it to continue."""
+    batch: bool = False
+    """Use the vendor's Batch API, for half the price: submit and end with exit code 9; run it again to collect."""
     force_id: CliSuppress[str | None] = None
     """Name of the plan that forces this run: it asks again once, however often the stage is started."""
 

@@ -29,6 +29,7 @@ from halos_eval.stages.judge.options import JudgeConfig, judge_identity, timeout
 from halos_eval.stages.judge.outputs import find_outputs, read_outputs
 from halos_eval.stages.run import Outcome, run
 from halos_eval.storage import filesystem, layout, result_files
+from halos_eval.storage.claims import this_process
 from halos_eval.storage.manifest import Manifest
 from halos_eval.storage.records import CheckpointRef, Coverage, Record, Score, Usage, readable_record
 
@@ -46,7 +47,8 @@ NO_LENGTH_CONTROL = "length control is defined for AlpacaEval's own 805 instruct
 def judge(config: JudgeConfig) -> Record:
     """Run the stage.
 
-    Raise BadInput, DataUnavailable, JudgeRefused, Incomplete, StoreError, CostLimit, EvaluationFailed.
+    Raise BadInput, DataUnavailable, JudgeRefused, Incomplete, StoreError, CostLimit, Waiting,
+    EvaluationFailed.
     """
     url, data, sampled = find_outputs(config.outputs)
     rows, digest = read_outputs(url, data), digest_bytes(data)
@@ -105,6 +107,8 @@ def _work(
 ) -> Outcome:
     began = time.monotonic()
     judge = load_judge(config.judge)
+    if config.batch and judge.client.azure_endpoint:
+        raise BadInput(f"--batch does not support Azure ({judge.client.azure_endpoint}). Run it without --batch")
     endpoint = Endpoint.from_environment(judge.client)
     reference = prompts.load(config.reference, "reference", manifest)
     rows = _pair(rows, reference, config.outputs)
@@ -124,6 +128,8 @@ def _work(
     completions = Completions(
         endpoint, judge, answers, config.concurrency, timeout_of(config, judge), max_cost=config.max_cost
     )
+    if config.batch:
+        completions.batch_owner = config.owner or this_process()
     try:
         figures, annotations = evaluate_pairs(judge, rows, reference, completions, calibration, job.checkpoint.name)
     except TooFewReadError as error:

@@ -65,8 +65,8 @@ def test_a_run_stops_before_the_limit_and_continues_without_paying_twice(judged)
     assert judged.budget.spent == pytest.approx(60 * PRICE)
     assert str(caught.value) == (
         f"stopped at the limit of {limit:g} USD: {60 * PRICE:.4f} USD are spent, and 40 of 100 judgements are left, "
-        f"for about {40 * PRICE:.4f} USD. Finished ones are kept. Raise --max-cost to 0.03 (in Airflow, limits.run in the "
-        "policy file) and run it again"
+        f"for about {40 * PRICE:.4f} USD. Finished ones are kept. Raise --max-cost to 0.03 (in Airflow, limits.run in "
+        "the policy file) and run it again"
     )
     with pytest.raises(CostLimit, match="40 of 100 judgements are left"):
         judged(limit)
