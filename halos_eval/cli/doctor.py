@@ -14,6 +14,7 @@ from pydantic import BaseModel, Field
 from halos_eval.checkpoints.open_registry import open_registry
 from halos_eval.config.settings import FROZEN
 from halos_eval.errors import BadInput, HalosEvalError
+from halos_eval.hub import cache_root
 from halos_eval.storage import filesystem
 
 DRIVER = 580
@@ -33,16 +34,27 @@ class DoctorConfig(BaseModel):
     """Registry of checkpoints: at least one must be complete."""
     writable: tuple[Path, ...] = ()
     """Folders that must be writable, such as cache and outbox."""
+    hub: bool = False
+    """Whether the Hugging Face Hub (HF_ENDPOINT) must answer and accept HF_TOKEN, or the cache must have data."""
     judge: bool = False
     """Whether the judge's endpoint (OPENAI_BASE_URL) must accept OPENAI_API_KEY."""
     gpus: int = Field(0, ge=0)
     """Number of GPUs that must be visible, with a driver for the image."""
 
 
+Checks = Iterator[tuple[str, Callable[[], str]]]
+"""Names of checks, each with a function that returns what was found, or raises an error that names the remedy."""
+
+
 def doctor(config: DoctorConfig) -> None:
     """Print one line for each check. Raise BadInput if one fails."""
+    report(_checks(config))
+
+
+def report(checks: Checks) -> None:
+    """Print one line for each check. Raise BadInput if one fails."""
     failed = 0
-    for name, check in _checks(config):
+    for name, check in checks:
         try:
             print(f"ok      {name}: {check()}", flush=True)
         except (HalosEvalError, OSError) as error:
@@ -52,13 +64,15 @@ def doctor(config: DoctorConfig) -> None:
         raise BadInput(f"{failed} checks failed; expected none. Follow the lines above that begin with FAILED")
 
 
-def _checks(config: DoctorConfig) -> Iterator[tuple[str, Callable[[], str]]]:
+def _checks(config: DoctorConfig) -> Checks:
     if store := config.store:
         yield "store", lambda: check_store(store)
     if registry := config.checkpoints:
         yield "checkpoints", lambda: check_checkpoints(registry)
     for folder in config.writable:
         yield f"folder {folder}", lambda folder=folder: check_writable(folder)  # type: ignore[misc]
+    if config.hub:
+        yield "hub", check_hub
     if config.judge:
         yield "judge", check_judge
     if config.gpus:
@@ -100,6 +114,31 @@ def check_writable(folder: Path) -> str:
             "ReadWriteMany claim, and give group 1000 write permission if its driver ignores fsGroup"
         ) from error
     return "writable"
+
+
+def check_hub() -> str:
+    """Ask the hub, with HF_TOKEN if it is set. Raise BadInput if it does not answer and the cache is empty."""
+    address = (os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
+    token = os.environ.get("HF_TOKEN")
+    url, headers = f"{address}/api/models?limit=1", {}
+    if token:
+        url, headers = f"{address}/api/whoami-v2", {"Authorization": f"Bearer {token}"}
+    try:
+        with urlopen(Request(url, headers=headers), timeout=SECONDS):  # noqa: S310
+            return f"{address} answers{' and accepts HF_TOKEN' if token else ''}"
+    except HTTPError as error:
+        error.close()
+        if token and error.code in {401, 403}:
+            raise BadInput(f"{address} rejects HF_TOKEN (HTTP {error.code}). Replace the Secret's value") from None
+        return f"{address} answers (HTTP {error.code}); the token was not checked"
+    except OSError as error:
+        cached = list((cache_root() / "hub").glob("*--*"))
+        if cached:
+            return f"{address} does not answer ({error}), but the cache has {len(cached)} repositories"
+        raise BadInput(
+            f"{address} does not answer ({error}) and the cache is empty. Set HF_ENDPOINT to a mirror, set "
+            "HTTPS_PROXY, or allow the address in networkPolicies.extraEgress"
+        ) from None
 
 
 def check_judge() -> str:

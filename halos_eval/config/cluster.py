@@ -18,6 +18,9 @@ from halos_eval.errors import BadInput
 CAMEL = ConfigDict(**FROZEN, alias_generator=to_camel, populate_by_name=True)
 DNS_LABEL = r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$"
 Priority = Literal["manual", "nightly", "backfill"]
+Trust = Literal["fetch", "gpu", "judge", "code"]
+"""Class of a pod by what it runs and whom it may speak to: the stage fetch; sample and harness; judge and summarize; a
+model's code."""
 DEFAULT_PROFILE = "default"
 """The default profile of GPU stages."""
 CPU_PROFILE = "cpu"
@@ -161,8 +164,10 @@ class Kubernetes(BaseModel):
     """Kubernetes' imagePullPolicy."""
     image_pull_secrets: tuple[str, ...] = ()
     """Secrets for pulling images."""
-    service_account_name: str
-    """Service account of the pods; its token is not mounted."""
+    service_account_name: str = "default"
+    """Service account of pods for which serviceAccounts has none; no token of an account is mounted."""
+    service_accounts: dict[Literal["fetch", "gpu", "judge"], str] = {}
+    """Service accounts by class of pods: fetch; gpu (sample and harness); judge (judge and summarize)."""
     code_service_account_name: str = "default"
     """Service account of pods that execute a model's code: without rights and without workload identity."""
     environment: dict[str, str] = {}
@@ -173,6 +178,12 @@ class Kubernetes(BaseModel):
     """Volumes of all pods, by name. The names cache and outbox have a meaning; others are only mounted."""
     priority_classes: dict[Priority, str] = {}
     """Priority class for each priority of a run."""
+
+    def account(self, trust: Trust) -> str:
+        """Return the service account of a class of pods."""
+        if trust == "code":
+            return self.code_service_account_name
+        return self.service_accounts.get(trust, self.service_account_name)
 
 
 class Cluster(BaseModel):

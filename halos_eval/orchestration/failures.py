@@ -5,6 +5,7 @@
     │   ├── OutOfMemory           the container used more memory than its profile allows
     │   ├── ImageUnavailable      the image does not exist, or the registry rejects the credentials
     │   ├── PodRefused            Kubernetes rejected the pod, or cannot create its container
+    │   ├── QueueRejected         Kueue will never admit the pod to its queue
     │   ├── RunTimeout            the pod ran longer than its profile allows
     │   ├── StageFailed           one of our exit codes: bad input, data unavailable, judge refused, no result
     │   └── InfrastructureFailed  the infrastructure failed until the profile's budget was used up
@@ -88,6 +89,10 @@ class ImageUnavailable(Final):
 
 class PodRefused(Final):
     """Kubernetes rejected the pod, or cannot create its container (a missing Secret, for example)."""
+
+
+class QueueRejected(Final):
+    """Kueue will never admit the pod to its queue."""
 
 
 class RunTimeout(Final):

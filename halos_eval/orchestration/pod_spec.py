@@ -5,12 +5,14 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from halos_eval.config.cluster import CACHE, OUTBOX, Kubernetes, Priority, Profile, Volume
+from halos_eval.config.cluster import CACHE, OUTBOX, Kubernetes, Priority, Profile, Trust, Volume
 from halos_eval.orchestration.failures import BASE
 from halos_eval.orchestration.pod_overrides import overridden
 from halos_eval.orchestration.secrets import allowed
 from halos_eval.planning.jobs import StageJob
 
+TRUST: dict[str, Trust] = {"fetch": "fetch", "judge": "judge", "summarize": "judge"}
+"""The class of each stage that loads no model."""
 USER = 1000
 """The images' user and group."""
 # The root filesystem is read-only, so the images write everything but results below /tmp.
@@ -35,7 +37,7 @@ def manifest(job: StageJob, kubernetes: Kubernetes, profile: Profile, priority: 
         ],
         "restartPolicy": "Never",
         # Workload identity puts a token of its own into each pod of an account, so a model's code has another account.
-        "serviceAccountName": kubernetes.code_service_account_name if job.outbox else kubernetes.service_account_name,
+        "serviceAccountName": kubernetes.account(trust_of(job)),
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
         "securityContext": {
@@ -72,12 +74,21 @@ def pod_name(job: StageJob) -> str:
     return f"halos-eval-{slug[:40]}".strip("-")
 
 
+def trust_of(job: StageJob) -> Trust:
+    """Return the class of the job's pod."""
+    if job.outbox:
+        return "code"
+    return TRUST.get(job.stage, "gpu")
+
+
 def _labels(job: StageJob, profile: Profile, priority: Priority) -> dict[str, str]:
     labels = {
         "app.kubernetes.io/name": "halos-eval",
         "app.kubernetes.io/part-of": "halos-eval",
         "app.kubernetes.io/component": job.stage,
-        "halos-eval/network": "none" if job.outbox else "egress",  # the chart's NetworkPolicies select by it
+        # The chart's NetworkPolicies select by these two.
+        "halos-eval/network": "none" if job.outbox else "egress",
+        "halos-eval/trust": trust_of(job),
         "halos-eval/priority": priority,
     }
     return labels | ({"kueue.x-k8s.io/queue-name": profile.queue} if profile.queue else {})

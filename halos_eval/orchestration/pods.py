@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
+from http import HTTPStatus
 from typing import Any, NoReturn
 
 from airflow.providers.cncf.kubernetes.operators.pod import KubernetesPodOperator
@@ -24,12 +25,14 @@ from halos_eval.orchestration.failures import (
     Infrastructure,
     InfrastructureFailed,
     PodLost,
+    QueueRejected,
     StageFailure,
     StageWaiting,
     diagnose,
     refused,
 )
 from halos_eval.orchestration.pod_spec import manifest, pod_name
+from halos_eval.orchestration.queues import CHECK_SECONDS, gated, queue_problem, unscheduled
 from halos_eval.orchestration.restarts import Restarts, next_start
 from halos_eval.orchestration.turns import task_owner
 from halos_eval.orchestration.waiting import rescheduled
@@ -95,19 +98,44 @@ class PodStageOperator(KubernetesPodOperator):
         """
         restarts = event.get(RESTARTS)
         profile = self._describe(context, restarts)
-        return self._restarting(context, profile, restarts, lambda: self._resume(context, event))
+        return self._restarting(context, profile, restarts, lambda: self._resume(context, event, profile))
 
-    def _resume(self, context: Context, event: dict[str, Any]) -> Any:
+    def _resume(self, context: Context, event: dict[str, Any], profile: Profile) -> Any:
+        problem = self._queue_problem(context, event, profile) if profile.queue and event["status"] == "timeout" else ""
         try:
             return super().trigger_reentry(context, event)
         except StageWaiting as waiting:
             self.log.info("%s", waiting)
             raise rescheduled(waiting) from None
-        except StageFailure:
+        except StageFailure as error:
+            if problem:
+                raise QueueRejected(
+                    f"{event['name']} waits at Kueue's gate, and {problem}. Create or change the queue, or name "
+                    "another one in queue of the profile; then clear this task"
+                ) from error
             raise
         except AirflowException as error:
             # Other failures went through cleanup(), which raises StageFailure. Without it, the pod no longer exists.
             raise PodLost(f"pod {event['name']} is gone: {error}") from error
+
+    def _queue_problem(self, context: Context, event: dict[str, Any], profile: Profile) -> str:
+        """Return why Kueue will never admit the pod. Defer again, for the whole time, if its queue may only be busy."""
+        try:
+            pod = self.pod = self.hook.get_pod(event["name"], event["namespace"])
+        except ApiException as error:
+            if error.status == HTTPStatus.NOT_FOUND:
+                return ""  # the operator itself reports it
+            raise
+        if not unscheduled(pod):
+            return ""  # it had a node, but did not start
+        waited = (datetime.now(UTC) - pod.metadata.creation_timestamp).total_seconds()
+        problem = queue_problem(self.client.api_client, pod, str(profile.queue)) if gated(pod) else ""
+        if problem or waited >= profile.schedule_timeout_seconds:
+            return problem
+        self.log.info("the pod has no node yet; its queue %s may be busy", profile.queue)
+        self.schedule_timeout_seconds = max(1, profile.schedule_timeout_seconds - int(waited))
+        self.invoke_defer_method(context=context)
+        return ""
 
     def _restarting(
         self, context: Context, profile: Profile, restarts: dict[str, Any] | None, work: Callable[[], Any]
@@ -196,7 +224,8 @@ class PodStageOperator(KubernetesPodOperator):
         profile = cluster.gpu_profile(job.profile)
         self.namespace = cluster.kubernetes.namespace
         self.name = pod_name(job)
-        self.schedule_timeout_seconds = profile.schedule_timeout_seconds
+        first_look = CHECK_SECONDS if profile.queue else profile.schedule_timeout_seconds
+        self.schedule_timeout_seconds = min(first_look, profile.schedule_timeout_seconds)
         self.startup_timeout_seconds = profile.start_timeout_seconds
         job = job.model_copy(update={"argv": job.owned_by(task_owner(context))})
         self.pod_template_dict = manifest(job, cluster.kubernetes, profile, context["params"]["priority"])

@@ -11,8 +11,8 @@ VLLM_ENVIRONMENT = {
     # Runs the engine in this process. Requests are then scheduled the same way in every run (vLLM's advice for
     # reproducibility), and a start takes 19 s instead of 44 s on two cores.
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-    # vLLM asks whether NVIDIA's server of FlashInfer's compiled kernels answers. If so, it takes another attention kernel
-    # (vllm/utils/flashinfer.py). With an address where nothing listens, that does not depend on the pod's network.
+    # vLLM asks whether NVIDIA's server of FlashInfer's compiled kernels answers, and if so takes other kernels for
+    # attention (vllm/utils/flashinfer.py). With an address where nothing listens, the pod's network has no influence.
     "FLASHINFER_CUBINS_REPOSITORY": "http://127.0.0.1:9/",
     # transformers can load kernels from the hub.
     "USE_HUB_KERNELS": "NO",

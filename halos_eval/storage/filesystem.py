@@ -19,7 +19,9 @@ from typing import Any, NamedTuple
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from halos_eval.errors import StoreError
+from halos_eval.errors import BadInput, StoreError
+
+PROTOCOLS = {"file", "s3", "memory"}  # memory: for tests
 
 
 class Entry(NamedTuple):
@@ -67,6 +69,11 @@ def _open(url: str) -> tuple[Any, str]:
     # Not fsspec.open, which reads "::" in a URL as a chain of file systems. A cached listing would hide new files of
     # other pods.
     protocol = url.partition("://")[0] if "://" in url else "file"
+    if protocol not in PROTOCOLS:
+        raise BadInput(
+            f"{protocol}:// is not supported ({url}); expected a folder or s3://. Other object storage often has S3's "
+            "interface too: use s3:// with its address in AWS_ENDPOINT_URL"
+        )
     fs = fsspec.filesystem(protocol, use_listings_cache=False)
     return fs, fs._strip_protocol(url)
 

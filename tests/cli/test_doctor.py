@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from threading import Thread
@@ -9,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from halos_eval.cli.doctor import DoctorConfig, check_gpus, check_judge, doctor
+from halos_eval.cli.doctor import DoctorConfig, check_gpus, check_hub, check_judge, doctor
 from halos_eval.cli.main import run
 from halos_eval.errors import BadInput
 from tests.doubles import make_checkpoint
@@ -23,7 +24,7 @@ def judge(monkeypatch):
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self):
             codes.append(200 if self.headers["Authorization"] == "Bearer right" else 401)
-            self.send_response(codes[-1] if self.path == "/v1/models" else 404)
+            self.send_response(codes[-1] if self.path in {"/v1/models", "/api/whoami-v2"} else 404)
             self.end_headers()
 
         def log_message(self, *arguments):
@@ -101,6 +102,31 @@ def test_a_key_that_the_judge_does_not_take(judge, monkeypatch, key, remedy):
     with pytest.raises(BadInput, match=remedy) as caught:
         check_judge()
     assert "wrong" not in str(caught.value)
+
+
+@pytest.fixture
+def hub(judge, monkeypatch, tmp_path):
+    """The same server as a hub; gives the cache's folder."""
+    monkeypatch.setenv("HF_ENDPOINT", os.environ["OPENAI_BASE_URL"].removesuffix("/v1"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HOME", str(tmp_path))
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    return tmp_path
+
+
+def test_a_hub_that_answers(hub, judge, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "right")
+    assert check_hub().endswith("answers and accepts HF_TOKEN")
+    monkeypatch.setenv("HF_TOKEN", "wrong")
+    with pytest.raises(BadInput, match="rejects HF_TOKEN"):
+        check_hub()
+
+
+def test_a_cache_stands_in_for_a_hub_that_does_not_answer(hub, monkeypatch):
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    with pytest.raises(BadInput, match=r"the cache is empty\. Set HF_ENDPOINT to a mirror"):
+        check_hub()
+    (hub / "hub" / "datasets--lab--prompts").mkdir(parents=True)
+    assert check_hub().endswith("but the cache has 1 repositories")
 
 
 def test_a_judge_that_does_not_answer(monkeypatch):

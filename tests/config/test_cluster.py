@@ -151,7 +151,7 @@ def test_all_errors_are_reported_at_once(error):
     for place in (
         "pools.gpu", "pools.judge", "profiles.default.gpus", "profiles.default.runTimeoutSeconds",
         "profiles.default.queue", "kubernetes.namespace", "kubernetes.images.worker", "kubernetes.images.judge",
-        "kubernetes.imagePullPolicy", "kubernetes.serviceAccountName", "kubernetes.unknown", "more",
+        "kubernetes.imagePullPolicy", "kubernetes.unknown", "more",
     ):  # fmt: skip
         assert f"{place}: " in words, place
     assert "\n" not in words

@@ -52,6 +52,7 @@ def load(tmp_path, monkeypatch):
         if text is not None:
             (tmp_path / "cluster.yaml").write_text(text)
         monkeypatch.setenv("HALOS_EVAL_CLUSTER", str(tmp_path / "cluster.yaml"))
+        monkeypatch.setenv("HALOS_EVAL_STORE", "s3://evaluations")
         return DagBag(str(DAGS[0].parent), collect_dags=True)
 
     return load

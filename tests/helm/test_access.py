@@ -6,6 +6,7 @@ from ipaddress import ip_address, ip_network
 
 import pytest
 
+from halos_eval.orchestration.doctor import QUEUE_RIGHTS, RIGHTS
 from halos_eval.orchestration.pod_spec import manifest
 from tests.helm.release import SCENARIOS, scenario
 from tests.helm.test_cluster_file import jobs
@@ -16,6 +17,12 @@ WITH_POLICIES = [name for name in SCENARIOS if name != "existing"]
 AIRFLOW = ["airflow-scheduler", "airflow-worker", "airflow-triggerer"]
 
 
+QUEUES = [
+    {"apiGroups": ["kueue.x-k8s.io"], "resources": ["localqueues"], "verbs": ["get"]},
+    {"apiGroups": ["kueue.x-k8s.io"], "resources": ["workloads"], "verbs": ["list"]},
+]
+
+
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_the_role_has_the_least_permissions_of_the_operator(render, name):
     release = render(scenario(name))
@@ -24,7 +31,26 @@ def test_the_role_has_the_least_permissions_of_the_operator(render, name):
         {"apiGroups": [""], "resources": ["pods"], "verbs": ["create", "delete", "get", "list", "patch"]},
         {"apiGroups": [""], "resources": ["pods/log"], "verbs": ["get"]},
         {"apiGroups": [""], "resources": ["events"], "verbs": ["list", "watch"]},
+        *(QUEUES if name == "gpu" else []),
     ]
+
+
+def test_airflow_asks_for_the_rights_that_the_role_gives(render):
+    for rights, name in ((RIGHTS, "minimal"), (RIGHTS | QUEUE_RIGHTS, "gpu")):
+        rules = render(scenario(name)).get("Role", "halos-eval-launcher")["rules"]
+        given = {
+            (group, resource, verb)
+            for rule in rules
+            for group in rule["apiGroups"]
+            for resource in rule["resources"]
+            for verb in rule["verbs"]
+        }
+        asked = {
+            (group, "/".join(filter(None, (resource, subresource))), verb)
+            for (group, resource, subresource), verbs in rights.items()
+            for verb in verbs
+        }
+        assert asked == given
 
 
 @pytest.mark.parametrize(
@@ -62,7 +88,31 @@ def test_a_model_s_code_gets_no_workload_identity(render):
     pod = manifest(code, cluster.kubernetes, cluster.profiles["default"], "manual")
     account = release.get("ServiceAccount", pod["spec"]["serviceAccountName"])
     assert "annotations" not in account["metadata"]
-    assert "annotations" in release.get("ServiceAccount", cluster.kubernetes.service_account_name)["metadata"]
+    assert "annotations" in release.get("ServiceAccount", cluster.kubernetes.account("gpu"))["metadata"]
+
+
+def test_each_class_of_pods_has_an_account(render):
+    own = {"fetch": {"annotations": {"role": "hub"}}, "judge": {"annotations": {"role": "bedrock"}}}
+    release = render(scenario("minimal") | {"serviceAccount": {"annotations": {"role": "store"}} | own})
+    accounts = {}
+    for job, pod in pods(release):
+        account = release.get("ServiceAccount", pod["spec"]["serviceAccountName"])
+        accounts[job.title] = account["metadata"].get("annotations")
+        assert pod["spec"]["automountServiceAccountToken"] is False
+    store, hub, bedrock = ({"role": role} for role in ("store", "hub", "bedrock"))
+    assert accounts == {
+        "fetch": hub, "sample": store, "gsm8k_cot": store, "judge": bedrock, "summarize": bedrock, "humaneval": None,
+    }  # fmt: skip
+
+
+def test_accounts_that_exist_are_used_by_class(render):
+    kubernetes = scenario("minimal")["kubernetes"]
+    release = render(
+        {"kubernetes": kubernetes | {"serviceAccountName": "mine", "serviceAccounts": {"judge": "bedrock"}}}
+    )
+    assert release.names("ServiceAccount") == ["halos-eval-code"]
+    found = {job.title: pod["spec"]["serviceAccountName"] for job, pod in pods(release)}
+    assert (found["sample"], found["judge"], found["humaneval"]) == ("mine", "bedrock", "halos-eval-code")
 
 
 def allowed(release, pod, direction):
@@ -122,15 +172,35 @@ def reached(rule, address):
     ],
 )
 def test_stages_reach_public_addresses_only(render, address, allows):
-    rules = render(scenario("minimal")).get("NetworkPolicy", "halos-eval-egress")["spec"]["egress"]
+    rules = render(scenario("minimal")).get("NetworkPolicy", "halos-eval-egress-gpu")["spec"]["egress"]
     assert reached(rules[1], address) is allows
 
 
 def test_private_addresses_can_be_allowed(render):
     release = render(scenario("minimal") | {"networkPolicies": {"privateRanges": ["10.0.0.0/8"]}})
-    rules = release.get("NetworkPolicy", "halos-eval-egress")["spec"]["egress"]
+    rules = release.get("NetworkPolicy", "halos-eval-egress-gpu")["spec"]["egress"]
     assert reached(rules[1], "192.168.1.5")
     assert not reached(rules[1], "10.96.0.1")
+
+
+@pytest.mark.parametrize(
+    ("identity", "address", "port"),
+    [("eks-pod-identity", "169.254.170.23", 80), ("gke", "169.254.169.252", 988), ("gke", "169.254.169.254", 80)],
+)
+def test_workload_identity_is_reached_by_all_but_a_models_code(render, identity, address, port):
+    release = render(scenario("minimal") | {"networkPolicies": {"identity": identity}})
+    for job, pod in pods(release):
+        more = allowed(release, pod, "Egress")[2:]
+        ports = [one["port"] for rule in more if reached(rule, address) for one in rule["ports"]]
+        assert (port in ports) == (not job.outbox), job.title
+        assert not [rule for rule in more if reached(rule, "10.96.0.1")]
+
+
+def test_a_rule_can_be_for_one_class_only(render):
+    rule = {"to": [{"ipBlock": {"cidr": "10.1.2.3/32"}}], "ports": [{"protocol": "TCP", "port": 8000}]}
+    release = render(scenario("minimal") | {"networkPolicies": {"extraEgressOf": {"judge": [rule]}}})
+    reach = {job.title for job, pod in pods(release) if rule in allowed(release, pod, "Egress")}
+    assert reach == {"judge", "summarize"}
 
 
 def test_other_pods_of_the_namespace_are_not_restricted(render):

@@ -64,7 +64,9 @@ def test_what_a_release_is_made_of(render):
         ("ConfigMap", "halos-eval-cluster"),
         ("ConfigMap", "halos-eval-suites"),
         ("NetworkPolicy", "halos-eval-default-deny"),
-        ("NetworkPolicy", "halos-eval-egress"),
+        ("NetworkPolicy", "halos-eval-egress-fetch"),
+        ("NetworkPolicy", "halos-eval-egress-gpu"),
+        ("NetworkPolicy", "halos-eval-egress-judge"),
         ("PersistentVolumeClaim", "halos-eval-cache"),
         ("PersistentVolumeClaim", "halos-eval-checkpoints"),
         ("PersistentVolumeClaim", "halos-eval-outbox"),
@@ -74,7 +76,9 @@ def test_what_a_release_is_made_of(render):
         ("Role", "halos-eval-launcher"),
         ("RoleBinding", "halos-eval-launcher"),
         ("ServiceAccount", "halos-eval-code"),
-        ("ServiceAccount", "halos-eval-stage"),
+        ("ServiceAccount", "halos-eval-fetch"),
+        ("ServiceAccount", "halos-eval-gpu"),
+        ("ServiceAccount", "halos-eval-judge"),
     }
 
 

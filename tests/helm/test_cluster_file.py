@@ -12,7 +12,7 @@ from halos_eval.orchestration.pod_spec import manifest
 from halos_eval.planning.jobs import StageJob
 from tests.helm.release import SCENARIOS, scenario
 
-MADE = {"namespace", "serviceAccountName", "codeServiceAccountName", "volumes", "priorityClasses"}
+MADE = {"namespace", "serviceAccounts", "codeServiceAccountName", "volumes", "priorityClasses"}
 
 
 def jobs(profile):
@@ -77,7 +77,8 @@ def test_large_numbers_stay_numbers(render, number):
 def test_it_names_objects_of_the_chart(render):
     release = render(scenario("minimal"))
     kubernetes = release.cluster.kubernetes
-    assert kubernetes.service_account_name in release.names("ServiceAccount")
+    for trust in ("fetch", "gpu", "judge", "code"):
+        assert kubernetes.account(trust) in release.names("ServiceAccount")
     assert set(kubernetes.priority_classes.values()) == set(release.names("PriorityClass"))
     claims = {volume.persistent_volume_claim for volume in kubernetes.volumes.values()} - {None}
     assert claims == set(release.names("PersistentVolumeClaim"))
@@ -89,7 +90,7 @@ def test_it_names_objects_of_the_chart(render):
 def test_it_names_existing_objects(render):
     release = render(scenario("existing"))
     kubernetes = release.cluster.kubernetes
-    assert kubernetes.service_account_name == "evaluation"
+    assert {kubernetes.account(trust) for trust in ("fetch", "gpu", "judge")} == {"evaluation"}
     assert kubernetes.priority_classes == {"manual": "interactive", "nightly": "batch", "backfill": "batch"}
     assert kubernetes.volumes["checkpoints"].persistent_volume_claim == "trained-models"
     assert release.cluster.outbox is None

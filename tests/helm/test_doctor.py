@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import kubernetes_validate
 import pytest
 import yaml
 
 from halos_eval.cli.doctor import DoctorConfig
 from halos_eval.orchestration.pod_spec import manifest
-from tests.helm.release import ROOT, scenario
+from tests.helm.release import ROOT, merged, scenario
 from tests.helm.test_cluster_file import jobs
+from tests.orchestration.test_pod_spec import VERSION
 
+OTHERS = {"OPENAI_API_KEY"}  # the doctor's pod has the keys of all stages
 LAB = yaml.safe_load((ROOT / "examples" / "lab.yaml").read_text())
 
 
@@ -37,7 +40,7 @@ def test_it_has_what_a_stage_has(render, values, image):
     mounts = {one["mountPath"]: one["name"] for one in container["volumeMounts"]}
     assert len(mounts) == len(container["volumeMounts"]) == len(pod["spec"]["volumes"])
     assert {one["mountPath"] for one in theirs["volumeMounts"]} - {"/dev/shm"} <= mounts.keys()
-    assert {one["name"] for one in theirs["env"]} - {"HF_HOME"} <= {one["name"] for one in container["env"]}
+    assert {one["name"] for one in theirs["env"]} <= {one["name"] for one in container["env"]}
     gpus = {key: value for key, value in theirs["resources"]["limits"].items() if key != "memory"}
     assert gpus.items() <= container["resources"]["limits"].items()
     assert pod["metadata"]["labels"]["halos-eval/network"] == "egress"
@@ -50,6 +53,7 @@ def test_it_checks_what_the_values_name(render):
     _, judge = doctor(release, "judge")
     command, *words = worker["args"]
     assert command == "doctor"
+    assert words.pop() == "--hub"
     options = list(zip(words[::2], words[1::2], strict=True))
     assert {name.removeprefix("--") for name, _ in options} < DoctorConfig.model_fields.keys()
     assert options == [
@@ -60,6 +64,20 @@ def test_it_checks_what_the_values_name(render):
         ("--writable", "/outbox"),
     ]
     assert judge["args"] == ["doctor", "--store", "s3://bucket/halos-eval", "--judge"]
+
+
+def test_it_has_what_the_profile_overrides(render):
+    """Otherwise OpenShift would refuse it, and it would reach nothing behind a proxy."""
+    overrides = yaml.safe_load((ROOT / "examples" / "overrides.yaml").read_text())["profiles"]["spot"]
+    release = render(merged(LAB, {"profiles": {"default": overrides}}))
+    (pod, container), expected = doctor(release, "worker"), stage(release, "worker")
+    [theirs] = expected["spec"]["containers"]
+    kubernetes_validate.validate(pod, VERSION, strict=True)
+    for key in ("securityContext", "affinity"):
+        assert pod["spec"][key] == expected["spec"][key]
+    assert {one["name"] for one in container["env"]} == {one["name"] for one in theirs["env"]} | OTHERS
+    assert {"name": "ca", "mountPath": "/etc/lab-ca", "readOnly": True} in container["volumeMounts"]
+    assert {"name": "ca", "configMap": {"name": "lab-ca"}} in pod["spec"]["volumes"]
 
 
 def test_without_a_store_there_is_nothing_to_check(render):

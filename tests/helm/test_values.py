@@ -117,8 +117,8 @@ def test_every_value_is_described():
 def test_every_object_is_closed():
     fragments = {
         "$.global",
-        "$.networkPolicies.extraEgress[items].to[items]",
-        "$.networkPolicies.extraEgress[items].ports[items]",
+        "$.EgressRule.to[items]",
+        "$.EgressRule.ports[items]",
     }
     fragments |= {"$.Profile.tolerations[items]", "$.Profile.podOverrides"}
     opened = {

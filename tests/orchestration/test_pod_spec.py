@@ -341,7 +341,11 @@ def test_arguments_are_not_split_or_joined():
     assert [expanded(word, {}) for word in container(make(make_job(argv=argv)))["args"]] == list(argv)
 
 
-OF_THE_OPERATOR = {"schedule_timeout_seconds", "start_timeout_seconds"}  # tests/orchestration/test_pods.py
+OF_THE_OPERATOR = {
+    "infrastructure_budget_seconds",
+    "schedule_timeout_seconds",
+    "start_timeout_seconds",
+}  # tests/orchestration/test_pods.py
 OF_THE_PLAN = {"tensor_parallel_size"}  # tests/planning/test_plan.py
 CHANGES = {
     "gpus": 3,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 
@@ -14,6 +15,7 @@ from kubernetes.client import ApiClient, ApiException, CoreV1EventList, V1Contai
 
 from halos_eval.config.cluster import load_cluster
 from halos_eval.errors import BadInput
+from halos_eval.orchestration import queues
 from halos_eval.orchestration.failures import (
     ApiUnavailable,
     Evicted,
@@ -24,6 +26,7 @@ from halos_eval.orchestration.failures import (
     OutOfMemory,
     PodLost,
     PodRefused,
+    QueueRejected,
     QuotaExceeded,
     StageFailed,
     StageFailure,
@@ -62,6 +65,7 @@ class Kubernetes:
         """Set the pod, with the fields that every pod has."""
         pod.metadata.namespace = "halos"
         pod.metadata.labels = {"try_number": "1"}
+        pod.metadata.creation_timestamp = datetime.now(UTC) - timedelta(days=1)
         pod.spec = V1PodSpec(containers=[V1Container(name="base")])
         self.pod = pod
         return pod
@@ -366,6 +370,91 @@ def test_an_error_of_the_trigger_with_a_running_pod_defers_again(kubernetes, con
         come_back(context, "error")
     assert (caught.value.trigger.schedule_timeout, caught.value.trigger.startup_timeout) == (111, 22)
     assert kubernetes.deleted == []
+
+
+# Queues of Kueue
+
+GATED = condition("PodScheduled", "False", "SchedulingGated", "Scheduling is blocked due to non-empty scheduling gates")
+BUSY = "insufficient unused quota for nvidia.com/gpu in flavor a100, 1 more needed"
+
+
+class Kueue:
+    """Double of the objects of Kueue: a LocalQueue and the pod's Workload."""
+
+    def __init__(self, active="True", message=BUSY, reason="Pending", status=200):
+        self.status = status
+        self.queue = {"status": {"conditions": [self.condition("Active", active, "ClusterQueue gpus is stopped", "x")]}}
+        owner = {"ownerReferences": [{"uid": "u1"}]}
+        unmet = {"conditions": [self.condition("QuotaReserved", "False", message, reason)]}
+        self.workloads = [{"metadata": {}, "status": {}}, {"metadata": owner, "status": unmet}]
+
+    @staticmethod
+    def condition(kind, status, message, reason):
+        return {"type": kind, "status": status, "message": message, "reason": reason}
+
+    def get_namespaced_custom_object(self, group, version, namespace, plural, name):
+        assert (group, namespace, plural, name) == ("kueue.x-k8s.io", "halos", "localqueues", "gpus")
+        if self.status != 200:
+            raise ApiException(status=self.status)
+        return self.queue
+
+    def list_namespaced_custom_object(self, group, version, namespace, plural):
+        assert (group, namespace, plural) == ("kueue.x-k8s.io", "halos", "workloads")
+        if version == "v1beta2":  # an older Kueue
+            raise ApiException(status=404)
+        return {"items": self.workloads}
+
+
+@pytest.fixture
+def queued(kubernetes, tmp_path, monkeypatch):
+    """``queued(kueue, seconds)`` puts a pod that has waited at the gate of its queue for so long."""
+    profiles = {"default": PROFILE | {"queue": "gpus", "scheduleTimeoutSeconds": 3600}, "cpu": {}}
+    (tmp_path / "cluster.yaml").write_text(yaml.safe_dump(CLUSTER | {"profiles": profiles}))
+
+    def queued(kueue, seconds=180):
+        monkeypatch.setattr(queues, "CustomObjectsApi", lambda client: kueue)
+        pod = kubernetes.put(make_pod(conditions=[GATED], **PENDING))
+        pod.metadata.uid = "u1"
+        pod.metadata.creation_timestamp = datetime.now(UTC) - timedelta(seconds=seconds)
+
+    return queued
+
+
+def test_a_queue_is_looked_at_after_three_minutes(queued, kubernetes, context):
+    queued(Kueue())
+    kubernetes.pod = None
+    assert deferral(context).trigger.schedule_timeout == 180
+
+
+@pytest.mark.parametrize(
+    ("kueue", "words"),
+    [
+        (Kueue(status=404), "the LocalQueue gpus does not exist in namespace halos"),
+        (Kueue(active="False"), "the LocalQueue gpus is not active: ClusterQueue gpus is stopped"),
+        (Kueue(reason="Inadmissible", message="no flavor"), "can never admit it: no flavor"),
+        (Kueue(message="insufficient quota for gpu in flavor a, request > maximum capacity (8 > 4)"), "(8 > 4)"),
+    ],
+)
+def test_a_queue_that_never_admits_the_pod_is_reported(queued, kubernetes, context, kueue, words):
+    queued(kueue)
+    with pytest.raises(QueueRejected, match=re.escape(words)):
+        come_back(context, "timeout")
+    assert [name for name, _ in kubernetes.deleted] == [POD]
+
+
+@pytest.mark.parametrize("kueue", [Kueue(), Kueue(status=403)])
+def test_a_queue_that_is_busy_is_waited_for(queued, kubernetes, context, kueue):
+    queued(kueue)
+    with pytest.raises(TaskDeferred) as caught:
+        come_back(context, "timeout")
+    assert caught.value.method_name == "trigger_reentry"
+    assert 3415 <= caught.value.trigger.schedule_timeout <= 3420
+    assert kubernetes.deleted == []
+
+
+def test_a_busy_queue_is_not_waited_for_longer_than_the_profile_allows(queued, kubernetes, context):
+    queued(Kueue(), seconds=3601)
+    assert restart(context, "timeout").kwargs["restarts"]["counts"] == {"Unschedulable": 1}
 
 
 # Starting again

@@ -12,7 +12,7 @@ import pytest
 from aiohttp import ClientPayloadError
 from fsspec.implementations.memory import MemoryFileSystem
 
-from halos_eval.errors import StoreError
+from halos_eval.errors import BadInput, StoreError
 from halos_eval.storage import filesystem
 
 
@@ -244,3 +244,10 @@ def test_a_connection_that_is_lost_in_the_middle_is_the_stores_fault(monkeypatch
     monkeypatch.setattr(MemoryFileSystem, "cat_file", cat_file)
     with pytest.raises(StoreError, match="Response payload is not completed"):
         filesystem.read_bytes("memory://a")
+
+
+@pytest.mark.parametrize("url", ["gs://bucket/store", "abfs://container/store", "https://example.org/store"])
+def test_other_storage_is_rejected_with_the_remedy(url):
+    for call in (filesystem.read_bytes, filesystem.entries, filesystem.exists):
+        with pytest.raises(BadInput, match=r"is not supported .*expected a folder or s3://.*AWS_ENDPOINT_URL"):
+            call(url)

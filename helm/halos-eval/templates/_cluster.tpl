@@ -2,7 +2,11 @@
 {{- define "halos-eval.cluster" -}}
 {{- $kubernetes := deepCopy .Values.kubernetes -}}
 {{- $_ := set $kubernetes "namespace" .Release.Namespace -}}
-{{- $_ := set $kubernetes "serviceAccountName" (include "halos-eval.serviceAccountName" .) -}}
+{{- $accounts := dict -}}
+{{- range $class := list "fetch" "gpu" "judge" -}}
+{{- $_ := set $accounts $class (include "halos-eval.serviceAccountName" (list $ $class)) -}}
+{{- end -}}
+{{- $_ := set $kubernetes "serviceAccounts" $accounts -}}
 {{- $_ := set $kubernetes "codeServiceAccountName" (include "halos-eval.codeServiceAccountName" .) -}}
 {{- $_ := set $kubernetes "volumes" (include "halos-eval.volumes" . | fromYaml) -}}
 {{- if .Values.priorityClasses.create -}}

@@ -2,6 +2,7 @@
 {{- define "halos-eval.doctor" -}}
 {{- $root := index . 0 -}}
 {{- $image := index . 1 -}}
+{{- $class := eq $image "worker" | ternary "gpu" "judge" -}}
 {{- $profile := index . 2 -}}
 {{- $kubernetes := $root.Values.kubernetes -}}
 {{- $volumes := include "halos-eval.volumes" $root | fromYaml -}}
@@ -10,6 +11,14 @@
 {{- if eq .mountPath "/tmp" }}{{ $own = dict }}{{ end -}}
 {{- end -}}
 {{- if $own }}{{ $_ := set $volumes "tmp" $own }}{{ end -}}
+{{- $overrides := $profile.podOverrides | default dict -}}
+{{- $spec := $overrides.spec | default dict -}}
+{{- $base := dict -}}
+{{- range $spec.containers }}{{ $base = . }}{{ end -}}
+{{- $security := dict "runAsNonRoot" true "runAsUser" 1000 "runAsGroup" 1000 "fsGroup" 1000 "fsGroupChangePolicy" "OnRootMismatch" "seccompProfile" (dict "type" "RuntimeDefault") -}}
+{{- range $key, $value := $spec.securityContext -}}
+{{- if kindIs "invalid" $value }}{{ $_ := unset $security $key }}{{ else }}{{ $_ := set $security $key $value }}{{ end -}}
+{{- end -}}
 {{- $gpus := dict -}}
 {{- if $profile.gpus -}}
 {{- $_ := set $gpus ($profile.gpuResource | default "nvidia.com/gpu") ($profile.gpus | toString) -}}
@@ -24,21 +33,19 @@ metadata:
     {{- include "halos-eval.podLabels" $root | nindent 4 }}
     app.kubernetes.io/component: doctor
     halos-eval/network: egress
+    halos-eval/trust: {{ $class }}
   annotations:
     helm.sh/hook: test
     helm.sh/hook-delete-policy: before-hook-creation
 spec:
   restartPolicy: Never
-  serviceAccountName: {{ include "halos-eval.serviceAccountName" $root }}
+  serviceAccountName: {{ include "halos-eval.serviceAccountName" (list $root $class) }}
   automountServiceAccountToken: false
   enableServiceLinks: false
-  securityContext:
-    runAsNonRoot: true
-    runAsUser: 1000
-    runAsGroup: 1000
-    fsGroup: 1000
-    fsGroupChangePolicy: OnRootMismatch
-    seccompProfile: {type: RuntimeDefault}
+  securityContext: {{- toYaml $security | nindent 4 }}
+  {{- with $spec.affinity }}
+  affinity: {{- toYaml . | nindent 4 }}
+  {{- end }}
   {{- with $profile.nodeSelector }}
   nodeSelector: {{- toYaml . | nindent 4 }}
   {{- end }}
@@ -69,6 +76,12 @@ spec:
         - name: {{ $name }}
           valueFrom: {secretKeyRef: {name: {{ $secret.name }}, key: {{ $secret.key }}}}
         {{- end }}
+        {{- with $volumes.cache }}
+        - {name: HF_HOME, value: {{ .mountPath }}}
+        {{- end }}
+        {{- with $base.env }}
+        {{- toYaml . | nindent 8 }}
+        {{- end }}
       resources:
         limits: {{- merge (dict "memory" "1Gi") $gpus | toYaml | nindent 10 }}
       securityContext:
@@ -79,7 +92,13 @@ spec:
         {{- range $name, $volume := $volumes }}
         - {name: {{ $name }}, mountPath: {{ $volume.mountPath }}, readOnly: {{ and $volume.readOnly (ne $name "cache") | default false }}}
         {{- end }}
+        {{- with $base.volumeMounts }}
+        {{- toYaml . | nindent 8 }}
+        {{- end }}
   volumes:
+    {{- with $spec.volumes }}
+    {{- toYaml . | nindent 4 }}
+    {{- end }}
     {{- range $name, $volume := $volumes }}
     - name: {{ $name }}
       {{- if $volume.persistentVolumeClaim }}

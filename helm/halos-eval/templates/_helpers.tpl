@@ -8,9 +8,10 @@
 {{- printf "%s-%s" ($base | trunc 48 | trimSuffix "-") (index . 1) -}}
 {{- end -}}
 
-{{/* The service account of the stages' pods: an existing one, or the chart's. */}}
+{{/* (list . "gpu") -> the service account of a class of pods: an existing one, or the chart's. */}}
 {{- define "halos-eval.serviceAccountName" -}}
-{{- .Values.kubernetes.serviceAccountName | default (include "halos-eval.name" (list . "stage")) -}}
+{{- $kubernetes := (index . 0).Values.kubernetes -}}
+{{- get ($kubernetes.serviceAccounts | default dict) (index . 1) | default $kubernetes.serviceAccountName | default (include "halos-eval.name" .) -}}
 {{- end -}}
 
 {{/* The account of pods that execute a model's code: an existing one, or the chart's. */}}
