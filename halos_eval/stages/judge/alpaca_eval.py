@@ -21,7 +21,7 @@ import yaml
 
 from halos_eval.config.judge import Judge
 from halos_eval.data import prompts
-from halos_eval.stages.judge.chat import annotator
+from halos_eval.stages.judge.chat import chat_judge
 from halos_eval.stages.judge.client import Completions
 from halos_eval.stages.judge.installed import as_installed, template_path
 
@@ -81,7 +81,7 @@ def evaluate_pairs(
             metric_kwargs={"save_weights_dir": None} if calibration else {},
             sort_by="win_rate",
             annotation_kwargs={"chunksize": None},
-            Annotator=annotator(),
+            Annotator=chat_judge(),
             caching_path=None,
             fn_completions=completions,
         )
