@@ -1,10 +1,10 @@
-"""Runs ``halos-eval`` commands in forks of one process that has imported vLLM and lm_eval already.
+"""Runs ``halos-eval`` commands in forks of one process that has imported vLLM and lm_eval, or other libraries.
 
 Importing them takes longer than what most tests do with them. A fork is a process like any other: it has a group of
 its own, can be killed, and gets its own variables, folder and output files. Variables that libraries read when they
 are imported (HF_HOME, HF_ENDPOINT, ...) are those of the server: a test that changes one starts a process of its own.
 
-    python tests/forkserver.py SOCKET      in the environment `worker`
+    python tests/forkserver.py SOCKET [LIBRARY...]
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import selectors
 import signal
 import socket
 import sys
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -59,9 +60,9 @@ class Fork:
         return self.wait()
 
 
-def serve(path: str) -> None:
+def serve(path: str, libraries: Sequence[str]) -> None:
     """Import what takes long, then fork a process for each order, until the process is ended."""
-    for name in LIBRARIES:
+    for name in libraries:
         __import__(name)
     woken, wake = socket.socketpair()
     woken.setblocking(False)
@@ -134,4 +135,4 @@ def _report_ended(running: dict[int, socket.socket]) -> None:
 
 
 if __name__ == "__main__":
-    serve(sys.argv[1])
+    serve(sys.argv[1], sys.argv[2:] or LIBRARIES)

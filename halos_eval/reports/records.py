@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from halos_eval.checkpoints.weights import short_name
 from halos_eval.config.suite import WARN_ABOVE
 from halos_eval.reports.names import Known, candidates, clean, distinct, match
-from halos_eval.reports.remarks import counts_of, limit_of, trial_of, warnings_of
+from halos_eval.reports.remarks import answered_as, counts_of, limit_of, trial_of, warnings_of
 from halos_eval.reports.results import Missing, Row, average, cells_of_record, joined, judge_of, shortfalls
 from halos_eval.storage.records import Record
 
@@ -140,6 +140,7 @@ def _row(name: str, best: Parts, found: Sequence[Record], limits: Mapping[str, i
         name,
         dict(sorted(cells.items())),
         next(judges, None),
+        judge_versions=tuple(version for record in records for version in answered_as(record)),
         average=mean.value if mean else None,
         average_stderr=mean.stderr if mean else None,
         missing=(*missing, *clashes),

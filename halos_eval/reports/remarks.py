@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 
 from halos_eval.config.suite import ALPACA_EVAL
@@ -36,6 +37,11 @@ def warnings_of(records: Iterable[Record], above: float) -> list[str]:
         for _, count, words in _counts(record)
         if count > above * record.coverage.attempted
     ]
+
+
+def answered_as(record: Record) -> tuple[str, ...]:
+    """Return the names of models under which the judge answered; empty for other stages and older records."""
+    return tuple(json.loads(record.provenance.inputs.get("judge_answered_as", "[]")))
 
 
 def limit_of(record: Record) -> int | None:

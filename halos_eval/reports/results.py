@@ -14,7 +14,7 @@ from types import MappingProxyType
 from halos_eval.config.suite import ALPACA_EVAL
 from halos_eval.planning.jobs import PlannedJob
 from halos_eval.planning.plan import Plan
-from halos_eval.reports.remarks import UNREAD, counts_of, trial_of, warnings_of
+from halos_eval.reports.remarks import UNREAD, answered_as, counts_of, trial_of, warnings_of
 from halos_eval.reports.uncertainty import at_bound, bound_interval, error_of_mean
 from halos_eval.stages.harness.results import BYPASS, NOT_SCORED, is_placeholder
 from halos_eval.storage import layout
@@ -85,6 +85,8 @@ class Row:
     """Reasons why a score that is shown may mislead. A row with warnings can still be complete."""
     counts: Mapping[str, int] = field(default_factory=dict)
     """Numbers of cut, empty, truncated and unreadable items by column, see `remarks`."""
+    judge_versions: tuple[str, ...] = ()
+    """The names under which the judge's model answered; empty if they are unknown."""
 
     @property
     def complete(self) -> bool:
@@ -129,6 +131,7 @@ def row_of_plan(plan: Plan, outdated: Mapping[str, str] = MappingProxyType({})) 
         plan.checkpoint.name,
         cells | found,
         judge,
+        judge_versions=tuple(version for record in records for version in answered_as(record)),
         average=mean.value if mean and not clashes else None,
         average_stderr=mean.stderr if mean and not clashes else None,
         missing=(*missing, *clashes),

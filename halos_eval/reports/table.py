@@ -48,8 +48,24 @@ def read_rows(root: str, suite: str | None = None) -> list[Row]:
 
 
 def in_order(rows: Iterable[Row]) -> list[Row]:
-    """Return the rows in the order of the table."""
+    """Return the rows in the order of the table, with a warning in those that another version of the judge judged."""
+    rows = list(rows)
+    versions: dict[tuple[str | None, int | None], set[str]] = {}
+    for row in rows:
+        versions.setdefault((row.judge, row.series), set()).update(row.judge_versions)
+    rows = [_with_versions(row, versions[row.judge, row.series]) for row in rows]
     return sorted(rows, key=lambda row: (-(row.series or 0), row.checkpoint))
+
+
+def _with_versions(row: Row, column: set[str]) -> Row:
+    """Return the row, with a warning if its judge answered under several names, here or in rows of its series."""
+    if not row.judge_versions or len(column) < 2:
+        return row
+    others = ", ".join(sorted(column.difference(row.judge_versions)))
+    words = f"alpacaeval: judged by {', '.join(row.judge_versions)}" + (
+        f", and other rows by {others}" if others else ""
+    )
+    return replace(row, warnings=(*row.warnings, words))
 
 
 def _with_damaged(rows: Sequence[Row], damaged: Mapping[str, str]) -> list[Row]:

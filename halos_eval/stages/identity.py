@@ -13,7 +13,7 @@ from halos_eval.stages import tools
 from halos_eval.storage import filesystem
 from halos_eval.storage.records import CheckpointRef, StageName
 
-LOGIC: dict[StageName, int] = {"sample": 2, "judge": 2, "harness": 2}
+LOGIC: dict[StageName, int] = {"sample": 2, "judge": 3, "harness": 2}
 """Version of this project's own effect on each stage's scores. Raise it when a fixed bug has made records wrong."""
 
 

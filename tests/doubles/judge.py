@@ -162,8 +162,8 @@ class Faults:
             drawn = self._random.random()
             if options.rate and self._over_rate():
                 return "429"
-        for outcome in ("500", "dropped", "hung", "garbage"):
-            drawn -= getattr(options, OPTION_OF[outcome])
+        for outcome, option in OPTION_OF.items():
+            drawn -= getattr(options, option)
             if drawn < 0:
                 return outcome
         return "fine"
@@ -178,7 +178,7 @@ class Faults:
         return over
 
 
-OPTION_OF = {"500": "errors", "dropped": "drops", "hung": "hang", "garbage": "garbage"}
+OPTION_OF = {"429": "limited", "500": "errors", "dropped": "drops", "hung": "hang", "garbage": "garbage"}
 HANG_SECONDS = 120  # longer than any client of these tests waits
 
 
@@ -265,7 +265,7 @@ class Handler(BaseHTTPRequestHandler):
 def _reply(request: dict[str, Any], choice: dict[str, Any], billed: int) -> dict[str, Any]:
     usage = {"prompt_tokens": billed, "completion_tokens": 1, "total_tokens": billed + 1}
     about = {"id": "chatcmpl-double", "object": "chat.completion", "created": 0, "model": request["model"]}
-    return about | {"choices": [choice], "usage": usage}
+    return about | {"choices": [choice], "usage": usage, "system_fingerprint": "fp_double"}
 
 
 class Server(ThreadingHTTPServer):
@@ -284,6 +284,7 @@ def options() -> argparse.ArgumentParser:
     parser.add_argument("--port", type=int, default=0, help="0: any free port")
     parser.add_argument("--latency", type=float, default=0, help="seconds before each answer")
     parser.add_argument("--rate", type=float, default=0, help="requests a second; those above it get 429 (0: no limit)")
+    parser.add_argument("--limited", type=float, default=0, help="share of requests that get 429")
     parser.add_argument("--errors", type=float, default=0, help="share of requests that get 500")
     parser.add_argument("--drops", type=float, default=0, help="share of connections that are cut")
     parser.add_argument("--garbage", type=float, default=0, help="share of answers that are no JSON")

@@ -57,10 +57,11 @@ def few(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
 
 
 class ForkedCommands(Commands):
-    """Runs commands of the environment `worker` in forks of a process that has imported vLLM."""
+    """Runs commands of one environment in forks of a process that has imported its large libraries."""
 
-    def __init__(self, commands: Commands, socket: Path) -> None:
+    def __init__(self, commands: Commands, environment: str, socket: Path) -> None:
         super().__init__(commands.environments, commands.home, commands.variables["HF_ENDPOINT"])
+        self._environment = environment
         self._socket = socket
 
     def __call__(self, environment, *argv, env=None):
@@ -72,7 +73,7 @@ class ForkedCommands(Commands):
     @contextmanager
     def started(self, environment, *argv, env=None):
         """Start in a process group of its own, with ``.out`` and ``.log`` the files of its outputs."""
-        assert environment == "worker"
+        assert environment == self._environment
         self._number += 1
         out, log = (self.home / f"forked-{self._number}.{name}" for name in ("out", "log"))
         process = Fork(self._socket, [*map(str, argv)], self.variables | (env or {}), self.home, out, log)
@@ -85,21 +86,27 @@ class ForkedCommands(Commands):
                 process.wait()
 
 
-@pytest.fixture(scope="session")
-def fork(run: Commands, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkedCommands]:
-    """Like ``run``, for what imports vLLM or lm_eval and reads the hub as ``run`` does: the imports are paid once."""
-    folder = tmp_path_factory.mktemp("forks")
-    python = run.environments / "worker" / "bin" / "python"
-    words = ["setpriv", "--pdeathsig", "KILL", python, ROOT / "tests" / "forkserver.py", folder / "socket"]
+@contextmanager
+def forks(run: Commands, folder: Path, environment: str, *libraries: str) -> Iterator[ForkedCommands]:
+    """Like ``run``, for what imports large libraries and reads the hub as ``run`` does: the imports are paid once."""
+    python = run.environments / environment / "bin" / "python"
+    words = ["setpriv", "--pdeathsig", "KILL", python, ROOT / "tests" / "forkserver.py", folder / "socket", *libraries]
     with (folder / "log").open("w") as log:
         server = subprocess.Popen(words, env=run.variables | {"PYTHONPATH": str(ROOT)}, stdout=log, stderr=log)
     try:
         wait_for(lambda: (folder / "socket").exists() or server.poll() is not None, 300, (folder / "log").read_text)
         assert server.poll() is None, (folder / "log").read_text()
-        yield ForkedCommands(run, folder / "socket")
+        yield ForkedCommands(run, environment, folder / "socket")
     finally:
         server.terminate()
         server.wait()
+
+
+@pytest.fixture(scope="session")
+def fork(run: Commands, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkedCommands]:
+    """Runs commands of the environment `worker`."""
+    with forks(run, tmp_path_factory.mktemp("forks"), "worker") as commands:
+        yield commands
 
 
 @pytest.fixture(scope="session")

@@ -98,7 +98,7 @@ ROWS = st.builds(
     Row, st.text(), st.dictionaries(st.text(), st.none() | CELLS), st.none() | st.text(), st.none() | st.floats(0, 1),
     st.none() | st.floats(0, 1), st.none() | st.lists(st.builds(Missing, st.text(), st.text())).map(tuple),
     st.none() | st.integers(1, 9), st.text(), st.lists(st.text()).map(tuple),
-    st.dictionaries(st.text(), st.integers(0, 10**6)),
+    st.dictionaries(st.text(), st.integers(0, 10**6)), st.lists(st.text()).map(tuple),
 )  # fmt: skip
 
 

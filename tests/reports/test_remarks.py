@@ -6,9 +6,9 @@ import pytest
 
 from halos_eval.config.suite import Suite
 from halos_eval.planning.definition import Definitions
-from halos_eval.reports.remarks import counts_of, describe_limits, trial_of, warnings_of
+from halos_eval.reports.remarks import answered_as, counts_of, describe_limits, trial_of, warnings_of
 from halos_eval.reports.results import Missing, Row
-from halos_eval.reports.table import frame, short_status, status
+from halos_eval.reports.table import frame, in_order, short_status, status
 from halos_eval.storage.records import Coverage
 from tests.doubles import make_record
 
@@ -42,6 +42,35 @@ def test_each_count_has_its_column():
         "sciq-n_unscored": 0,
     }
     assert trial_of(records) == "limit 20 for arc"
+
+
+def judged_by(*names, checkpoint="one", judge="gpt-4.1", series=1):
+    return Row(checkpoint, judge=judge, judge_versions=names, series=series)
+
+
+def warned(*rows):
+    return {row.checkpoint: row.warnings for row in in_order(rows)}
+
+
+def test_two_versions_of_a_judge_in_one_column_are_reported():
+    old, new = judged_by("gpt-4.1-2025-04-14"), judged_by("gpt-4.1-2026-01-01", checkpoint="two")
+    assert warned(old, new) == {
+        "one": ("alpacaeval: judged by gpt-4.1-2025-04-14, and other rows by gpt-4.1-2026-01-01",),
+        "two": ("alpacaeval: judged by gpt-4.1-2026-01-01, and other rows by gpt-4.1-2025-04-14",),
+    }
+    assert warned(judged_by("a", "b")) == {"one": ("alpacaeval: judged by a, b",)}
+    others = [judged_by("b", checkpoint="two", judge="mini"), judged_by("c", checkpoint="three", series=2)]
+    unknown = judged_by(checkpoint="four")  # its record was written before names were kept
+    assert set(warned(judged_by("a"), *others, unknown).values()) == {()}
+
+
+def test_the_names_under_which_a_judge_answered_come_from_its_record():
+    record = make_record("judge")
+    assert answered_as(record) == ()
+    inputs = record.provenance.inputs | {"judge_answered_as": '["a", "b"]'}
+    assert answered_as(
+        record.model_copy(update={"provenance": record.provenance.model_copy(update={"inputs": inputs})})
+    ) == ("a", "b")
 
 
 @pytest.mark.parametrize(("empty", "warned"), [(0, False), (8, False), (9, True), (805, True)])

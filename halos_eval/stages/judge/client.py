@@ -66,17 +66,17 @@ class Completions:
         """Answers without text that ended at the limit of tokens."""
         self.snapshots: set[str] = set()
         """The model names in the answers, with the system's fingerprint if there is one."""
+        self.models: set[str] = set()
+        """The model names in the answers. A vendor's name without a date may stand for another one next month."""
 
-    def __call__(self, prompts: Sequence[str], **options: Any) -> dict[str, list[Any]]:
-        """Return completions of ``prompts`` (ChatML text).
+    def __call__(self, prompts: Sequence[list[dict[str, str]]], **options: Any) -> dict[str, list[Any]]:
+        """Return completions of ``prompts`` (messages).
 
         Raise JudgeRefused, Incomplete, CostLimit, Waiting, EvaluationFailed.
         """
-        from alpaca_eval.utils import prompt_to_chatml
-
         options = {("model" if key == "model_name" else key): value for key, value in options.items()}
         self.asked += len(prompts)
-        requests = [{"messages": prompt_to_chatml(prompt.strip()), **options} for prompt in prompts]
+        requests = [{"messages": messages, **options} for messages in prompts]
         self.received = answers = _run_until_sigterm(self._complete(requests, options))
         prices = [self._count(answer) for answer in answers]
         return {
@@ -95,6 +95,7 @@ class Completions:
         if not answer["text"].strip() and answer.get("finish_reason") == "length":
             self.cut += 1
         if answer.get("model"):
+            self.models.add(answer["model"])
             self.snapshots.add("/".join(filter(None, (answer["model"], answer.get("system_fingerprint")))))
         return price
 

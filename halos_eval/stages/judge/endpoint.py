@@ -72,7 +72,7 @@ class Endpoint(BaseModel):
 
     def connect(self, timeout: float) -> AsyncOpenAI:
         """Return a client that waits ``timeout`` seconds for an answer, and repeats nothing itself."""
-        from openai import AsyncAzureOpenAI, AsyncOpenAI
+        from openai import AsyncAzureOpenAI, AsyncOpenAI, DefaultAioHttpClient
 
         options: dict[str, Any] = {
             "api_key": self.key.get_secret_value() if self.key else "none",
@@ -82,6 +82,7 @@ class Endpoint(BaseModel):
             "default_query": {name: value.get_secret_value() for name, value in self.query.items()},
             "timeout": timeout,
             "max_retries": 0,
+            "http_client": DefaultAioHttpClient(),  # takes half the processor time of the other one
         }
         if self.client.azure_endpoint:
             del options["project"]

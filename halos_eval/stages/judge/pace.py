@@ -48,7 +48,7 @@ class Pace:
         finally:
             async with self._changed:
                 self._running -= 1
-                self._changed.notify_all()
+                self._changed.notify(2)  # this slot, and one more since an answer raises the limit by one
 
     async def turn(self) -> float:
         """Wait until the next request may be sent; return the time, for ``throttled``."""

@@ -63,11 +63,8 @@ class Sender:
 
         try:
             reply = await self._post(request)
-        except openai.APITimeoutError:
-            raise _Failed("timeout", f"no answer within {self.client.timeout:g} s", TIMEOUT_RETRIES) from None
         except openai.APIConnectionError as error:
-            words = self.words(error.__cause__ or error)
-            raise _Failed("connection", f"cannot be reached: {words}", RETRIES) from None
+            raise self._no_answer(error) from None
         except openai.RateLimitError as error:
             self._rate_limited(error, sent)
             return None
@@ -93,6 +90,13 @@ class Sender:
         body = body_of(request)
         options = self.options | ({"timeout": request["timeout"]} if "timeout" in request else {})
         return await self.client.post("/chat/completions", cast_to=ChatCompletion, body=body, options=options)
+
+    def _no_answer(self, error: Any) -> _Failed:
+        """Return the failure of a request without an answer. openai 3.54 takes every lost connection for a timeout."""
+        cause = error.__cause__ and (error.__cause__.__cause__ or error.__cause__)
+        if isinstance(cause, TimeoutError):
+            return _Failed("timeout", f"no answer within {self.client.timeout:g} s", TIMEOUT_RETRIES)
+        return _Failed("connection", f"cannot be reached: {self.words(cause or error)}", RETRIES)
 
     def _rate_limited(self, error: Any, sent: float) -> None:
         if error.code == "insufficient_quota":  # has the status of a rate limit

@@ -90,8 +90,16 @@ def _pair(rows: list[dict[str, Any]], reference: prompts.PromptSet, url: str) ->
             f"{url} has several outputs for one instruction ({number} for {text[:80]!r}); expected one. "
             "Keep one sample per prompt (sample_id 0)"
         )
-    if missing := len(wanted - given.keys()):
-        raise BadInput(f"{url} has no output for {missing} of {len(wanted)} reference instructions. Sample them first")
+    if not paired:
+        raise BadInput(
+            f"{url} answers other prompts than the reference {reference.name}: none of its {len(rows)} instructions is "
+            f"one of the {len(wanted)} there. Name the reference of these prompts with --reference"
+        )
+    if missing := wanted - given.keys():
+        raise BadInput(
+            f"{url} has no output for {len(missing)} of {len(wanted)} reference instructions, such as "
+            f"{min(missing)[:80]!r}. Sample them first"
+        )
     if len(rows) > len(paired):
         log.info("skipped %d outputs for instructions that are not in the reference", len(rows) - len(paired))
     return paired
@@ -137,11 +145,17 @@ def _work(
     superfluous = answers.finish()
     if completions.snapshots:
         inputs["judge_snapshots"] = ", ".join(sorted(completions.snapshots))
-    if len(completions.snapshots) > 1:
+        inputs["judge_answered_as"] = json.dumps(sorted(completions.models))
+    if len(completions.models) > 1:
         log.warning("several versions of the judge answered: %s", inputs["judge_snapshots"])
     inputs["judge_prices"] = completions.bill.prices()
     prompt_tokens, completion_tokens = completions.bill.counted()
-    data = (json.dumps(annotations, indent=1, ensure_ascii=False) + "\n").encode()
+    # One pair on each line: with an indent, Python's own encoder takes ten times as long.
+    data = ("[
+" + ",
+".join(json.dumps(one, ensure_ascii=False) for one in annotations) + "
+]
+").encode()
     files = result_files.write(config.output_dir, {"annotations.json": data})
     scores, missing = _scores(figures, len(reference.rows), completions)
     return Outcome(

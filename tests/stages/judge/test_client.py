@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-from types import SimpleNamespace
-
 import pytest
 
 from halos_eval.config.judge import load_judge
@@ -93,9 +90,7 @@ def test_tokens_that_nobody_counted_are_neither_none_at_all_nor_free(monkeypatch
         return answers
 
     monkeypatch.setattr(made, "_complete", answered)
-    monkeypatch.setitem(sys.modules, "alpaca_eval", SimpleNamespace())
-    monkeypatch.setitem(sys.modules, "alpaca_eval.utils", SimpleNamespace(prompt_to_chatml=lambda prompt: [prompt]))
-    prices = made(["one", "two"])["price_per_example"]
+    prices = made([[{"role": "user", "content": text}] for text in ("one", "two")])["price_per_example"]
     assert prices == [pytest.approx((10 * 0.40 + 1.60) / 1e6), None]
     assert made.bill.counted() == (None, None)
     assert made.bill.total() is None
