@@ -7,9 +7,6 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
-from moto.server import ThreadedMotoServer
 
 from halos_eval.errors import HalosEvalError
 from halos_eval.storage import claims, filesystem
@@ -38,26 +35,6 @@ def unknown(owner):
 @pytest.fixture
 def folder(root):
     return f"{root}/claims"
-
-
-@pytest.fixture(scope="module")
-def bucket():
-    """A bucket on an S3 server that enforces conditional writes."""
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
-        patch.setenv("AWS_ACCESS_KEY_ID", "key")
-        patch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
-        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-        import s3fs
-
-        s3fs.S3FileSystem.clear_instance_cache()
-        s3fs.S3FileSystem().mkdir("evaluations")
-        yield "s3://evaluations"
-        s3fs.S3FileSystem.clear_instance_cache()
-    server.stop()
 
 
 def test_a_claim_keeps_others_out_until_it_is_released(folder):
@@ -164,7 +141,7 @@ def test_a_claim_is_extended_while_the_work_goes_on(folder, monkeypatch):
 
 @pytest.mark.parametrize("store", ["files", "s3"])
 def test_of_two_hundred_pairs_of_writers_one_wins(store, root, request):
-    url = root if store == "files" else request.getfixturevalue("bucket")
+    url = root if store == "files" else request.getfixturevalue("strict_bucket")
 
     def attempt(number, writer):
         return filesystem.create(f"{url}/pairs/{number}.json", writer.encode())
@@ -175,90 +152,6 @@ def test_of_two_hundred_pairs_of_writers_one_wins(store, root, request):
             assert sorted(won) == [False, True]
             winner = "one" if won[0] else "two"
             assert filesystem.read_bytes(f"{url}/pairs/{number}.json") == winner.encode()
-
-
-class Turns:
-    """Lets one thread do one operation of the store at a time, in a given order."""
-
-    def __init__(self, order):
-        self.order = list(order)
-        self.lock = threading.Condition()
-        self.waiting: set[int] = set()
-        self.running = {0, 1}
-        self.names: dict[int, int] = {}
-
-    def wait(self):
-        me = self.names.get(threading.get_ident())
-        if me is None:
-            return
-        with self.lock:
-            self.waiting.add(me)
-            self.lock.notify_all()
-            self.lock.wait_for(lambda: self.waiting >= self.running and self._next() == me)
-            if self.order:
-                self.order.pop(0)
-            self.waiting.discard(me)
-
-    def _next(self):
-        return self.order[0] if self.order and self.order[0] in self.running else min(self.running)
-
-    def end(self):
-        with self.lock:
-            self.running.discard(self.names[threading.get_ident()])
-            self.lock.notify_all()
-
-
-OPERATIONS = ("read_bytes", "exists", "write_bytes", "create", "entries", "delete")
-
-
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(order=st.lists(st.sampled_from([0, 1]), max_size=40))
-def test_any_interleaving_of_two_runs_is_as_one_after_the_other(root, order):
-    """Each run finds the result, or makes it, or fails because the other is at work. It never makes it twice."""
-    turns, made, outcomes = Turns(order), [], {}
-    filesystem.delete(root)
-
-    def run(number):
-        turns.names[threading.get_ident()] = number
-        try:
-            outcomes[number] = _work(root, number, made)
-        except HalosEvalError as error:
-            outcomes[number] = type(error)
-        finally:
-            turns.end()
-
-    with pytest.MonkeyPatch.context() as patch:
-        for name in OPERATIONS:
-            real = getattr(filesystem, name)
-            patch.setattr(filesystem, name, lambda *words, real=real: (turns.wait(), real(*words))[1])
-        threads = [threading.Thread(target=run, args=(number,)) for number in (0, 1)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-    (winner,) = made
-    assert outcomes[winner] == winner
-    assert outcomes[1 - winner] in {winner, Busy}
-    result, record = (filesystem.read_bytes(f"{root}/{name}").decode() for name in ("result", "record"))
-    assert result == record == str(winner)
-
-
-def _work(root, number, made):
-    """One run: look for the record, claim, look again, write the result, and the record last."""
-
-    def found():
-        return int(filesystem.read_bytes(f"{root}/record")) if filesystem.exists(f"{root}/record") else None
-
-    if (before := found()) is not None:
-        return before
-    with claimed(f"{root}/claims", f"run {number}") as confirm:
-        if (before := found()) is not None:
-            return before
-        made.append(number)
-        filesystem.write_bytes(f"{root}/result", str(number).encode())
-        confirm()
-        filesystem.write_bytes(f"{root}/record", str(number).encode())
-        return number
 
 
 def test_a_damaged_claim_is_not_taken_for_a_free_one(folder):
