@@ -151,11 +151,7 @@ def _work(
     inputs["judge_prices"] = completions.bill.prices()
     prompt_tokens, completion_tokens = completions.bill.counted()
     # One pair on each line: with an indent, Python's own encoder takes ten times as long.
-    data = ("[
-" + ",
-".join(json.dumps(one, ensure_ascii=False) for one in annotations) + "
-]
-").encode()
+    data = ("[\n" + ",\n".join(json.dumps(one, ensure_ascii=False) for one in annotations) + "\n]\n").encode()
     files = result_files.write(config.output_dir, {"annotations.json": data})
     scores, missing = _scores(figures, len(reference.rows), completions)
     return Outcome(
