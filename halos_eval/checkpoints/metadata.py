@@ -13,7 +13,7 @@ from pydantic import BaseModel
 
 from halos_eval.checkpoints.registry import Checkpoint, Metadata, with_safe_name
 from halos_eval.checkpoints.safetensors import check_weights, files_of, read
-from halos_eval.checkpoints.weights import SCORED, short_name
+from halos_eval.checkpoints.weights import SCORED, in_storage, short_name
 from halos_eval.config.yaml_file import parse_yaml, validated
 from halos_eval.errors import BadInput
 from halos_eval.storage import filesystem
@@ -67,8 +67,9 @@ def look_into(url: str) -> WeightsFolder:
 
 
 def from_location(location: str) -> Checkpoint:
-    """Return the checkpoint of a folder or hub repository on the command line. Raises BadInput, StoreError."""
-    metadata = look_into(location).metadata() if Path(location).is_dir() else Metadata()
+    """Return the checkpoint of a folder, s3:// URL or hub repository of a command. Raises BadInput, StoreError."""
+    location = location.rstrip("/") if in_storage(location) else location
+    metadata = look_into(location).metadata() if in_storage(location) or Path(location).is_dir() else Metadata()
     name, metadata = with_safe_name(short_name(location), metadata)
     return Checkpoint(name=name, location=location, metadata=metadata)
 

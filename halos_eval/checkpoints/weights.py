@@ -38,9 +38,13 @@ class Stamp(NamedTuple):
     size: int
     """Bytes."""
     modified: int
-    """Nanoseconds since 1970."""
-    inode: int
-    """Another one if the file was replaced."""
+    """Nanoseconds since 1970; 0 in object storage, where a copy of the same content has another time."""
+    inode: int | str
+    """Another one if the file was replaced; the ETag in object storage."""
+
+
+Stamps = dict[str, Stamp]
+"""Stamps of the files that determine a model's outputs, by name."""
 
 
 class ScoredFolder(BaseModel):
@@ -49,9 +53,9 @@ class ScoredFolder(BaseModel):
     model_config = FROZEN
 
     path: str
-    """Path of the folder."""
-    stamps: dict[str, Stamp]
-    """Result of ``scored_files`` before the files were read."""
+    """Path of the folder, or its s3:// URL."""
+    stamps: Stamps
+    """Result of ``stamps_of`` before the files were read."""
     digest: str
     """SHA-256 of the files."""
 
@@ -65,7 +69,7 @@ class ScoredFolder(BaseModel):
             return folder.exists()
 
 
-ReadFolder = Callable[[Path], ScoredFolder]
+ReadFolder = Callable[[str], ScoredFolder]
 """Function like ``read_folder``; it may know the digest from before."""
 
 
@@ -77,7 +81,7 @@ class Weights(BaseModel):
     name: str
     """Short name for tables: the last part of the path that is not FINAL, as in HALOs."""
     model: str
-    """Path of a folder with full weights, or a hub repository, for vLLM."""
+    """Path of a folder with full weights, or a hub repository, for vLLM; the s3:// URL where the copy is not needed."""
     revision: str | None = None
     """Commit of the hub repository; None for a folder."""
     adapter: str | None = None
@@ -138,24 +142,34 @@ def inspect(
         return _inspect(model, revision, manifest, read or read_folder).weights
 
 
+def in_storage(model: str) -> bool:
+    """Return whether ``model`` is the URL of a folder in object storage, which has to be copied before it is loaded."""
+    return model.startswith("s3://")
+
+
 def _check_loadable(model: str) -> None:
-    if "://" in model:
+    if "://" in model and not in_storage(model):
         raise BadInput(
-            f"{model} is in object storage; expected a folder, because vLLM loads weights from folders. Copy them to "
-            "a folder that the evaluation can read, and use its path"
+            f"{model} cannot be read; expected a folder, s3://BUCKET/PREFIX or NAMESPACE/NAME on the hub. Copy the "
+            "weights to one of these"
         )
 
 
+def _exists(model: str) -> bool:
+    return in_storage(model) or Path(model).exists()
+
+
 def _inspect(model: str, revision: str | None, manifest: Manifest | None, read: ReadFolder) -> _Found:
-    folder = Path(model)
-    if not folder.exists():
+    if not _exists(model):
+        _check_cached(model)
         return _inspect_fetched(model, revision, manifest) if manifest else _inspect_hub(model, revision)
-    if not folder.is_dir():
+    if not in_storage(model) and not Path(model).is_dir():
         raise BadInput(f"{model} is a file; expected the folder with config.json and *.safetensors")
-    if (folder / ADAPTER_CONFIG).is_file():
-        return _inspect_adapter(folder, manifest, read)
-    config, shapes = _check_model(model, files_of(model))
-    scored = read(folder)
+    files = files_of(model)
+    if ADAPTER_CONFIG in files:
+        return _inspect_adapter(model, files, manifest, read)
+    config, shapes = _check_model(model, files)
+    scored = read(model)
     weights = Weights(
         name=short_name(model), model=model, digest=scored.digest, folders=(scored,), limits=limits_of(config)
     )
@@ -170,13 +184,29 @@ def _check_model(url: str, files: Mapping[str, Entry]) -> tuple[dict[str, Any], 
     return config, shapes
 
 
-def read_folder(folder: Path) -> ScoredFolder:
-    """Return a folder with the digest of its files that determine a model's outputs."""
-    stamps = scored_files(folder)
-    return ScoredFolder(path=str(folder), stamps=stamps, digest=_digest_scored(folder))
+def read_folder(folder: str) -> ScoredFolder:
+    """Return a folder on a disk with the digest of its files that determine a model's outputs."""
+    stamps = scored_files(Path(folder))
+    return ScoredFolder(path=folder, stamps=stamps, digest=_digest_scored(Path(folder)))
 
 
-def scored_files(folder: Path) -> dict[str, Stamp]:
+def stamps_of(location: str) -> Stamps:
+    """Return the stamps of a folder on a disk or in object storage. Raises FileNotFoundError, StoreError."""
+    if not in_storage(location):
+        return scored_files(Path(location))
+    return {
+        name: Stamp(entry.size, 0, entry.state)
+        for name, entry in sorted(files_of(location).items())
+        if SCORED.fullmatch(name) and not entry.is_folder
+    }
+
+
+def state_of_stamps(stamps: Stamps) -> str:
+    """Return a digest of the names, sizes and times of files on a disk, which are the same on all machines."""
+    return digest_json({name: (stamp.size, stamp.modified) for name, stamp in stamps.items()})[:32]
+
+
+def scored_files(folder: Path) -> Stamps:
     """Return the stamp of each file in ``folder`` that determines a model's outputs, by name; links are followed.
 
     As long as the stamps stay the same, so does the digest. Raises FileNotFoundError.
@@ -193,24 +223,23 @@ def _digest_scored(folder: Path) -> str:
     return digest_files(folder, list(scored_files(folder)))
 
 
-def _inspect_adapter(folder: Path, manifest: Manifest | None, read: ReadFolder) -> _Found:
-    path = str(folder)
+def _inspect_adapter(path: str, files: Mapping[str, Entry], manifest: Manifest | None, read: ReadFolder) -> _Found:
     config = read_json(filesystem.join(path, ADAPTER_CONFIG))
     base = config.get("base_model_name_or_path")
     if config.get("peft_type") != "LORA" or not base:
         raise BadInput(
-            f"{folder}/{ADAPTER_CONFIG}: adapter is not supported; expected peft_type LORA and base_model_name_or_path"
+            f"{path}/{ADAPTER_CONFIG}: adapter is not supported; expected peft_type LORA and base_model_name_or_path"
         )
     if (Path(str(base)) / ADAPTER_CONFIG).is_file():
-        raise BadInput(f"{folder}: its base {base} is an adapter itself. Merge the base into full weights first")
-    shapes = check_weights(path, files_of(path))
+        raise BadInput(f"{path}: its base {base} is an adapter itself. Merge the base into full weights first")
+    shapes = check_weights(path, files)
     rank = supported_rank(path, config)
-    _check_loadable(str(base))
+    _check_base(path, str(base))
     with readable(str(base)):
         found = _inspect(str(base), config.get("revision"), manifest, read)
     fused = "text_config" in found.config or "quantization_config" in found.config
     check_adapter(path, config, shapes, found.shapes, fused)
-    own = read(folder)
+    own = read(path)
     adapted = {
         "name": short_name(path),
         "adapter": path,
@@ -221,17 +250,38 @@ def _inspect_adapter(folder: Path, manifest: Manifest | None, read: ReadFolder) 
     return found._replace(weights=found.weights.model_copy(update=adapted))
 
 
+def _check_base(adapter: str, base: str) -> None:
+    if "://" in base:
+        raise BadInput(
+            f"{adapter}: its base {base} is in object storage; expected a folder or a hub repository. Copy the base to "
+            "a folder and name that in base_model_name_or_path, or merge the adapter into full weights"
+        )
+
+
+def _check_cached(model: str) -> None:
+    if Path(model).is_absolute() and Path(model).is_relative_to(cached_weights()):
+        raise DataUnavailable(
+            f"{model} is no longer in the cache: it was removed for others. Trigger the evaluation again; "
+            "`fetch` copies it once more"
+        )
+
+
+def cached_weights() -> Path:
+    """Return the folder of the cache with copies of weights from object storage."""
+    return hub.cache_root() / "halos-eval" / "weights"
+
+
 def hub_model(model: str, revision: str | None = None) -> tuple[str, str | None] | None:
     """Return the hub repository and the revision of the weights of ``model`` or, for an adapter, of its base.
 
     None if the weights are in a folder. Raises BadInput.
     """
-    if not Path(model).exists():
+    if not _exists(model):
+        _check_cached(model)
         return _check_repository(model), revision
-    adapter = Path(model) / ADAPTER_CONFIG
-    if not adapter.is_file():
+    if ADAPTER_CONFIG not in files_of(model):
         return None
-    config = read_json(str(adapter))
+    config = read_json(filesystem.join(model, ADAPTER_CONFIG))
     return hub_model(str(config.get("base_model_name_or_path")), config.get("revision"))
 
 

@@ -30,6 +30,7 @@ JUDGE_POOL = "halos_eval_judge"
 BACKFILL_POOL = "halos_eval_backfill"
 BACKFILL_SLOTS = 60
 """Slots of the backfill pool. With at most N checkpoints at a time, each takes an Nth of them."""
+WEIGHTS_GIB = 500
 CACHE = "cache"
 """Name of the volume for models and datasets from the hub; HF_HOME is on it."""
 OUTBOX = "outbox"
@@ -174,6 +175,8 @@ class Kubernetes(BaseModel):
     """Environment variables of all stages: AWS_ENDPOINT_URL, HF_ENDPOINT, OPENAI_BASE_URL, ..."""
     secrets: dict[str, SecretKey] = {}
     """Environment variables from Secrets. Each stage gets only those it needs (orchestration/secrets.py)."""
+    weights_gib: int = Field(WEIGHTS_GIB, ge=1)
+    """GiB of the cache for copies of checkpoints in object storage; the least recently used ones are removed."""
     volumes: dict[str, Volume] = {}
     """Volumes of all pods, by name. The names cache and outbox have a meaning; others are only mounted."""
     priority_classes: dict[Priority, str] = {}
@@ -226,6 +229,11 @@ class Cluster(BaseModel):
     def can_fetch(self) -> bool:
         """Whether later stages can read fetched data; always true for local processes."""
         return self.kubernetes is None or self.cache is not None
+
+    @property
+    def weights_gib(self) -> int:
+        """GiB of the cache for copies of checkpoints in object storage."""
+        return self.kubernetes.weights_gib if self.kubernetes else WEIGHTS_GIB
 
     def gpu_profile(self, name: str) -> Profile:
         """Return the profile ``name`` for a stage that loads a model. Raises BadInput if it can never be scheduled."""

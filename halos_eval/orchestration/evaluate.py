@@ -21,6 +21,7 @@ from halos_eval.errors import BadInput, DataUnavailable, HalosEvalError
 from halos_eval.planning.costs import excess, read_history
 from halos_eval.planning.jobs import PlannedJob, StageJob, fetch_job, summary_job
 from halos_eval.planning.plan import Plan, make_plan, save_plan, suite_manifest
+from halos_eval.planning.progress import some_stage_loads
 from halos_eval.reports.results import why_missing, why_unavailable
 from halos_eval.storage.records import readable_record
 
@@ -32,7 +33,9 @@ def prepare_evaluation(params: dict[str, Any]) -> dict[str, Any]:
     with _failing_at_once():
         root = Settings().store
         checkpoint, suite, tasks = _requested(params)
-        job = fetch_job(suite, checkpoint, root, load_cluster(), tasks, force=params["force"])
+        cluster, force = load_cluster(), params["force"]
+        loaded = force or some_stage_loads(root, checkpoint, cluster, suite.name, tasks)
+        job = fetch_job(suite, checkpoint, root, cluster, tasks, force=force, loaded=loaded)
     return _job(job) if job else {}
 
 

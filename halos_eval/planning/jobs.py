@@ -9,7 +9,7 @@ from typing import Literal
 from pydantic import BaseModel
 
 from halos_eval.checkpoints.registry import Checkpoint
-from halos_eval.checkpoints.weights import to_fetch
+from halos_eval.checkpoints.weights import in_storage, to_fetch
 from halos_eval.config.cluster import CPU_PROFILE, Cluster
 from halos_eval.config.settings import FROZEN
 from halos_eval.config.suite import ALPACA_EVAL, Suite, place_of
@@ -92,23 +92,28 @@ def fetch_job(
     cluster: Cluster,
     tasks: Sequence[str] = (),
     force: bool = False,
+    loaded: bool = True,
 ) -> StageJob | None:
     """Return the job that fetches what ``suite`` and ``checkpoint`` need from the hub. Raise BadInput, StoreError.
 
     With ``tasks`` it fetches only for these. Return None if the manifest has everything as the suite defines it now, or
-    if the pods share no cache, so that the other stages would not find the data.
+    if the pods share no cache, so that the other stages would not find the data. A checkpoint in object storage is
+    fetched each time if some stage will load it (``loaded``), because only the job sees whether the cache still has it.
     """
     if not cluster.can_fetch:
         return None
     url = layout.manifest_url(root, suite.name)
     model = to_fetch(checkpoint.location, checkpoint.revision)
     manifest = read_manifest(url)
-    if manifest and not force and not unfetched(suite.keep(list(tasks)), [model] if model else [], manifest):
+    copied = loaded and in_storage(checkpoint.location)
+    wanted = [model] if model else []
+    if manifest and not force and not copied and not unfetched(suite.keep(list(tasks)), wanted, manifest):
         return None
     # Lists as JSON, because the command line splits other lists at commas.
     only = [f"--tasks={json.dumps(tasks)}"] if tasks else []
-    models = [json.dumps([model], ensure_ascii=False)] if model else []
-    argv = ("fetch", f"--manifest={url}", *only, "--", place_of(suite.name), *models)
+    models = [json.dumps([model or checkpoint.location], ensure_ascii=False)] if model or copied else []
+    store = [f"--store={root}", f"--name={checkpoint.name}", f"--weights-gib={cluster.weights_gib}"] if copied else []
+    argv = ("fetch", f"--manifest={url}", *only, *store, "--", place_of(suite.name), *models)
     return StageJob(stage="fetch", image="worker", argv=argv, profile=CPU_PROFILE)
 
 

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from typing import Any, Literal
 from uuid import uuid4
 
-from halos_eval.checkpoints.known import Reader, known_weights, recall
+from halos_eval.checkpoints.download import Copy, cached_copy
+from halos_eval.checkpoints.known import Reader, carried, known_weights, recall, recall_copy
 from halos_eval.checkpoints.registry import Checkpoint
-from halos_eval.checkpoints.weights import inspect, to_fetch
-from halos_eval.config.cluster import CPU_PROFILE, OUTBOX, Cluster, Volume
+from halos_eval.checkpoints.weights import in_storage, inspect, to_fetch
+from halos_eval.config.cluster import CACHE, CPU_PROFILE, OUTBOX, Cluster, Volume
 from halos_eval.config.suite import AlpacaEvalSettings, Suite, TaskSettings
 from halos_eval.errors import BadInput
 from halos_eval.hub import cache_root
@@ -50,10 +51,21 @@ class Planner:
         location, revision = checkpoint.location, checkpoint.revision
         if self.manifest and (model := to_fetch(location, revision)):
             self.manifest.needs(checkpoint_part(model))
-        reader = Reader(recall(root, checkpoint.name, location, revision))
+        self.copy = self._copy_of(location)
+        reader = Reader(recall(root, checkpoint.name, location, revision), self.copy)
         self.weights = inspect(location, revision, self.manifest, reader)
         self.known = known_weights(location, revision, self.weights)
         self.reference = self.weights.reference(checkpoint.name, location)
+
+    def _copy_of(self, location: str) -> Copy | None:
+        if not in_storage(location):
+            return None
+        if not self.cluster.can_fetch:
+            raise BadInput(
+                f"{location} is in object storage, but the pods share no volume {CACHE} for a copy of it. Add "
+                f"kubernetes.volumes.{CACHE} to the cluster file, or copy it to a folder"
+            )
+        return recall_copy(self.root, self.checkpoint.name)
 
     def part(self, part: str) -> Sequence[PlannedJob]:
         """Return the jobs of alpaca_eval or of a task. Raise DataUnavailable with the manifest's reason."""
@@ -93,7 +105,7 @@ class Planner:
             **self._common(identity),
             **self._engine(profile),
             prompts=settings.prompts,
-            chat_template=metadata.chat_template,
+            chat_template=metadata.chat_template and self._on_disk(metadata.chat_template),
             output=outputs,
         )
         return self._plan(identity, config, layout.record_beside(outputs), profile)
@@ -107,6 +119,7 @@ class Planner:
         self.weights.limits.check(gpus, harness.max_model_len)
         metadata = self.checkpoint.metadata
         chat_template, stop = (metadata.chat_template, metadata.stop) if settings.apply_chat_template else (None, ())
+        chat_template = chat_template and self._on_disk(chat_template)
         folder = self._folder(identity)
         isolated = settings.confirm_unsafe_code and self.cluster.kubernetes
         config = HarnessConfig(
@@ -137,13 +150,23 @@ class Planner:
         return self.cluster.outbox
 
     def _engine(self, profile: str) -> dict[str, Any]:
+        location = self.checkpoint.location
         return {
-            "model": self.checkpoint.location,
+            "model": self._on_disk(location),
+            "location": location if self.copy else None,
+            "known": carried(self.weights.folders, self.copy),
             "revision": self._revision(),
             "tensor_parallel_size": self.cluster.gpu_profile(profile).parts,
             "gpu_memory_utilization": self.suite.gpu_memory_utilization,
             "enforce_eager": self.suite.enforce_eager,
         }
+
+    def _on_disk(self, location: str) -> str:
+        """Return the path of the cached copy of what is in the checkpoint's folder, if that is in object storage."""
+        if not self.copy or not location.startswith(self.checkpoint.location):
+            return location
+        cache = self.cluster.cache.mount_path if self.cluster.cache else None
+        return cached_copy(self.copy, cache) + location.removeprefix(self.checkpoint.location)
 
     def _revision(self) -> str | None:
         """Return a revision that gives the planned commit: the branch that the manifest pins, or the commit itself."""

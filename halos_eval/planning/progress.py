@@ -15,7 +15,7 @@ from halos_eval.checkpoints.known import KnownWeights, recall
 from halos_eval.checkpoints.registry import Checkpoint
 from halos_eval.config.cluster import Cluster
 from halos_eval.config.settings import FROZEN
-from halos_eval.config.suite import load_suite, suite_names
+from halos_eval.config.suite import ALPACA_EVAL, load_suite, suite_names
 from halos_eval.errors import BadInput, DataUnavailable, HalosEvalError
 from halos_eval.planning.current import Standing, files_of, judged_again, standing
 from halos_eval.planning.definition import Definitions
@@ -85,6 +85,16 @@ def overview(
     with ThreadPoolExecutor(READERS) as pool:
         progress = dict(zip((one.name for one in checkpoints), pool.map(reader.read, checkpoints), strict=True))
     return Overview(tuple(suites or planned), progress, reader.unreadable)
+
+
+def some_stage_loads(root: str, checkpoint: Checkpoint, cluster: Cluster, suite: str, tasks: Sequence[str]) -> bool:
+    """Return whether a stage of ``suite`` that loads the weights has no result yet. ``tasks``: only these, if any.
+
+    Raise BadInput, StoreError.
+    """
+    progress = overview(root, [checkpoint], cluster, [suite], newest=True).progress[checkpoint.name].get(suite)
+    wanted = {"sample" if task == ALPACA_EVAL else task for task in tasks or load_suite(suite).parts}
+    return progress is None or not wanted <= set(progress.done)
 
 
 class _Reader:

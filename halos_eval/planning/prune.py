@@ -272,7 +272,7 @@ class Pruner:
         """Return everything of a deleted checkpoint. Without its plans it has no row."""
         plans = [layout.plan_url(self.root, suite, name) for suite in sorted(self.planned)]
         files = {}
-        for url in (*plans, layout.weights_url(self.root, name)):
+        for url in (*plans, layout.copy_url(self.root, name), layout.weights_url(self.root, name)):
             folder, _, file = url.rpartition("/")
             entry = filesystem.entries(folder).get(file)
             if entry and filesystem.inside(self.root, url):

@@ -18,6 +18,8 @@ from pydantic_settings import CliPositionalArg
 
 from halos_eval import hub
 from halos_eval.checkpoints import weights
+from halos_eval.checkpoints.download import cached_copy, copied
+from halos_eval.config.cluster import WEIGHTS_GIB
 from halos_eval.config.settings import FROZEN
 from halos_eval.config.suite import ALPACA_EVAL, AlpacaEvalSettings, Suite, load_suite
 from halos_eval.data import prompts
@@ -29,8 +31,10 @@ from halos_eval.stages.harness.options import HarnessConfig, harness_identity
 from halos_eval.stages.harness.task_index import task_manager
 from halos_eval.stages.harness.tasks import include_paths, load_tasks, rehearse
 from halos_eval.stages.run import disk_full, named
+from halos_eval.storage import layout
+from halos_eval.storage.layout import safe_name
 from halos_eval.storage.manifest import Item, Manifest, Part, checkpoint_part, read_manifest, write_manifest
-from halos_eval.storage.records import CheckpointRef
+from halos_eval.storage.records import CheckpointRef, update_model
 
 if TYPE_CHECKING:
     from lm_eval.tasks import TaskManager
@@ -48,18 +52,24 @@ class _Need(NamedTuple):
 
 
 class FetchConfig(BaseModel):
-    """Fetch the data of SUITE into the cache (HF_HOME), and those models of CHECKPOINTS that are on the hub."""
+    """Fetch the data of SUITE into the cache (HF_HOME), and those models of CHECKPOINTS that are on the hub or in s3://."""
 
     model_config = FROZEN
 
     suite: CliPositionalArg[str]
     """Name or file of a suite."""
     checkpoints: CliPositionalArg[tuple[str, ...]] = ()
-    """Folders of checkpoints or of LoRA adapters, or NAMESPACE/NAME[@REVISION] on the hub."""
+    """Folders or s3:// URLs of checkpoints or of LoRA adapters, or NAMESPACE/NAME[@REVISION] on the hub."""
     manifest: str = "manifest.json"
     """File or URL to write. Commits that it already pins stay pinned."""
     tasks: tuple[str, ...] = Field(())
     """Only these parts of the suite: alpaca_eval or names of tasks (default: all)."""
+    store: str | None = None
+    """Folder or object storage with all results: the plan finds there what the copy of an s3:// checkpoint contains."""
+    name: str | None = None
+    """Name of the checkpoint in the store (default: the last part of its path that is not FINAL)."""
+    weights_gib: int = Field(WEIGHTS_GIB, ge=1)
+    """GiB that copies of s3:// checkpoints may take in the cache; the least recently used ones are removed."""
 
 
 def fetch(config: FetchConfig) -> Manifest:
@@ -70,7 +80,8 @@ def fetch(config: FetchConfig) -> Manifest:
     """
     suite = load_suite(config.suite).keep(list(config.tasks))
     manifest = read_manifest(config.manifest) or Manifest(suite=suite.name)
-    needs = [*_parts(suite), *map(_checkpoint, config.checkpoints)]
+    hosted = [one for one in config.checkpoints if not weights.in_storage(one) or weights.to_fetch(one)]
+    needs = [*_parts(suite), *map(_checkpoint, hosted)]
     fetcher = Fetcher(dict(manifest.pins))
     unreached = []
     for need in needs:
@@ -86,6 +97,9 @@ def fetch(config: FetchConfig) -> Manifest:
     manifest = manifest.model_copy(update={"pins": fetcher.pins})
     write_manifest(config.manifest, manifest)
     reasons = {title: why for title in (need.title for need in needs) if (why := manifest.parts[title].reason)}
+    # After the manifest is written: data that is pinned does not depend on this checkpoint.
+    for location in filter(weights.in_storage, config.checkpoints):
+        _copy(location, suite.name, config)
     if unreached:
         raise Incomplete(
             f"{', '.join(unreached)}: {reasons[unreached[0]]}. Run it again; items already fetched are kept"
@@ -93,6 +107,16 @@ def fetch(config: FetchConfig) -> Manifest:
     if len(reasons) == len(needs):
         raise DataUnavailable("; ".join(f"{title}: {why}" for title, why in reasons.items()))
     return manifest
+
+
+def _copy(location: str, suite: str, config: FetchConfig) -> None:
+    """Copy a checkpoint in object storage into the cache, and describe the copy in the store."""
+    name = config.name or safe_name(weights.short_name(location))
+    turn = layout.turn_url(config.store, suite, name) if config.store else None
+    copy = copied(location.rstrip("/"), config.weights_gib, turn)
+    log.info("%s is in %s", location, cached_copy(copy))
+    if config.store:
+        update_model(layout.copy_url(config.store, name), copy)
 
 
 def unfetched(suite: Suite, checkpoints: Iterable[str], manifest: Manifest) -> list[str]:
@@ -178,7 +202,7 @@ class _Tasks:
 
 def _checkpoint(location: str) -> _Need:
     def wanted() -> tuple[str, str | None] | None:
-        if Path(location).exists():
+        if weights.in_storage(location) or Path(location).exists():
             return weights.hub_model(location)
         name, _, revision = location.partition("@")
         return weights.hub_model(name, revision or None)

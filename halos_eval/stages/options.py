@@ -69,6 +69,19 @@ class StageConfig(BaseModel):
         return [*words, "--", *positional]
 
 
+class ModelConfig(StageConfig):
+    """Options of the stages that load a model."""
+
+    model: CliPositionalArg[str]
+    """Folder or s3:// URL of a checkpoint or of a LoRA adapter, or NAMESPACE/NAME on the hub."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub repository."""
+    location: CliSuppress[str | None] = None
+    """URL of the checkpoint if MODEL is its copy in the cache."""
+    known: CliSuppress[tuple[str, ...]] = ()
+    """Digests that the plan has computed, see `halos_eval.checkpoints.known.Carried`."""
+
+
 def is_positional(metadata: list[Any]) -> bool:
     """Return whether a field is a positional argument of the command line."""
     return any(mark is POSITIONAL for mark in metadata)

@@ -11,11 +11,12 @@ import json
 import logging
 import os
 import time
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
-from pydantic_settings import CliPositionalArg
 
+from halos_eval.checkpoints.known import Carried
 from halos_eval.checkpoints.weights import Weights, check_fetched, inspect
 from halos_eval.config.suite import ALPACA_EVAL, SamplingSettings
 from halos_eval.data import prompts
@@ -24,7 +25,8 @@ from halos_eval.errors import BadInput, EvaluationFailed, Incomplete
 from halos_eval.stages.adapter import check_applied_by_vllm
 from halos_eval.stages.chat_template import read_template
 from halos_eval.stages.identity import Identity, Job
-from halos_eval.stages.options import StageConfig
+from halos_eval.stages.on_disk import on_disk
+from halos_eval.stages.options import ModelConfig
 from halos_eval.stages.prompt import Prompting, Stops
 from halos_eval.stages.run import Outcome, check_still_named, loading, reason_kept, run
 from halos_eval.stages.vllm import VLLM_ENVIRONMENT, memory_arguments
@@ -43,13 +45,9 @@ PROMPTING = "prompting"
 """Key in the journal of how the prompts were made, beside those of the answers."""
 
 
-class SampleConfig(SamplingSettings, StageConfig):
+class SampleConfig(SamplingSettings, ModelConfig):
     """Sample answers from MODEL for a set of prompts with vLLM."""
 
-    model: CliPositionalArg[str]
-    """Folder of a checkpoint or of a LoRA adapter, or NAMESPACE/NAME on the hub."""
-    revision: str | None = None
-    """Branch, tag or commit of a hub repository."""
     prompts: str = ALPACA_EVAL
     """alpaca_eval (805 prompts from the hub), demo, or a JSON file: a list of objects with 'instruction'."""
     output: str = "outputs.json"
@@ -87,13 +85,15 @@ def sample_identity(
 def sample(config: SampleConfig) -> Record:
     """Run the stage. Raise BadInput, DataUnavailable, Incomplete, StoreError, EvaluationFailed."""
     record = layout.record_beside(config.output)
-    with reason_kept(config, record):
-        manifest = config.load_manifest()
-        weights = inspect(config.model, config.revision, manifest)
-        weights.limits.check(config.tensor_parallel_size, config.max_model_len)
-        checkpoint = weights.reference(config.name, config.model)
-        job = sample_identity(config, config.prompts, config.chat_template, checkpoint, manifest).at(record)
-    return run(job, config, lambda: _work(config, weights, job, manifest))
+    with ExitStack() as stack:
+        with reason_kept(config, record):
+            config = stack.enter_context(on_disk(config))
+            manifest = config.load_manifest()
+            weights = inspect(config.model, config.revision, manifest, Carried(config.known))
+            weights.limits.check(config.tensor_parallel_size, config.max_model_len)
+            checkpoint = weights.reference(config.name, config.location or config.model)
+            job = sample_identity(config, config.prompts, config.chat_template, checkpoint, manifest).at(record)
+        return run(job, config, lambda: _work(config, weights, job, manifest))
 
 
 def _work(config: SampleConfig, weights: Weights, job: Job, manifest: Manifest | None) -> Outcome:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from halos_eval.checkpoints.safetensors import ADAPTER_CONFIG, read_json
-from halos_eval.checkpoints.weights import hub_model
+from halos_eval.checkpoints.weights import hub_model, in_storage
 from halos_eval.errors import BadInput, DataUnavailable
 from halos_eval.hub import hub_errors
 
@@ -16,6 +16,8 @@ def load_tokenizer(model: str, revision: str | None = None) -> Any:
 
     Raise BadInput, DataUnavailable.
     """
+    if in_storage(model):
+        raise BadInput(f"{model} is in object storage; expected a folder. Copy its tokenizer files to one")
     folder = Path(model)
     if (folder / ADAPTER_CONFIG).is_file() and not (folder / "tokenizer_config.json").is_file():
         adapter = read_json(str(folder / ADAPTER_CONFIG))

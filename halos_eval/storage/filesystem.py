@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
@@ -22,6 +23,13 @@ from fsspec.implementations.local import LocalFileSystem
 from halos_eval.errors import BadInput, StoreError
 
 PROTOCOLS = {"file", "s3", "memory"}  # memory: for tests
+
+PIECE = 16 << 20  # bytes of an object that are read at once
+MD5 = re.compile(r"[0-9a-f]{32}")
+
+
+class Replaced(Exception):
+    """An object was replaced while it was read."""
 
 
 class Entry(NamedTuple):
@@ -85,6 +93,49 @@ def read_bytes(url: str, start: int | None = None, end: int | None = None) -> by
         # Without this s3fs sends a second request for the size, to read large files in parts.
         options = {} if isinstance(fs, LocalFileSystem) else {"max_concurrency": 1}
         return bytes(fs.cat_file(path, start=start, end=end, **options))
+
+
+def stream(url: str, state: str, start: int = 0) -> Iterator[bytes]:
+    """Yield an object of object storage from byte ``start`` on, in pieces of ``PIECE`` bytes.
+
+    ``state`` is its ``Entry.state``. Raises FileNotFoundError, Replaced if the object is not this version any more,
+    StoreError.
+    """
+    from s3fs.utils import FileExpired  # type: ignore[import-untyped]
+
+    with _store_errors(url, reads_file=True):
+        fs, path = _open(url)
+        # s3fs sends If-Match with each request.
+        with fs.open(path, "rb", block_size=PIECE, cache_type="none") as file:
+            if file.details["ETag"] != state:
+                raise Replaced(url)
+            file.seek(start)
+            try:
+                while piece := file.read(PIECE):
+                    yield piece
+            except FileExpired as error:
+                raise Replaced(url) from error
+
+
+def synced(file: BinaryIO) -> None:
+    """Return once what was written to ``file`` is on the disk."""
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def damaged(url: str, state: str, md5: str) -> bool:
+    """Return whether an object has another MD5 than what was read of it. False if its ETag, ``state``, is no MD5.
+
+    It is none for an upload in several parts, nor with a key of the owner's or of KMS. Raises StoreError.
+    """
+    etag = state.strip('"')
+    if etag == md5 or not MD5.fullmatch(etag):
+        return False
+    with _store_errors(url):
+        fs, path = _open(url)
+        bucket, key, _ = fs.split_path(path)
+        head = fs.call_s3("head_object", Bucket=bucket, Key=key)
+        return head.get("ServerSideEncryption", "AES256") == "AES256" and "SSECustomerAlgorithm" not in head
 
 
 def exists(url: str) -> bool:

@@ -4,6 +4,7 @@ runs/CHECKPOINT/STAGE/FINGERPRINT/{record.json, failure.json, ...}     STAGE is 
 plans/SUITE/CHECKPOINT.json                                            the jobs of a run, with their fingerprints
 suites/SUITE.json                                                      the suite's definition at the latest plan
 weights/CHECKPOINT.json                                                digest and file stamps of the weights
+copies/CHECKPOINT.json                                                 copy in the cache of weights in object storage
 series.json                                                            versions of the tools, in order of first use
 manifests/SUITE.json                                                   pins of the data of a suite
 reports/SUITE/summary.csv
@@ -117,6 +118,11 @@ def definition_url(root: str, suite: str) -> str:
 def weights_url(root: str, checkpoint: str) -> str:
     """Return the URL of the digest of a checkpoint's weights."""
     return filesystem.join(root, "weights", f"{folder_name(checkpoint)}.json")
+
+
+def copy_url(root: str, checkpoint: str) -> str:
+    """Return the URL of the description of the cached copy of a checkpoint that is in object storage."""
+    return filesystem.join(root, "copies", f"{folder_name(checkpoint)}.json")
 
 
 def series_url(root: str) -> str:

@@ -278,9 +278,11 @@ def test_a_header_that_is_long_is_read_whole_and_an_endless_one_not_at_all(folde
     assert "is truncated or not a safetensors file" in inspect_error(folder)
 
 
-def test_weights_in_object_storage_are_not_loaded_from_there():
-    assert "is in object storage; expected a folder, because vLLM loads weights from folders" in inspect_error(
-        "s3://bucket/kto/FINAL"
+@pytest.mark.parametrize("url", ["gs://bucket/kto/FINAL", "abfs://bucket/kto/FINAL", "https://host/kto"])
+def test_other_object_storage_is_rejected_with_a_remedy(url):
+    assert inspect_error(url) == (
+        f"{url} cannot be read; expected a folder, s3://BUCKET/PREFIX or NAMESPACE/NAME on the hub. Copy the weights "
+        "to one of these"
     )
 
 
@@ -299,7 +301,7 @@ def test_what_is_on_the_hub_is_staged_and_so_is_an_adapters_base(tmp_path):
 
 @pytest.mark.parametrize(
     ("model", "words"),
-    [("s3://bucket/kto", "is in object storage; expected a folder"), ("/none", "is neither a folder nor")],
+    [("gs://bucket/kto", "cannot be read; expected a folder, s3://"), ("/none", "is neither a folder nor")],
 )
 def test_weights_that_cannot_be_loaded_are_reported_before_fetching(model, words):
     with pytest.raises(BadInput, match=words):

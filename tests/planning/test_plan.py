@@ -556,8 +556,8 @@ def test_a_checkpoint_in_a_folder_needs_no_fetch_and_one_on_the_hub_does(make_fe
     keep_manifest(root, make_manifest(SUITE, checkpoints=["lab/m@main"]))
     assert make_fetch_job(checkpoint=model) is None
     assert make_fetch_job(checkpoint=adapter)
-    with pytest.raises(BadInput, match="is in object storage; expected a folder"):
-        make_fetch_job(checkpoint=model.model_copy(update={"location": "s3://bucket/m"}))
+    with pytest.raises(BadInput, match="cannot be read; expected a folder, s3://"):
+        make_fetch_job(checkpoint=model.model_copy(update={"location": "gs://bucket/m"}))
 
 
 @pytest.mark.parametrize("volumes", [{}, {"cache": {"mountPath": "/cache", "emptyDir": "9Gi"}}])

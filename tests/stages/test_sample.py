@@ -8,6 +8,8 @@ from types import SimpleNamespace
 import pytest
 from pydantic import ValidationError
 
+from halos_eval.checkpoints import weights
+from halos_eval.checkpoints.known import carried
 from halos_eval.checkpoints.weights import inspect
 from halos_eval.data import prompts
 from halos_eval.digests import digest_bytes
@@ -198,6 +200,22 @@ def test_weights_that_are_copied_again_are_the_same(options, engine, tmp_path):
     path = tmp_path / "kto" / "FINAL" / "model.safetensors"
     engine(loading=lambda: path.write_bytes(path.read_bytes()))
     assert sample(SampleConfig(**options)).coverage.scored == 12
+
+
+def test_the_digest_of_the_plan_saves_reading_the_weights_but_not_noticing_a_change(
+    options, engine, tmp_path, monkeypatch
+):
+    folder = tmp_path / "kto" / "FINAL"
+    found = inspect(options["model"])
+    known = carried(found.folders, None)
+    engine()
+    with monkeypatch.context() as patch:
+        patch.setattr(weights, "digest_files", lambda *_: pytest.fail("weights were read"))
+        record = sample(SampleConfig(**options, known=known, location="s3://bucket/kto"))
+    assert (record.checkpoint.digest, record.checkpoint.location) == (found.digest, "s3://bucket/kto")
+    engine(loading=lambda: write_safetensors(folder / "model.safetensors", b"trained longer"))
+    with pytest.raises(BadInput, match="was saved again while it was evaluated"):
+        sample(SampleConfig(**options, known=known, force=True))
 
 
 @pytest.mark.parametrize("answers", ["sampled", "resumed"])

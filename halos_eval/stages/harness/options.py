@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import Field
-from pydantic_settings import CliPositionalArg
 
 from halos_eval.config.suite import TASK_NAME, HarnessSettings, StopStrings
 from halos_eval.digests import digest_bytes
@@ -14,18 +13,14 @@ from halos_eval.shipped import shipped
 from halos_eval.stages.chat_template import read_template
 from halos_eval.stages.harness.own_tasks import digest_folder, digest_outside
 from halos_eval.stages.identity import Identity
-from halos_eval.stages.options import StageConfig
+from halos_eval.stages.options import ModelConfig
 from halos_eval.storage.manifest import Manifest
 from halos_eval.storage.records import CheckpointRef
 
 
-class HarnessConfig(HarnessSettings, StageConfig):
+class HarnessConfig(HarnessSettings, ModelConfig):
     """Evaluate MODEL on one lm-evaluation-harness task or group."""
 
-    model: CliPositionalArg[str]
-    """Folder of a checkpoint or of a LoRA adapter, or NAMESPACE/NAME on the hub."""
-    revision: str | None = None
-    """Branch, tag or commit of a hub repository."""
     task: str = Field(pattern=TASK_NAME)
     """Name of the task or group."""
     output_dir: str

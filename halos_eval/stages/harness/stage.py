@@ -7,7 +7,9 @@ requests itself, because lm_eval's cache stores generated text under keys that i
 from __future__ import annotations
 
 import time
+from contextlib import ExitStack
 
+from halos_eval.checkpoints.known import Carried
 from halos_eval.checkpoints.weights import Weights, check_fetched, inspect
 from halos_eval.data.replay import replayed
 from halos_eval.stages.harness import sandbox
@@ -19,35 +21,41 @@ from halos_eval.stages.harness.task_index import task_manager
 from halos_eval.stages.harness.tasks import dataset_revisions, evaluate, include_paths, load_tasks
 from halos_eval.stages.harness.warned import warnings_counted
 from halos_eval.stages.identity import Job
+from halos_eval.stages.on_disk import on_disk
 from halos_eval.stages.run import Outcome, check_still_named, loading, reason_kept, run
 from halos_eval.storage import filesystem, layout, result_files
 from halos_eval.storage.journal import Journal
+from halos_eval.storage.manifest import Manifest
 from halos_eval.storage.records import Record, Usage
 
 
 def harness(config: HarnessConfig) -> Record:
     """Run the stage. Raise BadInput, DataUnavailable, StoreError, EvaluationFailed."""
     record = filesystem.join(config.output_dir, layout.RECORD)
-    with reason_kept(config, record):
-        manifest = config.load_manifest()
-        weights = inspect(config.model, config.revision, manifest)
-        weights.limits.check(config.tensor_parallel_size if config.backend == "vllm" else 1, config.max_model_len)
-        checkpoint = weights.reference(config.name, config.model)
-        identity = harness_identity(
-            config.task, config, config.include_path, config.chat_template, checkpoint, manifest, config.stop
-        )
-        job = identity.at(record)
+    with ExitStack() as stack:
+        with reason_kept(config, record):
+            config = stack.enter_context(on_disk(config))
+            manifest = config.load_manifest()
+            weights = inspect(config.model, config.revision, manifest, Carried(config.known))
+            gpus = config.tensor_parallel_size if config.backend == "vllm" else 1
+            weights.limits.check(gpus, config.max_model_len)
+            checkpoint = weights.reference(config.name, config.location or config.model)
+            identity = harness_identity(
+                config.task, config, config.include_path, config.chat_template, checkpoint, manifest, config.stop
+            )
+            job = identity.at(record)
+        # Code that a model wrote could have left a record in the outbox, in an earlier try of this task.
+        trusted = not (config.confirm_unsafe_code and config.expect)
+        return run(job, config, lambda: _with_data(config, weights, job, manifest), trusted=trusted)
 
-    def work() -> Outcome:
-        check_fetched(config.model, config.revision, manifest)
-        with replayed(manifest):
-            outcome = _work(config, weights, job)
-        fetched = manifest.needs(config.task) if manifest else []
-        more = {f"{item.kind}:{item.repo}": item.revision or item.digest for item in fetched if item.kind != "dataset"}
-        return outcome.model_copy(update={"inputs": more | outcome.inputs})
 
-    # Code that a model wrote could have left a record in the outbox, in an earlier try of this task.
-    return run(job, config, work, trusted=not (config.confirm_unsafe_code and config.expect))
+def _with_data(config: HarnessConfig, weights: Weights, job: Job, manifest: Manifest | None) -> Outcome:
+    check_fetched(config.model, config.revision, manifest)
+    with replayed(manifest):
+        outcome = _work(config, weights, job)
+    fetched = manifest.needs(config.task) if manifest else []
+    more = {f"{item.kind}:{item.repo}": item.revision or item.digest for item in fetched if item.kind != "dataset"}
+    return outcome.model_copy(update={"inputs": more | outcome.inputs})
 
 
 def _work(config: HarnessConfig, weights: Weights, job: Job) -> Outcome:
