@@ -84,7 +84,7 @@ def _open_plans() -> list[Plan]:
             continue
         console.print(f"{name}: all results exist")
         kept = read_plan(layout.plan_url(STORE, SUITE, name))
-        definition = Definitions(suite, manifest).document
+        definition = Definitions(suite, manifest, root=STORE).document
         if kept is None or _contents(kept) != _contents(plan) or read_definition(STORE, SUITE) != definition:
             save_plan(plan, suite, STORE, manifest)
     return found

@@ -11,7 +11,7 @@ from airflow.sdk.exceptions import AirflowException
 from kubernetes.client import ApiException, V1Pod
 from pendulum import DateTime
 
-from halos_eval.config.cluster import load_cluster
+from halos_eval.config.cluster import CPU_PROFILE, load_cluster
 from halos_eval.orchestration.failures import BASE, PodLost, StageFailure, diagnose, refused
 from halos_eval.orchestration.pod_spec import manifest, pod_name
 from halos_eval.orchestration.turns import task_owner
@@ -107,4 +107,6 @@ class PodStageOperator(KubernetesPodOperator):
         self.schedule_timeout_seconds = profile.schedule_timeout_seconds
         self.startup_timeout_seconds = profile.start_timeout_seconds
         job = job.model_copy(update={"argv": job.owned_by(task_owner(context))})
-        self.pod_template_dict = manifest(job, cluster.kubernetes, profile, context["params"]["priority"])
+        self.pod_template_dict = manifest(
+            job, cluster.kubernetes, profile, context["params"]["priority"], cluster.profiles[CPU_PROFILE]
+        )

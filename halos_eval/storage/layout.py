@@ -4,6 +4,7 @@ runs/CHECKPOINT/STAGE/FINGERPRINT/{record.json, failure.json, ...}     STAGE is 
 plans/SUITE/CHECKPOINT.json                                            the jobs of a run, with their fingerprints
 suites/SUITE.json                                                      the suite's definition at the latest plan
 weights/CHECKPOINT.json                                                digest and file stamps of the weights
+judges/DIGEST.json                                                     the same of a judge that is served
 series.json                                                            versions of the tools, in order of first use
 manifests/SUITE.json                                                   pins of the data of a suite
 reports/SUITE/summary.csv
@@ -19,7 +20,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable
 
-from halos_eval.digests import digest_bytes
+from halos_eval.digests import digest_bytes, digest_json
 from halos_eval.errors import BadInput
 from halos_eval.storage import filesystem
 
@@ -116,6 +117,11 @@ def definition_url(root: str, suite: str) -> str:
 def weights_url(root: str, checkpoint: str) -> str:
     """Return the URL of the digest of a checkpoint's weights."""
     return filesystem.join(root, "weights", f"{folder_name(checkpoint)}.json")
+
+
+def judge_weights_url(root: str, model: str, revision: str | None) -> str:
+    """Return the URL of the digest of a served judge's weights, by a digest of their location."""
+    return filesystem.join(root, "judges", f"{digest_json([model, revision])[:16]}.json")
 
 
 def series_url(root: str) -> str:

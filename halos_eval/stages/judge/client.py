@@ -47,6 +47,8 @@ class Completions:
         """The answers."""
         self.asked = 0
         """Pairs that needed a judgement; for two equal outputs alpaca_eval counts a draw without a request."""
+        self.kept = 0
+        """Pairs that an earlier run has judged."""
         self.prompt_tokens = 0
         self.completion_tokens = 0
         self.uncounted = False
@@ -106,7 +108,8 @@ class Completions:
         # Two endpoints may have different models of one name.
         done = self.answers.load({**options, "endpoint": self.endpoint.place}, keys)
         todo = {key: request for key, request in zip(keys, requests, strict=True) if key not in done}
-        log.info("%d of %d pairs already have judgements", len(requests) - len(todo), len(requests))
+        self.kept = len(requests) - len(todo)
+        log.info("%d of %d pairs already have judgements", self.kept, len(requests))
         async with self.endpoint.connect(self.timeout) as client:
             run = _Run(self, Sender(self.endpoint, client, Pace(self.concurrency)), done, len(requests))
             try:
