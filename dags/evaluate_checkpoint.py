@@ -97,6 +97,11 @@ def evaluate_checkpoint() -> None:
         """Return the job as a list. Airflow expands a mapped task only over another task's return value."""
         return [job]
 
+    @task
+    def judging(jobs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Return the jobs of the judges, for the same reason."""
+        return jobs
+
     operator = stage_operator()
     prepared = Prepare(task_id="prepare").output
     fetch = operator(
@@ -111,7 +116,8 @@ def evaluate_checkpoint() -> None:
     harness = operator.partial(task_id="harness", pool=GPU_POOL, map_index_template="{{ task.job['task'] }}").expand(
         job=planned
     )
-    judge = operator(task_id="judge", pool=JUDGE_POOL, job=planned["judge"])
+    # A judge that is served takes its GPUs from their pool instead.
+    judge = operator.partial(task_id="judge", pool=JUDGE_POOL).expand(job=judging(planned["judges"]))
     summarize = operator(
         task_id="summarize",
         job=planned["summarize"],

@@ -32,6 +32,7 @@ from halos_eval.stages.harness.stage import harness
 from halos_eval.stages.judge.options import JudgeConfig
 from halos_eval.stages.judge.stage import judge
 from halos_eval.stages.sample import SampleConfig, sample
+from halos_eval.stages.serve import ServeConfig, serve
 
 
 class HalosEval(BaseModel):
@@ -50,6 +51,8 @@ class HalosEval(BaseModel):
     """Sample answers to prompts with vLLM."""
     judge: CliSubCommand[JudgeConfig]
     """Let an LLM judge compare sampled answers with a reference (AlpacaEval)."""
+    serve: CliSubCommand[ServeConfig]
+    """Serve a model with vLLM as a judge."""
     harness: CliSubCommand[HarnessConfig]
     """Run one task of lm-evaluation-harness."""
     summarize: CliSubCommand[SummarizeConfig]
@@ -74,6 +77,7 @@ PRINTING: dict[type[object], Callable[[Any], None]] = {
     CheckpointsConfig: checkpoints,
     DoctorConfig: doctor,
     PruneConfig: prune,
+    ServeConfig: serve,
 }
 """Commands that print by themselves."""
 

@@ -14,13 +14,13 @@ from pydantic import BaseModel, Field, model_validator
 from halos_eval.config.alpaca_index import Template, index
 from halos_eval.config.judge_client import Client, split_options
 from halos_eval.config.prices import Price, listed_price
+from halos_eval.config.served_judge import CLASSIFICATION_PROMPT, JudgeChoice, ServedJudge
 from halos_eval.config.settings import FROZEN
 from halos_eval.config.yaml_file import parse_yaml, validated
 from halos_eval.digests import digest_bytes
 from halos_eval.errors import BadInput
 from halos_eval.shipped import shipped
 
-CLASSIFICATION_PROMPT = "alpaca_eval_clf_gpt4_turbo/alpaca_eval_clf.txt"
 ANSWERS_WITH_PROBABILITIES = "completions_all"
 
 
@@ -184,9 +184,14 @@ def check_shipped(name: str) -> None:
         raise BadInput(f"unknown judge {name!r}; available: {available}. Name a judge's file in a suite instead")
 
 
-def load_judge(name: str) -> Judge:
-    """Return a judge by its shipped name, its name in alpaca_eval, or its file or folder. Raises BadInput."""
+def load_judge(name: JudgeChoice) -> Judge:
+    """Return a judge by its shipped name, its name in alpaca_eval, its file or folder, or its model.
+
+    Raises BadInput.
+    """
     where = f"judge {name}"
+    if isinstance(name, ServedJudge):
+        return _judge(_served(name), where, (Path("/"),))
     if name in index().judges and name not in shipped_names():
         return _judge(index().judges[name], where, ()).model_copy(update={"alpaca_eval_name": name})
     path = shipped("judges") / f"{name}.yaml" if name in shipped_names() else Path(name)
@@ -201,6 +206,40 @@ def load_judge(name: str) -> Judge:
         ) from error
     # alpaca_eval looks for templates in the folder above, which holds a folder for each judge.
     return _judge(parse_yaml(data, where), where, (path.parent, path.absolute().parent.parent))
+
+
+SERVED = "served"
+"""Name of a served model at its endpoint. The record has the real one."""
+
+
+def _served(judge: ServedJudge) -> dict[str, Any]:
+    """Return the entry of a judge that vLLM serves.
+
+    With the choice as structured output, the five most likely tokens always contain both, so every answer is readable.
+    """
+    request = {
+        "model_name": SERVED,
+        "max_tokens": 1,
+        "temperature": 1,
+        "logprobs": True,
+        "top_logprobs": 5,
+        "extra_body": {"structured_outputs": {"choice": ["m", "M"]}},
+        "client_kwargs": {"timeout": 600.0},  # nobody bills a request, and a large model takes long for 64 prompts
+    }
+    return {
+        SERVED: {
+            "prompt_template": judge.prompt_template,
+            "completions_kwargs": request,
+            "fn_completion_parser": "logprob_parser",
+            "completion_parser_kwargs": {
+                "numerator_token": "m",
+                "denominator_tokens": ["m", "M"],
+                "is_binarize": False,
+            },
+            "completion_key": ANSWERS_WITH_PROBABILITIES,
+            "price_per_million_tokens": {"input": 0, "output": 0},  # its price is its GPU's time
+        }
+    }
 
 
 def _judge(document: Any, where: str, folders: tuple[Path, ...]) -> Judge:

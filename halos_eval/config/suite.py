@@ -11,6 +11,7 @@ from pydantic import BaseModel, BeforeValidator, Field, field_validator, model_v
 from pydantic_settings import NoDecode
 
 from halos_eval.config.cluster import DEFAULT_PROFILE
+from halos_eval.config.served_judge import Dtype, JudgeChoice, ServedJudge
 from halos_eval.config.settings import FROZEN, Settings
 from halos_eval.config.yaml_file import parse_yaml, validated
 from halos_eval.errors import BadInput
@@ -23,8 +24,6 @@ WARN_ABOVE = 0.01
 """Default of ``Suite.warn_above``."""
 # lm_eval has names such as egymmlu_arabic_language_(general). No character is special in a path or a pattern of files.
 TASK_NAME = r"^[A-Za-z0-9][A-Za-z0-9_.()-]*$"
-
-Dtype = Literal["auto", "bfloat16", "float16", "float32"]
 
 
 def _json_list(value: Any) -> Any:
@@ -105,8 +104,8 @@ class AlpacaEvalSettings(BaseModel):
     """Prompts to sample: alpaca_eval, demo, or a JSON file."""
     reference: str = ALPACA_EVAL
     """Outputs to compare with: alpaca_eval, demo, or a JSON file."""
-    judge: str = "gpt-4.1"
-    """Judge: a shipped name or a YAML file."""
+    judge: JudgeChoice = "gpt-4.1"
+    """Judge: a name, a YAML file, or {model: ..., profile: ...} for a model that is served while it judges."""
     sampling: SamplingSettings = SamplingSettings()
     """Settings for sampling answers."""
     profile: str | None = None
@@ -244,8 +243,10 @@ def _resolve(suite: Suite, folder: Path) -> Suite:
 
     parts: dict[str, Any] = {"include_path": suite.include_path and str((folder / suite.include_path).absolute())}
     if suite.alpaca_eval:
-        names = {key: full(getattr(suite.alpaca_eval, key)) for key in ("prompts", "reference", "judge")}
-        parts["alpaca_eval"] = suite.alpaca_eval.model_copy(update=names)
+        names = {key: full(getattr(suite.alpaca_eval, key)) for key in ("prompts", "reference")}
+        judge = suite.alpaca_eval.judge
+        judge = judge.beside(folder) if isinstance(judge, ServedJudge) else full(judge)
+        parts["alpaca_eval"] = suite.alpaca_eval.model_copy(update=names | {"judge": judge})
     return suite.model_copy(update=parts)
 
 

@@ -1,25 +1,29 @@
-"""A local installation below ``var/``: Airflow, the demo's checkpoints and its judge."""
+"""A local installation below ``var/``: Airflow, the demo's checkpoints and its suite."""
 
 from __future__ import annotations
 
 import json
 import os
 import sys
-from contextlib import ExitStack
 from pathlib import Path
+
+import yaml
 
 from halos_eval.config.cluster import load_cluster
 from halos_eval.demo.checkpoints import INTACT, folders
-from halos_eval.demo.judge_server import JudgeServer, judge_server
 from halos_eval.errors import BadInput
 from halos_eval.processes import NO_REPORTS, run
+from halos_eval.shipped import shipped
+from halos_eval.storage import filesystem
 
 HERE = Path.cwd()
 VAR = HERE / "var"
 CHECKPOINTS = VAR / "checkpoints"
 STORE = f"file://{VAR / 'store'}"
 LOGS = VAR / "logs"
+SUITES = VAR / "suites"
 ENVIRONMENTS = HERE / ".venv"
+SUITE = "demo"
 
 
 def airflow_environment(**more: str) -> dict[str, str]:
@@ -40,6 +44,7 @@ def airflow_environment(**more: str) -> dict[str, str]:
         "AIRFLOW__USAGE_DATA_COLLECTION__ENABLED": "False",
         "HALOS_EVAL_STORE": STORE,
         "HALOS_EVAL_CHECKPOINTS": str(CHECKPOINTS),
+        "HALOS_EVAL_SUITES": str(SUITES),
         "HALOS_EVAL_ENVIRONMENTS": str(ENVIRONMENTS),
         **more,
     }
@@ -68,7 +73,18 @@ def make_checkpoints() -> None:
     run("making the demo's checkpoints", builder, LOGS / "checkpoints.log", {**os.environ, **NO_REPORTS})
 
 
-def serve_judge(stack: ExitStack) -> JudgeServer:
-    """Run the demo's judge until ``stack`` closes. Raise EvaluationFailed with the server's reason."""
-    program = ENVIRONMENTS / "worker" / "bin" / "vllm"
-    return stack.enter_context(judge_server(program, CHECKPOINTS / INTACT / "FINAL", LOGS / "judge.log"))
+def make_suite() -> Path:
+    """Write the demo's suite, judged by one of the demo's checkpoints, and return its path."""
+    document = yaml.safe_load((shipped("suites") / f"{SUITE}.yaml").read_text(encoding="utf-8"))
+    document["alpaca_eval"]["judge"] = {
+        "model": str(CHECKPOINTS / INTACT / "FINAL"),
+        "max_model_len": 2048,
+        "dtype": "float32",
+    }
+    path = SUITES / f"{SUITE}.yaml"
+    text = (
+        f"# `make demo` writes this file. It overrides the shipped suite.\n{yaml.safe_dump(document, sort_keys=False)}"
+    )
+    if not path.is_file() or path.read_text(encoding="utf-8") != text:
+        filesystem.write_bytes(str(path), text.encode())
+    return path

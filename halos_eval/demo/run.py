@@ -8,7 +8,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, nullcontext
 
 from rich.console import Console
 
@@ -20,25 +19,24 @@ from halos_eval.demo.installation import (
     CHECKPOINTS,
     LOGS,
     STORE,
+    SUITE,
     airflow,
     airflow_environment,
     make_checkpoints,
+    make_suite,
     migrate,
-    serve_judge,
 )
-from halos_eval.demo.judge_server import JudgeServer
 from halos_eval.errors import BadInput, HalosEvalError
 from halos_eval.planning.definition import Definitions, read_definition
 from halos_eval.planning.jobs import fetch_job
 from halos_eval.planning.plan import Plan, make_plan, read_plan, save_plan, suite_manifest
-from halos_eval.processes import failure, watched
+from halos_eval.processes import failure
 from halos_eval.reports.results import Row
 from halos_eval.reports.summarize import SummarizeConfig, summarize
 from halos_eval.reports.table import frame, read_rows
 from halos_eval.reports.terminal import Summary
 from halos_eval.storage import filesystem, layout
 
-SUITE = "demo"
 # Lines of Airflow's log that are shown as progress. The log file has all of them.
 PROGRESS = re.compile(
     r"\[DAG TEST\] starting task_id=(?P<task>\w+)"
@@ -72,7 +70,7 @@ def main() -> int:
 
 def _open_plans() -> list[Plan]:
     """Return the plans with jobs to run. Update the plans of finished checkpoints in the store."""
-    suite, registry = load_suite(SUITE), FolderRegistry(str(CHECKPOINTS))
+    suite, registry = load_suite(str(make_suite())), FolderRegistry(str(CHECKPOINTS))
     cluster = load_cluster()
     manifest = suite_manifest(SUITE, STORE, cluster)
     found = []
@@ -84,7 +82,7 @@ def _open_plans() -> list[Plan]:
             continue
         console.print(f"{name}: all results exist")
         kept = read_plan(layout.plan_url(STORE, SUITE, name))
-        definition = Definitions(suite, manifest).document
+        definition = Definitions(suite, manifest, root=STORE).document
         if kept is None or _contents(kept) != _contents(plan) or read_definition(STORE, SUITE) != definition:
             save_plan(plan, suite, STORE, manifest)
     return found
@@ -117,19 +115,13 @@ def _evaluate(plans: list[Plan]) -> list[str]:
     environment = airflow_environment()
     with console.status("making Airflow's database"):
         migrate(environment)
-    with ExitStack() as stack:
-        judge = None
-        if any(job.stage == "judge" and not job.done for plan in plans for job in plan.jobs):
-            console.print("judge: starting vLLM's server on loopback")
-            judge = serve_judge(stack)
-            environment |= judge.environment
-        return [plan.checkpoint.name for plan in plans if not _run_dag(plan.checkpoint.name, environment, judge)]
+    return [plan.checkpoint.name for plan in plans if not _run_dag(plan.checkpoint.name, environment)]
 
 
-def _run_dag(checkpoint: str, environment: dict[str, str], judge: JudgeServer | None) -> bool:
+def _run_dag(checkpoint: str, environment: dict[str, str]) -> bool:
     """Run ``evaluate_checkpoint``, print its progress, and return whether it succeeded.
 
-    Raise EvaluationFailed if Airflow or the judge's server ended, because the table does not show that.
+    Raise EvaluationFailed if Airflow itself failed, because the table does not show that.
     """
     conf = json.dumps({"checkpoint": checkpoint, "suite": SUITE})
     log = LOGS / f"{checkpoint}.log"
@@ -138,18 +130,13 @@ def _run_dag(checkpoint: str, environment: dict[str, str], judge: JudgeServer | 
     with (
         log.open("w") as file,
         subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process,  # noqa: S603
-        # Without the judge, Airflow would retry for many minutes. SIGTERM ends only the task, which Airflow retries.
-        watched(judge.process, process.kill) if judge else nullcontext(),
     ):
         for line in _shown(process, checkpoint):
             file.write(line)
             state = found[1] if (found := FINISHED.search(line)) else state
-    code = process.returncode
-    if judge:
-        judge.check()
     if not state:
-        raise failure(f"Airflow's run of {checkpoint}", code, log)
-    return code == 0 and state == "success"
+        raise failure(f"Airflow's run of {checkpoint}", process.returncode, log)
+    return process.returncode == 0 and state == "success"
 
 
 def _shown(process: subprocess.Popen[bytes], checkpoint: str) -> Iterator[str]:

@@ -51,7 +51,8 @@ def plan_evaluation(params: dict[str, Any]) -> list[dict[str, Any]]:
 
     XComs have the rest:
 
-    - ``sample`` and ``judge``: the job to run; {} if there is none (an XCom cannot be None)
+    - ``sample``: the job to run; {} if there is none (an XCom cannot be None)
+    - ``judges``: the jobs to run, one for each judge; [{}] if there is none
     - ``checkpoint``: the checkpoint's name in the store
     - ``jobs``: titles and record URLs of all jobs
     - ``unavailable``: the parts whose data is unavailable, with the reasons
@@ -81,9 +82,9 @@ def plan_evaluation(params: dict[str, Any]) -> list[dict[str, Any]]:
         save_plan(plan, suite, root, manifest)
     to_run = [job for job in plan.jobs if not job.done]
     exchange = get_current_context()["ti"]
-    for stage in ("sample", "judge"):
-        jobs = [_by_policy(job, params["priority"]) for job in to_run if job.stage == stage]
-        exchange.xcom_push(stage, _job(jobs[0]) if jobs else {})
+    exchange.xcom_push("sample", next((_job(job) for job in to_run if job.stage == "sample"), {}))
+    judges = [_job(_by_policy(job, params["priority"])) for job in to_run if job.stage == "judge"]
+    exchange.xcom_push("judges", judges or [{}])
     exchange.xcom_push("checkpoint", plan.checkpoint.name)
     exchange.xcom_push("jobs", {job.title: job.record for job in plan.jobs})
     exchange.xcom_push("unavailable", plan.unavailable)

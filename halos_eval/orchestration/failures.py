@@ -218,7 +218,7 @@ def diagnose(pod: V1Pod, log: str = "") -> StageFailure:
         return _ended(pod, state.terminated, log or state.terminated.message or "")
     if pod.metadata.deletion_timestamp:
         return PodLost(f"{name} was deleted before it ended")
-    return _never_ran(pod, state)
+    return _never_ran(pod)
 
 
 def _conditions(pod: V1Pod, kind: str, status: str) -> list[V1PodCondition]:
@@ -241,9 +241,11 @@ def _ended(pod: V1Pod, end: Any, log: str) -> StageFailure:
     return failure(end.exit_code, line, log)
 
 
-def _never_ran(pod: V1Pod, state: V1ContainerState | None) -> StageFailure:
+def _never_ran(pod: V1Pod) -> StageFailure:
     name, status = pod.metadata.name, pod.status
-    waiting = state.waiting if state else None
+    # A judge that is served has two containers, and the pod is pending until both run.
+    states = [one.state for one in status.container_statuses or () if one.state]
+    waiting = next((state.waiting for state in states if state.waiting), None)
     reason = f"{name}: {waiting.reason}: {waiting.message}." if waiting else ""
     if waiting and (waiting.reason in IMAGE_REASONS or (waiting.reason in PULL_REASONS and _rejected(waiting.message))):
         return ImageUnavailable(f"{reason} Check images and imagePullSecrets in the cluster file")

@@ -6,10 +6,10 @@ import os
 import shlex
 import signal
 from collections import deque
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from subprocess import PIPE, STDOUT, Popen
+from subprocess import PIPE, STDOUT, Popen, TimeoutExpired
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -21,11 +21,15 @@ from halos_eval.orchestration.secrets import allowed
 from halos_eval.orchestration.turns import task_owner
 from halos_eval.orchestration.waiting import rescheduled
 from halos_eval.planning.jobs import StageJob
-from halos_eval.processes import last_error, last_line
+from halos_eval.processes import failure as ended_early
+from halos_eval.processes import last_error, last_line, watched
+from halos_eval.stages.exchange import Exchange
 
 # A stage must not see Airflow's settings (its database connection among them), the secret of `report`, nor this
 # interpreter's paths.
 PRIVATE = ("AIRFLOW", "PYTHON", "VIRTUAL_ENV", "_AIRFLOW", "HALOS_EVAL_HEARTBEAT_URL")
+END_SECONDS = 30
+"""How long the server of a judge may take to end after the judge stage."""
 KEPT = 2000
 """Lines at the end of a stage's output that are searched for the reason of its failure."""
 
@@ -54,10 +58,13 @@ class LocalStageOperator(BaseOperator):
             self.log.info("nothing to do: this stage was not selected, or its record exists")
             return
         job = StageJob.model_validate(self.job)
-        program = Path(Settings().environments) / job.image / "bin" / "halos-eval"
-        # setpriv ends the stage with the task's process, even if that is killed with SIGKILL.
-        command = ["setpriv", "--pdeathsig", "KILL", "--", str(program), *job.owned_by(task_owner(context))]
-        code, output = self._run(command, stage_environment(job))
+        job = job.model_copy(update={"argv": job.owned_by(task_owner(context))})
+        with ExitStack() as stack:
+            if job.server:
+                folder = stack.enter_context(TemporaryDirectory(prefix="halos-eval-"))
+                job, server = job.with_server(folder)
+                stack.enter_context(_beside(server, Path(folder)))
+            code, output = self._run(_command(job), stage_environment(job))
         if code:
             failed = failure(code, last_line(output) if code < 0 else last_error(output), output)
             if isinstance(failed, StageWaiting):
@@ -92,6 +99,37 @@ class LocalStageOperator(BaseOperator):
         if self._process:
             with suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGTERM)
+
+
+def _command(job: StageJob) -> list[str]:
+    """Return the command line of a job. setpriv ends it with the task's process, even if SIGKILL ends that."""
+    program = Path(Settings().environments) / job.image / "bin" / "halos-eval"
+    return ["setpriv", "--pdeathsig", "KILL", "--", str(program), *job.argv]
+
+
+@contextmanager
+def _beside(server: StageJob, exchange: Path) -> Iterator[None]:
+    """Run the server of a judge. It ends by itself after the judge stage, which also prints the log of its failure."""
+    output = exchange / "output.log"
+    with output.open("wb") as file:
+        process = Popen(  # noqa: S603
+            _command(server), stdout=file, stderr=STDOUT, env=stage_environment(server), start_new_session=True
+        )
+
+    def ended() -> None:
+        """Tell a judge that would wait for a server that never started."""
+        if Exchange(exchange).state("server") == "absent":
+            Exchange(exchange).report(ended_early("the judge's server", process.returncode, output))
+
+    try:
+        with watched(process, ended):
+            yield
+    finally:
+        try:
+            process.wait(END_SECONDS)
+        except TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
 
 
 def stage_environment(job: StageJob) -> dict[str, str]:

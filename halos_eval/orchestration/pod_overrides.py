@@ -23,13 +23,28 @@ def overridden(pod: dict[str, Any], overrides: dict[str, Any], code: bool) -> di
     Mappings are merged by key, lists of named items by name; other values replace what was there, and None removes it.
     :param code: whether the pod executes a model's code.
     """
-    merged: dict[str, Any] = _merged(pod, overrides)
+    merged: dict[str, Any] = _merged(pod, _for_each_container(pod, overrides))
     for problem in _problems(merged, pod, code):
         raise BadInput(
             f"podOverrides change {problem}, which protects the cluster from what a pod runs. Remove that from the "
             "profile in the cluster file, or use another profile for these stages"
         )
     return merged
+
+
+def _for_each_container(pod: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
+    """Return ``overrides`` with those of the first container for the others, which need the same proxy or volumes."""
+    first, *others = [one["name"] for one in pod["spec"]["containers"]]
+    given = (overrides.get("spec") or {}).get("containers") or []
+    named = {one.get("name") for one in given if isinstance(one, dict)}
+    copies = [
+        {**one, "name": name}
+        for one in given
+        if isinstance(one, dict) and one.get("name") == first
+        for name in others
+        if name not in named
+    ]
+    return {**overrides, "spec": {**overrides["spec"], "containers": [*given, *copies]}} if copies else overrides
 
 
 def _merged(old: Any, new: Any) -> Any:
@@ -55,7 +70,7 @@ def _confined(profile: dict[str, Any]) -> bool:
 
 def _problems(pod: dict[str, Any], before: dict[str, Any], code: bool) -> list[str]:
     """Return the protected fields that differ."""
-    spec, [ours] = pod["spec"], before["spec"]["containers"]
+    spec, ours = pod["spec"], before["spec"]["containers"]
     found = [name for name, value in HARDENED_POD.items() if spec.get(name) != value]
     found += [name for name in HOST if spec.get(name)]
     labels = pod["metadata"]["labels"]
@@ -65,9 +80,22 @@ def _problems(pod: dict[str, Any], before: dict[str, Any], code: bool) -> list[s
         found.append("securityContext.runAsNonRoot")
     if not _confined(security.get("seccompProfile", {})):
         found.append("securityContext.seccompProfile")
-    if [one["name"] for one in spec["containers"]] != [ours["name"]] or spec.get("initContainers"):
+    if [one["name"] for one in spec["containers"]] != [one["name"] for one in ours] or spec.get("initContainers"):
         return [*found, "the list of containers"]
-    [container] = spec["containers"]
+    for container, our in zip(spec["containers"], ours, strict=True):
+        found += _problems_of(container, our, code)
+    if code:
+        found += [
+            f"{name} of a model's code"
+            for name in ("serviceAccountName", "volumes")
+            if spec.get(name) != before["spec"].get(name)
+        ]
+    return found
+
+
+def _problems_of(container: dict[str, Any], ours: dict[str, Any], code: bool) -> list[str]:
+    """Return the protected fields of a container that differ."""
+    found = []
     context = container.get("securityContext", {})
     found += [f"securityContext.{name}" for name, value in HARDENED_CONTAINER.items() if context.get(name) != value]
     if not _confined(context.get("seccompProfile", {"type": "RuntimeDefault"})):
@@ -80,10 +108,5 @@ def _problems(pod: dict[str, Any], before: dict[str, Any], code: bool) -> list[s
             f"{name} of a model's code"
             for name in ("env", "envFrom", "volumeMounts")
             if container.get(name) != ours.get(name)
-        ]
-        found += [
-            f"{name} of a model's code"
-            for name in ("serviceAccountName", "volumes")
-            if spec.get(name) != before["spec"].get(name)
         ]
     return found

@@ -8,7 +8,7 @@ from typing import Any
 from halos_eval.config.cluster import CACHE, OUTBOX, Kubernetes, Priority, Profile, Trust, Volume
 from halos_eval.orchestration.failures import BASE
 from halos_eval.orchestration.pod_overrides import overridden
-from halos_eval.orchestration.secrets import allowed
+from halos_eval.orchestration.secrets import HUB, allowed
 from halos_eval.planning.jobs import StageJob
 
 TRUST: dict[str, Trust] = {"fetch": "fetch", "judge": "judge", "summarize": "judge"}
@@ -17,6 +17,10 @@ USER = 1000
 """The images' user and group."""
 # The root filesystem is read-only, so the images write everything but results below /tmp.
 TMP = Volume(mount_path="/tmp", empty_dir="50Gi")  # noqa: S108 (a volume of the pod's own)
+EXCHANGE = Volume(mount_path="/exchange", empty_dir="1Gi")
+"""Folder that a judge and its server share. It has the server's log and key, and ends with the pod."""
+SERVER = "server"
+"""Name of the container that serves a judge. It ends by itself when the other container has ended."""
 # A pod without a network must not wait for the hub, and must unpack data into its own folder.
 OFFLINE = {
     "HF_HUB_OFFLINE": "1",
@@ -26,11 +30,25 @@ OFFLINE = {
 }
 
 
-def manifest(job: StageJob, kubernetes: Kubernetes, profile: Profile, priority: Priority) -> dict[str, Any]:
-    """Return the pod that runs ``job``: non-root, read-only, without a token, with the secrets of its stage only."""
+def manifest(
+    job: StageJob, kubernetes: Kubernetes, profile: Profile, priority: Priority, cpu: Profile | None = None
+) -> dict[str, Any]:
+    """Return the pod that runs ``job``: non-root, read-only, without a token, with the secrets of its stage only.
+
+    A judge that is served has a second container with the GPUs of ``profile``; ``cpu`` is the profile of the first.
+    """
     volumes = _volumes(job, kubernetes, profile)
+    if job.server:
+        stage, server = job.with_server(EXCHANGE.mount_path)
+        volumes["exchange"] = EXCHANGE
+        containers = [
+            _container(stage, kubernetes, cpu or profile.model_copy(update={"gpus": 0}), volumes),
+            _container(server, kubernetes, profile, volumes, SERVER),
+        ]
+    else:
+        containers = [_container(job, kubernetes, profile, volumes)]
     spec = {
-        "containers": [_container(job, kubernetes, profile, volumes)],
+        "containers": containers,
         "volumes": [
             *({"name": name, **_source(volume)} for name, volume in volumes.items()),
             {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": profile.shared_memory}},
@@ -94,10 +112,12 @@ def _labels(job: StageJob, profile: Profile, priority: Priority) -> dict[str, st
     return labels | ({"kueue.x-k8s.io/queue-name": profile.queue} if profile.queue else {})
 
 
-def _container(job: StageJob, kubernetes: Kubernetes, profile: Profile, volumes: dict[str, Volume]) -> dict[str, Any]:
+def _container(
+    job: StageJob, kubernetes: Kubernetes, profile: Profile, volumes: dict[str, Volume], name: str = BASE
+) -> dict[str, Any]:
     gpus = {profile.gpu_resource: str(profile.gpus)} if profile.gpus else {}
     return {
-        "name": BASE,
+        "name": name,
         "image": getattr(kubernetes.images, job.image),
         "imagePullPolicy": kubernetes.image_pull_policy,
         "args": [literal(word) for word in job.argv],
@@ -135,11 +155,16 @@ def _environment(job: StageJob, kubernetes: Kubernetes, volumes: dict[str, Volum
         plain["HF_HOME"] = volumes[CACHE].mount_path
     if job.outbox:
         plain |= OFFLINE
-    secrets = {name: secret for name, secret in kubernetes.secrets.items() if allowed(name, job)}
+    secrets = {name: secret for name, secret in kubernetes.secrets.items() if _gets(name, job)}
     return [
         *({"name": name, "value": literal(value)} for name, value in plain.items() if name not in kubernetes.secrets),
         *({"name": name, "valueFrom": {"secretKeyRef": secret.model_dump()}} for name, secret in secrets.items()),
     ]
+
+
+def _gets(secret: str, job: StageJob) -> bool:
+    """Return whether a container gets a secret. A judge's server uses no store, so it gets at most the hub's token."""
+    return allowed(secret, job) and (job.stage != "serve" or secret == HUB)
 
 
 def _volumes(job: StageJob, kubernetes: Kubernetes, profile: Profile) -> dict[str, Volume]:

@@ -15,7 +15,7 @@ from kubernetes.client import ApiException, V1Pod
 from pendulum import DateTime
 from urllib3.exceptions import HTTPError
 
-from halos_eval.config.cluster import Profile, load_cluster
+from halos_eval.config.cluster import CPU_PROFILE, Profile, load_cluster
 from halos_eval.config.settings import Settings
 from halos_eval.errors import HalosEvalError
 from halos_eval.orchestration.evaluate import requested_name
@@ -228,6 +228,8 @@ class PodStageOperator(KubernetesPodOperator):
         self.schedule_timeout_seconds = min(first_look, profile.schedule_timeout_seconds)
         self.startup_timeout_seconds = profile.start_timeout_seconds
         job = job.model_copy(update={"argv": job.owned_by(task_owner(context))})
-        self.pod_template_dict = manifest(job, cluster.kubernetes, profile, context["params"]["priority"])
+        self.pod_template_dict = manifest(
+            job, cluster.kubernetes, profile, context["params"]["priority"], cluster.profiles[CPU_PROFILE]
+        )
         self.trigger_kwargs = {RESTARTS: restarts} if restarts else {}
         return profile

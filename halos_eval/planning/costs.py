@@ -16,6 +16,7 @@ from pydantic import BaseModel
 
 from halos_eval.checkpoints.registry import Checkpoint
 from halos_eval.config.policy import Limit
+from halos_eval.config.served_judge import ServedJudge
 from halos_eval.config.settings import FROZEN
 from halos_eval.config.suite import ALPACA_EVAL, AlpacaEvalSettings, Suite
 from halos_eval.errors import StoreError
@@ -68,7 +69,7 @@ class History(NamedTuple):
     """The costs of earlier runs of a suite, as medians over their records."""
 
     gpu_hours: dict[tuple[str, str], float]
-    """GPU-hours by title of the job (sample, or the task) and GPU profile."""
+    """GPU-hours by GPU profile and title of the job: sample, the task, or the judge that is served."""
     judge_dollars: dict[str, float | None]
     """US dollars by judge; None if it has records, but none with a price."""
 
@@ -83,17 +84,25 @@ class History(NamedTuple):
             profile = profile_of(suite, checkpoint, suite.settings_of(part).profile)
             cost += self._on_gpus("sample" if part == ALPACA_EVAL else part, profile)
             if part == ALPACA_EVAL and suite.alpaca_eval:
-                cost += self._judged(judge or suite.alpaca_eval.judge)
+                chosen = judge or suite.alpaca_eval.judge
+                served = chosen.profile or suite.profile if isinstance(chosen, ServedJudge) else None
+                cost += self._judged(str(chosen), served)
         return cost
 
     def _of_job(self, job: PlannedJob) -> Cost:
-        return self._judged(str(job.judge)) if job.stage == JUDGE else self._on_gpus(job.title, job.profile)
+        if job.stage == JUDGE:
+            return self._judged(str(job.judge), job.profile if job.server else None)
+        return self._on_gpus(job.title, job.profile)
 
     def _on_gpus(self, title: str, profile: str) -> Cost:
         hours = self.gpu_hours.get((title, profile))
         return Cost(pods=1, unknown=(title,)) if hours is None else Cost(pods=1, gpu_hours=hours)
 
-    def _judged(self, judge: str) -> Cost:
+    def _judged(self, judge: str, profile: str | None) -> Cost:
+        """Return the cost of a judge by name, or on the GPUs of ``profile``."""
+        if profile:
+            hours = self.gpu_hours.get((judge, profile))
+            return Cost(pods=1, unknown=(JUDGE,)) if hours is None else Cost(pods=1, gpu_hours=hours)
         dollars = self.judge_dollars.get(judge)
         if dollars is not None:
             return Cost(pods=1, judge_dollars=dollars)
@@ -160,7 +169,9 @@ def _history(finished: list[tuple[PlannedJob, Record]]) -> History:
     hours: dict[tuple[str, str], list[float]] = defaultdict(list)
     dollars: dict[str, list[float]] = defaultdict(list)
     for job, record in finished:
-        if job.stage == JUDGE:
+        if job.server:
+            hours[str(job.judge), job.profile] += _gpu_hours(job, record)
+        elif job.stage == JUDGE:
             dollars[str(job.judge)] += _dollars(record)
         else:
             hours[job.title, job.profile] += _gpu_hours(job, record)
@@ -173,7 +184,7 @@ def _history(finished: list[tuple[PlannedJob, Record]]) -> History:
 def _gpu_hours(job: PlannedJob, record: Record) -> list[float]:
     """Return the GPU-hours of an uninterrupted run; an empty list if the record does not allow an estimate."""
     resumed = record.usage.resumed or 0
-    split = str(record.provenance.config.get("tensor_parallel_size", 1))
+    split = str(record.provenance.config.get("tensor_parallel_size", job.tensor_parallel_size if job.server else 1))
     if resumed > MOST_RESUMED or split != str(job.tensor_parallel_size):
         return []
     return [job.gpus * (record.usage.load_seconds + record.usage.work_seconds / (1 - resumed)) / 3600]

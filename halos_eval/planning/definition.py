@@ -13,8 +13,12 @@ from typing import Any, Literal
 
 from pydantic import BaseModel
 
+from halos_eval.checkpoints.judge_weights import judge_weights
+from halos_eval.checkpoints.known import state_of
 from halos_eval.checkpoints.registry import Metadata
+from halos_eval.checkpoints.weights import Weights
 from halos_eval.config.judge import load_judge
+from halos_eval.config.served_judge import ServedJudge
 from halos_eval.config.settings import FROZEN
 from halos_eval.config.suite import AlpacaEvalSettings, Suite, TaskSettings
 from halos_eval.digests import digest_file, digest_json
@@ -73,10 +77,13 @@ class SuiteDefinition(BaseModel):
 class Definitions:
     """Identities of the stages of ``suite`` for many checkpoints. Files are read once for equal metadata."""
 
-    def __init__(self, suite: Suite, manifest: Manifest | None = None, judge: str | None = None) -> None:
-        """``judge`` replaces the suite's judge."""
-        self.suite, self.manifest, self.judge = suite, manifest, judge
+    def __init__(
+        self, suite: Suite, manifest: Manifest | None = None, judge: str | None = None, root: str | None = None
+    ) -> None:
+        """``judge`` replaces the suite's judge. The store ``root`` keeps digests of the weights of served judges."""
+        self.suite, self.manifest, self.judge, self.root = suite, manifest, judge, root
         self._known: dict[tuple[str, str | None, tuple[str, ...]], tuple[Identity, ...]] = {}
+        self._weights: dict[ServedJudge, Weights] = {}
 
     @cached_property
     def document(self) -> SuiteDefinition:
@@ -95,6 +102,8 @@ class Definitions:
             files = [path for path in (alpaca.prompts, alpaca.reference) if Path(path).is_file()]
             parts += [alpaca.prompts, alpaca.reference, *(digest_file(Path(path)) for path in files)]
             parts += [alpaca.sampling.model_dump(mode="json"), load_judge(alpaca.judge).inputs()]
+            if isinstance(alpaca.judge, ServedJudge):
+                parts += [str(alpaca.judge), state_of([alpaca.judge.model])]
         return digest_json(parts)
 
     def _part(self, part: str) -> PartDefinition:
@@ -128,8 +137,16 @@ class Definitions:
     def _alpaca_eval(self, settings: AlpacaEvalSettings, metadata: Metadata) -> tuple[Identity, ...]:
         sampling = settings.sampling.model_copy(update={"stop": (*settings.sampling.stop, *metadata.stop)})
         sample = sample_identity(sampling, settings.prompts, metadata.chat_template, ANY, self.manifest)
-        judge = load_judge(self.judge or settings.judge)
-        return sample, judge_identity(judge, settings.reference, sample.fingerprint, ANY, self.manifest)
+        choice = self.judge or settings.judge
+        served = (choice, self.served_weights(choice)) if isinstance(choice, ServedJudge) else None
+        judge = load_judge(choice)
+        return sample, judge_identity(judge, settings.reference, sample.fingerprint, ANY, self.manifest, served)
+
+    def served_weights(self, judge: ServedJudge) -> Weights:
+        """Return the weights of a judge that is served. Raise BadInput, DataUnavailable."""
+        if judge not in self._weights:
+            self._weights[judge] = judge_weights(judge, self.manifest, self.root)
+        return self._weights[judge]
 
 
 def chained(identities: Sequence[Identity], versions: Mapping[str, str]) -> tuple[Identity, ...]:

@@ -25,8 +25,8 @@ class StageJob(BaseModel):
 
     model_config = FROZEN
 
-    stage: StageName | Literal["fetch", "summarize"]
-    """fetch, sample, judge, harness or summarize."""
+    stage: StageName | Literal["fetch", "serve", "summarize"]
+    """fetch, sample, serve, judge, harness or summarize."""
     task: str | None = None
     """lm_eval task of a harness stage."""
     image: Literal["worker", "judge"]
@@ -41,6 +41,8 @@ class StageJob(BaseModel):
     """Manifest from which the job reads data; None: it reads from the hub."""
     outbox: str | None = None
     """Folder of the outbox for the results of a job without network and secrets; None: it writes to the store."""
+    server: tuple[str, ...] = ()
+    """Arguments of the ``halos-eval serve`` that runs beside this judge stage, on the GPUs; none without one."""
 
     @property
     def title(self) -> str:
@@ -56,6 +58,14 @@ class StageJob(BaseModel):
         command, *words = self.argv
         return (command, *options, *words)
 
+    def with_server(self, exchange: str) -> tuple[StageJob, StageJob]:
+        """Return the two jobs of a judge that is served, which share the folder ``exchange``: the stage, the server."""
+        argv, server = ((words[0], f"--exchange={exchange}", *words[1:]) for words in (self.argv, self.server))
+        serve = StageJob(
+            stage="serve", image="worker", argv=server, profile=self.profile, gpus=self.gpus, manifest=self.manifest
+        )
+        return self.model_copy(update={"argv": argv, "server": (), "gpus": 0}), serve
+
 
 class PlannedJob(StageJob):
     """One command of a plan."""
@@ -69,7 +79,7 @@ class PlannedJob(StageJob):
     record: str
     """URL of its record."""
     judge: str | None = None
-    """Name or file of the judge, for a judge stage."""
+    """Name or file of the judge, or the JSON of one that is served, for a judge stage."""
     tensor_parallel_size: int = 1
     """GPUs over which the model is split."""
     metric: str | None = None

@@ -78,7 +78,7 @@ def make_plan(
     Raise BadInput, StoreError, and DataUnavailable if the checkpoint is unavailable. With a ``manifest``, unavailable
     data of a part becomes an entry of ``unavailable`` instead of an error.
     """
-    definitions = Definitions(suite, manifest, judge)
+    definitions = Definitions(suite, manifest, judge, root)
     planner = Planner(definitions, checkpoint, root, cluster, force)
     jobs: list[PlannedJob] = []
     unavailable = {}
@@ -111,7 +111,7 @@ def save_plan(plan: Plan, suite: Suite, root: str, manifest: Manifest | None = N
     parts, the others are kept from the earlier plan, unless the checkpoint or their definitions changed. Parts that no
     run has selected are listed in ``left_out``. Jobs of another judge than the suite's are a trial, and not saved.
     """
-    definition = Definitions(suite, manifest).document
+    definition = Definitions(suite, manifest, root=root).document
     update_model(layout.definition_url(root, suite.name), definition)
     save_series(root, tools.versions())
     if plan.known:

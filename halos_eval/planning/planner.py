@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Literal
 from uuid import uuid4
 
@@ -11,6 +12,7 @@ from halos_eval.checkpoints.known import Reader, carried, known_weights, recall,
 from halos_eval.checkpoints.registry import Checkpoint
 from halos_eval.checkpoints.weights import in_storage, inspect, to_fetch
 from halos_eval.config.cluster import CACHE, CPU_PROFILE, OUTBOX, Cluster, Volume
+from halos_eval.config.served_judge import ServedJudge
 from halos_eval.config.suite import AlpacaEvalSettings, Suite, TaskSettings
 from halos_eval.errors import BadInput
 from halos_eval.hub import cache_root
@@ -20,8 +22,9 @@ from halos_eval.planning.jobs import PlannedJob
 from halos_eval.stages.harness.options import HarnessConfig
 from halos_eval.stages.identity import Identity
 from halos_eval.stages.judge.options import JudgeConfig
-from halos_eval.stages.options import StageConfig
+from halos_eval.stages.options import StageConfig, argv_of
 from halos_eval.stages.sample import SampleConfig
+from halos_eval.stages.serve import ServeConfig
 from halos_eval.storage import filesystem, layout
 from halos_eval.storage.manifest import Manifest, cached_path, checkpoint_part
 from halos_eval.storage.records import Failure, StageName, readable, readable_record
@@ -80,19 +83,40 @@ class Planner:
     ) -> tuple[PlannedJob, PlannedJob]:
         """Return the jobs that sample outputs and judge them."""
         sampling = self._sample(settings, sample)
-        name = self.definitions.judge or settings.judge
+        choice = self.definitions.judge or settings.judge
+        profile, named = CPU_PROFILE, choice
+        server: tuple[str, ...] = ()
+        if isinstance(choice, ServedJudge):
+            profile = choice.profile or self.suite.profile
+            named, server = self._served(choice, profile)
         folder = self._folder(judge)
         config = JudgeConfig(
             **self._common(judge),
             outputs=sampling.record,
             reference=settings.reference,
-            judge=name,
+            judge=str(named),
             output_dir=folder,
             answers=layout.answers_url(self.root),
             force_id=uuid4().hex if self.force else None,
         )
-        judged = self._plan(judge, config, filesystem.join(folder, layout.RECORD), CPU_PROFILE, judge=name)
-        return sampling, _judged_outputs_of(sampling, judged)
+        judged = self._plan(judge, config, filesystem.join(folder, layout.RECORD), profile, judge=str(choice))
+        return sampling, _judged_outputs_of(sampling, judged.model_copy(update={"server": server}))
+
+    def _served(self, judge: ServedJudge, profile: str) -> tuple[ServedJudge, tuple[str, ...]]:
+        """Return a judge as its stage finds it, and the command that serves it. Raise BadInput, DataUnavailable."""
+        weights = self.definitions.served_weights(judge)
+        parts = self.cluster.gpu_profile(profile).parts
+        weights.limits.check(parts, judge.max_model_len)
+        model = str(Path(judge.model).absolute()) if Path(judge.model).exists() else judge.model
+        located = judge.model_copy(update={"model": model, "revision": weights.revision or judge.revision})
+        config = ServeConfig(
+            **located.model_dump(include={"model", "revision", "dtype", "max_model_len"}),
+            manifest=self.manifest and self._url_of(self.manifest),
+            tensor_parallel_size=parts,
+            gpu_memory_utilization=self.suite.gpu_memory_utilization,
+            enforce_eager=self.suite.enforce_eager,
+        )
+        return located, ("serve", *argv_of(config))
 
     def _sample(self, settings: AlpacaEvalSettings, identity: Identity) -> PlannedJob:
         profile = profile_of(self.suite, self.checkpoint, settings.profile)

@@ -109,7 +109,7 @@ class _Reader:
     def _definitions(self, suite: str, cluster: Cluster) -> Definitions | None:
         """Return the suite as it is defined now; None if it is gone or unreadable."""
         try:
-            return Definitions(load_suite(suite), suite_manifest(suite, self.root, cluster))
+            return Definitions(load_suite(suite), suite_manifest(suite, self.root, cluster), root=self.root)
         except HalosEvalError as error:
             self.unreadable[suite] = str(error)
             return None

@@ -175,7 +175,7 @@ class Pruner:
         if suite not in suite_names():
             return None
         try:
-            return Definitions(load_suite(suite), suite_manifest(suite, self.root, cluster))
+            return Definitions(load_suite(suite), suite_manifest(suite, self.root, cluster), root=self.root)
         except HalosEvalError as error:
             self.unreadable[suite] = str(error)
             return None

@@ -19,6 +19,7 @@ from pydantic_settings import CliPositionalArg
 from halos_eval import hub
 from halos_eval.checkpoints import weights
 from halos_eval.checkpoints.download import cached_copy, copied
+from halos_eval.checkpoints.judge_weights import to_fetch
 from halos_eval.config.cluster import WEIGHTS_GIB
 from halos_eval.config.settings import FROZEN
 from halos_eval.config.suite import ALPACA_EVAL, AlpacaEvalSettings, Suite, load_suite
@@ -161,8 +162,9 @@ def _with(manifest: Manifest, title: str, part: Part, items: list[Item]) -> Mani
 
 def _parts(suite: Suite) -> Iterator[_Need]:
     if suite.alpaca_eval:
-        files = _files(suite.alpaca_eval)
-        yield _Need(ALPACA_EVAL, digest_json(files), partial(_fetch_files, files))
+        files, judge = _files(suite.alpaca_eval), to_fetch(suite.alpaca_eval.judge)
+        definition = digest_json([*files, *([judge] if judge else [])])
+        yield _Need(ALPACA_EVAL, definition, partial(_fetch_alpaca_eval, files, judge))
     tasks = _Tasks(suite)
     anything = CheckpointRef(name="", location="", digest="")
     for task, settings in suite.tasks.items():
@@ -180,9 +182,11 @@ def _files(settings: AlpacaEvalSettings) -> list[str]:
     return [prompts.HUB_FILES[kind] for kind in kinds]
 
 
-def _fetch_files(files: list[str], fetcher: Fetcher) -> None:
+def _fetch_alpaca_eval(files: list[str], judge: tuple[str, str | None] | None, fetcher: Fetcher) -> None:
     for name in files:
         fetcher.file(name)
+    if judge:
+        fetcher.model(*judge)
 
 
 class _Tasks:

@@ -16,6 +16,9 @@ from halos_eval.storage.records import CheckpointRef, StageName
 LOGIC: dict[StageName, int] = {"sample": 2, "judge": 3, "harness": 2}
 """Version of this project's own effect on each stage's scores. Raise it when a fixed bug has made records wrong."""
 
+SERVER_PACKAGE = "vllm"
+"""The tool of a judge's server, which runs beside the judge stage in another environment and checks its own version."""
+
 
 class Identity(BaseModel):
     """Everything that determines the scores of one stage. Other options affect only where and how fast it runs."""
@@ -30,6 +33,11 @@ class Identity(BaseModel):
     """Digest or revision of each input that determines the scores."""
     packages: tuple[str, ...]
     """The pinned tools that determine the scores."""
+
+    @property
+    def own_packages(self) -> tuple[str, ...]:
+        """The tools that the stage's own environment must have."""
+        return tuple(one for one in self.packages if (self.stage, one) != ("judge", SERVER_PACKAGE))
 
     @property
     def definition(self) -> dict[str, Any]:

@@ -36,37 +36,47 @@ class StageConfig(BaseModel):
     that it pins, with the hub switched off (default: from the hub)."""
 
     def load_manifest(self) -> Manifest | None:
-        """Switch the hub off and return the manifest; None without --manifest. Raise BadInput, StoreError."""
-        if self.manifest is None:
-            return None
-        switch_off()
-        found = read_manifest(self.manifest)
-        if found is None:
-            raise BadInput(f"--manifest {self.manifest} not found. Run `halos-eval fetch`, which writes it")
-        return found
+        """Return the manifest with the hub switched off, see ``load_manifest``."""
+        return load_manifest(self.manifest)
 
     def argv(self) -> list[str]:
-        """Return the arguments for a command line: options that differ from their defaults, then the positional one.
+        """Return the arguments for a command line, see ``argv_of``."""
+        return argv_of(self)
 
-        ``--`` comes before the positional argument, so that a value that starts with a dash is not read as an option.
-        """
-        words: list[str] = []
-        positional: list[str] = []
-        for name, field in type(self).model_fields.items():
-            value = getattr(self, name)
-            if value is None or (not field.is_required() and value == field.default):
-                continue
-            if is_positional(field.metadata):
-                positional.append(str(value))
-                continue
-            option = name.replace("_", "-")
-            if isinstance(value, bool):
-                words.append(f"--{option}" if value else f"--no-{option}")
-            elif isinstance(value, tuple):
-                words.append(f"--{option}={json.dumps(value)}")  # commas in an item would split it otherwise
-            else:
-                words.append(f"--{option}={value}")
-        return [*words, "--", *positional]
+
+def load_manifest(url: str | None) -> Manifest | None:
+    """Switch the hub off and return the manifest at ``url``; None without one. Raise BadInput, StoreError."""
+    if url is None:
+        return None
+    switch_off()
+    found = read_manifest(url)
+    if found is None:
+        raise BadInput(f"--manifest {url} not found. Run `halos-eval fetch`, which writes it")
+    return found
+
+
+def argv_of(config: BaseModel) -> list[str]:
+    """Return the arguments for a command line: options that differ from their defaults, then the positional one.
+
+    ``--`` comes before the positional argument, so that a value that starts with a dash is not read as an option.
+    """
+    words: list[str] = []
+    positional: list[str] = []
+    for name, field in type(config).model_fields.items():
+        value = getattr(config, name)
+        if value is None or (not field.is_required() and value == field.default):
+            continue
+        if is_positional(field.metadata):
+            positional.append(str(value))
+            continue
+        option = name.replace("_", "-")
+        if isinstance(value, bool):
+            words.append(f"--{option}" if value else f"--no-{option}")
+        elif isinstance(value, tuple):
+            words.append(f"--{option}={json.dumps(value)}")  # commas in an item would split it otherwise
+        else:
+            words.append(f"--{option}={value}")
+    return [*words, "--", *positional]
 
 
 class ModelConfig(StageConfig):

@@ -122,7 +122,7 @@ def _check_promises(job: Job, config: StageConfig) -> None:
             f"the fingerprint changed since planning ({job.fingerprint}); expected {config.expect}. The checkpoint or "
             "an input has changed. Trigger the evaluation again"
         )
-    tools.check_installed(*job.packages)
+    tools.check_installed(*job.own_packages)
 
 
 def _record(job: Job, config: StageConfig, outcome: Outcome, started: datetime) -> Record:

@@ -5,6 +5,7 @@ plans/SUITE/CHECKPOINT.json                                            the jobs 
 suites/SUITE.json                                                      the suite's definition at the latest plan
 weights/CHECKPOINT.json                                                digest and file stamps of the weights
 copies/CHECKPOINT.json                                                 copy in the cache of weights in object storage
+judges/DIGEST.json                                                     the same of a judge that is served
 series.json                                                            versions of the tools, in order of first use
 manifests/SUITE.json                                                   pins of the data of a suite
 reports/SUITE/summary.csv
@@ -21,7 +22,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable
 
-from halos_eval.digests import digest_bytes
+from halos_eval.digests import digest_bytes, digest_json
 from halos_eval.errors import BadInput
 from halos_eval.storage import filesystem
 
@@ -123,6 +124,11 @@ def weights_url(root: str, checkpoint: str) -> str:
 def copy_url(root: str, checkpoint: str) -> str:
     """Return the URL of the description of the cached copy of a checkpoint that is in object storage."""
     return filesystem.join(root, "copies", f"{folder_name(checkpoint)}.json")
+
+
+def judge_weights_url(root: str, model: str, revision: str | None) -> str:
+    """Return the URL of the digest of a served judge's weights, by a digest of their location."""
+    return filesystem.join(root, "judges", f"{digest_json([model, revision])[:16]}.json")
 
 
 def series_url(root: str) -> str:

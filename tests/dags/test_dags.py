@@ -182,8 +182,9 @@ def test_the_shape(dag):
     assert below == {
         "prepare": {"fetch", "plan"},
         "fetch": {"plan"},
-        "plan": {"sampling", "judge", "harness", "summarize", "verdict"},
+        "plan": {"sampling", "judging", "harness", "summarize", "verdict"},
         "sampling": {"sample"},
+        "judging": {"judge"},
         "sample": {"judge"},
         "judge": {"summarize"},
         "harness": {"summarize"},
@@ -213,7 +214,7 @@ def test_stages_are_limited_by_their_pools(dag):
         "judge": "halos_eval_judge",
     }
     # Mapped: their pool slots are set when they are expanded (tests/orchestration/test_scheduling.py).
-    assert {task.task_id for task in dag.tasks if task.is_mapped} == {"sample", "harness"}
+    assert {task.task_id for task in dag.tasks if task.is_mapped} == {"sample", "harness", "judge"}
 
 
 def test_every_stage_waits_for_success_but_the_summary(dag):
@@ -290,7 +291,7 @@ def test_an_invalid_cluster_file_is_an_import_error(load, tmp_path, text):
 def test_the_strings_of_a_job_are_not_rendered(dag, remote_dag, where, name, monkeypatch):
     dag = remote_dag if where == "pod" else dag
     job = {"stage": "harness", "task": "{{ 1 + 1 }}", "argv": ["{{ 1 + 1 }}"]}
-    monkeypatch.setattr(PlainXComArg, "resolve", lambda *_: [job] if name in {"sample", "harness"} else job)
+    monkeypatch.setattr(PlainXComArg, "resolve", lambda *_: [job] if name in {"sample", "judge", "harness"} else job)
     task = copy.copy(dag.get_task(name))
     run = SimpleNamespace(conf={"checkpoint": "kto"})
     context = {"ti": SimpleNamespace(map_index=0), "task": task, "dag": dag, "dag_run": run}

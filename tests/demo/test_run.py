@@ -1,4 +1,4 @@
-"""``make demo`` with doubles of Airflow and the judge's server."""
+"""``make demo`` with doubles of Airflow."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from halos_eval.config.cluster import load_cluster
 from halos_eval.config.suite import load_suite
 from halos_eval.demo import installation, run
 from halos_eval.demo.checkpoints import INTACT, ROUNDED
-from halos_eval.demo.judge_server import JudgeServer
 from halos_eval.errors import EvaluationFailed
 from halos_eval.planning.plan import make_plan, suite_manifest
 from halos_eval.storage import filesystem, layout
@@ -43,7 +42,7 @@ def airflow(tmp_path, monkeypatch):
 )
 def test_the_state_of_a_run_is_returned(airflow, tmp_path, state, code, succeeded):
     airflow(f"import sys; print({FINISHED.format(state)!r}); sys.exit({code})")
-    assert run._run_dag("kto", {}, None) is succeeded
+    assert run._run_dag("kto", {}) is succeeded
     assert (tmp_path / "kto.log").read_text() == FINISHED.format(state) + "\n"
 
 
@@ -56,7 +55,7 @@ def test_progress_is_shown(airflow, capsys):
         FINISHED.format("success"),
     ]
     airflow("print({!r})".format("\n".join(lines)))
-    assert run._run_dag("kto", {}, None)
+    assert run._run_dag("kto", {})
     shown = [line.partition("  kto: ")[2] for line in capsys.readouterr().out.splitlines()]
     assert shown == ["sample", "  sampled 3 of 12 prompts", "  halos-eval: Incomplete: 9 of 12"]
 
@@ -64,27 +63,26 @@ def test_progress_is_shown(airflow, capsys):
 def test_an_error_of_airflow_is_reported(airflow, tmp_path):
     airflow("raise ImportError('no dags')")
     with pytest.raises(EvaluationFailed) as failed:
-        run._run_dag("kto", {}, None)
+        run._run_dag("kto", {})
     assert str(failed.value) == (
         f"Airflow's run of kto ended with code 1: ImportError: no dags (log: {tmp_path / 'kto.log'})"
     )
 
 
-def test_a_run_ends_with_its_judge(airflow, tmp_path):
-    """Airflow would wait for the server. The demo ends Airflow and reports the server's reason."""
-    airflow("import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)")
-    log = tmp_path / "judge.log"
-    log.write_text("torch.OutOfMemoryError: no memory left\n")
-    server = subprocess.Popen([sys.executable, "-c", "raise SystemExit(1)"])
-    with pytest.raises(EvaluationFailed, match=r"the judge's server ended with code 1: torch.OutOfMemoryError: no mem"):
-        run._run_dag("kto", {}, JudgeServer("http://127.0.0.1:9/v1", server, log))
+@pytest.fixture(autouse=True)
+def places(tmp_path, monkeypatch):
+    """The demo's files are in the test's folder."""
+    for name in ("checkpoints", "suites"):
+        monkeypatch.setattr(installation, name.upper(), tmp_path / "var" / name)
+    monkeypatch.setattr(run, "CHECKPOINTS", tmp_path / "var" / "checkpoints")
 
 
 def finish(checkout, *names):
     """Write the files of a finished run to ``checkout``: checkpoints, the manifest, and the records of ``names``."""
-    root, suite = f"file://{checkout}/var/store", load_suite("demo")
+    root = f"file://{checkout}/var/store"
     for name in (INTACT, ROUNDED):
         make_checkpoint(checkout / "var" / "checkpoints" / name / "FINAL")
+    suite = load_suite(str(installation.make_suite()))
     write_model(layout.manifest_url(root, "demo"), make_manifest(suite))
     registry = FolderRegistry(str(checkout / "var" / "checkpoints"))
     cluster = load_cluster()
@@ -149,8 +147,6 @@ def test_a_missing_or_outdated_table_is_written_again(demo, tmp_path, damage):
 def test_airflow_runs_only_for_the_checkpoint_with_missing_results(airflow, tmp_path, monkeypatch):
     finish(tmp_path, INTACT, ROUNDED)
     root = f"file://{tmp_path}/var/store"
-    for module in (run, installation):
-        monkeypatch.setattr(module, "CHECKPOINTS", tmp_path / "var" / "checkpoints")
     monkeypatch.setattr(run, "STORE", root)
     for record in (tmp_path / "var" / "store" / "runs" / ROUNDED).glob("harness.demo_cloze/*/record.json"):
         record.unlink()
@@ -166,7 +162,6 @@ def test_airflow_runs_only_for_the_checkpoint_with_missing_results(airflow, tmp_
 
 def test_a_checkpoint_without_a_manifest_is_not_done(tmp_path, monkeypatch):
     finish(tmp_path, INTACT, ROUNDED)
-    monkeypatch.setattr(run, "CHECKPOINTS", tmp_path / "var" / "checkpoints")
     monkeypatch.setattr(run, "STORE", f"file://{tmp_path}/var/store")
     assert run._open_plans() == []
     filesystem.delete(layout.manifest_url(run.STORE, "demo"))

@@ -37,7 +37,7 @@ from halos_eval.orchestration.scheduling import HIGHEST_WEIGHT
 from tests.test_policies import DAGS
 
 EVALUATE = "evaluate_checkpoint"
-UNMAPPED = {"prepare", "fetch", "plan", "sampling", "judge", "summarize", "verdict"}
+UNMAPPED = {"prepare", "fetch", "plan", "sampling", "judging", "summarize", "verdict"}
 
 
 @pytest.fixture(scope="module")
@@ -165,7 +165,7 @@ def test_an_invalid_priority_is_rejected_and_changes_no_weight(start, session, p
         start(priority=priority)
     run = start()
     run.conf = {"priority": priority}
-    [found] = instances(session, run, "judge")
+    [found] = instances(session, run, "fetch")
     found.priority_weight = 7
     scheduling.task_instance_mutation_hook(found, run)
     assert found.priority_weight == 7
@@ -187,6 +187,14 @@ def test_sampling_takes_its_gpus_from_the_pool(start, expand):
 def test_a_stage_with_nothing_to_do_does_not_wait_for_gpus(start, expand):
     [found] = expand(start(), "sample", [{}])
     assert (found.map_index, found.pool, found.pool_slots) == (0, "default_pool", 1)
+
+
+def test_a_judge_takes_gpus_only_if_its_model_is_served(start, expand):
+    served = {"gpus": 2, "server": ["serve", "--", "/models/judge"]}
+    found = expand(start(), "judge", [{"gpus": 0, "server": []}, served, served | {"gpus": 0}])
+    assert [(one.pool, one.pool_slots) for one in found] == [
+        ("halos_eval_judge", 1), ("halos_eval_gpu", 2), ("halos_eval_gpu", 1),
+    ]  # fmt: skip
 
 
 def test_an_unmapped_task_takes_one_slot(start, session):
@@ -242,7 +250,7 @@ def test_other_dags_are_not_changed(start, session):
 
 
 def test_an_instance_without_its_run_is_not_changed(start, session):
-    [found] = instances(session, start(), "judge")
+    [found] = instances(session, start(), "fetch")
     found.priority_weight = 7
     scheduling.task_instance_mutation_hook(found, None)
     assert found.priority_weight == 7

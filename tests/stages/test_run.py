@@ -92,6 +92,7 @@ CONFIGS = {
         "outputs": TEXT,
         "reference": TEXT,
         "judge": TEXT,
+        "exchange": OPTIONAL_TEXT,
         "output_dir": TEXT,
         "concurrency": COUNT,
         "timeout": st.none() | SHARE,
@@ -123,7 +124,7 @@ PLACEMENT = {
     # stop and chat_template are in the fingerprint of a task that applies the chat template (harness/test_stage.py)
     HarnessConfig: MODEL_PLACEMENT | {"task", "output_dir", "include_path", "save_every", "stop"},
     JudgeConfig: COMMON_PLACEMENT
-    | {"outputs", "reference", "judge", "output_dir", "concurrency", "timeout", "answers", "force_id"},
+    | {"outputs", "reference", "judge", "exchange", "output_dir", "concurrency", "timeout", "answers", "force_id"},
 }
 SMALLEST = {
     SampleConfig: SampleConfig(model="m"),

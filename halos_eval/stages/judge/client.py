@@ -60,6 +60,8 @@ class Completions:
         """Limit on the cost."""
         self.batch_owner: str | None = None
         """The owner of this run's batches, see `halos_eval.storage.claims`; None: the Batch API is not used."""
+        self.kept = 0
+        """Pairs that an earlier run has judged."""
         self.refused: list[str] = []
         """The endpoint's errors for single prompts that it rejected (content filter, too long)."""
         self.cut = 0
@@ -107,7 +109,8 @@ class Completions:
         todo = {key: request for key, request in by_key.items() if key not in done}
         for key in by_key.keys() & done.keys():
             self.budget.learn(by_key[key], done[key], spent=key in self.answers.own)
-        log.info("%d of %d pairs already have judgements", len(requests) - len(todo), len(requests))
+        self.kept = len(requests) - len(todo)
+        log.info("%d of %d pairs already have judgements", self.kept, len(requests))
         if todo:
             log.info("%d requests to send: %s", len(todo), self.budget.estimate(todo.values(), bool(self.batch_owner)))
         async with self.endpoint.connect(self.timeout) as client:

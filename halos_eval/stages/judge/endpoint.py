@@ -36,10 +36,14 @@ class Endpoint(BaseModel):
     """Query parameters of every request."""
     hidden: tuple[SecretStr, ...] = ()
     """Values of the variables that the judge's file refers to."""
+    served: str | None = None
+    """What a server of this installation serves: it stands for its URL, whose port is another one at each start."""
 
     @property
     def place(self) -> str:
-        """The URL for messages and records, without a user name and password that it may contain."""
+        """The URL for messages, records and kept answers, without a user name and password that it may contain."""
+        if self.served:
+            return self.served
         parts = urlsplit(self.base_url)
         return self.hide(urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2])))
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from pydantic import Field
 from pydantic_settings import CliPositionalArg, CliSuppress
 
+from halos_eval.checkpoints.weights import Weights
 from halos_eval.config.judge import Judge
+from halos_eval.config.served_judge import ServedJudge
 from halos_eval.config.suite import ALPACA_EVAL
 from halos_eval.data import prompts
-from halos_eval.stages.identity import Identity
+from halos_eval.stages.identity import SERVER_PACKAGE, Identity
 from halos_eval.stages.options import StageConfig
 from halos_eval.storage.manifest import Manifest
 from halos_eval.storage.records import CheckpointRef
@@ -23,7 +27,10 @@ class JudgeConfig(StageConfig):
     reference: str = ALPACA_EVAL
     """alpaca_eval (gpt4_1106_preview's outputs from the hub), demo, or a JSON file."""
     judge: str = "gpt-4.1"
-    """gpt-4.1, gpt-4.1-mini, demo, the name of one that alpaca_eval ships, or a YAML file in alpaca_eval's format."""
+    """gpt-4.1, gpt-4.1-mini, demo, the name of one that alpaca_eval ships, a YAML file in alpaca_eval's format, or
+    {"model": FOLDER_OR_REPOSITORY} for a model that `halos-eval serve` serves at the same --exchange."""
+    exchange: str | None = None
+    """Folder that `halos-eval serve` shares with this command, on the same machine."""
     output_dir: str
     """Folder or URL for record.json and annotations-DIGEST.json."""
     concurrency: int = Field(64, ge=1)
@@ -53,10 +60,24 @@ def timeout_of(config: JudgeConfig, judge: Judge) -> float:
 
 
 def judge_identity(
-    judge: Judge, reference: str, outputs: str, checkpoint: CheckpointRef, manifest: Manifest | None = None
+    judge: Judge,
+    reference: str,
+    outputs: str,
+    checkpoint: CheckpointRef,
+    manifest: Manifest | None = None,
+    served: tuple[ServedJudge, Weights] | None = None,
 ) -> Identity:
-    """Return the identity. ``outputs`` is the sample stage's fingerprint or, without one, the file's digest."""
+    """Return the identity. ``outputs`` is the sample stage's fingerprint or, without one, the file's digest.
+
+    ``served`` are the settings and the weights of a judge that is served.
+    """
     inputs = {"outputs": outputs, "reference": prompts.digest(reference, "reference", manifest), **judge.inputs()}
     if reference == ALPACA_EVAL:
         inputs["calibration"] = prompts.digest(ALPACA_EVAL, "calibration", manifest)
-    return Identity(stage="judge", checkpoint=checkpoint, settings={}, inputs=inputs, packages=("alpaca-eval",))
+    settings: dict[str, Any] = {}
+    packages: tuple[str, ...] = ("alpaca-eval",)
+    if served:
+        settings = served[0].model_dump(include={"dtype", "max_model_len"})
+        inputs["judge_weights"] = served[1].digest
+        packages += (SERVER_PACKAGE,)
+    return Identity(stage="judge", checkpoint=checkpoint, settings=settings, inputs=inputs, packages=packages)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from halos_eval.checkpoints.weights import short_name
-from halos_eval.config.judge import Judge, load_judge
+from halos_eval.config.judge import Judge
 from halos_eval.config.suite import ALPACA_EVAL
 from halos_eval.data import prompts
 from halos_eval.digests import digest_bytes
@@ -24,9 +24,9 @@ from halos_eval.stages.identity import Job
 from halos_eval.stages.judge.alpaca_eval import TooFewReadError, evaluate_pairs
 from halos_eval.stages.judge.answers import Answers
 from halos_eval.stages.judge.client import Completions, unreadable
-from halos_eval.stages.judge.endpoint import Endpoint
 from halos_eval.stages.judge.options import JudgeConfig, judge_identity, timeout_of
 from halos_eval.stages.judge.outputs import find_outputs, read_outputs
+from halos_eval.stages.judge.served import Served, present
 from halos_eval.stages.run import Outcome, run
 from halos_eval.storage import filesystem, layout, result_files
 from halos_eval.storage.claims import this_process
@@ -50,6 +50,11 @@ def judge(config: JudgeConfig) -> Record:
     Raise BadInput, DataUnavailable, JudgeRefused, Incomplete, StoreError, CostLimit, Waiting,
     EvaluationFailed.
     """
+    with present(config):
+        return _judge(config)
+
+
+def _judge(config: JudgeConfig) -> Record:
     url, data, sampled = find_outputs(config.outputs)
     rows, digest = read_outputs(url, data), digest_bytes(data)
     if sampled:
@@ -59,7 +64,8 @@ def judge(config: JudgeConfig) -> Record:
         name = config.name or short_name(str(rows[0].get("generator") or Path(url).stem))
         checkpoint, outputs = CheckpointRef(name=name, location=url, digest=digest), digest
     manifest = config.load_manifest()
-    identity = judge_identity(load_judge(config.judge), config.reference, outputs, checkpoint, manifest)
+    served = Served(config, manifest)
+    identity = judge_identity(served.judge, config.reference, outputs, checkpoint, manifest, served.identity)
     job = identity.at(filesystem.join(config.output_dir, layout.RECORD))
     force = config.force and not _forced_already(job.record, config)
     again = (config.force_id or "again") if force else None
@@ -67,7 +73,7 @@ def judge(config: JudgeConfig) -> Record:
     if judged and judged.provenance.inputs.get("outputs_sha256") != digest:
         force = True  # the same settings have produced other outputs since
     config = config.model_copy(update={"force": force})
-    return run(job, config, lambda: _work(config, rows, digest, job, manifest, again))
+    return run(job, config, lambda: _work(config, served, rows, digest, job, manifest, again))
 
 
 def _forced_already(record: str, config: JudgeConfig) -> bool:
@@ -107,6 +113,7 @@ def _pair(rows: list[dict[str, Any]], reference: prompts.PromptSet, url: str) ->
 
 def _work(
     config: JudgeConfig,
+    served: Served,
     rows: list[dict[str, Any]],
     digest: str,
     job: Job,
@@ -114,34 +121,34 @@ def _work(
     again: str | None,
 ) -> Outcome:
     began = time.monotonic()
-    judge = load_judge(config.judge)
+    judge = served.judge
     if config.batch and judge.client.azure_endpoint:
         raise BadInput(f"--batch does not support Azure ({judge.client.azure_endpoint}). Run it without --batch")
-    endpoint = Endpoint.from_environment(judge.client)
     reference = prompts.load(config.reference, "reference", manifest)
     rows = _pair(rows, reference, config.outputs)
     controlled = config.reference == ALPACA_EVAL
     inputs = reference.inputs("reference") | {
         "outputs_sha256": digest,
         "generator": str(rows[0].get("generator", "")),
-        "judge_model": judge.model,
-        "endpoint": endpoint.place,
+        "judge_model": served.title,
     }
     calibration = None
     if controlled:
         _, calibration = prompts.locate(ALPACA_EVAL, "calibration", manifest)
         inputs["calibration_revision"] = str(calibration)
-    loaded = time.monotonic()
     answers = Answers(config.answers or filesystem.join(config.output_dir, "answers"), again)
-    completions = Completions(
-        endpoint, judge, answers, config.concurrency, timeout_of(config, judge), max_cost=config.max_cost
-    )
-    if config.batch:
-        completions.batch_owner = config.owner or this_process()
-    try:
-        figures, annotations = evaluate_pairs(judge, rows, reference, completions, calibration, job.checkpoint.name)
-    except TooFewReadError as error:
-        raise _no_judgement(completions, judge, error.read) from None
+    with served.endpoint() as endpoint:
+        loaded = time.monotonic()
+        completions = Completions(
+            endpoint, judge, answers, config.concurrency, timeout_of(config, judge), max_cost=config.max_cost
+        )
+        if config.batch:
+            completions.batch_owner = config.owner or this_process()
+        try:
+            figures, annotations = evaluate_pairs(judge, rows, reference, completions, calibration, job.checkpoint.name)
+        except TooFewReadError as error:
+            raise _no_judgement(completions, judge, error.read) from None
+    inputs |= {"endpoint": endpoint.place} | served.inputs
     superfluous = answers.finish()
     if completions.snapshots:
         inputs["judge_snapshots"] = ", ".join(sorted(completions.snapshots))
@@ -165,6 +172,7 @@ def _work(
             price_usd=completions.bill.total(),
             load_seconds=loaded - began,
             work_seconds=time.monotonic() - loaded,
+            resumed=completions.kept / completions.asked if served.identity and completions.asked else None,
         ),
         files=files,
         inputs=inputs,
