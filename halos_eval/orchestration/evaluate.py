@@ -48,7 +48,8 @@ def plan_evaluation(params: dict[str, Any]) -> list[dict[str, Any]]:
 
     XComs have the rest:
 
-    - ``sample`` and ``judge``: the job to run; {} if there is none (an XCom cannot be None)
+    - ``sample``: the job to run; {} if there is none (an XCom cannot be None)
+    - ``judges``: the jobs to run, one for each judge; [{}] if there is none
     - ``checkpoint``: the checkpoint's name in the store
     - ``jobs``: titles and record URLs of all jobs
     - ``unavailable``: the parts whose data is unavailable, with the reasons
@@ -78,8 +79,8 @@ def plan_evaluation(params: dict[str, Any]) -> list[dict[str, Any]]:
         save_plan(plan, suite, root, manifest)
     to_run = [job for job in plan.jobs if not job.done]
     exchange = get_current_context()["ti"]
-    for stage in ("sample", "judge"):
-        exchange.xcom_push(stage, next((_job(job) for job in to_run if job.stage == stage), {}))
+    exchange.xcom_push("sample", next((_job(job) for job in to_run if job.stage == "sample"), {}))
+    exchange.xcom_push("judges", [_job(job) for job in to_run if job.stage == "judge"] or [{}])
     exchange.xcom_push("checkpoint", plan.checkpoint.name)
     exchange.xcom_push("jobs", {job.title: job.record for job in plan.jobs})
     exchange.xcom_push("unavailable", plan.unavailable)

@@ -10,7 +10,7 @@ from halos_eval.checkpoints.known import Reader, known_weights, recall
 from halos_eval.checkpoints.registry import Checkpoint
 from halos_eval.checkpoints.weights import inspect, to_fetch
 from halos_eval.config.cluster import CPU_PROFILE, OUTBOX, Cluster, Volume
-from halos_eval.config.suite import AlpacaEvalSettings, Suite, TaskSettings
+from halos_eval.config.suite import AlpacaEvalSettings, JudgeChoice, Suite, TaskSettings
 from halos_eval.errors import BadInput
 from halos_eval.hub import cache_root
 from halos_eval.planning.changes import changes, newest_record
@@ -63,24 +63,32 @@ class Planner:
             return self._alpaca_eval(settings, *identities)
         return [self._task(settings, *identities)]
 
-    def _alpaca_eval(
-        self, settings: AlpacaEvalSettings, sample: Identity, judge: Identity
-    ) -> tuple[PlannedJob, PlannedJob]:
-        """Return the jobs that sample outputs and judge them."""
+    def _alpaca_eval(self, settings: AlpacaEvalSettings, sample: Identity, *judges: Identity) -> list[PlannedJob]:
+        """Return the jobs that sample outputs and judge them, one for each judge."""
         sampling = self._sample(settings, sample)
-        name = self.definitions.judge or settings.judge
-        folder = self._folder(judge)
+        names = [name for name, _ in self.definitions.judges(settings)]
+        return [
+            sampling,
+            *(self._judge(settings, sampling, one, name) for one, name in zip(judges, names, strict=True)),
+        ]
+
+    def _judge(
+        self, settings: AlpacaEvalSettings, sampling: PlannedJob, identity: Identity, name: JudgeChoice
+    ) -> PlannedJob:
+        folder = self._folder(identity)
         config = JudgeConfig(
-            **self._common(judge),
+            **self._common(identity),
             outputs=sampling.record.removesuffix(".record.json") + ".json",
             reference=settings.reference,
             judge=name,
+            swap=settings.swap,
             output_dir=folder,
             answers=layout.answers_url(self.root),
             force_id=uuid4().hex if self.force else None,
         )
-        judged = self._plan(judge, config, filesystem.join(folder, layout.RECORD), CPU_PROFILE, judge=name)
-        return sampling, _judged_outputs_of(sampling, judged)
+        record = filesystem.join(folder, layout.RECORD)
+        judged = self._plan(identity, config, record, CPU_PROFILE, judge=name, label=identity.label)
+        return _judged_outputs_of(sampling, judged)
 
     def _sample(self, settings: AlpacaEvalSettings, identity: Identity) -> PlannedJob:
         profile = profile_of(self.suite, self.checkpoint, settings.profile)

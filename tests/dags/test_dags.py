@@ -16,6 +16,7 @@ from airflow.sdk import timezone
 from airflow.sdk.definitions.xcom_arg import PlainXComArg
 from airflow.sdk.exceptions import ParamValidationError
 from airflow.serialization.serialized_objects import DagSerialization
+from jinja2 import Environment, StrictUndefined
 
 from halos_eval.checkpoints.folders import FolderRegistry
 from halos_eval.config.cluster import Priority
@@ -181,8 +182,9 @@ def test_the_shape(dag):
     assert below == {
         "prepare": {"fetch", "plan"},
         "fetch": {"plan"},
-        "plan": {"sampling", "judge", "harness", "summarize", "verdict"},
+        "plan": {"sampling", "judging", "harness", "summarize", "verdict"},
         "sampling": {"sample"},
+        "judging": {"judge"},
         "sample": {"judge"},
         "judge": {"summarize"},
         "harness": {"summarize"},
@@ -212,7 +214,17 @@ def test_stages_are_limited_by_their_pools(dag):
         "judge": "halos_eval_judge",
     }
     # Mapped: their pool slots are set when they are expanded (tests/orchestration/test_scheduling.py).
-    assert {task.task_id for task in dag.tasks if task.is_mapped} == {"sample", "harness"}
+    assert {task.task_id for task in dag.tasks if task.is_mapped} == {"sample", "harness", "judge"}
+
+
+@pytest.mark.parametrize(
+    ("job", "name"),
+    [({"judge": "/suites/our_judge.yaml"}, "our_judge.yaml"), ({"judge": "gpt-4.1"}, "gpt-4.1"), ({}, "")],
+)
+def test_each_judge_is_a_task_instance_with_its_name(dag, job, name):
+    template = dag.get_task("judge").partial_kwargs["map_index_template"]
+    environment = Environment(undefined=StrictUndefined, autoescape=False)  # Airflow's
+    assert environment.from_string(template).render(task=SimpleNamespace(job=job)) == name
 
 
 def test_every_stage_waits_for_success_but_the_summary(dag):
@@ -289,7 +301,7 @@ def test_an_invalid_cluster_file_is_an_import_error(load, tmp_path, text):
 def test_the_strings_of_a_job_are_not_rendered(dag, remote_dag, where, name, monkeypatch):
     dag = remote_dag if where == "pod" else dag
     job = {"stage": "harness", "task": "{{ 1 + 1 }}", "argv": ["{{ 1 + 1 }}"]}
-    monkeypatch.setattr(PlainXComArg, "resolve", lambda *_: [job] if name in {"sample", "harness"} else job)
+    monkeypatch.setattr(PlainXComArg, "resolve", lambda *_: [job] if name in {"sample", "judge", "harness"} else job)
     task = copy.copy(dag.get_task(name))
     run = SimpleNamespace(conf={"checkpoint": "kto"})
     context = {"ti": SimpleNamespace(map_index=0), "task": task, "dag": dag, "dag_run": run}

@@ -17,6 +17,7 @@ from halos_eval.storage import filesystem, layout
 from halos_eval.storage.records import Usage, read_record, write_model
 from tests.doubles import make_checkpoint, make_manifest, make_provenance, make_record, write_failure
 
+KEYS = {"stage", "task", "judge", "label", "image", "argv", "profile", "gpus", "manifest", "outbox"}
 PARAMS = {"checkpoint": "kto", "suite": "demo", "tasks": None, "judge": None, "force": False}
 
 
@@ -66,7 +67,7 @@ def plan(staged, monkeypatch):
 def test_unpinned_data_gets_a_fetch_job(root):
     job = evaluate.prepare_evaluation(PARAMS)
     assert job["argv"] == ["fetch", f"--manifest={root}/manifests/demo.json", "--", "demo"]
-    assert job.keys() == {"stage", "task", "image", "argv", "profile", "gpus", "manifest", "outbox"}
+    assert job.keys() == KEYS
     some = evaluate.prepare_evaluation(PARAMS | {"tasks": ["demo_cloze"]})
     assert '--tasks=["demo_cloze"]' in some["argv"]
 
@@ -93,7 +94,7 @@ def test_an_unavailable_part_is_passed_to_the_verdict(plan, staged, root):
     harness, pushed = plan()
     assert [job["task"] for job in harness] == ["demo_choice", "demo_arithmetic"]
     assert pushed["unavailable"] == {"demo_cloze": "it is gated"}
-    for job in (*harness, pushed["sample"], pushed["judge"]):
+    for job in (*harness, pushed["sample"], *pushed["judges"]):
         assert [word for word in job["argv"] if word == f"--manifest={root}/manifests/demo.json"]
 
 
@@ -107,10 +108,10 @@ def test_without_a_manifest_there_is_no_plan(plan, root):
 def test_a_new_checkpoint(plan, root):
     harness, pushed = plan()
     assert [job["task"] for job in harness] == ["demo_choice", "demo_arithmetic", "demo_cloze"]
-    assert [pushed[stage]["argv"][0] for stage in ("sample", "judge")] == ["sample", "judge"]
+    assert [job["argv"][0] for job in (pushed["sample"], *pushed["judges"])] == ["sample", "judge"]
     assert list(pushed["jobs"]) == ["sample", "judge", "demo_choice", "demo_arithmetic", "demo_cloze"]
-    for job in (*harness, pushed["sample"], pushed["judge"], pushed["summarize"]):
-        assert job.keys() == {"stage", "task", "image", "argv", "profile", "gpus", "manifest", "outbox"}
+    for job in (*harness, pushed["sample"], *pushed["judges"], pushed["summarize"]):
+        assert job.keys() == KEYS
     assert pushed["summarize"]["argv"] == [
         "summarize", root, "--suite=demo", "--checkpoint=kto", f"--output={root}/reports/demo/summary.csv",
     ]  # fmt: skip
@@ -126,7 +127,7 @@ def test_finished_jobs_are_not_returned(plan):
     harness, again = plan()
     assert [job["task"] for job in harness] == ["demo_arithmetic", "demo_cloze"]
     assert again["sample"] == {}  # an XCom cannot be None
-    assert again["judge"]
+    assert again["judges"] == pushed["judges"]
     assert again["jobs"] == pushed["jobs"]  # the verdict checks all of them
     assert plan(force=True)[1]["sample"]
 
@@ -134,12 +135,13 @@ def test_finished_jobs_are_not_returned(plan):
 def test_some_parts(plan):
     harness, pushed = plan(tasks=["demo_cloze"])
     assert [job["task"] for job in harness] == ["demo_cloze"]
-    assert (pushed["sample"], pushed["judge"]) == ({}, {})
+    assert (pushed["sample"], pushed["judges"]) == ({}, [{}])
     assert list(pushed["jobs"]) == ["demo_cloze"]
 
 
 def test_another_judge(plan):
-    assert "--judge=gpt-4.1-mini" in plan(judge="gpt-4.1-mini")[1]["judge"]["argv"]
+    (job,) = plan(judge="gpt-4.1-mini")[1]["judges"]
+    assert "--judge=gpt-4.1-mini" in job["argv"]
 
 
 @pytest.mark.parametrize(

@@ -35,7 +35,7 @@ from halos_eval.orchestration.scheduling import HIGHEST_WEIGHT
 from tests.test_policies import DAGS
 
 EVALUATE = "evaluate_checkpoint"
-UNMAPPED = {"prepare", "fetch", "plan", "sampling", "judge", "summarize", "verdict"}
+UNMAPPED = {"prepare", "fetch", "plan", "sampling", "judging", "summarize", "verdict"}
 
 
 @pytest.fixture(scope="module")
@@ -163,7 +163,7 @@ def test_an_invalid_priority_is_rejected_and_changes_no_weight(start, session, p
         start(priority=priority)
     run = start()
     run.conf = {"priority": priority}
-    [found] = instances(session, run, "judge")
+    [found] = instances(session, run, "fetch")
     found.priority_weight = 7
     scheduling.task_instance_mutation_hook(found, run)
     assert found.priority_weight == 7
@@ -225,7 +225,7 @@ def test_other_dags_are_not_changed(start, session):
 
 
 def test_an_instance_without_its_run_is_not_changed(start, session):
-    [found] = instances(session, start(), "judge")
+    [found] = instances(session, start(), "fetch")
     found.priority_weight = 7
     scheduling.task_instance_mutation_hook(found, None)
     assert found.priority_weight == 7

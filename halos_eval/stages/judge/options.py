@@ -25,6 +25,8 @@ class JudgeConfig(StageConfig):
     """gpt-4.1, gpt-4.1-mini, demo, the name of one that alpaca_eval ships, or a YAML file in alpaca_eval's format."""
     output_dir: str
     """Folder or URL for record.json and annotations.json."""
+    swap: bool = False
+    """Ask about every pair in both orders. The preference is the mean of both answers, and the flips are counted."""
     concurrency: int = Field(64, ge=1)
     """Maximum number of concurrent requests. It is reached as answers come, and a rate limit is kept."""
     timeout: float | None = Field(None, gt=0)
@@ -35,6 +37,8 @@ class JudgeConfig(StageConfig):
     """Name of the plan that forces this run: it asks again once, however often the stage is started."""
 
 
+SWAP = "swap"
+"""Key of an identity's settings: each pair is asked in both orders. Absent otherwise, as before there was a choice."""
 SHORT_ANSWER_TOKENS = 1000
 SHORT_ANSWER_SECONDS, LONG_ANSWER_SECONDS = 60.0, 600.0
 """How long an answer may take. A judge without a small ``max_tokens`` may reason for minutes."""
@@ -48,10 +52,16 @@ def timeout_of(config: JudgeConfig, judge: Judge) -> float:
 
 
 def judge_identity(
-    judge: Judge, reference: str, outputs: str, checkpoint: CheckpointRef, manifest: Manifest | None = None
+    judge: Judge,
+    reference: str,
+    outputs: str,
+    checkpoint: CheckpointRef,
+    manifest: Manifest | None = None,
+    swap: bool = False,
 ) -> Identity:
     """Return the identity. ``outputs`` is the sample stage's fingerprint or, without one, the file's digest."""
     inputs = {"outputs": outputs, "reference": prompts.digest(reference, "reference", manifest), **judge.inputs()}
     if reference == ALPACA_EVAL:
         inputs["calibration"] = prompts.digest(ALPACA_EVAL, "calibration", manifest)
-    return Identity(stage="judge", checkpoint=checkpoint, settings={}, inputs=inputs, packages=("alpaca-eval",))
+    settings = {SWAP: True} if swap else {}
+    return Identity(stage="judge", checkpoint=checkpoint, settings=settings, inputs=inputs, packages=("alpaca-eval",))
