@@ -15,7 +15,7 @@ DRAW = 1.5
 
 
 def swapping_annotator() -> type:
-    """Return alpaca_eval's annotator of pairs that asks about each pair in both orders, in one go.
+    """Return alpaca_eval's class that asks about each pair in both orders, in one go.
 
     alpaca_eval chooses the order by the instruction alone, or does not change it. So with the outputs exchanged, it
     shows the same pair in the other order. An answer may be unreadable in one order: then the pair is unreadable.
