@@ -1,9 +1,10 @@
 """### evaluate_checkpoint: one suite on one checkpoint
 
 `prepare` checks the params, and waits while another run evaluates the same suite on the same checkpoint. `fetch`
-downloads and pins data that is not pinned yet. `plan` finds the jobs to run. `sample` and `judge` (AlpacaEval) run
-beside one `harness` task for each lm_eval task. `summarize` writes the suite's table, even if tasks failed. `verdict`
-fails if a result is missing. After a failure you can trigger the DAG again: finished work is not run again.
+downloads and pins data that is not pinned yet. `plan` finds the jobs to run. `sample` and one `judge` for each judge
+(AlpacaEval) run beside one `harness` task for each lm_eval task. `summarize` writes the suite's table, even if tasks
+failed. `verdict` fails if a result is missing. After a failure you can trigger the DAG again: finished work is not run
+again.
 
 #### Triage
 * **prepare or plan failed**: the input is wrong (the message names the remedy). Nothing was spent. Fix it and trigger
@@ -13,6 +14,7 @@ fails if a result is missing. After a failure you can trigger the DAG again: fin
 * **verdict reports unavailable data**: fix the reason (a gated dataset needs `HF_TOKEN`) and trigger the DAG again.
 * **one harness task failed**: only its cell is empty; other results are unaffected. The last log line is the reason.
   Clear that task.
+* **one judge failed**: only its columns are empty. Clear that task.
 * **judge failed, JudgeRefused**: the endpoint rejects the key, the quota or the model name. Fix it and clear `judge`;
   paid answers are kept.
 * **judge failed, CostLimit**: it stopped before it cost more than `limits.run` of the policy file. Raise that and
@@ -58,7 +60,7 @@ PARAMS = {
         pattern=JUDGE,
         examples=["gpt-4.1", "gpt-4.1-mini", "demo"],
         title="Judge",
-        description="Judge to use instead of the suite's.",
+        description="Judge to use instead of the suite's judges.",
     ),
     "priority": params.priority("manual"),
     "force": Param(
@@ -117,7 +119,9 @@ def evaluate_checkpoint() -> None:
         job=planned
     )
     # A judge that is served takes its GPUs from their pool instead.
-    judge = operator.partial(task_id="judge", pool=JUDGE_POOL).expand(job=judging(planned["judges"]))
+    judge = operator.partial(
+        task_id="judge", pool=JUDGE_POOL, map_index_template="{{ task.job.get('judge', '').split('/') | last }}"
+    ).expand(job=judging(planned["judges"]))
     summarize = operator(
         task_id="summarize",
         job=planned["summarize"],

@@ -17,6 +17,7 @@ from rich.console import Console
 
 from halos_eval.cli.commands import CheckpointsConfig, PlanConfig, PoolsConfig, checkpoints, plan
 from halos_eval.cli.doctor import DoctorConfig, doctor
+from halos_eval.cli.judges import JudgesConfig, judges
 from halos_eval.cli.prompt import PromptConfig, prompt
 from halos_eval.cli.prune import PruneConfig, prune
 from halos_eval.cli.show import show_manifest, show_record
@@ -61,6 +62,8 @@ class HalosEval(BaseModel):
     """Print the jobs of a suite on a checkpoint, and the reasons."""
     prompt: CliSubCommand[PromptConfig]
     """Print the token ids, the text and the stop strings that a stage sends to a model."""
+    judges: CliSubCommand[JudgesConfig]
+    """Compare two judges over the checkpoints that both have judged, before one replaces the other."""
     checkpoints: CliSubCommand[CheckpointsConfig]
     """List the registered checkpoints, and the progress of each suite."""
     pools: CliSubCommand[PoolsConfig]
@@ -74,6 +77,7 @@ class HalosEval(BaseModel):
 PRINTING: dict[type[object], Callable[[Any], None]] = {
     PlanConfig: plan,
     PromptConfig: prompt,
+    JudgesConfig: judges,
     CheckpointsConfig: checkpoints,
     DoctorConfig: doctor,
     PruneConfig: prune,

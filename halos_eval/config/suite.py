@@ -24,6 +24,7 @@ WARN_ABOVE = 0.01
 """Default of ``Suite.warn_above``."""
 # lm_eval has names such as egymmlu_arabic_language_(general). No character is special in a path or a pattern of files.
 TASK_NAME = r"^[A-Za-z0-9][A-Za-z0-9_.()-]*$"
+JUDGE_LABEL = r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}"
 
 
 def _json_list(value: Any) -> Any:
@@ -104,8 +105,11 @@ class AlpacaEvalSettings(BaseModel):
     """Prompts to sample: alpaca_eval, demo, or a JSON file."""
     reference: str = ALPACA_EVAL
     """Outputs to compare with: alpaca_eval, demo, or a JSON file."""
-    judge: JudgeChoice = "gpt-4.1"
-    """Judge: a name, a YAML file, or {model: ..., profile: ...} for a model that is served while it judges."""
+    judge: JudgeChoice | tuple[JudgeChoice, ...] = "gpt-4.1"
+    """Judge: a name, a YAML file, or {model: ..., profile: ...} for a model that is served while it judges. Of a list,
+    the first is the main one; others have columns of their own."""
+    swap: bool = False
+    """Ask each judge about every pair in both orders, which costs twice as much. The preference is the mean."""
     sampling: SamplingSettings = SamplingSettings()
     """Settings for sampling answers."""
     profile: str | None = None
@@ -116,6 +120,33 @@ class AlpacaEvalSettings(BaseModel):
         if self.sampling.samples_per_prompt != 1:
             raise ValueError("alpaca_eval compares one sample per prompt: samples_per_prompt must be 1")
         return self
+
+    @model_validator(mode="after")
+    def _labelled(self) -> AlpacaEvalSettings:
+        """Check that each further judge can have columns of its own."""
+        labels = [label_of(one) for one in self.judges]
+        if not labels:
+            raise ValueError("judge is an empty list; expected at least one judge")
+        if twice := next((one for one in labels if labels.count(one) > 1), None):
+            raise ValueError(f"two judges are called {twice!r}, so their columns would be the same. Rename one file")
+        if invalid := next((one for one in labels[1:] if not re.fullmatch(JUDGE_LABEL, one)), None):
+            raise ValueError(
+                f"judge {invalid!r} cannot be the name of a column; expected letters, digits and '_.-'. Rename its file"
+            )
+        return self
+
+    @property
+    def judges(self) -> tuple[JudgeChoice, ...]:
+        """All judges; the first is the main judge."""
+        return self.judge if isinstance(self.judge, tuple) else (self.judge,)
+
+
+def label_of(judge: JudgeChoice) -> str:
+    """Return the name of a judge in titles and columns: its name, or that of its file or folder."""
+    if isinstance(judge, ServedJudge):
+        return judge.label
+    name = judge.rstrip("/").rsplit("/", 1)[-1]
+    return name.removesuffix(".yaml").removesuffix(".yml")
 
 
 class TaskSettings(HarnessSettings):
@@ -243,10 +274,12 @@ def _resolve(suite: Suite, folder: Path) -> Suite:
 
     parts: dict[str, Any] = {"include_path": suite.include_path and str((folder / suite.include_path).absolute())}
     if suite.alpaca_eval:
-        names = {key: full(getattr(suite.alpaca_eval, key)) for key in ("prompts", "reference")}
-        judge = suite.alpaca_eval.judge
-        judge = judge.beside(folder) if isinstance(judge, ServedJudge) else full(judge)
-        parts["alpaca_eval"] = suite.alpaca_eval.model_copy(update=names | {"judge": judge})
+        names: dict[str, Any] = {key: full(getattr(suite.alpaca_eval, key)) for key in ("prompts", "reference")}
+        judges = tuple(
+            one.beside(folder) if isinstance(one, ServedJudge) else full(one) for one in suite.alpaca_eval.judges
+        )
+        names["judge"] = judges if len(judges) > 1 else judges[0]
+        parts["alpaca_eval"] = suite.alpaca_eval.model_copy(update=names)
     return suite.model_copy(update=parts)
 
 

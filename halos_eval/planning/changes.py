@@ -11,15 +11,29 @@ from halos_eval.storage.records import Record, readable_record
 LENGTH = 40  # characters of a value that are shown
 
 
-NAMES = {"model": "weights", "annotator": "judge"}
+JUDGE = "annotator"
+"""Input with the digest of a judge."""
+NAMES = {"model": "weights", JUDGE: "judge"}
 """Names of inputs that people know by another name."""
 
 
-def newest_record(root: str, checkpoint: str, stage: str, task: str | None) -> tuple[str, Record] | None:
-    """Return the newest record of a stage or task, whatever its fingerprint, and its URL. Skip damaged ones."""
+def newest_record(
+    root: str, checkpoint: str, stage: str, task: str | None, judged_as: Identity | None = None
+) -> tuple[str, Record] | None:
+    """Return the newest record of a stage or task, whatever its fingerprint, and its URL. Skip damaged ones.
+
+    With ``judged_as``, only records of this judge, in the same orders, because the scores of two judges differ.
+    """
     parent = filesystem.join(layout.runs_url(root, checkpoint), f"{stage}.{task}" if task else stage)
     found = [(url, record) for url in filesystem.find(parent, layout.RECORD) if (record := readable_record(url)[0])]
-    return max(found, key=lambda one: one[1].provenance.ended, default=None)
+    alike = [one for one in found if judged_as is None or same_judge(one[1], judged_as)]
+    return max(alike, key=lambda one: one[1].provenance.ended, default=None)
+
+
+def same_judge(record: Record, identity: Identity) -> bool:
+    """Return whether a judge stage's record is of this judge, asked in the same orders."""
+    inputs, settings = record.identity.get("inputs", {}), record.identity.get("settings", {})
+    return (inputs.get(JUDGE), settings) == (identity.inputs.get(JUDGE), identity.settings)
 
 
 def changes(old: Record, new: Identity, tools: bool = True, ignore: Collection[str] = ()) -> list[str]:

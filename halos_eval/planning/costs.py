@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
 from statistics import median
 from typing import NamedTuple, TypeVar
@@ -24,6 +24,7 @@ from halos_eval.planning.jobs import PlannedJob
 from halos_eval.planning.plan import Plan, read_plan
 from halos_eval.planning.planner import profile_of
 from halos_eval.planning.progress import READERS
+from halos_eval.stages.judge.options import SWAP
 from halos_eval.storage import filesystem, layout
 from halos_eval.storage.records import Record, read_record
 
@@ -71,7 +72,7 @@ class History(NamedTuple):
     gpu_hours: dict[tuple[str, str], float]
     """GPU-hours by GPU profile and title of the job: sample, the task, or the judge that is served."""
     judge_dollars: dict[str, float | None]
-    """US dollars by judge; None if it has records, but none with a price."""
+    """US dollars by judge, for each pair in one order; None if it has records, but none with a price."""
 
     def of_plan(self, plan: Plan) -> Cost:
         """Return the cost of the jobs of ``plan`` that are not done."""
@@ -84,28 +85,30 @@ class History(NamedTuple):
             profile = profile_of(suite, checkpoint, suite.settings_of(part).profile)
             cost += self._on_gpus("sample" if part == ALPACA_EVAL else part, profile)
             if part == ALPACA_EVAL and suite.alpaca_eval:
-                chosen = judge or suite.alpaca_eval.judge
-                served = chosen.profile or suite.profile if isinstance(chosen, ServedJudge) else None
-                cost += self._judged(str(chosen), served)
+                judges = (judge,) if judge else suite.alpaca_eval.judges
+                orders = 2 if suite.alpaca_eval.swap else 1
+                served = {one: one.profile or suite.profile for one in judges if isinstance(one, ServedJudge)}
+                cost = sum((self._judged(str(one), served.get(one), orders) for one in judges), cost)
         return cost
 
     def _of_job(self, job: PlannedJob) -> Cost:
-        if job.stage == JUDGE:
-            return self._judged(str(job.judge), job.profile if job.server else None)
-        return self._on_gpus(job.title, job.profile)
+        if job.stage != JUDGE:
+            return self._on_gpus(job.title, job.profile)
+        orders = _orders(job.identity.settings if job.identity else {})
+        return self._judged(str(job.judge), job.profile if job.server else None, orders)
 
     def _on_gpus(self, title: str, profile: str) -> Cost:
         hours = self.gpu_hours.get((title, profile))
         return Cost(pods=1, unknown=(title,)) if hours is None else Cost(pods=1, gpu_hours=hours)
 
-    def _judged(self, judge: str, profile: str | None) -> Cost:
-        """Return the cost of a judge by name, or on the GPUs of ``profile``."""
+    def _judged(self, judge: str, profile: str | None, orders: int) -> Cost:
+        """Return the cost of a judge by name, or on the GPUs of ``profile``, that is asked in so many orders."""
         if profile:
             hours = self.gpu_hours.get((judge, profile))
-            return Cost(pods=1, unknown=(JUDGE,)) if hours is None else Cost(pods=1, gpu_hours=hours)
+            return Cost(pods=1, unknown=(JUDGE,)) if hours is None else Cost(pods=1, gpu_hours=hours * orders)
         dollars = self.judge_dollars.get(judge)
         if dollars is not None:
-            return Cost(pods=1, judge_dollars=dollars)
+            return Cost(pods=1, judge_dollars=dollars * orders)
         return Cost(pods=1, unknown=(f"{JUDGE} (no price)" if judge in self.judge_dollars else JUDGE,))
 
 
@@ -191,9 +194,15 @@ def _gpu_hours(job: PlannedJob, record: Record) -> list[float]:
 
 
 def _dollars(record: Record) -> list[float]:
-    """Return the price of all judgements; an empty list without a price list or without counted tokens."""
+    """Return the price of all pairs in one order; an empty list without a price list or without counted tokens."""
     price = record.usage.price_usd
-    return [] if price is None or not record.usage.prompt_tokens else [price]
+    orders = _orders(record.identity.get("settings", {}))
+    return [] if price is None or not record.usage.prompt_tokens else [price / orders]
+
+
+def _orders(settings: Mapping[str, object]) -> int:
+    """Return in how many orders a judge with these settings is asked about each pair."""
+    return 2 if settings.get(SWAP) else 1
 
 
 def excess(cost: Cost, limit: Limit) -> str | None:

@@ -25,8 +25,8 @@ class Stage(NamedTuple):
 
     @property
     def title(self) -> str:
-        """The name of the lm_eval task, or the stage."""
-        return self.identity.task or self.identity.stage
+        """The name of the lm_eval task, or the stage; judge@LABEL for a judge beside the main one."""
+        return self.identity.title
 
     @property
     def tail(self) -> str:
@@ -75,15 +75,19 @@ def files_of(root: str, checkpoint: str) -> frozenset[str]:
     )
 
 
-def judged_again(root: str, checkpoint: str, found: Standing) -> bool:
-    """Return whether the judgement is not for the outputs that the sample stage has now."""
-    tails = {one.title: one.tail for one in found.stages if one.title in found.done}
-    if "judge" not in tails:
-        return False
-    if "sample" not in tails:
-        return True
-    sampled, judged = (_record(root, checkpoint, tails[title]) for title in ("sample", "judge"))
-    return not (sampled and judged and judged.provenance.inputs.get("outputs_sha256") in sampled.files.values())
+def judged_again(root: str, checkpoint: str, found: Standing) -> frozenset[str]:
+    """Return the titles of the judgements that are not for the outputs that the sample stage has now."""
+    done = [one for one in found.stages if one.title in found.done]
+    judges = [one for one in done if one.identity.stage == "judge"]
+    sampled = next((one.tail for one in done if one.identity.stage == "sample"), None)
+    record = _record(root, checkpoint, sampled) if judges and sampled else None
+    outputs = record.files.values() if record else ()
+    return frozenset(one.title for one in judges if _judged_outputs(root, checkpoint, one) not in outputs)
+
+
+def _judged_outputs(root: str, checkpoint: str, stage: Stage) -> str | None:
+    record = _record(root, checkpoint, stage.tail)
+    return record.provenance.inputs.get("outputs_sha256") if record else None
 
 
 def _record(root: str, checkpoint: str, tail: str) -> Record | None:

@@ -20,13 +20,13 @@ from halos_eval.checkpoints.weights import Weights
 from halos_eval.config.judge import load_judge
 from halos_eval.config.served_judge import ServedJudge
 from halos_eval.config.settings import FROZEN
-from halos_eval.config.suite import AlpacaEvalSettings, Suite, TaskSettings
+from halos_eval.config.suite import AlpacaEvalSettings, JudgeChoice, Suite, TaskSettings, label_of
 from halos_eval.digests import digest_file, digest_json
 from halos_eval.errors import BadInput, DataUnavailable
 from halos_eval.stages import tools
 from halos_eval.stages.harness.options import harness_identity
 from halos_eval.stages.identity import Identity
-from halos_eval.stages.judge.options import judge_identity
+from halos_eval.stages.judge.options import SWAP, judge_identity
 from halos_eval.stages.sample import sample_identity
 from halos_eval.storage import layout
 from halos_eval.storage.manifest import Manifest
@@ -53,10 +53,24 @@ class PartDefinition(BaseModel):
 
     @property
     def digest(self) -> str:
-        """Digest of everything that determines the scores, except the checkpoint and the versions of the tools."""
+        """Digest of everything that determines the scores, except the checkpoint and the versions of the tools.
+
+        Judges beside the main one are not part of it: one that is added does not change the others' results.
+        """
         if not self.identities:
             return UNKNOWN
-        return digest_json([(one.on("") if one.stage == "judge" else one).definition for one in self.identities])
+        own = [one for one in self.identities if one.label is None]
+        return digest_json([(one.on("") if one.stage == "judge" else one).definition for one in own])
+
+    @property
+    def sampling(self) -> str:
+        """Digest of what determines the sampled answers; UNKNOWN if nothing is sampled, or if it is unavailable."""
+        return next((digest_json(one.definition) for one in self.identities if one.stage == "sample"), UNKNOWN)
+
+    @property
+    def judges(self) -> tuple[Identity, ...]:
+        """Identities of the judge stages, the main judge first."""
+        return tuple(one for one in self.identities if one.stage == "judge")
 
 
 class SuiteDefinition(BaseModel):
@@ -80,7 +94,7 @@ class Definitions:
     def __init__(
         self, suite: Suite, manifest: Manifest | None = None, judge: str | None = None, root: str | None = None
     ) -> None:
-        """``judge`` replaces the suite's judge. The store ``root`` keeps digests of the weights of served judges."""
+        """``judge`` replaces the suite's judges. The store ``root`` keeps digests of the weights of served judges."""
         self.suite, self.manifest, self.judge, self.root = suite, manifest, judge, root
         self._known: dict[tuple[str, str | None, tuple[str, ...]], tuple[Identity, ...]] = {}
         self._weights: dict[ServedJudge, Weights] = {}
@@ -101,9 +115,11 @@ class Definitions:
         if alpaca := suite.alpaca_eval:
             files = [path for path in (alpaca.prompts, alpaca.reference) if Path(path).is_file()]
             parts += [alpaca.prompts, alpaca.reference, *(digest_file(Path(path)) for path in files)]
-            parts += [alpaca.sampling.model_dump(mode="json"), load_judge(alpaca.judge).inputs()]
-            if isinstance(alpaca.judge, ServedJudge):
-                parts += [str(alpaca.judge), state_of([alpaca.judge.model])]
+            parts.append(alpaca.sampling.model_dump(mode="json"))
+            parts += [load_judge(one).inputs() for one in alpaca.judges] + ([SWAP] if alpaca.swap else [])
+            for one in alpaca.judges:
+                if isinstance(one, ServedJudge):
+                    parts += [str(one), state_of([one.model])]
         return digest_json(parts)
 
     def _part(self, part: str) -> PartDefinition:
@@ -137,10 +153,26 @@ class Definitions:
     def _alpaca_eval(self, settings: AlpacaEvalSettings, metadata: Metadata) -> tuple[Identity, ...]:
         sampling = settings.sampling.model_copy(update={"stop": (*settings.sampling.stop, *metadata.stop)})
         sample = sample_identity(sampling, settings.prompts, metadata.chat_template, ANY, self.manifest)
-        choice = self.judge or settings.judge
-        served = (choice, self.served_weights(choice)) if isinstance(choice, ServedJudge) else None
-        judge = load_judge(choice)
-        return sample, judge_identity(judge, settings.reference, sample.fingerprint, ANY, self.manifest, served)
+        judges = [
+            judge_identity(
+                load_judge(one),
+                settings.reference,
+                sample.fingerprint,
+                ANY,
+                self.manifest,
+                (one, self.served_weights(one)) if isinstance(one, ServedJudge) else None,
+                settings.swap,
+            ).model_copy(update={"label": label})
+            for one, label in self.judges(settings)
+        ]
+        return sample, *judges
+
+    def judges(self, settings: AlpacaEvalSettings) -> list[tuple[JudgeChoice, str | None]]:
+        """Return the judges to ask, each with its label; the suite's main judge, and one of no suite, have none."""
+        own = [(one, label_of(one) if number else None) for number, one in enumerate(settings.judges)]
+        if self.judge is None:
+            return own
+        return [next((pair for pair in own if pair[0] == self.judge), (self.judge, None))]
 
     def served_weights(self, judge: ServedJudge) -> Weights:
         """Return the weights of a judge that is served. Raise BadInput, DataUnavailable."""

@@ -14,7 +14,7 @@ from halos_eval.config.cluster import CPU_PROFILE, Cluster
 from halos_eval.config.settings import FROZEN
 from halos_eval.config.suite import ALPACA_EVAL, Suite, place_of
 from halos_eval.stages.fetch import unfetched
-from halos_eval.stages.identity import Identity
+from halos_eval.stages.identity import Identity, title_of
 from halos_eval.storage import layout
 from halos_eval.storage.manifest import read_manifest
 from halos_eval.storage.records import StageName
@@ -39,6 +39,10 @@ class StageJob(BaseModel):
     """GPUs of the profile, which the job takes from the pool."""
     manifest: str | None = None
     """Manifest from which the job reads data; None: it reads from the hub."""
+    judge: str | None = None
+    """Name or file of the judge, or the JSON of one that is served, for a judge stage."""
+    label: str | None = None
+    """Name of a judge beside the suite's main judge, in titles and columns."""
     outbox: str | None = None
     """Folder of the outbox for the results of a job without network and secrets; None: it writes to the store."""
     server: tuple[str, ...] = ()
@@ -46,8 +50,8 @@ class StageJob(BaseModel):
 
     @property
     def title(self) -> str:
-        """The name of the lm_eval task, or the stage."""
-        return self.task or self.stage
+        """The name of the lm_eval task, or the stage; judge@LABEL for a judge beside the main one."""
+        return title_of(self.stage, self.task, self.label)
 
     def owned_by(self, owner: str) -> tuple[str, ...]:
         """Return the arguments of a stage that ``owner`` runs, see `halos_eval.storage.claims`."""
@@ -78,8 +82,6 @@ class PlannedJob(StageJob):
     """Everything that determines its scores; None in plans that other tools wrote."""
     record: str
     """URL of its record."""
-    judge: str | None = None
-    """Name or file of the judge, or the JSON of one that is served, for a judge stage."""
     tensor_parallel_size: int = 1
     """GPUs over which the model is split."""
     metric: str | None = None

@@ -14,7 +14,7 @@ from halos_eval.config.settings import FROZEN
 from halos_eval.config.suite import WARN_ABOVE, Suite
 from halos_eval.digests import digest_json
 from halos_eval.errors import DataUnavailable
-from halos_eval.planning.definition import UNKNOWN, Definitions, SuiteDefinition
+from halos_eval.planning.definition import UNKNOWN, Definitions, PartDefinition, SuiteDefinition
 from halos_eval.planning.jobs import PlannedJob
 from halos_eval.planning.planner import Planner
 from halos_eval.stages import tools
@@ -26,6 +26,9 @@ from halos_eval.storage.records import CheckpointRef, read_model, readable, upda
 from halos_eval.storage.series import save_series
 
 log = logging.getLogger(__name__)
+
+SAMPLING = "sample"
+"""Key of ``Plan.definitions`` with the digest of the sample stage alone. No task has this name."""
 
 
 class Plan(BaseModel):
@@ -44,11 +47,11 @@ class Plan(BaseModel):
     tags: dict[str, str] = {}
     """The checkpoint's tags."""
     jobs: tuple[PlannedJob, ...]
-    """sample, judge, then the tasks in the suite's order."""
+    """sample, the judges, then the tasks in the suite's order."""
     unavailable: dict[str, str] = {}
     """Parts without a job because their data is unavailable, with the reasons."""
     definitions: dict[str, str] = {}
-    """Digest of each part's definition when its jobs were planned."""
+    """Digest of each part's definition when its jobs were planned, and that of ``sample`` alone."""
     left_out: tuple[str, ...] = ()
     """Parts of the suite that no run has selected yet."""
     trials: tuple[PlannedJob, ...] = ()
@@ -127,31 +130,57 @@ def save_plan(plan: Plan, suite: Suite, root: str, manifest: Manifest | None = N
 def _merged(plan: Plan, earlier: Plan | None, suite: Suite, definition: SuiteDefinition) -> Plan:
     """Return ``plan`` with the parts of the ``earlier`` one that are still as the suite defines them."""
     digests = {part: one.digest for part, one in definition.parts.items()}
-    trials = {str(job.judge): job for job in plan.jobs if _is_trial(job, definition)}
-    jobs, unavailable = [job for job in plan.jobs if job not in trials.values()], dict(plan.unavailable)
+    if sampling := next((one.sampling for one in definition.parts.values() if one.sampling), UNKNOWN):
+        digests[SAMPLING] = sampling
+    known = [(job, _as_titled(job, definition.parts[job.part])) for job in plan.jobs]
+    trials = {str(job.judge): job for job, titled in known if titled is None}
+    jobs, unavailable = [titled for _, titled in known if titled], dict(plan.unavailable)
     if earlier and (earlier.checkpoint.digest, earlier.metadata) == (plan.checkpoint.digest, plan.metadata):
         # The definition of a part without data is unknown: its jobs are kept with their own.
         digests |= {part: digest for part, digest in earlier.definitions.items() if digests.get(part) == UNKNOWN}
         same = {part for part, digest in earlier.definitions.items() if digests.get(part) == digest}
         same -= plan.unavailable.keys()
         titles = {job.title for job in jobs}
-        jobs = [job for job in earlier.jobs if job.part in same and job.title not in titles] + jobs
+        available = {part: one for part, one in definition.parts.items() if part not in plan.unavailable}
+        kept = [job for part, one in available.items() for job in as_defined(earlier, part, one)]
+        jobs = [job for job in kept if job.title not in titles] + jobs
         trials = {str(job.judge): job for job in earlier.trials} | trials
         planned = {job.part for job in plan.jobs}
         unavailable |= {part: why for part, why in earlier.unavailable.items() if part in same - planned}
     planned = {job.part for job in jobs} | unavailable.keys()
     left_out = tuple(part for part in suite.parts if part not in planned)
-    jobs.sort(key=lambda job: (suite.parts.index(job.part), job.stage == "judge"))
+    jobs.sort(key=lambda job: (suite.parts.index(job.part), job.stage == "judge", job.label or ""))
     update = {"jobs": tuple(jobs), "unavailable": unavailable, "left_out": left_out, "definitions": digests}
     return plan.model_copy(update=update | {"trials": tuple(trials.values())})
 
 
-def _is_trial(job: PlannedJob, definition: SuiteDefinition) -> bool:
-    """Return whether a job has another judge than the suite's."""
-    usual = [one for one in definition.parts[job.part].identities if one.stage == job.stage == "judge"]
-    if not usual or job.identity is None:
-        return False
-    return usual[0].on("").definition != job.identity.on("").definition
+def as_defined(plan: Plan, part: str, definition: PartDefinition) -> list[PlannedJob]:
+    """Return the jobs of a part that were planned as it is defined now, with their titles of now.
+
+    Judges are compared by content, so one that is added, or becomes the main one, outdates no other results.
+    """
+    jobs = [job for job in plan.jobs if job.part == part]
+    same = definition.digest in {UNKNOWN, plan.definitions.get(part)}
+    if not definition.judges:
+        return jobs if same else []
+    if not same and definition.sampling != plan.definitions.get(SAMPLING):
+        return []
+    judged = [job for job in (*jobs, *plan.trials) if job.stage == "judge" and (same or job.identity)]
+    titled = {found.title: found for job in reversed(judged) if (found := _as_titled(job, definition))}
+    sampled = [job for job in jobs if job.stage == "sample"]
+    return [*sampled, *sorted(titled.values(), key=lambda job: job.label or "")]
+
+
+def _as_titled(job: PlannedJob, definition: PartDefinition) -> PlannedJob | None:
+    """Return a job with its title in the suite of now; None for a judge that the suite does not have."""
+    if job.stage != "judge" or not definition.judges or job.identity is None:
+        return job
+    own = job.identity.on("").definition
+    for one in definition.judges:
+        if one.on("").definition == own:
+            identity = job.identity.model_copy(update={"label": one.label})
+            return job.model_copy(update={"label": one.label, "identity": identity})
+    return None
 
 
 def _earlier(url: str) -> Plan | None:

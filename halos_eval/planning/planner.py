@@ -13,7 +13,7 @@ from halos_eval.checkpoints.registry import Checkpoint
 from halos_eval.checkpoints.weights import in_storage, inspect, to_fetch
 from halos_eval.config.cluster import CACHE, CPU_PROFILE, OUTBOX, Cluster, Volume
 from halos_eval.config.served_judge import ServedJudge
-from halos_eval.config.suite import AlpacaEvalSettings, Suite, TaskSettings
+from halos_eval.config.suite import AlpacaEvalSettings, JudgeChoice, Suite, TaskSettings
 from halos_eval.errors import BadInput
 from halos_eval.hub import cache_root
 from halos_eval.planning.changes import changes, newest_record
@@ -78,29 +78,37 @@ class Planner:
             return self._alpaca_eval(settings, *identities)
         return [self._task(settings, *identities)]
 
-    def _alpaca_eval(
-        self, settings: AlpacaEvalSettings, sample: Identity, judge: Identity
-    ) -> tuple[PlannedJob, PlannedJob]:
-        """Return the jobs that sample outputs and judge them."""
+    def _alpaca_eval(self, settings: AlpacaEvalSettings, sample: Identity, *judges: Identity) -> list[PlannedJob]:
+        """Return the jobs that sample outputs and judge them, one for each judge."""
         sampling = self._sample(settings, sample)
-        choice = self.definitions.judge or settings.judge
+        names = [name for name, _ in self.definitions.judges(settings)]
+        return [
+            sampling,
+            *(self._judge(settings, sampling, one, name) for one, name in zip(judges, names, strict=True)),
+        ]
+
+    def _judge(
+        self, settings: AlpacaEvalSettings, sampling: PlannedJob, identity: Identity, choice: JudgeChoice
+    ) -> PlannedJob:
         profile, named = CPU_PROFILE, choice
         server: tuple[str, ...] = ()
         if isinstance(choice, ServedJudge):
             profile = choice.profile or self.suite.profile
             named, server = self._served(choice, profile)
-        folder = self._folder(judge)
+        folder = self._folder(identity)
         config = JudgeConfig(
-            **self._common(judge),
+            **self._common(identity),
             outputs=sampling.record,
             reference=settings.reference,
             judge=str(named),
+            swap=settings.swap,
             output_dir=folder,
             answers=layout.answers_url(self.root),
             force_id=uuid4().hex if self.force else None,
         )
-        judged = self._plan(judge, config, filesystem.join(folder, layout.RECORD), profile, judge=str(choice))
-        return sampling, _judged_outputs_of(sampling, judged.model_copy(update={"server": server}))
+        record = filesystem.join(folder, layout.RECORD)
+        judged = self._plan(identity, config, record, profile, judge=str(choice), label=identity.label)
+        return _judged_outputs_of(sampling, judged.model_copy(update={"server": server}))
 
     def _served(self, judge: ServedJudge, profile: str) -> tuple[ServedJudge, tuple[str, ...]]:
         """Return a judge as its stage finds it, and the command that serves it. Raise BadInput, DataUnavailable."""

@@ -37,7 +37,7 @@ class Progress(BaseModel):
     model_config = FROZEN
 
     done: tuple[str, ...] = ()
-    """Stages and tasks whose results are current: sample, judge, names of tasks."""
+    """Stages and tasks whose results are current: sample, judge, judge@LABEL for further ones, names of tasks."""
     failed: tuple[str, ...] = ()
     """Stages and tasks with a failure note, and parts whose data is unavailable."""
     missing: tuple[str, ...] = ()
@@ -146,7 +146,7 @@ class _Reader:
         if known is None or not known.unchanged:
             titles = tuple(one.title for one in found.stages)
             return Progress(failed=tuple(failed), missing=titles, note=REWRITTEN if known else UNREAD)
-        done = found.done - {"judge"} if judged_again(self.root, checkpoint.name, found) else found.done
+        done = found.done - judged_again(self.root, checkpoint.name, found)
         return _sorted(found, done, failed)
 
 

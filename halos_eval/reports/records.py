@@ -5,18 +5,32 @@ The rows depend on the records alone, not on the order in which they are read.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from halos_eval.checkpoints.weights import short_name
-from halos_eval.config.suite import WARN_ABOVE
+from halos_eval.config.suite import WARN_ABOVE, label_of
+from halos_eval.digests import digest_json
+from halos_eval.planning.changes import JUDGE
 from halos_eval.reports.names import Known, candidates, clean, distinct, match
 from halos_eval.reports.remarks import answered_as, counts_of, limit_of, trial_of, warnings_of
-from halos_eval.reports.results import Missing, Row, average, cells_of_record, joined, judge_of, shortfalls
+from halos_eval.reports.results import (
+    Missing,
+    Row,
+    average,
+    beside,
+    cells_of_record,
+    joined,
+    judge_of,
+    labelled,
+    shortfalls,
+    warnings_beside,
+)
+from halos_eval.stages.judge.options import SWAP
 from halos_eval.storage.records import Record
 
 Parts = dict[tuple[str, str], Record]
-"""The record that is shown for each stage and task."""
+"""The record that is shown for each stage and task; for each judge, because two judges' scores are not comparable."""
 
 
 class _Model(NamedTuple):
@@ -37,7 +51,8 @@ def rows_of_records(records: Iterable[Record]) -> list[Row]:
     names = {model: _names(found, model.location) for model, found in models.items()}
     tasks = sorted({task for best in parts.values() for stage, task in best if stage == "harness"})
     limits = {task: _widest(parts.values(), task) for task in tasks}
-    rows = [_row(name, parts[model], models[model], limits) for model, name in distinct(names).items()]
+    labels = _labels(parts.values())
+    rows = [_row(name, parts[model], models[model], limits, labels) for model, name in distinct(names).items()]
     return sorted(rows, key=lambda row: row.checkpoint)
 
 
@@ -108,9 +123,9 @@ def _name(found: Sequence[Record]) -> str:
 
 
 def _best(found: Sequence[Record]) -> Parts:
-    """Return the last record of each part, and the sample stage whose outputs were judged."""
-    best = {(record.stage, record.task or ""): record for record in found}
-    if judged := best.get(("judge", "")):
+    """Return the last record of each part, and the sample stage whose outputs were judged last."""
+    best = {_part(record): record for record in found}
+    if judged := next((record for record in reversed(found) if record.stage == "judge"), None):
         outputs = judged.identity.get("inputs", {}).get("outputs")
         best.pop(("sample", ""), None)
         for one in found:
@@ -119,16 +134,53 @@ def _best(found: Sequence[Record]) -> Parts:
     return dict(sorted(best.items(), key=lambda item: _quality(item[1]), reverse=True))
 
 
+def _part(record: Record) -> tuple[str, str]:
+    """Return the stage, with the task or a digest of the judge."""
+    if record.stage != "judge":
+        return record.stage, record.task or ""
+    swapped = "swapped " if record.identity.get("settings", {}).get(SWAP) else ""
+    return "judge", f"{swapped}{record.identity.get('inputs', {}).get(JUDGE) or judge_of(record) or ''}"
+
+
+def _labels(rows: Collection[Parts]) -> dict[str, str | None]:
+    """Return the label of each judge for its columns; None for the one that has judged most models, then the newest."""
+    records: dict[str, list[Record]] = {}
+    for best in rows:
+        for (stage, judge), record in best.items():
+            if stage == "judge":
+                records.setdefault(judge, []).append(record)
+    newest = {judge: _latest(found).provenance.ended for judge, found in records.items()}
+    usual = max(records, key=lambda judge: (len(records[judge]), newest[judge], judge), default="")
+    labels: dict[str, str | None] = {usual: None}
+    for judge in sorted(records.keys() - {usual}):
+        latest = _latest(records[judge])
+        name = label_of(str(latest.provenance.config.get("judge") or judge_of(latest) or "other"))
+        name += "-swapped" if judge.startswith("swapped ") else ""
+        labels[judge] = f"{name}-{digest_json(judge)[:6]}" if name in labels.values() else name
+    return labels
+
+
 def _widest(rows: Iterable[Parts], task: str) -> int | None:
     """Return the highest limit of ``task`` in all rows; None if it ran in full."""
     limits = [limit_of(best["harness", task]) for best in rows if ("harness", task) in best]
     return None if None in limits else max(limit for limit in limits if limit)
 
 
-def _row(name: str, best: Parts, found: Sequence[Record], limits: Mapping[str, int | None]) -> Row:
-    records = list(best.values())
+def _row(
+    name: str,
+    best: Parts,
+    found: Sequence[Record],
+    limits: Mapping[str, int | None],
+    labels: Mapping[str, str | None],
+) -> Row:
+    further = {
+        label: record for (stage, judge), record in best.items() if stage == "judge" and (label := labels[judge])
+    }
+    records = [record for (stage, judge), record in best.items() if stage != "judge" or labels[judge] is None]
     cells, clashes = joined(records)
     missing = [shortfall for record in records for shortfall in shortfalls(record)]
+    for label, record in further.items():
+        missing += [Missing(labelled(one.what, label), one.reason) for one in shortfalls(record)]
     missing += [Missing(task, "no record") for task in limits if ("harness", task) not in best]
     narrow = [
         task for task, limit in limits.items() if ("harness", task) in best and limit_of(best["harness", task]) != limit
@@ -138,15 +190,20 @@ def _row(name: str, best: Parts, found: Sequence[Record], limits: Mapping[str, i
     judges = (judge for record in records if (judge := judge_of(record)))
     return Row(
         name,
-        dict(sorted(cells.items())),
+        dict(sorted((cells | beside(further, cells_of_record)).items())),
         next(judges, None),
         judge_versions=tuple(version for record in records for version in answered_as(record)),
         average=mean.value if mean else None,
         average_stderr=mean.stderr if mean else None,
         missing=(*missing, *clashes),
         trial=trial_of(records),
-        warnings=(*warnings_of(records, WARN_ABOVE), *_not_shown(best, found)),
-        counts=counts_of(records),
+        warnings=(
+            *warnings_of(records, WARN_ABOVE),
+            *warnings_beside(further, WARN_ABOVE),
+            *_not_shown(best, found),
+        ),
+        counts=counts_of(records) | beside(further, lambda record: counts_of([record])),
+        judges={label: model for label, record in further.items() if (model := judge_of(record))},
     )
 
 
@@ -154,7 +211,7 @@ def _not_shown(best: Parts, found: Sequence[Record]) -> list[str]:
     """Return a warning for each part of which another record, with the same number of documents, has other scores."""
     others: dict[str, set[str]] = {}
     for record in found:
-        shown = best.get((record.stage, record.task or ""))
+        shown = best.get(_part(record))
         if shown is None or limit_of(shown) != limit_of(record):
             continue
         mine, theirs = cells_of_record(shown), cells_of_record(record)
@@ -167,8 +224,6 @@ def _not_shown(best: Parts, found: Sequence[Record]) -> list[str]:
 
 def _difference(shown: Record, other: Record) -> str:
     """Return in words how the settings of ``other``, which has other scores, differ."""
-    if judge_of(shown) != judge_of(other):
-        return f"judged by {judge_of(other)}"
     mine, theirs = (one.identity.get("settings", {}) for one in (shown, other))
     changed = [f"{key}={theirs.get(key)}" for key in sorted({*mine, *theirs}) if mine.get(key) != theirs.get(key)]
     if changed:

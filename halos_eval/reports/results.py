@@ -6,20 +6,22 @@ and only this module computes the average.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from types import MappingProxyType
+from typing import TypeVar
 
 from halos_eval.config.suite import ALPACA_EVAL
 from halos_eval.planning.jobs import PlannedJob
 from halos_eval.planning.plan import Plan
 from halos_eval.reports.remarks import UNREAD, answered_as, counts_of, trial_of, warnings_of
-from halos_eval.reports.uncertainty import at_bound, bound_interval, error_of_mean
+from halos_eval.reports.uncertainty import at_bound, bound_interval, error_of_mean, wilson
 from halos_eval.stages.harness.results import BYPASS, NOT_SCORED, is_placeholder
 from halos_eval.storage import layout
 from halos_eval.storage.records import Failure, Record, Score, readable, readable_record
 
+Value = TypeVar("Value")
 # alpaca_eval's metric -> HALOs' column
 ALPACA_COLUMNS = {
     "length_controlled_winrate": "alpacaeval_lcwr",
@@ -27,6 +29,10 @@ ALPACA_COLUMNS = {
     "discrete_win_rate": "alpacaeval_discrete_wr",
 }
 
+
+FLIP_RATE = "flip_rate"
+"""Metric of a judge that is asked in both orders; it has an interval instead of a standard error."""
+FLIP_COLUMN = "alpacaeval_flip_rate"
 
 READERS = 4  # threads for the records of one row, where often many rows are read at once
 
@@ -70,7 +76,7 @@ class Row:
     cells: Mapping[str, Cell | None] = field(default_factory=dict)
     """Scores by HALOs' column names; None for an expected score that is missing, with its reason in ``missing``."""
     judge: str | None = None
-    """The judge's model."""
+    """The main judge's model."""
     average: float | None = None
     """Mean of one metric per task; None if a task lacks its metric, because the mean would not be comparable."""
     average_stderr: float | None = None
@@ -87,6 +93,8 @@ class Row:
     """Numbers of cut, empty, truncated and unreadable items by column, see `remarks`."""
     judge_versions: tuple[str, ...] = ()
     """The names under which the judge's model answered; empty if they are unknown."""
+    judges: Mapping[str, str] = field(default_factory=dict)
+    """Models of the judges beside the main one, by label. Their columns end with @LABEL."""
 
     @property
     def complete(self) -> bool:
@@ -102,13 +110,15 @@ def row_of_plan(plan: Plan, outdated: Mapping[str, str] = MappingProxyType({})) 
     cells: dict[str, Cell | None] = {}
     missing: list[Missing] = []
     records: list[Record] = []
+    further: dict[str, Record] = {}
     tasks: list[tuple[Record | None, str | None]] = []
-    judge = None
-    if ALPACA_EVAL in plan.unavailable or any(job.stage == "judge" for job in plan.jobs):
+    if ALPACA_EVAL in plan.unavailable or "judge" in outdated:
         cells |= dict.fromkeys(ALPACA_COLUMNS.values())
     with ThreadPoolExecutor(READERS) as pool:
         read = list(pool.map(_read, plan.jobs))
     for job, (record, reason) in zip(plan.jobs, read, strict=True):
+        if job.stage == "judge":
+            cells |= {labelled(column, job.label): None for column in ALPACA_COLUMNS.values()}
         if job.stage == "harness":
             tasks.append((None if job.title in outdated else record, job.metric))
         if record and job.title in outdated:
@@ -116,29 +126,51 @@ def row_of_plan(plan: Plan, outdated: Mapping[str, str] = MappingProxyType({})) 
         if record is None:
             missing.append(Missing(job.title, reason))
             continue
+        missing += [Missing(labelled(one.what, job.label), one.reason) for one in shortfalls(record)]
+        if job.label:
+            further[job.label] = record
+            continue
         records.append(record)
-        judge = judge or judge_of(record)
-        missing += shortfalls(record)
         if job.metric and _primary(record, job.metric) is None:
             missing.append(Missing("avg", f"{job.title} has no {job.metric}, which the average needs"))
     missing += [Missing(part, why_unavailable(reason)) for part, reason in plan.unavailable.items()]
+    missing += [Missing(title, why) for title, why in outdated.items() if title not in {job.title for job in plan.jobs}]
     missing += [Missing(part, "not requested") for part in plan.left_out]
     # Without a job for some task there is no average. AlpacaEval is not averaged.
-    tasks += [(None, None) for part in {*plan.left_out, *plan.unavailable} - {ALPACA_EVAL, "judge"}]
+    absent = {*plan.left_out, *plan.unavailable} - {ALPACA_EVAL, "sample", "judge"}
+    tasks += [(None, None) for part in absent if not part.startswith(labelled("judge", ""))]
     found, clashes = joined(records)
     mean = average(tasks)
     return Row(
         plan.checkpoint.name,
-        cells | found,
-        judge,
+        cells | found | beside(further, cells_of_record),
+        next((model for record in records if (model := judge_of(record))), None),
         judge_versions=tuple(version for record in records for version in answered_as(record)),
+        judges={label: model for label, record in further.items() if (model := judge_of(record))},
         average=mean.value if mean and not clashes else None,
         average_stderr=mean.stderr if mean and not clashes else None,
         missing=(*missing, *clashes),
         trial=trial_of(records),
-        warnings=tuple(warnings_of(records, plan.warn_above)),
-        counts=counts_of(records),
+        warnings=(*warnings_of(records, plan.warn_above), *warnings_beside(further, plan.warn_above)),
+        counts=counts_of(records) | beside(further, lambda record: counts_of([record])),
     )
+
+
+def labelled(name: str, label: str | None) -> str:
+    """Return the name of a column, or of a missing item, for a judge beside the main one; the name itself without."""
+    return name if label is None else f"{name}@{label}"
+
+
+def beside(further: Mapping[str, Record], values: Callable[[Record], Mapping[str, Value]]) -> dict[str, Value]:
+    """Return the values of judges beside the main one by column."""
+    return {
+        labelled(column, label): value for label, record in further.items() for column, value in values(record).items()
+    }
+
+
+def warnings_beside(further: Mapping[str, Record], above: float) -> list[str]:
+    """Return the warnings of judges beside the main one."""
+    return [f"judge@{label}: {one}" for label, record in further.items() for one in warnings_of([record], above)]
 
 
 def joined(records: Sequence[Record]) -> tuple[dict[str, Cell], list[Missing]]:
@@ -216,7 +248,12 @@ def cells_of_record(record: Record) -> dict[str, Cell]:
     # A record of one task counts its items. That of a tag counts the items of all its tasks together.
     tasks = {score.task for score in record.scores if score.group is None}
     items = record.coverage.scored if len(tasks) == 1 else None
-    return cells_of(_real(record), items, _gaps(record))
+    cells = cells_of(_real(record), items, _gaps(record))
+    for score in record.scores:
+        if (score.task, score.metric) == (ALPACA_EVAL, FLIP_RATE):
+            low, high = wilson(score.value / 100, round(record.details["judged_in_both_orders"]))
+            cells[FLIP_COLUMN] = Cell(score.value, interval=(100 * low, 100 * high))
+    return cells
 
 
 def why_missing(record_url: str) -> str:
@@ -287,5 +324,6 @@ def _is_of(key: str, metric: str, filter_name: str) -> bool:
 
 def shortfalls(record: Record) -> list[Missing]:
     """Return the missing metrics of a record, by column. Unreadable judgements are counted, see `remarks`."""
-    own = {f"{ALPACA_EVAL}-{metric}": column for metric, column in ALPACA_COLUMNS.items()}
+    columns = ALPACA_COLUMNS | {FLIP_RATE: FLIP_COLUMN}
+    own = {f"{ALPACA_EVAL}-{metric}": column for metric, column in columns.items()}
     return [Missing(own.get(metric, metric), reason) for metric, reason in _gaps(record).items() if metric != UNREAD]

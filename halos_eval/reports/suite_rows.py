@@ -10,17 +10,18 @@ from collections.abc import Iterable
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 import halos_eval
 from halos_eval.config.suite import ALPACA_EVAL
 from halos_eval.digests import digest_files, digest_json
-from halos_eval.planning.changes import changes, newest_record
+from halos_eval.planning.changes import changes, newest_record, same_judge
 from halos_eval.planning.current import Standing, files_of, judged_again, standing
-from halos_eval.planning.definition import UNKNOWN, read_definition
+from halos_eval.planning.definition import PartDefinition, read_definition
 from halos_eval.planning.jobs import PlannedJob
-from halos_eval.planning.plan import Plan
+from halos_eval.planning.plan import Plan, as_defined
 from halos_eval.reports.results import Missing, Row, row_of_plan
-from halos_eval.stages.identity import Identity
+from halos_eval.stages.identity import Identity, title_of
 from halos_eval.storage import filesystem, layout
 from halos_eval.storage.records import StageName, readable
 from halos_eval.storage.series import read_series
@@ -56,16 +57,17 @@ class SuiteRows:
         if self.definition is None or not self.series.series:
             return row_of_plan(plan)
         parts = self.definition.parts
-        current = [job for job in plan.jobs if job.part in parts and self._as_defined(plan, job.part)]
+        current = [job for part, one in parts.items() for job in as_defined(plan, part, one)]
         found = standing(_identities(current), files_of(self.root, plan.checkpoint.name), self.series)
         jobs, outdated = self._current(plan, current, found)
         left_out = []
         for part, stages in self._unplanned(plan, current).items():
-            older = [found_one for stage in stages if (found_one := self._older(plan, part, stage))]
-            jobs += [job for job, _ in older]
-            outdated |= {job.title: why for job, why in older}
-            there = {job.stage for job in jobs if job.part == part}
-            left_out += [part] if not there else ["judge"] if not there.issuperset(stages) else []
+            older = [self._older(plan, part, stage) for stage in stages]
+            jobs += [job for job, _ in older if job]
+            outdated |= {stage.title: why for stage, (_, why) in zip(stages, older, strict=True) if why}
+            there = {job.title for job in jobs if job.part == part}
+            absent = [stage.title for stage in stages if stage.title not in there | outdated.keys()]
+            left_out += absent if there or len(absent) < len(stages) else [part]
         unavailable = {part: why for part, why in plan.unavailable.items() if part in parts}
         update = {
             "jobs": _in_order(jobs, parts),
@@ -75,11 +77,6 @@ class SuiteRows:
         }
         row = row_of_plan(plan.model_copy(update=update), outdated)
         return replace(row, series=found.series.number if found.done else None)
-
-    def _as_defined(self, plan: Plan, part: str) -> bool:
-        """Return whether the jobs of a part were planned with the suite's definition of today."""
-        now = self.definition.parts[part].digest if self.definition else UNKNOWN
-        return now in {UNKNOWN, plan.definitions.get(part)}
 
     def _current(
         self, plan: Plan, jobs: Iterable[PlannedJob], found: Standing
@@ -91,40 +88,70 @@ class SuiteRows:
         for job in jobs:
             url = filesystem.join(layout.runs_url(self.root, name), tails[job.title]) if job.identity else job.record
             if job.identity and job.title not in found.done | found.failed:
-                newest = newest_record(self.root, name, job.stage, job.task)
+                newest = newest_record(self.root, name, job.stage, job.task, _judge(job.identity))
                 if newest:
                     url, record = newest
                     outdated[job.title] = _reason(changes(record, job.identity, tools=False))
             shown.append(job.model_copy(update={"record": url}))
-        if judged_again(self.root, name, found):
-            outdated["judge"] = "not current: the outputs were sampled again"
+        outdated |= dict.fromkeys(judged_again(self.root, name, found), "not current: the outputs were sampled again")
         return shown, outdated
 
-    def _unplanned(self, plan: Plan, jobs: Iterable[PlannedJob]) -> dict[str, list[StageName]]:
+    def _unplanned(self, plan: Plan, jobs: Iterable[PlannedJob]) -> dict[str, list[_Expected]]:
         """Return the stages, by part, for which the plan has no job as the suite is defined now."""
-        planned = {(job.part, job.stage) for job in jobs}
-        found: dict[str, list[StageName]] = {}
-        for part in (self.definition.parts if self.definition else {}).keys() - plan.unavailable.keys():
-            stages: list[StageName] = ["sample", "judge"] if part == ALPACA_EVAL else ["harness"]
-            if missing := [stage for stage in stages if (part, stage) not in planned]:
-                found[part] = missing
-        return dict(sorted(found.items()))
+        planned = {(job.part, job.title) for job in jobs}
+        found: dict[str, list[_Expected]] = {}
+        parts = self.definition.parts if self.definition else {}
+        for part in sorted(parts.keys() - plan.unavailable.keys()):
+            expected = [one for one in _expected(part, parts[part]) if (part, one.title) not in planned]
+            if expected:
+                found[part] = expected
+        return found
 
-    def _older(self, plan: Plan, part: str, stage: StageName) -> tuple[PlannedJob, str] | None:
-        """Return the newest result of a stage that was planned for another definition or for other weights."""
-        task = part if stage == "harness" else None
-        found = newest_record(self.root, plan.checkpoint.name, stage, task)
-        if found is None or self.definition is None:
-            return None
+    def _older(self, plan: Plan, part: str, stage: _Expected) -> tuple[PlannedJob | None, str]:
+        """Return the newest result of a stage that was planned for another definition or weights, and what changed.
+
+        Without one there is no job. The result of another judge is none, because its scores are not comparable.
+        """
+        name, now = plan.checkpoint.name, stage.identity
+        found = newest_record(self.root, name, stage.stage, stage.task, _judge(now))
+        if found is None:
+            other = newest_record(self.root, name, stage.stage, stage.task) if stage.title == "judge" else None
+            judges = self.definition.parts[part].judges if self.definition else ()
+            replaced = other and not any(same_judge(other[1], one) for one in judges)
+            return None, _reason(["judge"]) if replaced else ""
         url, record = found
-        definition = self.definition.parts[part]
-        now = next((one for one in definition.identities if one.stage == stage), None)
         words = changes(record, now, tools=False, ignore=OWN) if now else ["definition"]
         job = PlannedJob(
-            stage=stage, task=task, image="worker", argv=(), profile="", fingerprint=record.fingerprint,
-            record=url, metric=definition.metric, done=True, why="",
+            stage=stage.stage, task=stage.task, label=now and now.label, image="worker", argv=(), profile="",
+            fingerprint=record.fingerprint, record=url,
+            metric=self.definition.parts[part].metric if self.definition else None, done=True, why="",
         )  # fmt: skip
         return job, _reason(["weights"] if record.checkpoint.digest != plan.checkpoint.digest else words)
+
+
+class _Expected(NamedTuple):
+    """A stage that a suite has; without an identity if its data is unavailable."""
+
+    stage: StageName
+    task: str | None
+    identity: Identity | None
+
+    @property
+    def title(self) -> str:
+        return title_of(self.stage, self.task, self.identity.label if self.identity else None)
+
+
+def _expected(part: str, definition: PartDefinition) -> list[_Expected]:
+    if definition.identities:
+        return [_Expected(one.stage, one.task, one) for one in definition.identities]
+    if part == ALPACA_EVAL:
+        return [_Expected("sample", None, None), _Expected("judge", None, None)]
+    return [_Expected("harness", part, None)]
+
+
+def _judge(identity: Identity | None) -> Identity | None:
+    """Return the identity if it is a judge's, whose results are the only ones to show."""
+    return identity if identity and identity.stage == "judge" else None
 
 
 @cache

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from halos_eval.errors import BadInput
 from halos_eval.reports.kept_rows import compute
 from halos_eval.reports.records import rows_of_records
-from halos_eval.reports.results import ALPACA_COLUMNS, Missing, Row
+from halos_eval.reports.results import ALPACA_COLUMNS, Missing, Row, labelled
 from halos_eval.storage import filesystem, layout
 from halos_eval.storage.records import readable_record
 
@@ -110,6 +110,7 @@ def document(row: Row) -> dict[str, str | float]:
             flat[f"{column}_low"], flat[f"{column}_high"] = cell.interval
     if row.judge:
         flat[JUDGE] = row.judge
+    flat |= {labelled(JUDGE, label): model for label, model in row.judges.items()}
     if row.average is not None:
         flat["avg"] = row.average
     if row.average_stderr is not None:

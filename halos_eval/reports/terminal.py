@@ -13,7 +13,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from halos_eval.reports.markdown import first
-from halos_eval.reports.results import Cell, Row
+from halos_eval.reports.results import Cell, Row, labelled
 from halos_eval.reports.table import JUDGE, columns, short_status
 
 FOLDED = 12
@@ -64,6 +64,9 @@ class Summary:
                 yield column, [_cell(row.cells.get(column)) for row in self.rows]
             elif any(column in row.counts for row in self.rows):
                 yield column, [str(row.counts.get(column, "")) for row in self.rows]
+            elif column.startswith(labelled(JUDGE, "")):
+                label = column.removeprefix(labelled(JUDGE, ""))
+                yield column, [plain(row.judges.get(label, "")) for row in self.rows]
 
     def _reasons(self) -> Iterator[Table | Text]:
         """Yield one item per reason, because checkpoints of one suite often share it."""
@@ -112,6 +115,8 @@ def _cell(cell: Cell | None) -> str:
         return ""
     if cell.interval:
         low, high = cell.interval
+        if low < cell.value < high:
+            return f"{cell.value:.4g} ({low:.3g} to {high:.3g})"
         return f"{cell.value:.4g} (≥{low:.3g})" if cell.value else f"{cell.value:.4g} (≤{high:.3g})"
     error = cell.shown_stderr
     return f"{cell.value:.4g}" + ("" if error is None else f" ±{error:.2g}")

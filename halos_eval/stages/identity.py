@@ -33,6 +33,13 @@ class Identity(BaseModel):
     """Digest or revision of each input that determines the scores."""
     packages: tuple[str, ...]
     """The pinned tools that determine the scores."""
+    label: str | None = None
+    """Name of a judge beside the suite's main judge, for titles and columns. It does not determine scores."""
+
+    @property
+    def title(self) -> str:
+        """The name of the lm_eval task, or the stage; judge@LABEL for a judge beside the main one."""
+        return title_of(self.stage, self.task, self.label)
 
     @property
     def own_packages(self) -> tuple[str, ...]:
@@ -80,6 +87,11 @@ class Identity(BaseModel):
     def at(self, record: str) -> Job:
         """Return the job that writes its record to the URL ``record``."""
         return Job(**dict(self), record=record)
+
+
+def title_of(stage: str, task: str | None, label: str | None) -> str:
+    """Return the title of a job among all jobs of one suite on one checkpoint."""
+    return f"{stage}@{label}" if label else task or stage
 
 
 class Job(Identity):

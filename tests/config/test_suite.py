@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from halos_eval.config.suite import load_suite, place_of, suite_names
+from halos_eval.config.suite import label_of, load_suite, place_of, suite_names
 from halos_eval.errors import BadInput
 from halos_eval.shipped import shipped
 
@@ -202,3 +202,28 @@ def test_keep_some_parts():
 def test_keep_names_what_is_unknown():
     with pytest.raises(BadInput, match=r"suite demo has no mmlu, Demo_cloze; available: alpaca_eval, demo_choice"):
         load_suite("demo").keep(["demo_cloze", "mmlu", "Demo_cloze"])
+
+
+def test_several_judges(load, tmp_path):
+    (tmp_path / "ours.yaml").write_text("")
+    settings = load(
+        "alpaca_eval: {judge: [gpt-4.1, ours.yaml, weighted_alpaca_eval_gpt4_turbo], swap: true}"
+    ).alpaca_eval
+    assert settings.judges == ("gpt-4.1", str(tmp_path / "ours.yaml"), "weighted_alpaca_eval_gpt4_turbo")
+    assert [label_of(one) for one in settings.judges] == ["gpt-4.1", "ours", "weighted_alpaca_eval_gpt4_turbo"]
+    assert settings.swap
+    one = load("alpaca_eval: {judge: demo}").alpaca_eval
+    assert (one.judge, one.judges, one.swap) == ("demo", ("demo",), False)
+
+
+@pytest.mark.parametrize(
+    ("judges", "words"),
+    [
+        ("[]", "expected at least one judge"),
+        ("[gpt-4.1, gpt-4.1]", "two judges are called 'gpt-4.1'"),
+        ("[demo, a/our.yaml, b/our.yaml]", "two judges are called 'our'"),
+        ("[demo, 'our judge.yaml']", "judge 'our judge' cannot be the name of a column"),
+    ],
+)
+def test_judges_that_cannot_have_columns_of_their_own(error, judges, words):
+    assert words in error(f"alpaca_eval: {{judge: {judges}}}")

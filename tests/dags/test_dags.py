@@ -16,6 +16,7 @@ from airflow.sdk import timezone
 from airflow.sdk.definitions.xcom_arg import PlainXComArg
 from airflow.sdk.exceptions import ParamValidationError
 from airflow.serialization.serialized_objects import DagSerialization
+from jinja2 import Environment, StrictUndefined
 
 from halos_eval.checkpoints.folders import FolderRegistry
 from halos_eval.config.cluster import Priority
@@ -215,6 +216,16 @@ def test_stages_are_limited_by_their_pools(dag):
     }
     # Mapped: their pool slots are set when they are expanded (tests/orchestration/test_scheduling.py).
     assert {task.task_id for task in dag.tasks if task.is_mapped} == {"sample", "harness", "judge"}
+
+
+@pytest.mark.parametrize(
+    ("job", "name"),
+    [({"judge": "/suites/our_judge.yaml"}, "our_judge.yaml"), ({"judge": "gpt-4.1"}, "gpt-4.1"), ({}, "")],
+)
+def test_each_judge_is_a_task_instance_with_its_name(dag, job, name):
+    template = dag.get_task("judge").partial_kwargs["map_index_template"]
+    environment = Environment(undefined=StrictUndefined, autoescape=False)  # Airflow's
+    assert environment.from_string(template).render(task=SimpleNamespace(job=job)) == name
 
 
 def test_every_stage_waits_for_success_but_the_summary(dag):

@@ -27,6 +27,7 @@ from typing import Any
 
 UNDECIDED = "[the judge has no answer to this output]"
 """An output with this text gets the answer "?", which no parser reads."""
+BIASED = "[the judge prefers what it sees first to this output, and this output if it sees it first]"
 FORBIDDEN = "[a gateway lets no prompt with this text pass]"
 
 
@@ -63,7 +64,8 @@ def answer(prompt: str) -> dict[str, float]:
     pair = read_pair(prompt)
     if pair is None or any(UNDECIDED in output for output in pair[1:]):
         return {"?": 0.8, "Neither": 0.2}
-    probability = preference(*pair)
+    biased = any(BIASED in output for output in pair[1:])
+    probability = 0.75 if biased else preference(*pair)
     return {"m": probability, "M": 1 - probability}
 
 

@@ -250,7 +250,7 @@ def test_a_plan_is_kept(plan, root):
     save_plan(found, SUITE, root)
     kept = saved(root)
     assert kept == found.model_copy(update={"definitions": kept.definitions, "known": None})
-    assert set(saved(root).definitions) == {"alpaca_eval", "demo_choice", "demo_arithmetic", "demo_cloze"}
+    assert set(saved(root).definitions) == {"alpaca_eval", "sample", "demo_choice", "demo_arithmetic", "demo_cloze"}
 
 
 def test_a_plan_keeps_the_suites_threshold_and_no_job_depends_on_it(plan):

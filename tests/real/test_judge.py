@@ -23,7 +23,7 @@ from halos_eval.stages.judge.sending import RETRIES
 from tests.conftest import DOUBLES, JUDGE_KEY, ROOT, judges
 from tests.doubles import result_of
 from tests.doubles.hub_data import DRAWS, GENERATOR, output_rows
-from tests.doubles.judge import UNDECIDED
+from tests.doubles.judge import BIASED, UNDECIDED
 from tests.real.conftest import expected_win_rate, failure, write
 
 pytestmark = pytest.mark.real
@@ -437,3 +437,34 @@ def test_an_endpoint_that_is_down_is_given_up(run, serve_judge, outputs, tmp_pat
     assert done.returncode == 5
     assert endpoint.stats() == {"dropped": FIRST * (RETRIES + 1)}
     assert f"{endpoint.base_url}: cannot be reached" in failure(done)
+
+
+def test_every_pair_is_asked_in_both_orders(run, serve_judge, tmp_path):
+    """Only what one order has not asked yet is requested. A judge by position contradicts itself."""
+    rows = output_rows()
+    biased = [row for row in rows if row["instruction"] in {one["instruction"] for one in rows[4:9]}]
+    for row in biased:
+        row["output"] += BIASED
+    endpoint = serve_judge()
+    outputs = write(tmp_path / "outputs.json", rows)
+    answers = f"--answers={tmp_path / 'answers'}"
+    once = judge(run, outputs, tmp_path / "once", answers, env=endpoint.environment)
+    assert once.returncode == 0, once.stderr
+    assert endpoint.stats()["answered"] == ASKED
+    swapped = judge(run, outputs, tmp_path / "swapped", answers, "--swap", env=endpoint.environment)
+    assert swapped.returncode == 0, swapped.stderr
+    assert endpoint.stats()["answered"] == 2 * ASKED
+    record = record_in(tmp_path / "swapped")
+    assert record["coverage"] == {"attempted": PAIRS, "scored": PAIRS}
+    assert (record["details"]["flips"], record["details"]["judged_in_both_orders"]) == (len(biased), ASKED)
+    assert score(record, "flip_rate")["value"] == pytest.approx(100 * len(biased) / ASKED)
+    fair = [row for row in rows if row not in biased]
+    expected = (expected_win_rate(fair) * len(fair) + 50 * len(biased)) / len(rows)
+    assert score(record, "win_rate")["value"] == pytest.approx(expected, rel=0, abs=1e-9)
+    assert 0 < score(record, "length_controlled_winrate")["stderr"] < 5
+    assert_billed(record, endpoint.stats())
+    pairs = json.loads((tmp_path / "swapped" / "annotations.json").read_text())
+    assert [one["instruction"] for one in pairs] == [
+        one["instruction"] for one in json.loads((tmp_path / "once" / "annotations.json").read_text())
+    ]
+    assert record["fingerprint"] != record_in(tmp_path / "once")["fingerprint"]

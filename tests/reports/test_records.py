@@ -190,13 +190,27 @@ def test_a_checkpoint_called_reference_is_one_like_others():
 
 def test_a_record_that_is_not_shown_is_named():
     found = [record("arc", 0.2, num_fewshot=5), record("arc", 0.3, num_fewshot=0, hour=1)]
-    found += [judged("one", judge="gpt-4.1-mini", value=30), judged("one", judge="gpt-4.1", hour=1)]
+    found += [judged("one", value=30), judged("one", hour=1)]
     (row,) = rows_of_records(found)
-    assert (row["arc-acc"], row["alpacaeval_wr"], row["alpacaeval_judge"]) == (0.3, 26.5, "gpt-4.1")
+    assert (row["arc-acc"], row["alpacaeval_wr"]) == (0.3, 26.5)
     assert row["status"] == (
-        "complete; warning: alpacaeval: not shown: an older record, judged by gpt-4.1-mini; "
+        "complete; warning: alpacaeval: not shown: an older record, with the same settings; "
         "warning: arc: not shown: an older record, with num_fewshot=5"
     )
+
+
+def test_two_judges_are_never_in_one_column():
+    """The judge of most models has the usual columns, in all rows."""
+    found = [judged("one", judge="gpt-4.1", value=10), judged("one", judge="gpt-4.1-mini", value=20, hour=1)]
+    found += [judged("two", judge="gpt-4.1-mini", value=30, file="/two.json")]
+    found += [judged("three", judge="gpt-4.1", value=40, file="/three.json", hour=2)]
+    found += [judged("four", judge="gpt-4.1", value=50, file="/four.json", hour=3)]
+    four, one, three, two = rows_of_records(found)
+    assert (one["alpacaeval_wr"], one["alpacaeval_wr@gpt-4.1-mini"]) == (10, 20)
+    assert (one["alpacaeval_judge"], one["alpacaeval_judge@gpt-4.1-mini"]) == ("gpt-4.1", "gpt-4.1-mini")
+    assert ("alpacaeval_wr" in two, two["alpacaeval_wr@gpt-4.1-mini"]) == (False, 30)
+    assert (three["alpacaeval_wr"], four["alpacaeval_wr"]) == (40, 50)
+    assert {one["status"] for one in (one, two, three, four)} == {"complete"}
 
 
 def test_two_records_with_one_column_have_no_average():

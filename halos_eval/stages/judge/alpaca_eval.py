@@ -24,13 +24,14 @@ from halos_eval.data import prompts
 from halos_eval.stages.judge.chat import chat_judge
 from halos_eval.stages.judge.client import Completions
 from halos_eval.stages.judge.installed import as_installed, template_path
+from halos_eval.stages.judge.swapped import read_answers, swapping_annotator
 
 LEAST_READ = 0.95
 """Share of the judge's answers that must be readable: a win rate over fewer does not represent the set."""
 
 
 class TooFewReadError(Exception):
-    """Too few of the judge's answers were readable for a win rate that represents the set."""
+    """Too few of the judge's answers were readable for a win rate that represents the set. ``read``: how many."""
 
     def __init__(self, read: int) -> None:
         super().__init__(read)
@@ -44,18 +45,22 @@ def evaluate_pairs(
     completions: Completions,
     calibration: str | None,
     name: str,
+    swap: bool = False,
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Return alpaca_eval's figures for the pairs, and the annotation of each pair.
 
-    ``calibration`` is the commit of the data for length control; None without length control.
+    ``calibration`` is the commit of the data for length control; None without length control. With ``swap`` the judge
+    is asked in both orders.
     """
     import pandas as pd
 
     def metric(annotations: list[dict[str, Any]], **options: Any) -> Any:
         # Equal outputs are draws that need no answer of the judge. On their own they would give a win rate of 50.
-        read = int(sum(pd.notna(one["preference"]) for one in annotations)) - (len(reference.rows) - completions.asked)
-        if completions.asked and read < LEAST_READ * completions.asked:
-            raise TooFewReadError(read)
+        asked = completions.asked // (2 if swap else 1)
+        draws = len(reference.rows) - asked
+        read = int(sum(pd.notna(one["preference"]) for one in annotations)) - draws
+        if asked and read < LEAST_READ * asked:
+            raise TooFewReadError(read_answers(annotations) - 2 * draws if swap else read)
         return getattr(metrics, "get_length_controlled_winrate" if calibration else "get_winrate")(
             annotations, **options
         )
@@ -65,6 +70,7 @@ def evaluate_pairs(
     with plain, _known_noise_silenced(), _calibration_at(calibration), tempfile.TemporaryDirectory() as folder:
         from alpaca_eval import evaluate, metrics
 
+        annotator = {"Annotator": swapping_annotator()} if swap else {}
         judge = as_installed(judge)
         completions.read = reader(judge)
         leaderboard, annotations = evaluate(
@@ -84,6 +90,7 @@ def evaluate_pairs(
             Annotator=chat_judge(),
             caching_path=None,
             fn_completions=completions,
+            **annotator,
         )
     pairs = pd.DataFrame(annotations)
     return leaderboard.loc[name].to_dict(), json.loads(pairs.to_json(orient="records"))

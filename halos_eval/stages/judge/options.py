@@ -33,6 +33,8 @@ class JudgeConfig(StageConfig):
     """Folder that `halos-eval serve` shares with this command, on the same machine."""
     output_dir: str
     """Folder or URL for record.json and annotations-DIGEST.json."""
+    swap: bool = False
+    """Ask about every pair in both orders. The preference is the mean of both answers, and the flips are counted."""
     concurrency: int = Field(64, ge=1)
     """Maximum number of concurrent requests. It is reached as answers come, and a rate limit is kept."""
     timeout: float | None = Field(None, gt=0)
@@ -47,6 +49,8 @@ class JudgeConfig(StageConfig):
     """Name of the plan that forces this run: it asks again once, however often the stage is started."""
 
 
+SWAP = "swap"
+"""Key of an identity's settings: each pair is asked in both orders. Absent otherwise, as before there was a choice."""
 SHORT_ANSWER_TOKENS = 1000
 SHORT_ANSWER_SECONDS, LONG_ANSWER_SECONDS = 60.0, 600.0
 """How long an answer may take. A judge without a small ``max_tokens`` may reason for minutes."""
@@ -66,6 +70,7 @@ def judge_identity(
     checkpoint: CheckpointRef,
     manifest: Manifest | None = None,
     served: tuple[ServedJudge, Weights] | None = None,
+    swap: bool = False,
 ) -> Identity:
     """Return the identity. ``outputs`` is the sample stage's fingerprint or, without one, the file's digest.
 
@@ -74,10 +79,10 @@ def judge_identity(
     inputs = {"outputs": outputs, "reference": prompts.digest(reference, "reference", manifest), **judge.inputs()}
     if reference == ALPACA_EVAL:
         inputs["calibration"] = prompts.digest(ALPACA_EVAL, "calibration", manifest)
-    settings: dict[str, Any] = {}
+    settings: dict[str, Any] = {SWAP: True} if swap else {}
     packages: tuple[str, ...] = ("alpaca-eval",)
     if served:
-        settings = served[0].model_dump(include={"dtype", "max_model_len"})
+        settings |= served[0].model_dump(include={"dtype", "max_model_len"})
         inputs["judge_weights"] = served[1].digest
         packages += (SERVER_PACKAGE,)
     return Identity(stage="judge", checkpoint=checkpoint, settings=settings, inputs=inputs, packages=packages)

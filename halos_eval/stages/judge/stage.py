@@ -27,6 +27,7 @@ from halos_eval.stages.judge.client import Completions, unreadable
 from halos_eval.stages.judge.options import JudgeConfig, judge_identity, timeout_of
 from halos_eval.stages.judge.outputs import find_outputs, read_outputs
 from halos_eval.stages.judge.served import Served, present
+from halos_eval.stages.judge.swapped import flips
 from halos_eval.stages.run import Outcome, run
 from halos_eval.storage import filesystem, layout, result_files
 from halos_eval.storage.claims import this_process
@@ -41,6 +42,8 @@ METRICS = {
     "length_controlled_winrate": "lc_standard_error",
     "discrete_win_rate": None,
 }
+FLIP_RATE = "flip_rate"
+"""Percentage of the pairs that the judge was asked about in both orders, in which it contradicts itself."""
 NO_LENGTH_CONTROL = "length control is defined for AlpacaEval's own 805 instructions only"
 
 
@@ -65,7 +68,9 @@ def _judge(config: JudgeConfig) -> Record:
         checkpoint, outputs = CheckpointRef(name=name, location=url, digest=digest), digest
     manifest = config.load_manifest()
     served = Served(config, manifest)
-    identity = judge_identity(served.judge, config.reference, outputs, checkpoint, manifest, served.identity)
+    identity = judge_identity(
+        served.judge, config.reference, outputs, checkpoint, manifest, served.identity, config.swap
+    )
     job = identity.at(filesystem.join(config.output_dir, layout.RECORD))
     force = config.force and not _forced_already(job.record, config)
     again = (config.force_id or "again") if force else None
@@ -145,7 +150,9 @@ def _work(
         if config.batch:
             completions.batch_owner = config.owner or this_process()
         try:
-            figures, annotations = evaluate_pairs(judge, rows, reference, completions, calibration, job.checkpoint.name)
+            figures, annotations = evaluate_pairs(
+                judge, rows, reference, completions, calibration, job.checkpoint.name, config.swap
+            )
         except TooFewReadError as error:
             raise _no_judgement(completions, judge, error.read) from None
     inputs |= {"endpoint": endpoint.place} | served.inputs
@@ -161,11 +168,19 @@ def _work(
     data = ("[\n" + ",\n".join(json.dumps(one, ensure_ascii=False) for one in annotations) + "\n]\n").encode()
     files = result_files.write(config.output_dir, {"annotations.json": data})
     scores, missing = _scores(figures, len(reference.rows), completions)
+    details = {"avg_length": float(figures["avg_length"])}
+    if config.swap:
+        flipped, both = flips(annotations)
+        details |= {"flips": flipped, "judged_in_both_orders": both}
+        if both:
+            scores.append(_flip_rate(flipped, both))
+        else:
+            missing[f"{ALPACA_EVAL}-{FLIP_RATE}"] = "the judge was asked about no pair: all outputs are equal"
     return Outcome(
         scores=tuple(scores),
         missing=missing,
         coverage=Coverage(attempted=len(reference.rows), scored=int(figures["n_total"])),
-        details={"avg_length": float(figures["avg_length"]), **completions.bill.details()},
+        details={**details, **completions.bill.details()},
         usage=Usage(
             prompt_tokens=prompt_tokens,
             completion_tokens=completion_tokens,
@@ -195,6 +210,10 @@ def _no_judgement(completions: Completions, judge: Judge, read: int) -> JudgeRef
             f"every request was refused: {completions.refused[0]}. Check the judge's model_name and request options"
         )
     return EvaluationFailed(unreadable(judge, completions.received))
+
+
+def _flip_rate(flipped: int, both: int) -> Score:
+    return Score(task=ALPACA_EVAL, metric=FLIP_RATE, value=100 * flipped / both, higher_is_better=False)
 
 
 def _scores(figures: dict[str, Any], expected: int, completions: Completions) -> tuple[list[Score], dict[str, str]]:

@@ -1,0 +1,1 @@
+"""Statistics: numbers in, numbers out. Nothing here reads a file."""

@@ -1,0 +1,60 @@
+"""Ask alpaca_eval's judge about every pair in both orders, and count the contradictions.
+
+A judge that prefers the first output whatever it says would otherwise give half of its preferences by position.
+Arena-Hard and MT-Bench ask both orders as well: arXiv 2306.05685, section 3.4.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+ORDERS = "preference_by_order"
+"""Key of an annotation: the preference in the order that alpaca_eval chose, and in the other one. None: unreadable."""
+DRAW = 1.5
+
+
+def swapping_annotator() -> type:
+    """Return alpaca_eval's class that asks about each pair in both orders, in one go.
+
+    alpaca_eval chooses the order by the instruction alone, or does not change it. So with the outputs exchanged, it
+    shows the same pair in the other order. An answer may be unreadable in one order: then the pair is unreadable.
+    """
+    import pandas as pd
+    from alpaca_eval.annotators import PairwiseAnnotator
+
+    class Swapping(PairwiseAnnotator):  # type: ignore[misc]
+        def __call__(self, to_annotate: Any, *args: Any, **options: Any) -> list[dict[str, Any]]:
+            pairs = pd.DataFrame(to_annotate)
+            exchanged = pairs.rename(columns={"output_1": "output_2", "output_2": "output_1"})
+            both = super().__call__(pd.concat([pairs, exchanged], ignore_index=True), *args, **options)
+            return [joined(one, other) for one, other in zip(both[: len(pairs)], both[len(pairs) :], strict=True)]
+
+    return Swapping
+
+
+def joined(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+    """Return the annotation of a pair in both orders; the second one has the outputs exchanged."""
+    first, second = _number(one["preference"]), _number(other["preference"])
+    turned = None if second is None else 2 * DRAW - second
+    mean = None if first is None or turned is None else (first + turned) / 2
+    return one | {"preference": mean, ORDERS: [first, turned]}
+
+
+def _number(value: Any) -> float | None:
+    """Return a preference; None for the NaN with which alpaca_eval marks an answer that could not be read."""
+    return float(value) if value is not None and value == value else None  # noqa: PLR0124 (NaN)
+
+
+def read_answers(annotations: Iterable[dict[str, Any]]) -> int:
+    """Return the number of readable answers, in whatever order."""
+    return sum(value is not None for one in annotations for value in one[ORDERS])
+
+
+def flips(annotations: Iterable[dict[str, Any]]) -> tuple[int, int]:
+    """Return in how many pairs the two orders contradict each other, and how many pairs have both answers.
+
+    Equal outputs, about which nobody is asked, do not count. A draw in one order contradicts nothing.
+    """
+    asked = [one[ORDERS] for one in annotations if one["output_1"] != one["output_2"] and None not in one[ORDERS]]
+    return sum((first - DRAW) * (second - DRAW) < 0 for first, second in asked), len(asked)
