@@ -16,7 +16,7 @@ from pydantic import BaseModel
 
 from halos_eval.checkpoints.registry import Checkpoint
 from halos_eval.config.policy import Limit
-from halos_eval.config.served_judge import ServedJudge
+from halos_eval.config.served_judge import JudgeChoice, ServedJudge
 from halos_eval.config.settings import FROZEN
 from halos_eval.config.suite import ALPACA_EVAL, AlpacaEvalSettings, Suite
 from halos_eval.errors import StoreError
@@ -87,7 +87,9 @@ class History(NamedTuple):
             if part == ALPACA_EVAL and suite.alpaca_eval:
                 judges = (judge,) if judge else suite.alpaca_eval.judges
                 orders = 2 if suite.alpaca_eval.swap else 1
-                served = {one: one.profile or suite.profile for one in judges if isinstance(one, ServedJudge)}
+                served: dict[JudgeChoice, str] = {
+                    one: one.profile or suite.profile for one in judges if isinstance(one, ServedJudge)
+                }
                 cost = sum((self._judged(str(one), served.get(one), orders) for one in judges), cost)
         return cost
 

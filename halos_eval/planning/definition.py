@@ -18,9 +18,9 @@ from halos_eval.checkpoints.known import state_of
 from halos_eval.checkpoints.registry import Metadata
 from halos_eval.checkpoints.weights import Weights
 from halos_eval.config.judge import load_judge
-from halos_eval.config.served_judge import ServedJudge
+from halos_eval.config.served_judge import JudgeChoice, ServedJudge
 from halos_eval.config.settings import FROZEN
-from halos_eval.config.suite import AlpacaEvalSettings, JudgeChoice, Suite, TaskSettings, label_of
+from halos_eval.config.suite import AlpacaEvalSettings, Suite, TaskSettings, label_of
 from halos_eval.digests import digest_file, digest_json
 from halos_eval.errors import BadInput, DataUnavailable
 from halos_eval.stages import tools

@@ -12,8 +12,8 @@ from halos_eval.checkpoints.known import Reader, carried, known_weights, recall,
 from halos_eval.checkpoints.registry import Checkpoint
 from halos_eval.checkpoints.weights import in_storage, inspect, to_fetch
 from halos_eval.config.cluster import CACHE, CPU_PROFILE, OUTBOX, Cluster, Volume
-from halos_eval.config.served_judge import ServedJudge
-from halos_eval.config.suite import AlpacaEvalSettings, JudgeChoice, Suite, TaskSettings
+from halos_eval.config.served_judge import JudgeChoice, ServedJudge
+from halos_eval.config.suite import AlpacaEvalSettings, Suite, TaskSettings
 from halos_eval.errors import BadInput
 from halos_eval.hub import cache_root
 from halos_eval.planning.changes import changes, newest_record
