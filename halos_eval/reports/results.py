@@ -7,18 +7,16 @@ and only this module computes the average.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
 from halos_eval.config.suite import ALPACA_EVAL
-from halos_eval.planning.jobs import PlannedJob
 from halos_eval.planning.plan import Plan
 from halos_eval.reports.remarks import UNREAD, counts_of, trial_of, warnings_of
 from halos_eval.reports.uncertainty import at_bound, bound_interval, error_of_mean
 from halos_eval.stages.harness.results import BYPASS, NOT_SCORED, is_placeholder
 from halos_eval.storage import layout
-from halos_eval.storage.records import Failure, Record, Score, readable, readable_record
+from halos_eval.storage.records import Failure, Record, Score, readable, readable_all
 
 # alpaca_eval's metric -> HALOs' column
 ALPACA_COLUMNS = {
@@ -26,9 +24,6 @@ ALPACA_COLUMNS = {
     "win_rate": "alpacaeval_wr",
     "discrete_win_rate": "alpacaeval_discrete_wr",
 }
-
-
-READERS = 4  # threads for the records of one row, where often many rows are read at once
 
 
 @dataclass(frozen=True)
@@ -104,15 +99,14 @@ def row_of_plan(plan: Plan, outdated: Mapping[str, str] = MappingProxyType({})) 
     judge = None
     if ALPACA_EVAL in plan.unavailable or any(job.stage == "judge" for job in plan.jobs):
         cells |= dict.fromkeys(ALPACA_COLUMNS.values())
-    with ThreadPoolExecutor(READERS) as pool:
-        read = list(pool.map(_read, plan.jobs))
-    for job, (record, reason) in zip(plan.jobs, read, strict=True):
+    read = readable_all([job.record for job in plan.jobs], Record)
+    for job, (record, damage) in zip(plan.jobs, read, strict=True):
         if job.stage == "harness":
             tasks.append((None if job.title in outdated else record, job.metric))
         if record and job.title in outdated:
             missing.append(Missing(job.title, outdated[job.title]))
         if record is None:
-            missing.append(Missing(job.title, reason))
+            missing.append(Missing(job.title, damage or why_missing(job.record)))
             continue
         records.append(record)
         judge = judge or judge_of(record)
@@ -225,12 +219,6 @@ def why_missing(record_url: str) -> str:
 def why_unavailable(reason: str) -> str:
     """Return the reason for an unavailable part, as it is shown."""
     return f"unavailable: {reason}"
-
-
-def _read(job: PlannedJob) -> tuple[Record | None, str]:
-    """Return a job's record, or None and the reason. If it is damaged, only its own cells are empty."""
-    record, damage = readable_record(job.record)
-    return record, "" if record else damage or why_missing(job.record)
 
 
 def judge_of(record: Record) -> str | None:

@@ -10,13 +10,14 @@ import errno
 import os
 import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import fsspec
+from fsspec.asyn import AsyncFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
 from halos_eval.errors import StoreError
@@ -78,6 +79,30 @@ def read_bytes(url: str, start: int | None = None, end: int | None = None) -> by
         # Without this s3fs sends a second request for the size, to read large files in parts.
         options = {} if isinstance(fs, LocalFileSystem) else {"max_concurrency": 1}
         return bytes(fs.cat_file(path, start=start, end=end, **options))
+
+
+def read_many(urls: Sequence[str]) -> dict[str, bytes]:
+    """Return the content of those ``urls`` that exist; in object storage they are read at once. Raises StoreError."""
+    if not urls:
+        return {}
+    fs, _ = _open(urls[0])
+    if not isinstance(fs, AsyncFileSystem) or len({url.partition("://")[0] for url in urls}) > 1:
+        found: dict[str, bytes] = {}
+        for url in urls:
+            with suppress(FileNotFoundError):
+                found[url] = read_bytes(url)
+        return found
+    with _store_errors(urls[0]):
+        paths = [fs._strip_protocol(url) for url in urls]
+        # One call for all: each call of its own would switch between threads. See read_bytes for the option.
+        read = fs.cat_ranges(paths, None, None, on_error="return", max_concurrency=1)
+    contents = {}
+    for url, one in zip(urls, read, strict=True):
+        with suppress(FileNotFoundError), _store_errors(url, reads_file=True):
+            if isinstance(one, BaseException):
+                raise one
+            contents[url] = bytes(one)
+    return contents
 
 
 def exists(url: str) -> bool:
@@ -239,6 +264,13 @@ def delete(url: str) -> None:
         fs, path = _open(url)
         if fs.lexists(path):
             fs.rm(path, recursive=True)
+
+
+def delete_file(url: str) -> None:
+    """Remove the file ``url`` if it exists, with one request to object storage. Raises StoreError."""
+    with _store_errors(url), suppress(FileNotFoundError):
+        fs, path = _open(url)
+        fs.rm_file(path)
 
 
 def remove_empty(url: str) -> None:
