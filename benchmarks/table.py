@@ -27,7 +27,6 @@ from s3fs import S3FileSystem
 
 from benchmarks import halos_rule, store
 from halos_eval.reports.summarize import SummarizeConfig, summarize
-from halos_eval.reports.table import frame
 from halos_eval.storage import filesystem, layout
 
 BUCKET = "s3://bucket"
@@ -47,7 +46,6 @@ def measure(case: str, folder: Path, latency: float) -> dict[str, float]:
     where, _, what = case.partition(" ")
     if where == "s3":
         _delay(requests, latency)
-    frame([])  # imports pandas
     filesystem.exists(str(folder))
     began, used = time.perf_counter(), time.process_time()
     if where == "logs":

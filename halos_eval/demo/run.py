@@ -33,7 +33,7 @@ from halos_eval.planning.plan import Plan, make_plan, read_plan, save_plan, suit
 from halos_eval.processes import failure
 from halos_eval.reports.results import Row
 from halos_eval.reports.summarize import SummarizeConfig, summarize
-from halos_eval.reports.table import frame, read_rows
+from halos_eval.reports.table import csv_of, read_rows
 from halos_eval.reports.terminal import Summary
 from halos_eval.storage import filesystem, layout
 
@@ -104,7 +104,7 @@ def _rows(report: str, failed: list[str]) -> list[Row]:
         if failed:
             raise failure(f"Airflow's run of {failed[0]}", 1, LOGS / f"{failed[0]}.log") from None
         raise
-    up_to_date = filesystem.exists(report) and filesystem.read_bytes(report) == frame(rows).to_csv(index=False).encode()
+    up_to_date = filesystem.exists(report) and filesystem.read_bytes(report) == csv_of(rows)
     return rows if up_to_date else summarize(SummarizeConfig(root=STORE, suite=SUITE, output=report))
 
 

@@ -59,7 +59,7 @@ class KeptRows(BaseModel):
         return [one.row for one in self.rows.values()]
 
     def encoded(self) -> bytes:
-        """The file's content."""
+        """The file's content; equal rows give equal bytes."""
         return gzip.compress(self.model_dump_json(exclude_defaults=True).encode(), compresslevel=6, mtime=0)
 
 
@@ -69,16 +69,20 @@ def mark(root: str, checkpoint: str) -> None:
     filesystem.write_bytes(url, uuid.uuid4().hex.encode())
 
 
-def compute(root: str, suite: str, kept: KeptRows | None = None, again: str | None = None) -> KeptRows:
-    """Return the rows of all plans of a suite. Those in ``kept`` that are up to date are not computed, except that of
-    the checkpoint ``again``. Raise StoreError.
+def compute(root: str, suite: str, again: str | None = None) -> KeptRows:
+    """Return the rows of all plans of a suite. Raise StoreError.
 
-    The states are listed before the files are read: what changes in between is computed again the next time.
+    With ``again``, only the row of this checkpoint is computed, and those that are not kept or outdated. The states are
+    listed before the files are read: what changes in between is computed again the next time.
     """
-    source = SuiteRows(root, suite)
     folder = filesystem.join(layout.plans_url(root), suite)
-    plans = {name.removesuffix(".json"): state for name, state in _states(folder).items() if name.endswith(".json")}
-    marks = _states(layout.changes_url(root))
+    with ThreadPoolExecutor() as pool:  # the requests do not depend on each other
+        listed = [pool.submit(_states, url) for url in (folder, layout.changes_url(root))]
+        reading = pool.submit(read, root, suite) if again else None
+        source = SuiteRows(root, suite)
+    plans, marks = (one.result() for one in listed)
+    plans = {name.removesuffix(".json"): state for name, state in plans.items() if name.endswith(".json")}
+    kept = reading.result() if reading else None
     own = layout.folder_name(again) if again else None
     states = {name: (plan, marks.get(name, "")) for name, plan in plans.items()}
     known = kept.rows if kept and kept.made_with == source.made_with else {}
@@ -109,8 +113,3 @@ def read(root: str, suite: str) -> KeptRows | None:
     except (ValidationError, gzip.BadGzipFile, EOFError, zlib.error) as error:
         log.warning("%s is computed again from all records: %s", url, error)
         return None
-
-
-def write(root: str, suite: str, rows: KeptRows) -> None:
-    """Save rows; equal rows give equal bytes. Raise StoreError."""
-    filesystem.write_bytes(layout.rows_url(root, suite), rows.encoded())

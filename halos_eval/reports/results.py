@@ -7,19 +7,17 @@ and only this module computes the average.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TypeVar
 
 from halos_eval.config.suite import ALPACA_EVAL
-from halos_eval.planning.jobs import PlannedJob
 from halos_eval.planning.plan import Plan
 from halos_eval.reports.remarks import UNREAD, answered_as, counts_of, trial_of, warnings_of
 from halos_eval.reports.uncertainty import at_bound, bound_interval, error_of_mean, wilson
 from halos_eval.stages.harness.results import BYPASS, NOT_SCORED, is_placeholder
 from halos_eval.storage import layout
-from halos_eval.storage.records import Failure, Record, Score, readable, readable_record
+from halos_eval.storage.records import Failure, Record, Score, readable, readable_all
 
 Value = TypeVar("Value")
 # alpaca_eval's metric -> HALOs' column
@@ -33,8 +31,6 @@ ALPACA_COLUMNS = {
 FLIP_RATE = "flip_rate"
 """Metric of a judge that is asked in both orders; it has an interval instead of a standard error."""
 FLIP_COLUMN = "alpacaeval_flip_rate"
-
-READERS = 4  # threads for the records of one row, where often many rows are read at once
 
 
 @dataclass(frozen=True)
@@ -114,9 +110,8 @@ def row_of_plan(plan: Plan, outdated: Mapping[str, str] = MappingProxyType({})) 
     tasks: list[tuple[Record | None, str | None]] = []
     if ALPACA_EVAL in plan.unavailable or "judge" in outdated:
         cells |= dict.fromkeys(ALPACA_COLUMNS.values())
-    with ThreadPoolExecutor(READERS) as pool:
-        read = list(pool.map(_read, plan.jobs))
-    for job, (record, reason) in zip(plan.jobs, read, strict=True):
+    read = readable_all([job.record for job in plan.jobs], Record)
+    for job, (record, damage) in zip(plan.jobs, read, strict=True):
         if job.stage == "judge":
             cells |= {labelled(column, job.label): None for column in ALPACA_COLUMNS.values()}
         if job.stage == "harness":
@@ -124,7 +119,7 @@ def row_of_plan(plan: Plan, outdated: Mapping[str, str] = MappingProxyType({})) 
         if record and job.title in outdated:
             missing.append(Missing(job.title, outdated[job.title]))
         if record is None:
-            missing.append(Missing(job.title, reason))
+            missing.append(Missing(job.title, damage or why_missing(job.record)))
             continue
         missing += [Missing(labelled(one.what, job.label), one.reason) for one in shortfalls(record)]
         if job.label:
@@ -265,12 +260,6 @@ def why_missing(record_url: str) -> str:
 def why_unavailable(reason: str) -> str:
     """Return the reason for an unavailable part, as it is shown."""
     return f"unavailable: {reason}"
-
-
-def _read(job: PlannedJob) -> tuple[Record | None, str]:
-    """Return a job's record, or None and the reason. If it is damaged, only its own cells are empty."""
-    record, damage = readable_record(job.record)
-    return record, "" if record else damage or why_missing(job.record)
 
 
 def judge_of(record: Record) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Annotated
 
@@ -14,7 +15,7 @@ from halos_eval.errors import BadInput
 from halos_eval.reports import kept_rows
 from halos_eval.reports.halos_logs.read import read_logs
 from halos_eval.reports.results import Row
-from halos_eval.reports.table import frame, in_order, read_rows
+from halos_eval.reports.table import csv_of, in_order, read_rows
 from halos_eval.storage import filesystem, layout
 from halos_eval.storage.claims import WAIT, claimed, this_process
 from halos_eval.storage.outbox import collect
@@ -77,7 +78,7 @@ def summarize(config: SummarizeConfig) -> list[Row]:
         rows = read_rows(config.root, config.suite)
     else:
         raise BadInput("expected either a store or --logs")
-    _write(config.output, rows)
+    filesystem.write_bytes(config.output, csv_of(rows))
     return rows
 
 
@@ -86,16 +87,12 @@ def _kept(root: str, suite: str, config: SummarizeConfig) -> list[Row]:
     if config.checkpoint:
         kept_rows.mark(root, config.checkpoint)
     with claimed(layout.report_claims_url(root, suite), this_process(), WAIT) as confirm:
-        kept = kept_rows.read(root, suite) if config.checkpoint else None
-        found = kept_rows.compute(root, suite, kept, config.checkpoint)
+        found = kept_rows.compute(root, suite, config.checkpoint)
         if config.checkpoint and layout.folder_name(config.checkpoint) not in found.rows:
             raise BadInput(f"{root} contains no plan of {suite} for {config.checkpoint}: evaluate it first")
         rows = in_order(found.table)
+        contents = {layout.rows_url(root, suite): found.encoded(), config.output: csv_of(rows)}
         confirm()
-        kept_rows.write(root, suite, found)
-        _write(config.output, rows)
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(filesystem.write_bytes, contents.keys(), contents.values()))
     return rows
-
-
-def _write(output: str, rows: list[Row]) -> None:
-    filesystem.write_bytes(output, frame(rows).to_csv(index=False).encode())

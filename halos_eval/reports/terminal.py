@@ -14,7 +14,7 @@ from rich.text import Text
 
 from halos_eval.reports.markdown import first
 from halos_eval.reports.results import Cell, Row, labelled
-from halos_eval.reports.table import JUDGE, columns, short_status
+from halos_eval.reports.table import JUDGE, columns, document, short_status
 
 FOLDED = 12
 """Number of characters after which text is folded in a narrow terminal. Numbers are never folded."""
@@ -52,7 +52,7 @@ class Summary:
         yield from self._reasons()
 
     def _rows(self) -> Iterator[tuple[str, list[str]]]:
-        for column in columns(self.rows):
+        for column in columns(map(document, self.rows)):
             if column == "model_name":
                 continue
             if column == "series" and len({row.series for row in self.rows}) == 1:

@@ -144,8 +144,11 @@ def claimed(folder: str, owner: str, wait: timedelta = timedelta(0)) -> Iterator
         ended.set()
         keeper.join()
         with suppress(StoreError):
-            if _numbers(folder)[-1:] == [_parts(url)[1]]:  # otherwise it is another process's
-                filesystem.delete(folder)
+            numbers = _numbers(folder)
+            if numbers[-1:] == [_parts(url)[1]]:  # otherwise it is another process's
+                for number in numbers:
+                    filesystem.delete_file(_url(folder, number))
+                filesystem.remove_empty(folder)
 
 
 def _take_within(wait: timedelta, folder: str, owner: str) -> str:

@@ -11,13 +11,14 @@ import os
 import re
 import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 import fsspec
+from fsspec.asyn import AsyncFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
 from halos_eval.errors import BadInput, StoreError
@@ -136,6 +137,30 @@ def damaged(url: str, state: str, md5: str) -> bool:
         bucket, key, _ = fs.split_path(path)
         head = fs.call_s3("head_object", Bucket=bucket, Key=key)
         return head.get("ServerSideEncryption", "AES256") == "AES256" and "SSECustomerAlgorithm" not in head
+
+
+def read_many(urls: Sequence[str]) -> dict[str, bytes]:
+    """Return the content of those ``urls`` that exist; in object storage they are read at once. Raises StoreError."""
+    if not urls:
+        return {}
+    fs, _ = _open(urls[0])
+    if not isinstance(fs, AsyncFileSystem) or len({url.partition("://")[0] for url in urls}) > 1:
+        found: dict[str, bytes] = {}
+        for url in urls:
+            with suppress(FileNotFoundError):
+                found[url] = read_bytes(url)
+        return found
+    with _store_errors(urls[0]):
+        paths = [fs._strip_protocol(url) for url in urls]
+        # One call for all: each call of its own would switch between threads. See read_bytes for the option.
+        read = fs.cat_ranges(paths, None, None, on_error="return", max_concurrency=1)
+    contents = {}
+    for url, one in zip(urls, read, strict=True):
+        with suppress(FileNotFoundError), _store_errors(url, reads_file=True):
+            if isinstance(one, BaseException):
+                raise one
+            contents[url] = bytes(one)
+    return contents
 
 
 def exists(url: str) -> bool:
@@ -297,6 +322,13 @@ def delete(url: str) -> None:
         fs, path = _open(url)
         if fs.lexists(path):
             fs.rm(path, recursive=True)
+
+
+def delete_file(url: str) -> None:
+    """Remove the file ``url`` if it exists, with one request to object storage. Raises StoreError."""
+    with _store_errors(url), suppress(FileNotFoundError):
+        fs, path = _open(url)
+        fs.rm_file(path)
 
 
 def remove_empty(url: str) -> None:

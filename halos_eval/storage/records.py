@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, Literal, TypeVar, get_args
 
@@ -166,6 +167,10 @@ def read_model(url: str, kind: type[Model]) -> Model | None:
         data = filesystem.read_bytes(url)
     except FileNotFoundError:
         return None
+    return _parsed(url, data, kind)
+
+
+def _parsed(url: str, data: bytes, kind: type[Model]) -> Model:
     try:
         return kind.model_validate_json(data)
     except ValidationError as error:
@@ -192,12 +197,20 @@ def readable(url: str, kind: type[Model]) -> tuple[Model | None, str]:
 
     Raises StoreError if the storage fails: that says nothing of the document.
     """
+    return readable_all([url], kind)[0]
+
+
+def readable_all(urls: Sequence[str], kind: type[Model]) -> list[tuple[Model | None, str]]:
+    """Return what ``readable`` returns for each of ``urls``, which are read at once. Raises StoreError."""
+    contents = filesystem.read_many(urls)
+    return [_readable(url, contents[url], kind) if url in contents else (None, "") for url in urls]
+
+
+def _readable(url: str, data: bytes, kind: type[Model]) -> tuple[Model | None, str]:
     try:
-        return read_model(url, kind), ""
+        return _parsed(url, data, kind), ""
     except StoreError as error:
-        if isinstance(error.__cause__, ValidationError):
-            return None, str(error)
-        raise
+        return None, str(error)
 
 
 def readable_record(url: str) -> tuple[Record | None, str]:

@@ -19,12 +19,13 @@ from halos_eval.errors import StoreError
 from halos_eval.planning.plan import make_plan, save_plan
 from halos_eval.planning.progress import overview
 from halos_eval.planning.prune import Pruner, Retention
-from halos_eval.reports.table import frame, read_rows
+from halos_eval.reports.table import read_rows
 from halos_eval.storage import filesystem, layout, result_files
 from halos_eval.storage.claims import Busy, Claim, this_process
 from halos_eval.storage.records import read_model, read_record, write_model
 from tests.doubles import NOW, finish, make_checkpoint, write_failure, write_safetensors
 from tests.planning.test_progress import EDITS, Lab
+from tests.reports.pandas_table import frame
 
 SUITE = """
 alpaca_eval: {prompts: demo, reference: demo, judge: demo}

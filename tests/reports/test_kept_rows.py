@@ -21,10 +21,11 @@ from halos_eval.reports import kept_rows
 from halos_eval.reports.kept_rows import KeptRow, KeptRows
 from halos_eval.reports.results import Cell, Missing, Row
 from halos_eval.reports.summarize import SummarizeConfig, summarize
-from halos_eval.reports.table import frame, read_rows
+from halos_eval.reports.table import csv_of, read_rows
 from halos_eval.storage import filesystem, layout
 from halos_eval.storage.records import Score
 from tests.doubles import finish, make_checkpoint, write_failure
+from tests.reports.pandas_table import frame
 
 SUITE = "tasks: {demo_choice: {num_fewshot: 5}, demo_cloze: {}}"
 OTHER = "tasks: {demo_cloze: {}}"  # shares records with SUITE
@@ -102,6 +103,23 @@ ROWS = st.builds(
 )  # fmt: skip
 
 
+TABLE = st.lists(
+    st.builds(
+        Row, st.text(), st.dictionaries(st.sampled_from(["a-acc", "b-f1,strict", "é"]), st.none() | CELLS),
+        st.none() | st.text(min_size=1), st.none() | st.floats(0, 1), st.none() | st.floats(0, 1),
+        st.none() | st.lists(st.builds(Missing, st.text(), st.text())).map(tuple), st.none() | st.integers(1, 9),
+        counts=st.dictionaries(st.sampled_from(["a-n_cut", "b-n_empty"]), st.integers(0, 3)),
+    ),
+    min_size=1, max_size=4,
+)  # fmt: skip
+
+
+@settings(max_examples=60)
+@given(TABLE)
+def test_the_csv_is_that_of_pandas(rows):
+    assert csv_of(rows) == frame(rows).to_csv(index=False).encode()
+
+
 @given(ROWS)
 def test_a_row_is_kept_exactly(row):
     kept = KeptRows(version=1, made_with="m", rows={"one": KeptRow(plan="p", mark="", row=row)})
@@ -142,7 +160,7 @@ def test_an_earlier_version_and_another_definition_make_all_rows_again(suite, ro
     evaluate(root, folder, "own", "a", 0.25)
     kept = kept_rows.read(root, "own")
     wrong = {name: one.model_copy(update={"row": replace(one.row, judge="stale")}) for name, one in kept.rows.items()}
-    kept_rows.write(root, "own", kept.model_copy(update={"rows": wrong}))
+    filesystem.write_bytes(layout.rows_url(root, "own"), kept.model_copy(update={"rows": wrong}).encoded())
     assert [row.judge for row in evaluate(root, folder, "own", "b")] == ["stale", None]  # kept rows are used
     monkeypatch.setattr("halos_eval.reports.suite_rows._code", lambda: "new")
     assert [row.judge for row in add(root, "own", "b")] == [None, None]

@@ -8,9 +8,10 @@ from halos_eval.config.suite import Suite
 from halos_eval.planning.definition import Definitions
 from halos_eval.reports.remarks import answered_as, counts_of, describe_limits, trial_of, warnings_of
 from halos_eval.reports.results import Missing, Row
-from halos_eval.reports.table import frame, in_order, short_status, status
+from halos_eval.reports.table import in_order, short_status, status
 from halos_eval.storage.records import Coverage
 from tests.doubles import make_record
+from tests.reports.pandas_table import frame
 
 ALL = Coverage(attempted=805, scored=805)
 

@@ -14,10 +14,11 @@ from halos_eval.config.cluster import load_cluster
 from halos_eval.config.suite import load_suite
 from halos_eval.errors import StoreError
 from halos_eval.planning.plan import make_plan, save_plan
-from halos_eval.reports.table import document, frame, read_rows
+from halos_eval.reports.table import document, read_rows
 from halos_eval.storage import filesystem, layout
 from halos_eval.storage.records import Score
 from tests.doubles import NOW, finish, make_checkpoint, make_provenance, write_safetensors
+from tests.reports.pandas_table import frame
 
 SUITE = "tasks: {demo_choice: {num_fewshot: 5}, demo_cloze: {}}"
 WITH_JUDGE = "alpaca_eval: {prompts: demo, reference: demo, judge: demo}\ntasks: {demo_cloze: {}}"

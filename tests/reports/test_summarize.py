@@ -10,9 +10,9 @@ from pydantic import ValidationError
 
 from halos_eval.errors import BadInput
 from halos_eval.reports.summarize import SummarizeConfig, summarize
-from halos_eval.reports.table import frame
 from halos_eval.storage.records import Score, write_model
 from tests.doubles import make_record
+from tests.reports.pandas_table import frame
 
 LOGS = Path(__file__).parent / "logs"
 

@@ -10,10 +10,11 @@ from halos_eval.errors import BadInput
 from halos_eval.planning.plan import Plan
 from halos_eval.reports import results
 from halos_eval.reports.results import Cell, Row, cells_of
-from halos_eval.reports.table import document, frame, read_rows
+from halos_eval.reports.table import document, read_rows
 from halos_eval.storage import filesystem, layout
 from halos_eval.storage.records import CheckpointRef, Coverage, Score, write_model
 from tests.doubles import make_job, make_record, write_failure
+from tests.reports.pandas_table import frame
 
 NAN = pytest.approx(math.nan, nan_ok=True)
 ALPACA = {"alpacaeval_lcwr", "alpacaeval_wr", "alpacaeval_discrete_wr"}

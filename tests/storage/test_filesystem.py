@@ -11,6 +11,7 @@ from uuid import uuid4
 import pytest
 from aiohttp import ClientPayloadError
 from fsspec.implementations.memory import MemoryFileSystem
+from s3fs import S3FileSystem
 
 from halos_eval.errors import BadInput, StoreError
 from halos_eval.storage import filesystem
@@ -32,6 +33,20 @@ class Behaviour:
         assert not filesystem.exists(filesystem.join(root, "none"))
         assert filesystem.find(filesystem.join(root, "none"), "") == []
         filesystem.delete(filesystem.join(root, "none"))
+
+    def test_many_files_are_read_at_once_and_those_that_are_not_there_are_left_out(self, root):
+        urls = [filesystem.join(root, name) for name in ("a", "none", "folder/b")]
+        filesystem.write_bytes(urls[0], b"1")
+        filesystem.write_bytes(urls[2], b"2")
+        assert filesystem.read_many(urls) == {urls[0]: b"1", urls[2]: b"2"}
+        assert filesystem.read_many([]) == {}
+
+    def test_a_single_file_is_deleted(self, root):
+        for name in ("a", "b"):
+            filesystem.write_bytes(filesystem.join(root, name), b"")
+        filesystem.delete_file(filesystem.join(root, "a"))
+        filesystem.delete_file(filesystem.join(root, "none"))
+        assert list(filesystem.entries(root)) == ["b"]
 
     def test_find_goes_deep_and_gives_urls_in_order(self, root):
         names = ["b/record.json", "a/x/outputs.record.json", "a/record.json", "a/record.json.bak", "other.json"]
@@ -115,6 +130,20 @@ class TestMemory(Behaviour):
         root = f"memory://{uuid4()}"
         yield root
         filesystem.delete(root)
+
+
+class TestS3(Behaviour):
+    @pytest.fixture
+    def root(self, strict_bucket):
+        return f"{strict_bucket}/{uuid4()}"
+
+    def test_a_server_that_is_gone_is_no_missing_file(self, root, monkeypatch):
+        async def lost(*_, **__):
+            raise ClientPayloadError("Response payload is not completed")
+
+        monkeypatch.setattr(S3FileSystem, "_cat_file", lost)
+        with pytest.raises(StoreError, match="Response payload is not completed"):
+            filesystem.read_many([f"{root}/a", f"{root}/b"])
 
 
 @pytest.mark.parametrize("broken", [(os, "fsync"), (Path, "replace")], ids=lambda broken: broken[1])
