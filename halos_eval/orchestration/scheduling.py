@@ -71,7 +71,7 @@ def _evaluation(task_instance: TaskInstance, dag_run: DagRun) -> None:
         # An instance of an earlier plan may have no job, and an empty job has nothing to do: neither needs a GPU.
         jobs = dict(enumerate(_jobs(dag_run, GPU_TASKS[task_instance.task_id])))
         job = jobs.get(task_instance.map_index)
-        task_instance.pool = GPU_POOL if job else Pool.DEFAULT_POOL_NAME
+        task_instance.pool = (job.get("pool") or GPU_POOL) if job else Pool.DEFAULT_POOL_NAME
         task_instance.pool_slots = max(1, job["gpus"]) if job else 1
 
 

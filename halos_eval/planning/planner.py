@@ -208,6 +208,7 @@ class Planner:
             argv=(identity.stage, *config.argv()),
             profile=profile,
             gpus=gpu_profile.gpus if gpu_profile else 0,
+            pool=self.cluster.pools.of(gpu_profile.gpus) if gpu_profile else None,
             tensor_parallel_size=gpu_profile.parts if gpu_profile else 1,
             manifest=config.manifest,
             fingerprint=identity.fingerprint,

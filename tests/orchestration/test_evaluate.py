@@ -66,7 +66,7 @@ def plan(staged, monkeypatch):
 def test_unpinned_data_gets_a_fetch_job(root):
     job = evaluate.prepare_evaluation(PARAMS)
     assert job["argv"] == ["fetch", f"--manifest={root}/manifests/demo.json", "--", "demo"]
-    assert job.keys() == {"stage", "task", "image", "argv", "profile", "gpus", "manifest", "outbox"}
+    assert job.keys() == {"stage", "task", "image", "argv", "profile", "gpus", "pool", "manifest", "outbox"}
     some = evaluate.prepare_evaluation(PARAMS | {"tasks": ["demo_cloze"]})
     assert '--tasks=["demo_cloze"]' in some["argv"]
 
@@ -110,7 +110,7 @@ def test_a_new_checkpoint(plan, root):
     assert [pushed[stage]["argv"][0] for stage in ("sample", "judge")] == ["sample", "judge"]
     assert list(pushed["jobs"]) == ["sample", "judge", "demo_choice", "demo_arithmetic", "demo_cloze"]
     for job in (*harness, pushed["sample"], pushed["judge"], pushed["summarize"]):
-        assert job.keys() == {"stage", "task", "image", "argv", "profile", "gpus", "manifest", "outbox"}
+        assert job.keys() == {"stage", "task", "image", "argv", "profile", "gpus", "pool", "manifest", "outbox"}
     assert pushed["summarize"]["argv"] == [
         "summarize", root, "--suite=demo", "--checkpoint=kto", f"--output={root}/reports/demo/summary.csv",
     ]  # fmt: skip
