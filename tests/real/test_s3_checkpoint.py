@@ -7,6 +7,9 @@ import shutil
 
 import pytest
 
+from halos_eval.digests import digest_file
+from tests.airflow_server import wait_for
+from tests.doubles import make_checkpoint, write_tensors
 from tests.real.conftest import failure
 
 pytestmark = pytest.mark.real
@@ -14,14 +17,20 @@ pytestmark = pytest.mark.real
 PART = '--tasks=["alpaca_eval"]'
 
 
+def lab_of(s3, tmp_path):
+    """The variables of a lab whose checkpoints are in the bucket, and where `fetch` writes."""
+    store = f"file://{tmp_path}/store"
+    own = {"HALOS_EVAL_CHECKPOINTS": f"{s3.bucket}/lab/checkpoints", "HALOS_EVAL_STORE": store}
+    place = (f"--manifest={store}/manifests/demo.json", f"--store={store}", "--name=tiny", PART, "--", "demo")
+    return s3.environment | own, place
+
+
 @pytest.fixture
 def lab(s3, tiny, tmp_path):
-    """The variables of a lab whose checkpoints are in the bucket, and the checkpoint's URL and folder there."""
+    """The variables, the words of `fetch`, and a checkpoint's URL and its folder behind the bucket."""
     folder = s3.folder / "lab" / "checkpoints" / "tiny" / "FINAL"
     shutil.copytree(tiny, folder)
-    checkpoints = f"{s3.bucket}/lab/checkpoints"
-    own = {"HALOS_EVAL_CHECKPOINTS": checkpoints, "HALOS_EVAL_STORE": f"file://{tmp_path}/store"}
-    yield s3.environment | own, f"{checkpoints}/tiny/FINAL", folder
+    yield *lab_of(s3, tmp_path), f"{s3.bucket}/lab/checkpoints/tiny/FINAL", folder
     shutil.rmtree(s3.folder / "lab")
 
 
@@ -31,7 +40,7 @@ def jobs(done):
 
 
 def test_a_checkpoint_in_a_bucket_is_fetched_and_sampled_like_one_on_a_disk(fork, lab, tiny, tmp_path):
-    environment, url, folder = lab
+    environment, fetch, url, folder = lab
     plan = ("plan", "demo", "tiny", PART, "--json")
     early = fork("worker", *plan, env=environment)
     assert early.returncode == 3
@@ -39,9 +48,7 @@ def test_a_checkpoint_in_a_bucket_is_fetched_and_sampled_like_one_on_a_disk(fork
         f"DataUnavailable: the content of {url} is not known: `halos-eval fetch` copies it"
     )
 
-    store = environment["HALOS_EVAL_STORE"]
-    place = (f"--manifest={store}/manifests/demo.json", f"--store={store}", "--name=tiny")
-    fetched = fork("worker", "fetch", *place, PART, "--", "demo", json.dumps([url]), env=environment)
+    fetched = fork("worker", "fetch", *fetch, json.dumps([url]), env=environment)
     assert fetched.returncode == 0, fetched.stderr
     planned = jobs(fork("worker", *plan, env=environment))
     on_disk = jobs(fork("worker", "plan", "demo", str(tiny), PART, "--json", env=environment))
@@ -55,6 +62,34 @@ def test_a_checkpoint_in_a_bucket_is_fetched_and_sampled_like_one_on_a_disk(fork
     assert record["coverage"] == {"attempted": 12, "scored": 12}
 
     shutil.rmtree(folder)
-    gone = fork("worker", "fetch", *place, PART, "--", "demo", json.dumps([url]), env=environment)
+    gone = fork("worker", "fetch", *fetch, json.dumps([url]), env=environment)
     assert gone.returncode == 2
     assert failure(gone) == f"BadInput: {url} does not exist or is empty. Check its path"
+
+
+@pytest.mark.slow
+def test_a_fetch_that_was_killed_is_continued(run, s3, tmp_path):
+    folder = make_checkpoint(s3.folder / "large" / "FINAL")
+    write_tensors(folder / "model.safetensors", {"tensor": (160 << 20,)})
+    environment, fetch = lab_of(s3, tmp_path)
+    words = ("fetch", *fetch, json.dumps([f"{s3.bucket}/large/FINAL"]))
+    cache = run.home / "huggingface" / "halos-eval" / "weights"
+
+    def arrived():
+        return [path.stat().st_size for path in cache.glob("*.partial/model.safetensors")]
+
+    with run.started("worker", *words, env=environment) as process:
+        wait_for(lambda: arrived() and arrived()[0] > 32 << 20, 120, process.log.read_text, every=0.01)
+        process.kill()
+        process.wait()
+    (kept,) = arrived()
+    assert kept < 160 << 20
+    (file,) = cache.glob("*.partial/model.safetensors")
+    inode = file.stat().st_ino
+    done = run("worker", *words, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert not arrived()
+    (copy,) = (path for path in cache.glob("*/model.safetensors") if path.stat().st_ino == inode)
+    assert digest_file(copy) == digest_file(folder / "model.safetensors")
+    shutil.rmtree(copy.parent)
+    shutil.rmtree(folder.parent)
