@@ -30,7 +30,14 @@ from pydantic import BaseModel
 from halos_eval.checkpoints.copies_in_use import in_use, last_use, note_use
 from halos_eval.checkpoints.metadata import COUNTED
 from halos_eval.checkpoints.safetensors import check_weights, files_of
-from halos_eval.checkpoints.weights import SCORED, Stamps, cached_weights, scored_files, stamps_of, state_of_stamps
+from halos_eval.checkpoints.weights import (
+    SCORED,
+    Stamps,
+    cached_weights,
+    scored_files,
+    stamps_of_objects,
+    state_of_stamps,
+)
 from halos_eval.config.cluster import WEIGHTS_GIB
 from halos_eval.config.settings import FROZEN
 from halos_eval.digests import digest_json
@@ -141,7 +148,7 @@ def _download(location: str, files: Mapping[str, Entry], folder: Path, limit: in
     check_weights(str(partial), files_of(str(partial)))
     copy = Copy(
         location=location,
-        stamps=stamps_of(location),
+        stamps=stamps_of_objects(files),
         digest=digest_json({name: digests[name] for name in sorted(digests) if SCORED.fullmatch(name)}),
         state=state_of_stamps(scored_files(partial)),
         bytes=size,

@@ -192,11 +192,14 @@ def read_folder(folder: str) -> ScoredFolder:
 
 def stamps_of(location: str) -> Stamps:
     """Return the stamps of a folder on a disk or in object storage. Raises FileNotFoundError, StoreError."""
-    if not in_storage(location):
-        return scored_files(Path(location))
+    return stamps_of_objects(files_of(location)) if in_storage(location) else scored_files(Path(location))
+
+
+def stamps_of_objects(files: Mapping[str, Entry]) -> Stamps:
+    """Return the stamps of a folder in object storage with the entries ``files``."""
     return {
         name: Stamp(entry.size, 0, entry.state)
-        for name, entry in sorted(files_of(location).items())
+        for name, entry in sorted(files.items())
         if SCORED.fullmatch(name) and not entry.is_folder
     }
 

@@ -131,11 +131,38 @@ class Pools(BaseModel):
     """GPUs of all pods together, including pending pods."""
     judge: int = Field(ge=1)
     """Number of judge stages. Each sends its own requests to the judge's endpoint."""
+    reserved: dict[int, int] = {}
+    """GPUs, of those of gpu, that only stages with this number of GPUs use: {4: 8} keeps 8 for stages with 4 GPUs."""
+
+    @model_validator(mode="after")
+    def _possible(self) -> Pools:
+        if wrong := [size for size, gpus in self.reserved.items() if size < 1 or gpus < size]:
+            raise ValueError(f"reserved: {self.reserved[wrong[0]]} GPUs are too few for stages with {wrong[0]} GPUs")
+        if sum(self.reserved.values()) > self.gpu:
+            raise ValueError(f"reserved: expected at most gpu ({self.gpu}) GPUs in all")
+        return self
+
+    def of(self, gpus: int) -> str:
+        """Return the pool of a stage with so many GPUs.
+
+        Airflow gives free slots to a small task while a large one waits for more. In a pool whose tasks all have
+        the same size, none can wait for ever.
+        """
+        return f"{GPU_POOL}_{gpus}" if gpus in self.reserved else GPU_POOL
+
+    @property
+    def gpu_slots(self) -> dict[str, int]:
+        """The GPUs of each pool."""
+        rest = self.gpu - sum(self.reserved.values())
+        return {GPU_POOL: rest} | {self.of(size): gpus for size, gpus in self.reserved.items()}
 
     def document(self) -> dict[str, dict[str, Any]]:
         """Return the input of ``airflow pools import``. Deferred tasks count, because their pods are running."""
-        return {
-            GPU_POOL: {"slots": self.gpu, "description": "GPUs", "include_deferred": True},
+        gpus = {
+            name: {"slots": slots, "description": "GPUs", "include_deferred": True}
+            for name, slots in self.gpu_slots.items()
+        }
+        return gpus | {
             JUDGE_POOL: {"slots": self.judge, "description": "judge stages", "include_deferred": True},
             BACKFILL_POOL: {"slots": BACKFILL_SLOTS, "description": "older checkpoints", "include_deferred": True},
         }
@@ -240,10 +267,11 @@ class Cluster(BaseModel):
         profile = self.profiles.get(name)
         if profile is None:
             raise BadInput(f"unknown profile {name!r} in the cluster file; available: {', '.join(self.profiles)}")
-        if profile.gpus > self.pools.gpu:
+        slots = self.pools.gpu_slots[self.pools.of(profile.gpus)]
+        if max(1, profile.gpus) > slots:
             raise BadInput(
-                f"profile {name} requests {profile.gpus} GPUs, but the pool has only {self.pools.gpu}. "
-                "Raise pools.gpu or choose a smaller profile"
+                f"profile {name} requests {profile.gpus} GPUs, but the pool has only {slots}. "
+                "Raise pools.gpu, or choose a smaller profile"
             )
         return profile
 

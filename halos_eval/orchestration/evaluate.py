@@ -12,6 +12,7 @@ from airflow.sdk.exceptions import AirflowFailException
 
 from halos_eval.checkpoints.open_registry import open_registry
 from halos_eval.checkpoints.registry import Checkpoint
+from halos_eval.checkpoints.weights import in_storage
 from halos_eval.config.cluster import load_cluster
 from halos_eval.config.judge import check_shipped, load_judge
 from halos_eval.config.policy import load_policy
@@ -34,7 +35,9 @@ def prepare_evaluation(params: dict[str, Any]) -> dict[str, Any]:
         root = Settings().store
         checkpoint, suite, tasks = _requested(params)
         cluster, force = load_cluster(), params["force"]
-        loaded = force or some_stage_loads(root, checkpoint, cluster, suite.name, tasks)
+        # Only a checkpoint in object storage is fetched again and again, so the results matter only then.
+        loaded = force or not in_storage(checkpoint.location)
+        loaded = loaded or some_stage_loads(root, checkpoint, cluster, suite.name, tasks)
         job = fetch_job(suite, checkpoint, root, cluster, tasks, force=force, loaded=loaded)
     return _job(job) if job else {}
 

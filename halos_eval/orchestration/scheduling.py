@@ -79,7 +79,9 @@ def _pool(task_id: str, job: dict[str, Any] | None) -> str:
     """Return the pool of a job. A judge needs GPUs only if its model is served beside it."""
     if not job:
         return str(Pool.DEFAULT_POOL_NAME)
-    return JUDGE_POOL if task_id == "judge" and not job.get("server") else GPU_POOL
+    if task_id == "judge" and not job.get("server"):
+        return JUDGE_POOL
+    return str(job.get("pool") or GPU_POOL)
 
 
 def _position(run: int, map_index: int) -> int:

@@ -37,6 +37,8 @@ class StageJob(BaseModel):
     """Profile of the cluster file, with the resources of the pod."""
     gpus: int = 0
     """GPUs of the profile, which the job takes from the pool."""
+    pool: str | None = None
+    """Pool of the GPUs; None for a job without GPUs."""
     manifest: str | None = None
     """Manifest from which the job reads data; None: it reads from the hub."""
     judge: str | None = None

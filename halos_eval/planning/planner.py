@@ -195,10 +195,10 @@ class Planner:
 
     def _on_disk(self, location: str) -> str:
         """Return the path of the cached copy of what is in the checkpoint's folder, if that is in object storage."""
-        if not self.copy or not location.startswith(self.checkpoint.location):
+        rest = location.removeprefix(self.checkpoint.location)
+        if not self.copy or not (location == self.checkpoint.location or (rest != location and rest.startswith("/"))):
             return location
-        cache = self.cluster.cache.mount_path if self.cluster.cache else None
-        return cached_copy(self.copy, cache) + location.removeprefix(self.checkpoint.location)
+        return cached_copy(self.copy, self.cluster.cache.mount_path if self.cluster.cache else None) + rest
 
     def _revision(self) -> str | None:
         """Return a revision that gives the planned commit: the branch that the manifest pins, or the commit itself."""
@@ -240,6 +240,7 @@ class Planner:
             argv=(identity.stage, *config.argv()),
             profile=profile,
             gpus=gpu_profile.gpus if gpu_profile else 0,
+            pool=self.cluster.pools.of(gpu_profile.gpus) if gpu_profile else None,
             tensor_parallel_size=gpu_profile.parts if gpu_profile else 1,
             manifest=config.manifest,
             fingerprint=identity.fingerprint,

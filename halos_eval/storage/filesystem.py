@@ -108,7 +108,7 @@ def stream(url: str, state: str, start: int = 0) -> Iterator[bytes]:
         fs, path = _open(url)
         # s3fs sends If-Match with each request.
         with fs.open(path, "rb", block_size=PIECE, cache_type="none") as file:
-            if file.details["ETag"] != state:
+            if file.details["ETag"].strip('"') != state.strip('"'):  # some servers list it without quotes
                 raise Replaced(url)
             file.seek(start)
             try:

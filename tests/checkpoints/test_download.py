@@ -352,7 +352,7 @@ class TestLimit:
 def test_a_copy_that_was_removed_is_named_with_the_remedy(url):
     copy = copied(url)
     shutil.rmtree(cached_copy(copy))
-    with pytest.raises(DataUnavailable, match="is no longer in the cache: it was removed to others"):
+    with pytest.raises(DataUnavailable, match="is no longer in the cache: it was removed for others"):
         inspect(cached_copy(copy))
 
 

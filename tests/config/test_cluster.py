@@ -6,7 +6,7 @@ import typing
 
 import pytest
 import yaml
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 from pydantic.alias_generators import to_camel
 
 from halos_eval.config import cluster
@@ -307,3 +307,42 @@ def test_a_profile_with_a_cache_of_its_own_would_not_see_what_is_staged(load):
     for own, expected in ((CLAIM, True), (CLAIM | {"persistentVolumeClaim": "fast"}, False)):
         found = load(document | {"profiles": REMOTE["profiles"] | {"large": {"volumes": {"cache": own}}}})
         assert found.can_fetch is expected
+
+
+# GPUs that are reserved for a size
+
+
+def test_reserved_gpus_are_pools_of_their_own():
+    pools = Pools(gpu=8, judge=1, reserved={"4": 4})  # Helm writes keys as text
+    assert {name: pool["slots"] for name, pool in pools.document().items()} == {
+        "halos_eval_gpu": 4,
+        "halos_eval_gpu_4": 4,
+        "halos_eval_judge": 1,
+        "halos_eval_backfill": 60,
+    }
+    assert [pools.of(gpus) for gpus in (0, 1, 2, 4)] == ["halos_eval_gpu"] * 3 + ["halos_eval_gpu_4"]
+
+
+@pytest.mark.parametrize(
+    ("reserved", "words"),
+    [
+        ({4: 3}, "reserved: 3 GPUs are too few for stages with 4 GPUs"),
+        ({0: 3}, "reserved: 3 GPUs are too few for stages with 0 GPUs"),
+        ({4: 8, 2: 2}, r"reserved: expected at most gpu \(8\) GPUs in all"),
+    ],
+)
+def test_impossible_reservations_are_rejected(reserved, words):
+    with pytest.raises(ValidationError, match=words):
+        Pools(gpu=8, judge=1, reserved=reserved)
+
+
+@pytest.mark.parametrize(("gpus", "slots"), [(2, None), (3, 2), (4, None), (0, None)])
+def test_a_stage_must_fit_in_its_pool(gpus, slots):
+    cluster = Cluster(
+        pools=Pools(gpu=6, judge=1, reserved={4: 4}), profiles={"default": Profile(), "own": Profile(gpus=gpus)}
+    )
+    if slots is None:
+        assert cluster.gpu_profile("own").gpus == gpus
+        return
+    with pytest.raises(BadInput, match=f"profile own requests {gpus} GPUs, but the pool has only {slots}"):
+        cluster.gpu_profile("own")

@@ -2,27 +2,35 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from types import SimpleNamespace
 
 import pytest
 from airflow.sdk.exceptions import AirflowFailException
 
+from halos_eval.checkpoints.metadata import from_location
 from halos_eval.checkpoints.registry import RegistryUnavailable
+from halos_eval.config.cluster import load_cluster
 from halos_eval.config.judge import load_judge
 from halos_eval.config.judge_client import Client
 from halos_eval.config.suite import load_suite
 from halos_eval.errors import StoreError
 from halos_eval.orchestration import evaluate
-from halos_eval.planning.plan import Plan
+from halos_eval.planning.plan import Plan, make_plan, save_plan, suite_manifest
+from halos_eval.stages.fetch import fetch
 from halos_eval.storage import filesystem, layout
 from halos_eval.storage.records import Usage, read_record, write_model
-from tests.doubles import make_checkpoint, make_manifest, make_provenance, make_record, write_failure
+from tests.doubles import finish, make_checkpoint, make_manifest, make_provenance, make_record, write_failure
+from tests.doubles.s3 import bucket, upload
+from tests.stages.test_run import parse
 
 PARAMS = {
     "checkpoint": "kto", "suite": "demo", "tasks": None, "judge": None, "force": False, "priority": "manual"
 }  # fmt: skip
-KEYS = {"stage", "task", "judge", "label", "image", "argv", "profile", "gpus", "manifest", "outbox", "server"}
+KEYS = {
+    "stage", "task", "judge", "label", "image", "argv", "profile", "gpus", "pool", "manifest", "outbox", "server"
+}  # fmt: skip
 
 
 @pytest.fixture
@@ -74,6 +82,29 @@ def test_unpinned_data_gets_a_fetch_job(root):
     assert job.keys() == KEYS
     some = evaluate.prepare_evaluation(PARAMS | {"tasks": ["demo_cloze"]})
     assert '--tasks=["demo_cloze"]' in some["argv"]
+
+
+def test_a_checkpoint_in_a_bucket_is_fetched_until_its_weights_are_no_longer_needed(
+    staged, root, tmp_path, monkeypatch
+):
+    staged()
+    with bucket() as registry:
+        url = upload(tmp_path / "checkpoints" / "kto" / "FINAL", f"{registry}/kto/FINAL")
+        monkeypatch.setenv("HALOS_EVAL_CHECKPOINTS", registry)
+        job = evaluate.prepare_evaluation(PARAMS)
+        assert job["argv"][2:] == [
+            f"--store={root}", "--name=kto", "--weights-gib=500", "--", "demo", json.dumps([url]),
+        ]  # fmt: skip
+        fetch(parse(job["argv"]))
+        suite, checkpoint = load_suite("demo"), from_location(url)
+        plan = make_plan(suite, checkpoint, root, load_cluster(), manifest=suite_manifest("demo", root, load_cluster()))
+        save_plan(plan, suite, root)
+        assert evaluate.prepare_evaluation(PARAMS) == job  # only fetch knows whether the copy is still there
+        for planned in plan.jobs:
+            if planned.stage != "judge":
+                finish(planned)
+        assert evaluate.prepare_evaluation(PARAMS) == {}
+        assert evaluate.prepare_evaluation(PARAMS | {"force": True}) == job
 
 
 def test_pinned_data_needs_no_fetch_job(staged):

@@ -9,9 +9,13 @@ from types import SimpleNamespace
 import pytest
 from airflow import settings
 from airflow.dag_processing.dagbag import DagBag
+from airflow.executors.base_executor import BaseExecutor
+from airflow.jobs.scheduler_job_runner import SchedulerJobRunner
 from airflow.models import import_all_models
 from airflow.models.base import Base
+from airflow.models.dag import DagModel
 from airflow.models.dagbundle import DagBundleModel
+from airflow.models.pool import Pool
 from airflow.models.serialized_dag import SerializedDagModel
 from airflow.models.taskinstance import TaskInstance, clear_task_instances
 from airflow.models.taskmap import TaskMap
@@ -31,7 +35,7 @@ from sqlalchemy import create_engine, delete, select
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import StaticPool
 
-from halos_eval.config.cluster import BACKFILL_POOL, BACKFILL_SLOTS
+from halos_eval.config.cluster import BACKFILL_POOL, BACKFILL_SLOTS, Pools
 from halos_eval.orchestration import scheduling
 from halos_eval.orchestration.scheduling import HIGHEST_WEIGHT
 from tests.test_policies import DAGS
@@ -297,3 +301,69 @@ def test_an_invalid_at_most_does_not_stop_the_scheduler(at_most):
     scheduling.task_instance_mutation_hook(task, run)
     assert task.pool == BACKFILL_POOL
     assert task.pool_slots == 15
+
+
+# Large stages beside small ones, with the scheduler's own choice of the tasks that it starts
+
+
+@pytest.fixture
+def started(session, start, expand, monkeypatch):
+    """``started(pools, rounds)`` returns in which round a stage with 4 GPUs starts; stages with one never run out.
+
+    In each round one of those that run ends. None: the large stage has not started.
+    """
+    executor = BaseExecutor(parallelism=100)
+    executor.name = "local"
+    runner = SchedulerJobRunner(job=SimpleNamespace(id=None, job_type=None), executors=[executor])
+    monkeypatch.setattr(runner, "_try_to_load_executor", lambda *_, **__: executor)
+
+    def job(pools, gpus):
+        return {"gpus": gpus, "pool": pools.of(gpus)}
+
+    def started(pools, rounds):
+        for name, pool in pools.document().items():
+            session.add(Pool(pool=name, slots=pool["slots"], include_deferred=True))
+        for dag in session.scalars(select(DagModel)):
+            dag.is_paused, dag.max_active_tasks = False, 1000
+        small = expand(start(run_id="small"), "harness", [job(pools, 1)] * (rounds + pools.gpu))
+        running = []
+        for one in small:
+            one.state = TaskInstanceState.SCHEDULED
+        for number in range(rounds):
+            if number == 1:  # all GPUs that they may have are in use
+                (large,) = expand(start(run_id="large", priority="manual"), "sample", [job(pools, 4)])
+                large.state, large.priority_weight = TaskInstanceState.SCHEDULED, HIGHEST_WEIGHT["manual"] + 1
+            session.flush()
+            runner._executable_task_instances_to_queued(100, session)
+            session.expire_all()
+            for one in session.scalars(select(TaskInstance).where(TaskInstance.state == TaskInstanceState.QUEUED)):
+                one.state = TaskInstanceState.RUNNING
+                if one.run_id == "large":
+                    return number
+                running.append(one)
+            assert running
+            running.pop(0).state = TaskInstanceState.SUCCESS
+        return None
+
+    return started
+
+
+def test_airflow_alone_lets_a_large_stage_wait_for_ever(started):
+    """If this fails, Airflow has learned to keep slots free, and reserved pools are no longer needed."""
+    assert started(Pools(gpu=8, judge=1), rounds=30) is None
+
+
+def test_a_large_stage_starts_at_once_on_the_gpus_that_are_reserved_for_its_size(started):
+    assert started(Pools(gpu=8, judge=1, reserved={4: 4}), rounds=30) == 1
+
+
+def test_small_stages_do_not_take_reserved_gpus(start, expand):
+    pools = Pools(gpu=8, judge=1, reserved={4: 4, 2: 2})
+    jobs = [{"gpus": gpus, "pool": pools.of(gpus)} for gpus in (1, 2, 3, 4)]
+    found = expand(start(), "harness", jobs)
+    assert [one.pool for one in found] == ["halos_eval_gpu", "halos_eval_gpu_2", "halos_eval_gpu", "halos_eval_gpu_4"]
+    assert {name: pool["slots"] for name, pool in pools.document().items() if "gpu" in name} == {
+        "halos_eval_gpu": 2,
+        "halos_eval_gpu_2": 2,
+        "halos_eval_gpu_4": 4,
+    }

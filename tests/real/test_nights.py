@@ -274,6 +274,35 @@ def test_a_burst_of_registrations_loses_none(lab):
 
 
 @pytest.mark.slow
+def test_a_night_a_backfill_and_events_at_once_evaluate_each_checkpoint_once(lab):
+    names = ["new-one", "new-two"]
+    for name in names:
+        lab.register(name)
+    lab.gpus(0)  # until all three have started
+    (asset,) = lab.call("GET", "/assets?name_pattern=checkpoint_registered")["assets"]
+    backfill = lab.trigger(BACKFILL, suite="own", match=["new-*"], dry_run=False)
+    for name in names:
+        lab.call("POST", "/assets/events", {"asset_id": asset["id"], "partition_key": name})
+    night = lab.trigger(NIGHT)
+
+    def all_found():
+        found = [lab.states(night, NIGHT)["find", -1], lab.states(backfill, BACKFILL)["find", -1]]
+        events = [run["state"] for run in lab.runs(REGISTERED)]
+        started = Counter(run["conf"]["checkpoint"] for run in lab.runs(EVALUATE))
+        return found + events == ["success"] * 4 and min(started[name] for name in names) >= 2 and started
+
+    started = wait_for(all_found, 300, lambda: [run["conf"] for run in lab.runs(EVALUATE)])
+    assert started == Counter(names * 2)  # the night and the event are one run, the backfill is another
+    assert not lab.evaluated()
+    lab.gpus(2)
+    for dag, run_id in ((NIGHT, night), (BACKFILL, backfill)):
+        state, tasks = lab.finish(run_id, dag=dag)
+        assert state == "success", tasks
+    assert {run["state"] for run in lab.runs(EVALUATE)} == {"success"}
+    assert lab.evaluated() == {f"{name} demo_cloze": 1 for name in names}
+
+
+@pytest.mark.slow
 def test_unpausing_starts_the_last_night_and_with_nothing_to_do_it_is_green(mlflow_lab):
     (first,) = (run for run in mlflow_lab.runs(NIGHT) if run["run_type"] == "scheduled")
     assert first["state"] == "success"
