@@ -17,7 +17,7 @@ from urllib3.exceptions import HTTPError
 
 from halos_eval.config.cluster import Profile, load_cluster
 from halos_eval.config.settings import Settings
-from halos_eval.errors import HalosEvalError
+from halos_eval.errors import BadInput, HalosEvalError
 from halos_eval.orchestration.evaluate import requested_name
 from halos_eval.orchestration.failures import (
     BASE,
@@ -92,7 +92,8 @@ class PodStageOperator(KubernetesPodOperator):
     def trigger_reentry(self, context: Context, event: dict[str, Any]) -> Any:
         """Resume after the pod has ended or could not start. Raise StageFailure, or defer, if it did not succeed."""
         restarts = event.get(RESTARTS)
-        profile = self._describe(context, restarts)
+        profile = self._profile_now()
+        self._limit(profile, restarts)
         return self._restarting(context, profile, restarts, lambda: self._resume(context, event, profile))
 
     def _resume(self, context: Context, event: dict[str, Any], profile: Profile) -> Any:
@@ -214,12 +215,28 @@ class PodStageOperator(KubernetesPodOperator):
                 "wait until Airflow has read the DAG again"
             )
         profile = cluster.gpu_profile(job.profile)
+        self._limit(profile, restarts)
         self.namespace = cluster.kubernetes.namespace
         self.name = pod_name(job)
+        job = job.model_copy(update={"argv": job.owned_by(task_owner(context))})
+        self.pod_template_dict = manifest(job, cluster.kubernetes, profile, context["params"]["priority"])
+        return profile
+
+    def _profile_now(self) -> Profile:
+        """Return the profile of the pod; the defaults if the cluster file was changed so that it has none any more.
+
+        The pod has what it needs, so its result must not depend on a change that was made while it ran.
+        """
+        name = StageJob.model_validate(self.job).profile
+        try:
+            return load_cluster().gpu_profile(name)
+        except BadInput as error:
+            self.log.warning("the cluster file was changed while the pod ran: %s", error)
+            return Profile()
+
+    def _limit(self, profile: Profile, restarts: dict[str, Any] | None) -> None:
+        """Set the operator's fields for a wait."""
         first_look = CHECK_SECONDS if profile.queue else profile.schedule_timeout_seconds
         self.schedule_timeout_seconds = min(first_look, profile.schedule_timeout_seconds)
         self.startup_timeout_seconds = profile.start_timeout_seconds
-        job = job.model_copy(update={"argv": job.owned_by(task_owner(context))})
-        self.pod_template_dict = manifest(job, cluster.kubernetes, profile, context["params"]["priority"])
         self.trigger_kwargs = {RESTARTS: restarts} if restarts else {}
-        return profile
