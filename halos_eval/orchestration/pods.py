@@ -197,7 +197,9 @@ class PodStageOperator(KubernetesPodOperator):
             return ""
         where = {"name": pod.metadata.name, "namespace": pod.metadata.namespace, "container": BASE}
         try:
-            return str(self.client.read_namespaced_pod_log(**where, tail_lines=LOG_LINES))
+            # Otherwise the client returns the repr of the log's bytes.
+            reply = self.client.read_namespaced_pod_log(**where, tail_lines=LOG_LINES, _preload_content=False)
+            return str(reply.data.decode(errors="replace"))
         except (ApiException, HTTPError) as error:
             self.log.warning("the end of the log could not be read: %s", error)
             return ""

@@ -95,9 +95,11 @@ class Kubernetes:
         self.labels |= body["metadata"]["labels"]
 
     def read_namespaced_pod_log(self, **options):
+        assert options["_preload_content"] is False
         lines = ["the log's first line", WORDS]
-        whole = self.log or "\n".join(lines)
-        return whole if options.get("_preload_content", True) else [f"{line}\n".encode() for line in lines]
+        if "tail_lines" in options:
+            return SimpleNamespace(data=(self.log or "\n".join(lines)).encode())
+        return [f"{line}\n".encode() for line in lines]
 
     def list_namespaced_event(self, **options):
         return CoreV1EventList(items=[])
