@@ -50,7 +50,7 @@ def test_kueue(special):
     assert labels == dict.fromkeys(("sample", "gsm8k_cot", "humaneval"), queue["metadata"]["name"]) | dict.fromkeys(
         ("fetch", "judge", "summarize")
     )
-    assert release.get("Role", "halos-eval-launcher")["rules"][3:] == QUEUES
+    assert release.get("Role", "halos-eval-launcher")["rules"][4:] == QUEUES
 
 
 def test_openshift(special):
