@@ -62,7 +62,7 @@ def test_every_field_of_a_model_says_what_it_is():
 
 
 def test_only_the_command_line_prints_and_exits():
-    allowed = {"cli", "demo"}
+    allowed = {"cli", "demo", "doctor.py"}  # orchestration/doctor.py is a command line that imports Airflow
     for path in MODULES:
         calls = [ast.unparse(node.func) for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
         if not allowed & set(path.relative_to(PACKAGE).parts):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+from halos_eval.processes import last_error
+
 # PyTorch's and NCCL's messages. Illegal accesses and launch failures can be a kernel's bug as well, so their number is
 # limited (halos_eval.orchestration.restarts).
 FAULT = re.compile(
@@ -21,4 +23,4 @@ def gpu_fault(log: str) -> str:
     """Return the first line of ``log`` that names a fault of a GPU; empty if there is none, or memory was the cause."""
     if MEMORY.search(log):
         return ""
-    return next((line.strip() for line in log.splitlines() if FAULT.search(line)), "")
+    return next((last_error(line) for line in log.splitlines() if FAULT.search(line)), "")

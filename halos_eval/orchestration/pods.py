@@ -17,7 +17,7 @@ from urllib3.exceptions import HTTPError
 
 from halos_eval.config.cluster import CPU_PROFILE, Profile, load_cluster
 from halos_eval.config.settings import Settings
-from halos_eval.errors import HalosEvalError
+from halos_eval.errors import BadInput, HalosEvalError
 from halos_eval.orchestration.evaluate import requested_name
 from halos_eval.orchestration.failures import (
     BASE,
@@ -97,7 +97,8 @@ class PodStageOperator(KubernetesPodOperator):
         Raise AirflowRescheduleException if the stage waits for a batch.
         """
         restarts = event.get(RESTARTS)
-        profile = self._describe(context, restarts)
+        profile = self._profile_now()
+        self._limit(profile, restarts)
         return self._restarting(context, profile, restarts, lambda: self._resume(context, event, profile))
 
     def _resume(self, context: Context, event: dict[str, Any], profile: Profile) -> Any:
@@ -204,7 +205,9 @@ class PodStageOperator(KubernetesPodOperator):
             return ""
         where = {"name": pod.metadata.name, "namespace": pod.metadata.namespace, "container": BASE}
         try:
-            return str(self.client.read_namespaced_pod_log(**where, tail_lines=LOG_LINES))
+            # Otherwise the client returns the repr of the log's bytes.
+            reply = self.client.read_namespaced_pod_log(**where, tail_lines=LOG_LINES, _preload_content=False)
+            return str(reply.data.decode(errors="replace"))
         except (ApiException, HTTPError) as error:
             self.log.warning("the end of the log could not be read: %s", error)
             return ""
@@ -222,14 +225,30 @@ class PodStageOperator(KubernetesPodOperator):
                 "wait until Airflow has read the DAG again"
             )
         profile = cluster.gpu_profile(job.profile)
+        self._limit(profile, restarts)
         self.namespace = cluster.kubernetes.namespace
         self.name = pod_name(job)
-        first_look = CHECK_SECONDS if profile.queue else profile.schedule_timeout_seconds
-        self.schedule_timeout_seconds = min(first_look, profile.schedule_timeout_seconds)
-        self.startup_timeout_seconds = profile.start_timeout_seconds
         job = job.model_copy(update={"argv": job.owned_by(task_owner(context))})
         self.pod_template_dict = manifest(
             job, cluster.kubernetes, profile, context["params"]["priority"], cluster.profiles[CPU_PROFILE]
         )
-        self.trigger_kwargs = {RESTARTS: restarts} if restarts else {}
         return profile
+
+    def _profile_now(self) -> Profile:
+        """Return the profile of the pod; the defaults if the cluster file was changed so that it has none any more.
+
+        The pod has what it needs, so its result must not depend on a change that was made while it ran.
+        """
+        name = StageJob.model_validate(self.job).profile
+        try:
+            return load_cluster().gpu_profile(name)
+        except BadInput as error:
+            self.log.warning("the cluster file was changed while the pod ran: %s", error)
+            return Profile()
+
+    def _limit(self, profile: Profile, restarts: dict[str, Any] | None) -> None:
+        """Set the operator's fields for a wait."""
+        first_look = CHECK_SECONDS if profile.queue else profile.schedule_timeout_seconds
+        self.schedule_timeout_seconds = min(first_look, profile.schedule_timeout_seconds)
+        self.startup_timeout_seconds = profile.start_timeout_seconds
+        self.trigger_kwargs = {RESTARTS: restarts} if restarts else {}

@@ -31,6 +31,7 @@ def test_the_role_has_the_least_permissions_of_the_operator(render, name):
         {"apiGroups": [""], "resources": ["pods"], "verbs": ["create", "delete", "get", "list", "patch"]},
         {"apiGroups": [""], "resources": ["pods/log"], "verbs": ["get"]},
         {"apiGroups": [""], "resources": ["events"], "verbs": ["list", "watch"]},
+        {"apiGroups": [""], "resources": ["persistentvolumeclaims"], "verbs": ["get"]},
         *(QUEUES if name == "gpu" else []),
     ]
 

@@ -50,7 +50,7 @@ def test_kueue(special):
     assert labels == dict.fromkeys(("sample", "gsm8k_cot", "humaneval"), queue["metadata"]["name"]) | dict.fromkeys(
         ("fetch", "judge", "summarize")
     )
-    assert release.get("Role", "halos-eval-launcher")["rules"][3:] == QUEUES
+    assert release.get("Role", "halos-eval-launcher")["rules"][4:] == QUEUES
 
 
 def test_openshift(special):
@@ -88,6 +88,11 @@ def test_no_direct_internet_access(special):
             assert mounts[variables[name].rpartition("/")[0]]["readOnly"]
         ports = [port["port"] for rule in allowed(release, pod, "Egress") for port in rule["ports"]]
         assert (3128 in ports) == (title != "humaneval")
+    # Airflow reads the store with the same authority.
+    bundle = next(one["value"] for one in release.airflow_values["env"] if one["name"] == "AWS_CA_BUNDLE")
+    mounts = {one["mountPath"]: one["name"] for one in release.airflow_values["volumeMounts"]}
+    volumes = {one["name"]: one for one in release.airflow_values["volumes"]}
+    assert volumes[mounts[bundle.rpartition("/")[0]]]["configMap"] == {"name": "lab-ca"}
 
 
 def test_secrets_and_other_drivers_as_volumes(render):

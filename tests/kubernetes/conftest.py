@@ -315,6 +315,15 @@ def _postgresql():
     }
 
 
+def _signal(pods, number):
+    """Send a signal to all processes of some pods: the node is this machine."""
+    names = {f"HOSTNAME={pod.metadata.name}".encode() for pod in pods}
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if names & set((folder / "environ").read_bytes().split(b"\0")):
+                os.kill(int(folder.name), number)
+
+
 def _address(admin, selector):
     items = admin.core.list_namespaced_pod(NAMESPACE, label_selector=selector).items
     return items and items[0].status.pod_ip
@@ -369,12 +378,16 @@ class Lab(Airflow):
 
     def kill(self):
         """End every process of Airflow with SIGKILL. Kubernetes starts the containers again."""
-        names = {pod.metadata.name for pod in self.components()}
-        for folder in Path("/proc").glob("[0-9]*"):
-            with suppress(OSError):
-                environment = (folder / "environ").read_bytes().split(b"\0")
-                if {f"HOSTNAME={name}".encode() for name in names} & set(environment):
-                    os.kill(int(folder.name), signal.SIGKILL)
+        _signal(self.components(), signal.SIGKILL)
+
+    @contextmanager
+    def stopped(self, pod):
+        """A pod whose processes stand still until the context ends, so that it runs for as long as a test needs it."""
+        _signal([pod], signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            _signal([pod], signal.SIGCONT)
 
     @contextmanager
     def upgraded(self, **more):

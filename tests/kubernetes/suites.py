@@ -27,6 +27,7 @@ SUITES = {
     "no_image": _tasks(3),
     "many": _tasks(4, "many"),
     "restarted": _tasks(24),
+    "upgraded": _tasks(9),
     "marked": _tasks(12),
     "code": ENGINE
     | {"include_path": f"/checkpoints/{TASK_FILES}", "tasks": {"own_code": {"confirm_unsafe_code": True}}},

@@ -155,6 +155,24 @@ def test_everything_of_airflow_is_killed_in_the_middle(admin, lab):
 
 
 @pytest.mark.slow
+def test_an_upgrade_and_a_rollback_while_a_pod_runs(admin, lab):
+    """Airflow reads the changed cluster file, in which the pod's profile is larger, and then the old one again."""
+    earlier = set(lab.watcher.pods)
+    run_id = lab.trigger(checkpoint=CHECKPOINT, suite="upgraded")
+    pod = lab.running(earlier, "harness")
+    wait_for(lambda: harness(lab, run_id) == "deferred", 60, lambda: lab.states(run_id))
+    with lab.stopped(pod):
+        with lab.upgraded(profiles={"default": {"gpus": 2, "tensorParallelSize": 1, "runTimeoutSeconds": 7200}}):
+            assert "runTimeoutSeconds: 7200" in lab.cluster_file()
+            assert harness(lab, run_id) == "deferred"
+        assert admin.core.read_namespaced_pod(pod.metadata.name, NAMESPACE).status.phase == "Running"
+    state, states = lab.finish(run_id, 600)
+    assert state == "success", states
+    assert [one.metadata.uid for one in lab.watcher.since(earlier, "harness")] == [pod.metadata.uid]
+    assert [one["try_number"] for one in lab.instances(run_id) if one["task_id"] == "harness"] == [1]
+
+
+@pytest.mark.slow
 def test_a_task_that_is_marked_failed_leaves_no_pod(lab):
     earlier = set(lab.watcher.pods)
     run_id = lab.trigger(checkpoint=CHECKPOINT, suite="marked")

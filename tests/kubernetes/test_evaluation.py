@@ -114,6 +114,7 @@ def test_pods_have_no_rights(lab, evaluated):
         ("scheduler", "delete", "pods", True),
         ("triggerer", "get", "pods/log", True),
         ("triggerer", "list", "events", True),
+        ("scheduler", "get", "persistentvolumeclaims", True),
         ("scheduler", "get", "secrets", False),
         ("scheduler", "create", "pods/exec", False),
         ("scheduler", "get", "configmaps", False),
@@ -201,5 +202,6 @@ def test_airflow_finds_what_it_needs(lab):
     )
     found = run(command)
     assert [line.split(":")[0] for line in found.splitlines() if line.startswith(("ok ", "FAILED "))] == [
-        f"ok      {name}" for name in ("cluster file", "store", "checkpoints", "policy", "pools", "permissions")
+        f"ok      {name}"
+        for name in ("cluster file", "store", "checkpoints", "policy", "pools", "permissions", "claims")
     ]

@@ -78,15 +78,26 @@ def kubernetes(tmp_path, monkeypatch):
                 raise ApiException(status=503)
             return SimpleNamespace(status=SimpleNamespace(allowed=asked[-1] not in denied))
 
+    class Core:
+        def __init__(self, client):
+            pass
+
+        def read_namespaced_persistent_volume_claim(self, name, namespace):
+            assert namespace == "halos"
+            if name in denied:
+                raise ApiException(status=404)
+            return SimpleNamespace(status=SimpleNamespace(phase="Pending" if f"{name} pending" in denied else "Bound"))
+
     hook = "airflow.providers.cncf.kubernetes.hooks.kubernetes.KubernetesHook.get_conn"
     monkeypatch.setattr(hook, lambda self: None)
     monkeypatch.setattr("kubernetes.client.AuthorizationV1Api", Reviews)
+    monkeypatch.setattr("kubernetes.client.CoreV1Api", Core)
     return SimpleNamespace(configuration=load_cluster().kubernetes, denied=denied, asked=asked)
 
 
 def test_an_account_that_may_start_pods(kubernetes):
     assert doctor.check_permissions(kubernetes.configuration, []).endswith("may start pods in namespace halos")
-    assert len(kubernetes.asked) == 8
+    assert len(kubernetes.asked) == 9
     doctor.check_permissions(kubernetes.configuration, ["gpus"])
     assert ("list", "workloads", None) in kubernetes.asked
 
@@ -103,13 +114,20 @@ def test_a_cluster_that_does_not_answer(kubernetes):
         doctor.check_permissions(kubernetes.configuration, [])
 
 
+def test_claims_that_are_not_bound(kubernetes):
+    assert doctor.check_claims("halos", {"cache", "models"}) == "cache, models: bound"
+    kubernetes.denied |= {"cache", "models pending"}
+    with pytest.raises(BadInput, match=r"cache is missing, models is Pending in namespace halos; .*ReadWriteMany"):
+        doctor.check_claims("halos", {"cache", "models", "outbox"})
+
+
 def test_every_check_has_a_line(kubernetes, pools, register, monkeypatch, capsys):
     register("a", 1)
     pools(imported())
     doctor.main()
     lines = capsys.readouterr().out.splitlines()
     assert [line.split(":")[0].removeprefix("ok      ") for line in lines] == [
-        "cluster file", "store", "checkpoints", "policy", "pools", "permissions",
+        "cluster file", "store", "checkpoints", "policy", "pools", "permissions", "claims",
     ]  # fmt: skip
 
 

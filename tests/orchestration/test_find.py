@@ -9,8 +9,10 @@ import pytest
 from airflow.sdk.api.datamodels._generated import AssetEventDagRunReference, DagRun
 from airflow.sdk.exceptions import AirflowFailException
 
+from halos_eval.config.settings import Settings
 from halos_eval.errors import BadInput, DataUnavailable
 from halos_eval.orchestration import find
+from halos_eval.planning.interrupted import write_note
 from halos_eval.planning.selection import Selection
 from halos_eval.storage.layout import safe_name
 
@@ -111,6 +113,19 @@ def test_a_night_starts_as_many_as_airflow_accepts_and_the_next_one_the_rest(reg
     assert "The next night takes the rest" in kept.left_out["new: demo"]
     context(states={job["trigger_run_id"]: "running" for job in first})
     assert names(find.find_for_night()) == ["new"]
+
+
+def test_a_night_starts_again_what_the_infrastructure_ended(register, context):
+    register("new", 0.5)
+    context()
+    (first,) = find.find_for_night()
+    write_note(Settings().store, "demo", "new", "demo_cloze", first["trigger_run_id"], "Evicted 30 times")
+    context(states={first["trigger_run_id"]: "failed"})
+    (again,) = find.find_for_night()
+    assert again["trigger_run_id"] != first["trigger_run_id"]
+    assert again["conf"] == first["conf"] | {"tasks": ["demo_cloze"]}
+    context(states={job["trigger_run_id"]: "failed" for job in (first, again)})
+    assert find.find_for_night() == []
 
 
 def test_a_backfilled_night_that_airflow_would_reject_fails(register, context, monkeypatch):

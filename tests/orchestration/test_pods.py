@@ -95,9 +95,11 @@ class Kubernetes:
         self.labels |= body["metadata"]["labels"]
 
     def read_namespaced_pod_log(self, **options):
+        assert options["_preload_content"] is False
         lines = ["the log's first line", WORDS]
-        whole = self.log or "\n".join(lines)
-        return whole if options.get("_preload_content", True) else [f"{line}\n".encode() for line in lines]
+        if "tail_lines" in options:
+            return SimpleNamespace(data=(self.log or "\n".join(lines)).encode())
+        return [f"{line}\n".encode() for line in lines]
 
     def list_namespaced_event(self, **options):
         return CoreV1EventList(items=[])
@@ -315,6 +317,33 @@ def test_success_whose_pod_is_gone_already(kubernetes, context):
     assert come_back(context, "success") is None
 
 
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"profiles": {"default": {}, "cpu": {}, "other": {}}},
+        {"profiles": {"default": {"gpus": 2}, "cpu": {}}, "pools": {"gpu": 1, "judge": 1}},
+        {"kubernetes": None},
+        {"unknown": 1},
+    ],
+)
+def test_a_change_of_the_cluster_file_loses_no_pod_that_runs(kubernetes, context, tmp_path, changed):
+    """`helm upgrade`, and a rollback: the pod is followed to its end, whatever the values are meanwhile."""
+    profiles = CLUSTER["profiles"] | {"large": {"gpus": 4}}
+    (tmp_path / "cluster.yaml").write_text(yaml.safe_dump(CLUSTER | {"profiles": profiles}))
+    job = make_job(profile="large")
+    name = deferral(context, job).trigger.pod_name
+    (tmp_path / "cluster.yaml").write_text(yaml.safe_dump(CLUSTER | changed))
+    pod = kubernetes.put(make_pod(running(), phase="Running"))
+    with pytest.raises(TaskDeferred) as caught:
+        come_back(context, "error", job=job)
+    assert (caught.value.method_name, kubernetes.deleted) == ("trigger_reentry", [])
+    (tmp_path / "cluster.yaml").write_text(yaml.safe_dump(CLUSTER | changed))
+    pod.status = make_pod(ended(0, "Completed"), phase="Succeeded").status
+    assert come_back(context, "success", job=job) is None
+    assert name == kubernetes.created[0]["metadata"]["name"]
+    assert len(kubernetes.created) == 1
+
+
 FAILED = {"phase": "Failed"}
 PENDING = {"phase": "Pending"}
 PREEMPTED = disruption("PreemptionByScheduler")
@@ -484,7 +513,7 @@ def test_a_preempted_pod_is_started_again_in_the_same_try(kubernetes, context):
     assert deferred.kwargs["restarts"]["counts"] == {"Evicted": 1}
     json.dumps(deferred.kwargs)
     with pytest.raises(TaskDeferred) as caught:
-        operator().start_again(context, event=deferred.trigger.moment, **deferred.kwargs)
+        operator().resume_execution("start_again", deferred.kwargs | {"event": deferred.trigger.moment}, context)
     assert len(kubernetes.created) == 1
     assert caught.value.method_name == "trigger_reentry"
     assert caught.value.trigger.trigger_kwargs == deferred.kwargs  # they come back with the next event

@@ -38,7 +38,9 @@ def airflow(environments, tiny_checkpoints, tmp_path_factory):
     )
     migrate(environment)
     with standalone(environment, port):
-        yield Airflow(port, folder / "store")
+        server = Airflow(port, folder / "store")
+        server.environment = environment
+        yield server
 
 
 def stages_running(airflow):
@@ -47,6 +49,16 @@ def stages_running(airflow):
         ["pgrep", "-f", f"halos-eval harness .*{airflow.store}"], capture_output=True, text=True, check=False
     )
     return found.stdout.split()
+
+
+def test_doctor_reads_the_database_and_the_files(airflow, environments):
+    words = [environments / "airflow" / "bin" / "python", "-m", "halos_eval.orchestration.doctor"]
+    found = subprocess.run(words, env=airflow.environment, capture_output=True, text=True, check=True).stdout
+    lines = [line.partition(": ") for line in found.splitlines() if line.startswith(("ok ", "FAILED "))]
+    assert [line[0] for line in lines] == [
+        f"ok      {name}" for name in ("cluster file", "store", "checkpoints", "policy", "pools")
+    ]
+    assert "halos_eval_gpu: 1" in lines[-1][2]
 
 
 def test_bad_input_fails_at_once_and_nothing_is_run(airflow):

@@ -13,6 +13,13 @@
 {{- range $name, $secret := .Values.kubernetes.secrets -}}
 {{- if hasPrefix "AWS_" $name }}{{ $_ := set $secrets $name $secret }}{{ end -}}
 {{- end -}}
+{{- /* The ConfigMap of the certificate authority that AWS_CA_BUNDLE names: Airflow gets that variable, too. */ -}}
+{{- $authorities := dict -}}
+{{- range $name, $volume := .Values.kubernetes.volumes -}}
+{{- if and $volume.configMap (hasPrefix (printf "%s/" $volume.mountPath) (get $.Values.kubernetes.environment "AWS_CA_BUNDLE")) -}}
+{{- $_ := set $authorities $name $volume -}}
+{{- end -}}
+{{- end -}}
 images:
   airflow:
     repository: {{ required "airflow.image.repository is missing; expected the image of Airflow, with airflow.store" .Values.airflow.image.repository }}
@@ -37,8 +44,15 @@ secret:
 volumes:
   - name: halos-eval-cluster
     configMap: {name: {{ include "halos-eval.name" (list . "cluster") }}}
+  {{- range $name, $volume := $authorities }}
+  - name: {{ $name }}
+    configMap: {name: {{ $volume.configMap }}}
+  {{- end }}
 volumeMounts:
   - {name: halos-eval-cluster, mountPath: {{ $files }}, readOnly: true}
+  {{- range $name, $volume := $authorities }}
+  - {name: {{ $name }}, mountPath: {{ $volume.mountPath }}, readOnly: true}
+  {{- end }}
 scheduler:
   # LocalExecutor runs the tasks here, and they read suites and checkpoints.
   extraVolumes:
