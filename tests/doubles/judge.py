@@ -204,6 +204,8 @@ class Handler(BaseHTTPRequestHandler):
         """Judge, or fail."""
         request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         type(self).last = self.path, {name.lower(): value for name, value in self.headers.items()}
+        if not self.path.startswith(("/v1/", "/openai/")):
+            return self._send(404, "<html>There is nothing here.</html>")
         outcome = self.faults.draw()
         if outcome != "fine":
             self.faults.count(outcome)

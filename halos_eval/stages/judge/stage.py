@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import re
 import time
 from collections import Counter
 from pathlib import Path
@@ -40,7 +39,6 @@ METRICS = {
     "length_controlled_winrate": "lc_standard_error",
     "discrete_win_rate": None,
 }
-LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 NO_LENGTH_CONTROL = "length control is defined for AlpacaEval's own 805 instructions only"
 
 
@@ -88,12 +86,8 @@ def _read_outputs(url: str) -> tuple[list[dict[str, Any]], str]:
             raise BadInput(
                 f"{url}: item {number} is invalid; expected an object with the strings 'instruction' and 'output'"
             )
-        for key in ("instruction", "output"):
-            if lone := LONE_SURROGATE.search(row[key]):
-                raise BadInput(
-                    f"{url}: {key} of item {number} has half a character (\\u{ord(lone[0]):04x}), which no endpoint "
-                    "accepts. Replace it, or sample the output again"
-                )
+        for key in ("instruction", "output", "generator"):
+            prompts.check_whole(str(row.get(key)), f"{url}: {key} of item {number}")
     return rows, digest_bytes(data)
 
 
