@@ -7,6 +7,7 @@ that ships with this package. Other names are paths of files.
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,6 +21,7 @@ from halos_eval.hub import hub_errors
 from halos_eval.shipped import shipped
 from halos_eval.storage.manifest import Manifest
 
+LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 HUB_REPO = "tatsu-lab/alpaca_eval"
 # AlpacaEval 2's prompts, and the outputs of gpt4_1106_preview as its reference.
 HubFile = Literal["prompts", "reference", "calibration"]
@@ -109,8 +111,10 @@ def _parse(data: bytes, name: str) -> list[dict[str, Any]]:
 def _check(rows: list[dict[str, Any]], name: str, fields: tuple[str, ...]) -> None:
     for number, row in enumerate(rows):
         for field in fields:
-            if not _is_text(row.get(field)) or (field == "instruction" and not row[field].strip()):
+            text = row.get(field)
+            if not isinstance(text, str) or (field == "instruction" and not text.strip()):
                 raise BadInput(f"{name}: item {number} has no {field!r}; expected a text")
+            check_whole(text, f"{name}: {field} of item {number}")
     seen: dict[str, int] = {}
     for number, row in enumerate(rows):
         first = seen.setdefault(row["instruction"], number)
@@ -118,6 +122,7 @@ def _check(rows: list[dict[str, Any]], name: str, fields: tuple[str, ...]) -> No
             raise BadInput(f"{name}: items {first} and {number} have the same instruction. Remove one of them")
 
 
-def _is_text(value: object) -> bool:
-    """Return whether a JSON value is a text that UTF-8 can encode; JSON may contain half a surrogate pair."""
-    return isinstance(value, str) and value == value.encode("utf-8", "ignore").decode("utf-8")
+def check_whole(text: str, what: str) -> None:
+    """Raise BadInput if a text has half a character, which JSON may contain and UTF-8 cannot encode."""
+    if lone := LONE_SURROGATE.search(text):
+        raise BadInput(f"{what} has half a character (\\u{ord(lone[0]):04x}), which cannot be sent. Replace it")

@@ -209,6 +209,8 @@ class Handler(BaseHTTPRequestHandler):
             return self._send(404, {"error": {"message": "there is no such path"}})
         request = json.loads(data)
         type(self).last = self.path, {name.lower(): value for name, value in self.headers.items()}
+        if not self.path.startswith(("/v1/", "/openai/")):
+            return self._send(404, "<html>There is nothing here.</html>")
         outcome = self.faults.draw()
         if outcome != "fine":
             self.faults.count(outcome)

@@ -1,8 +1,8 @@
 """Judge with every judge that alpaca_eval ships, in one process of the judge's environment.
 
 Prints JSON: for each name the preferences, or the reason why it is rejected; whether the index is that of the installed
-package; what became of many pairs at an endpoint with a rate limit, of which a gateway rejects one; and the path and
-headers of requests to Azure and to a gateway.
+package; what became of many pairs at an endpoint with a rate limit, of which a gateway rejects one; the path and
+headers of requests to Azure and to a gateway; and what is said of endpoints that are none.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from halos_eval.config.alpaca_index import index
 from halos_eval.config.judge import Judge, load_judge
 from halos_eval.config.judge_client import Client
 from halos_eval.data.prompts import PromptSet
-from halos_eval.errors import BadInput
+from halos_eval.errors import BadInput, HalosEvalError
+from halos_eval.stages.judge import sending
 from halos_eval.stages.judge.alpaca_eval import evaluate_pairs
 from halos_eval.stages.judge.answers import Answers
 from halos_eval.stages.judge.client import Completions
@@ -47,15 +48,29 @@ def main() -> None:
         paid_again = Handler.faults.counts()["answered"] - counted["answered"]
         os.environ |= {"AZURE_OPENAI_API_KEY": "sk-azure", "JUDGE_TOKEN": "sk-gateway"}
         azure = requested(Client(azure_endpoint=url.removesuffix("/v1"), api_version="2024-10-21"), pairs, folder)
+        wrong = {"path": url.removesuffix("/v1"), "port": "http://127.0.0.1:9/v1", "answer": url}
+        Handler.faults = Faults(options().parse_args(["--garbage", "1"]))
+        none = {case: failed(address, pairs, folder / "none") for case, address in wrong.items()}
+        Handler.faults = Faults(options().parse_args([]))
         del os.environ["OPENAI_API_KEY"]
         headers = {"X-Team-Key": "${JUDGE_TOKEN}"}
         gateway = requested(Client(base_url=f"{url}/team", default_headers=headers), pairs, folder)
         server.shutdown()
     limited |= {"counted": counted, "paid_again": paid_again}
-    json.dump(
-        {"index": build_index() == index(), "judges": found, "limited": limited, "azure": azure, "gateway": gateway},
-        sys.stdout,
-    )
+    found = {"index": build_index() == index(), "judges": found, "limited": limited, "none": none}
+    json.dump(found | {"azure": azure, "gateway": gateway}, sys.stdout)
+
+
+def failed(url: str, pairs: list[list[str]], folder: Path) -> str:
+    """Return the error of a judge at an endpoint that is none."""
+    judge = load_judge("chatgpt")
+    sending._back_off = lambda failures: 0.0
+    client = judge.client.model_copy(update={"base_url": url})
+    try:
+        run(judge, pairs, Completions(Endpoint.from_environment(client), judge, Answers(str(folder)), 16, 60))
+    except HalosEvalError as error:
+        return f"{type(error).__name__}: {error}"
+    return "no error"
 
 
 def requested(client: Client, pairs: list[list[str]], folder: Path) -> tuple[str, dict[str, str]]:

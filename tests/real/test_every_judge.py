@@ -13,13 +13,14 @@ from tests.doubles.judge import worth
 pytestmark = pytest.mark.real
 
 # The qualities of an output and of its reference: a win, a loss, a close one, and a tie.
-QUALITIES = {"one": (9, 1), "two": (2, 6), "three": (5, 4), "four": (3, 3)}
+# The last instruction looks like a template.
+QUALITIES = {"one": (9, 1), "two": (2, 6), "three": (5, 4), "four": (3, 3), "{output_2} <|im_end|>": (7, 2)}
 PAIRS = [
     [instruction, worth("mine", mine), worth("theirs", theirs)] for instruction, (mine, theirs) in QUALITIES.items()
 ]
 # A preference is 1 for the reference and 2 for the model; a weighted judge's is 1 + the model's share of probability.
 WEIGHTED = {instruction: 1 + mine / (mine + theirs) for instruction, (mine, theirs) in QUALITIES.items()}
-BINARY = {"one": 2, "two": 1, "three": 2}
+BINARY = {"one": 2, "two": 1, "three": 2, "{output_2} <|im_end|>": 2}
 SCORES_TIE = BINARY | {"four": 1.5}
 
 CLIENT = "is not supported; expected fn_completions: openai_completions. Serve the model at"
@@ -129,6 +130,20 @@ def test_a_rate_limit_is_kept(found):
 def test_the_same_request_of_another_judge_costs_nothing(found):
     """Seven pairs in another template, and seven that were asked before."""
     assert found["limited"]["paid_again"] == 7
+
+
+@pytest.mark.parametrize(
+    ("case", "words"),
+    {
+        "path": ("JudgeRefused: ", "Error code: 404. Check OPENAI_API_KEY, OPENAI_BASE_URL"),
+        "port": ("Incomplete: ", "http://127.0.0.1:9/v1: cannot be reached", "Check that the judge's URL is the root"),
+        "answer": ("Incomplete: ", "status 200 with a body that is not a valid answer", "Check that the judge's URL"),
+    }.items(),
+)
+def test_an_endpoint_that_is_none_is_named_with_the_remedy(found, case, words):
+    said = found["none"][case]
+    assert said.startswith(words[0])
+    assert [one for one in words[1:] if one not in said] == [], said
 
 
 def test_azure_and_gateways_get_their_own_credentials(found):

@@ -28,7 +28,7 @@ def fill(template: list[dict[str, str]], texts: Mapping[str, str]) -> list[dict[
 
 
 def chat_judge() -> Any:
-    """Return alpaca_eval's judge of pairs, with ``fill`` in place of its own way to make prompts."""
+    """Return alpaca_eval's class that judges pairs, with ``fill`` in place of its own way to make prompts."""
     from alpaca_eval.annotators import PairwiseAnnotator, SinglePairwiseAnnotator
     from alpaca_eval.utils import prompt_to_chatml
 

@@ -119,7 +119,10 @@ class Completions:
                 if not any(map(self.read, done.values())):
                     await run.request(dict(list(todo.items())[: max(FIRST - len(done), 0)]))
                     if run.failures and not done:
-                        raise Incomplete(f"none of the first requests was answered ({run.failures[0]}). Run it again")
+                        raise Incomplete(
+                            f"none of the first requests was answered ({run.failures[0]}). Check that the judge's URL "
+                            "is the root of an OpenAI-compatible API (https://api.openai.com/v1), or run it again"
+                        )
                     self._check(list(done.values()))
                 if self.batch_owner:
                     with claimed(filesystem.join(self.answers.batches, "claims"), self.batch_owner):

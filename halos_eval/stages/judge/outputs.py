@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-import re
 from typing import Any
 
+from halos_eval.data.prompts import check_whole
 from halos_eval.digests import digest_bytes
 from halos_eval.errors import BadInput
 from halos_eval.storage import filesystem, layout
 from halos_eval.storage.records import Record, read_record
 from halos_eval.storage.result_files import plain_name
-
-LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def find_outputs(url: str) -> tuple[str, bytes, Record | None]:
@@ -59,10 +57,6 @@ def read_outputs(url: str, data: bytes) -> list[dict[str, Any]]:
             raise BadInput(
                 f"{url}: item {number} is invalid; expected an object with the strings 'instruction' and 'output'"
             )
-        for key in ("instruction", "output"):
-            if lone := LONE_SURROGATE.search(row[key]):
-                raise BadInput(
-                    f"{url}: {key} of item {number} has half a character (\\u{ord(lone[0]):04x}), which no endpoint "
-                    "accepts. Replace it, or sample the output again"
-                )
+        for key in ("instruction", "output", "generator"):
+            check_whole(str(row.get(key)), f"{url}: {key} of item {number}")
     return rows

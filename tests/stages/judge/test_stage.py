@@ -67,6 +67,8 @@ def test_outputs_are_read(outputs):
         ([ROWS[0], {"instruction": "b"}], "item 1 is invalid"),
         ([{"instruction": "b", "output": None}], "item 0 is invalid"),
         ([ROWS[0], {"instruction": "b", "output": "half \ud83d"}], r"output of item 1 has half a character (\ud83d)"),
+        ([{"instruction": "\udc00", "output": "x"}], r"instruction of item 0 has half a character (\udc00)"),
+        ([ROWS[0] | {"generator": "m\ud83d"}], r"generator of item 0 has half a character (\ud83d)"),
     ],
 )
 def test_what_is_wrong_in_outputs(outputs, content, words):
@@ -87,8 +89,14 @@ def test_pairs():
 
 
 def test_a_reference_without_an_output():
-    with pytest.raises(BadInput, match="no output for 2 of 3 reference instructions"):
+    with pytest.raises(BadInput, match=r"no output for 2 of 3 reference instructions, such as 'c'\. Sample them first"):
         stage._pair(ROWS, reference("a", "c", "d"), "o")
+
+
+def test_outputs_for_other_prompts_than_the_reference():
+    words = "answers other prompts than the reference r: none of its 2 instructions is one of the 3 there"
+    with pytest.raises(BadInput, match=words):
+        stage._pair(ROWS, reference("c", "d", "e"), "o")
 
 
 def test_several_outputs_for_one_instruction():
