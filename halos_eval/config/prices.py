@@ -43,9 +43,14 @@ class Price(BaseModel):
     reasoning: float | None = Field(None, ge=0)
     """Output tokens of hidden reasoning (default: the price of output)."""
     batch: float = Field(0.5, ge=0, le=1)
-    """Share of these prices that the same answer costs by the vendor's Batch API."""
+    """Share of these prices that the same answer costs by the vendor's Batch API; 1 if there is none."""
     as_of: date | None = None
     """Day of the price list."""
+
+    @property
+    def less_in_batch(self) -> bool:
+        """Whether a batch costs less than single requests."""
+        return self.batch < 1 and self.input + self.output > 0
 
     def usd(self, tokens: Tokens, batch: bool = False) -> float:
         """Return the cost in US dollars."""

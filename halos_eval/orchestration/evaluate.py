@@ -130,13 +130,16 @@ def _check_cost(plan: Plan, suite: Suite, root: str) -> None:
 def _by_policy(job: PlannedJob, priority: str) -> PlannedJob:
     """Return a job whose judge stops at the run's limit, and uses batches if the policy wants them.
 
-    A judge without prices has nothing to compare with the limit.
+    A judge without prices has nothing to compare with the limit. Nor does it use batches: it may be the lab's own.
     """
     if job.judge is None:
         return job
     policy, judge = load_policy(), load_judge(job.judge)
-    options = ["--batch"] if priority in policy.batch and not judge.client.azure_endpoint else []
-    if (most := policy.limits.run.judge_dollars) is not None and judge.price is not None:
+    if judge.price is None:
+        return job
+    batch = priority in policy.batch and judge.price.less_in_batch and not judge.client.azure_endpoint
+    options = ["--batch"] if batch else []
+    if (most := policy.limits.run.judge_dollars) is not None:
         options.append(f"--max-cost={most:g}")
     return job.model_copy(update={"argv": job.argv_with(*options)})
 

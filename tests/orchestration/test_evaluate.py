@@ -14,6 +14,7 @@ from halos_eval.checkpoints.registry import RegistryUnavailable
 from halos_eval.config.cluster import load_cluster
 from halos_eval.config.judge import load_judge
 from halos_eval.config.judge_client import Client
+from halos_eval.config.prices import Price
 from halos_eval.config.suite import load_suite
 from halos_eval.errors import StoreError
 from halos_eval.orchestration import evaluate
@@ -262,22 +263,37 @@ def test_the_judge_stops_at_the_limit_as_well(plan, limit, text, option):
     assert not any("--max-cost" in word for word in pushed["sample"]["argv"])
 
 
-@pytest.mark.parametrize("priority", ["manual", "nightly", "backfill"])
-def test_the_policy_says_whose_judges_use_batches(plan, tmp_path, monkeypatch, priority):
+@pytest.fixture
+def batch(plan, tmp_path, monkeypatch):
+    """``batch(judge, priority)`` returns whether the plan's judge uses batches, by a policy for all but manual runs."""
     (tmp_path / "policy.yaml").write_text("batch: [nightly, backfill]\nrules: []")
     monkeypatch.setenv("HALOS_EVAL_POLICY", str(tmp_path / "policy.yaml"))
-    _, pushed = plan(priority=priority)
-    assert ("--batch" in pushed["judge"]["argv"]) == (priority != "manual")
-    assert "--batch" not in pushed["sample"]["argv"]
+
+    def batch(judge, priority="nightly"):
+        monkeypatch.setattr(evaluate, "load_judge", lambda name: judge)
+        _, pushed = plan(priority=priority)
+        assert "--batch" not in pushed["sample"]["argv"]
+        return "--batch" in pushed["judge"]["argv"]
+
+    return batch
 
 
-def test_azure_has_no_batches(plan, tmp_path, monkeypatch):
-    (tmp_path / "policy.yaml").write_text("batch: [manual]\nrules: []")
-    monkeypatch.setenv("HALOS_EVAL_POLICY", str(tmp_path / "policy.yaml"))
-    azure = Client(azure_endpoint="https://mine.openai.azure.com", api_version="2024-10-21")
-    judge = load_judge("demo").model_copy(update={"client": azure})
-    monkeypatch.setattr(evaluate, "load_judge", lambda name: judge)
-    assert "--batch" not in plan()[1]["judge"]["argv"]
+@pytest.mark.parametrize(("priority", "expected"), [("manual", False), ("nightly", True), ("backfill", True)])
+def test_the_policy_says_whose_judges_use_batches(batch, priority, expected):
+    assert batch(load_judge("gpt-4.1"), priority) == expected
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"price_per_million_tokens": Price(input=0, output=0)},
+        {"price_per_million_tokens": Price(input=1, output=1, batch=1)},
+        {"completions_kwargs": {"model_name": "unpriced"}},
+        {"client": Client(azure_endpoint="https://mine.openai.azure.com", api_version="2024-10-21")},
+    ],
+)
+def test_a_judge_for_which_batches_save_nothing_uses_none(batch, changed):
+    assert not batch(load_judge("gpt-4.1").model_copy(update=changed))
 
 
 def test_a_judge_without_prices_has_no_limit_to_stop_at(plan, limit, monkeypatch):

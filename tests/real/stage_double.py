@@ -12,7 +12,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 WAITS = "new-waits"
-WAITS_SECONDS = 20
+WAITS_SECONDS = 10
 REAL = {"fetch": "worker", "summarize": "judge"}
 
 
