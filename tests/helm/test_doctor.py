@@ -62,5 +62,11 @@ def test_it_checks_what_the_values_name(render):
     assert judge["args"] == ["doctor", "--store", "s3://bucket/halos-eval", "--judge"]
 
 
+def test_without_a_key_no_judge_is_checked(render):
+    kubernetes = {**LAB["kubernetes"], "secrets": {}}
+    _, judge = doctor(render(LAB | {"kubernetes": kubernetes}), "judge")
+    assert judge["args"] == ["doctor", "--store", "s3://bucket/halos-eval"]
+
+
 def test_without_a_store_there_is_nothing_to_check(render):
     assert render(scenario("minimal")).names("Pod") == []
