@@ -37,6 +37,12 @@ def test_suite(monkeypatch):
     assert str(EXAMPLES / "suites" / "judges" / "llama-3.3-70b.yaml") in str(suite.alpaca_eval)
 
 
+def test_a_suite_with_a_model_as_the_judge(monkeypatch):
+    monkeypatch.setenv("HALOS_EVAL_SUITES", str(EXAMPLES / "suites"))
+    judge = load_suite("served").alpaca_eval.judge
+    assert (judge.label, judge.profile) == ("Llama-3.3-70B-Instruct", "large")
+
+
 def test_judge():
     judge = load_judge(str(EXAMPLES / "suites" / "judges" / "llama-3.3-70b.yaml"))
     assert judge.name == "llama-3.3-70b"

@@ -31,7 +31,7 @@ from halos_eval.processes import failure
 from halos_eval.stages import provenance, tools
 from halos_eval.stages.exchange import POLL_SECONDS, Address, Exchange
 from halos_eval.stages.options import load_manifest
-from halos_eval.stages.vllm import kv_cache_bytes
+from halos_eval.stages.vllm import VLLM_ENVIRONMENT, kv_cache_bytes
 
 log = logging.getLogger(__name__)
 
@@ -87,7 +87,7 @@ def _serve(config: ServeConfig, exchange: Exchange) -> None:
     key = secrets.token_urlsafe(32) if config.exchange else os.environ.get("VLLM_API_KEY", "")
     url = f"http://127.0.0.1:{port}"
     announced = False
-    with _running(_command(config, port), os.environ | ({"VLLM_API_KEY": key} if key else {}), exchange.log) as server:
+    with _running(_command(config, port), _environment(key), exchange.log) as server:
         shown = 0
         while exchange.state("judge") != "ended":
             shown = _show(exchange.log, shown)
@@ -134,9 +134,19 @@ def _command(config: ServeConfig, port: int) -> list[str]:
     return [*words, "--enforce-eager"] if config.enforce_eager else words
 
 
+def _on_cpu() -> bool:
+    """Return whether vLLM is built for CPUs. So does vLLM itself recognize it; to ask it would import it here too."""
+    return "cpu" in version("vllm")
+
+
+def _environment(key: str) -> dict[str, str]:
+    """Return the server's variables. On a CPU the engine has no worker process, whose imports take as long again."""
+    return os.environ | ({"VLLM_API_KEY": key} if key else {}) | (VLLM_ENVIRONMENT if _on_cpu() else {})
+
+
 def _memory(config: ServeConfig, model: str) -> dict[str, object]:
-    """Return the options for memory, as ``halos_eval.stages.vllm`` does, but without importing vLLM here."""
-    if "cpu" not in version("vllm"):  # so does vLLM recognize its build for CPUs
+    """Return the options for memory, as ``halos_eval.stages.vllm`` chooses them."""
+    if not _on_cpu():
         return {"gpu-memory-utilization": config.gpu_memory_utilization}
     described = read_json(f"{model}/config.json") if Path(model).exists() else {}
     return {"kv-cache-memory-bytes": kv_cache_bytes(described, config.dtype, config.max_model_len)}

@@ -80,5 +80,11 @@ def test_it_has_what_the_profile_overrides(render):
     assert {"name": "ca", "configMap": {"name": "lab-ca"}} in pod["spec"]["volumes"]
 
 
+def test_without_a_key_no_judge_is_checked(render):
+    kubernetes = {**LAB["kubernetes"], "secrets": {}}
+    _, judge = doctor(render(LAB | {"kubernetes": kubernetes}), "judge")
+    assert judge["args"] == ["doctor", "--store", "s3://bucket/halos-eval"]
+
+
 def test_without_a_store_there_is_nothing_to_check(render):
     assert render(scenario("minimal")).names("Pod") == []

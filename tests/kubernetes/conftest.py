@@ -18,7 +18,6 @@ import shutil
 import signal
 import subprocess
 import tempfile
-import threading
 import time
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -134,26 +133,22 @@ def store(environments, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def judge(environments, checkpoints, tmp_path_factory):
-    """The demo's judge, where pods reach it: its port, and an event that is set once it answers.
+    """The judge `demo` by its name: a server where pods reach it.
 
     It takes as long to start as Airflow, so both start together.
     """
-    from halos_eval.demo.checkpoints import INTACT
-    from halos_eval.demo.judge_server import judge_server
-
-    port, answers, ended = free_port(), threading.Event(), threading.Event()
-    program, log = environments / "worker" / "bin" / "vllm", tmp_path_factory.mktemp("judge") / "log"
-
-    def serve():
-        with judge_server(program, checkpoints / INTACT / "FINAL", log, host="0.0.0.0", port=port):
-            answers.set()
-            ended.wait()
-
-    thread = threading.Thread(target=serve)
-    thread.start()
-    yield SimpleNamespace(port=port, answers=answers, log=log)
-    ended.set()
-    thread.join()
+    port, log = free_port(), tmp_path_factory.mktemp("judge") / "log"
+    words = ["setpriv", "--pdeathsig", "TERM", "--", environments / "worker" / "bin" / "vllm", "serve"]
+    options = [
+        checkpoints / "smollm2-135m" / "FINAL", "--host=0.0.0.0", f"--port={port}", "--served-model-name=demo-judge",
+        "--max-model-len=2048", "--dtype=float32", "--enforce-eager", "--logprobs-mode=processed_logprobs",
+        f"--kv-cache-memory-bytes={1 << 29}",
+    ]  # fmt: skip
+    with log.open("w") as file:
+        server = subprocess.Popen([*words, *options], stdout=file, stderr=file, start_new_session=True)
+    yield SimpleNamespace(port=port, log=log)
+    server.terminate()
+    server.wait()
 
 
 @pytest.fixture(scope="session")
@@ -437,8 +432,13 @@ def lab(admin, airflow, release, folders, store, watcher, helm, judge):
     (command,) = commands("kubectl -n evaluation exec -it deploy/airflow-api-server -- airflow users create")
     run([*shlex.split(command.replace(" -it ", " ")), "--password", PASSWORD])
     wait_for(lab.is_up, 240, lab.logs)
-    assert judge.answers.wait(300), judge.log.read_text()[-2000:]
+    wait_for(lambda: _answers(judge.port), 300, lambda: judge.log.read_text()[-2000:])
     return lab
+
+
+def _answers(port):
+    with suppress(OSError), urlopen(f"http://127.0.0.1:{port}/health", timeout=5) as reply:
+        return reply.status == 200
 
 
 def _is_ready(address):

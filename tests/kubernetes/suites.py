@@ -19,8 +19,10 @@ def _tasks(limit: int, profile: str = "default") -> dict[str, Any]:
     return ENGINE | {"tasks": {"demo_cloze": {"limit": limit, "profile": profile}}}
 
 
+# As `make demo` has it. Other suites name the judge `demo`, which is outside of the cluster.
+SERVED = {"model": "/checkpoints/smollm2-135m/FINAL", "max_model_len": 2048, "dtype": "float32"}
 SUITES = {
-    "demo": DEMO | {"alpaca_eval": DEMO["alpaca_eval"] | {"profile": "two"}},
+    "demo": DEMO | {"alpaca_eval": DEMO["alpaca_eval"] | {"profile": "two", "judge": SERVED}},
     "night": _tasks(6),
     "starved": _tasks(2, "starved"),
     "resumed": ENGINE | {"alpaca_eval": DEMO["alpaca_eval"]},

@@ -65,7 +65,7 @@ def test_stages_hold_what_their_profile_says_and_no_more_than_the_pool(lab, eval
     held = {}
     for pod in pods:
         held.setdefault(pod.metadata.labels["app.kubernetes.io/component"], []).append(gpus_of(pod))
-    assert held == {"fetch": [0], "sample": [2], "harness": [1, 1, 1], "judge": [0], "summarize": [0]}
+    assert held == {"fetch": [0], "sample": [2], "harness": [1, 1, 1], "judge": [1], "summarize": [0]}
     sums = [sum(holding.gpus.values()) for holding in lab.watcher.holdings if names & holding.gpus.keys()]
     assert max(sums) == 2  # the pool's size, which is reached
     pool = lab.call("GET", "/pools/halos_eval_gpu")
@@ -78,6 +78,7 @@ def test_each_stage_reads_only_its_own_secrets(lab, evaluated):
     assert found["judge"] == store | {"OPENAI_API_KEY"}
     assert found["fetch"] == store | {"HF_TOKEN"}
     assert found["sample"] == found["harness"] == found["summarize"] == store
+    assert found["serve"] == set()
     assert lab.watcher.environments["judge"]["OPENAI_API_KEY"] == KEYS["OPENAI_API_KEY"]
 
 
@@ -95,16 +96,18 @@ def test_no_secret_is_shown_anywhere(admin, lab, evaluated):
 
 def test_pods_have_no_rights(lab, evaluated):
     _, pods = evaluated
+    containers = {pod.metadata.labels["app.kubernetes.io/component"]: len(pod.spec.containers) for pod in pods}
+    assert containers == {"fetch": 1, "sample": 1, "harness": 1, "judge": 2, "summarize": 1}
     for pod in pods:
-        (container,) = pod.spec.containers
         assert pod.spec.automount_service_account_token is False
         assert not [volume for volume in pod.spec.volumes if volume.secret or volume.projected]
         assert pod.spec.security_context.run_as_non_root
         assert pod.spec.security_context.seccomp_profile.type == "RuntimeDefault"
-        assert container.security_context.read_only_root_filesystem
-        assert container.security_context.allow_privilege_escalation is False
-        assert container.security_context.capabilities.drop == ["ALL"]
         assert pod.spec.service_account_name == f"halos-eval-{pod.metadata.labels['halos-eval/trust']}"
+        for container in pod.spec.containers:
+            assert container.security_context.read_only_root_filesystem
+            assert container.security_context.allow_privilege_escalation is False
+            assert container.security_context.capabilities.drop == ["ALL"]
 
 
 @pytest.mark.parametrize(
@@ -150,6 +153,18 @@ def test_what_is_staged_is_in_the_cache_that_the_pods_share(lab, evaluated):
 def test_the_log_of_a_pod_is_the_log_of_its_task(lab, evaluated):
     run_id, _ = evaluated
     assert "sampled 12 of 12 prompts" in lab.log(run_id, "sample", 0)
+
+
+def test_a_judge_is_served_beside_its_stage(lab, evaluated):
+    """Two containers of one pod: the server ends by itself, so the pod succeeds."""
+    run_id, _ = evaluated
+    log = lab.log(run_id, "judge", 0)
+    assert "waiting for the judge's server" in log
+    (record,) = [json.loads(path.read_text()) for path in lab.store.glob(f"runs/{CHECKPOINT}/judge/*/record.json")]
+    inputs = record["provenance"]["inputs"]
+    assert (inputs["judge_model"], inputs["judge_gpus"]) == (CHECKPOINT, "none")
+    assert len(inputs["judge_weights"]) == 64
+    assert record["coverage"] == {"attempted": 12, "scored": 12}
 
 
 def test_no_pod_is_left(lab, evaluated):

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 PODS = "app.kubernetes.io/name=halos-eval"
 """Selects the pods of stages."""
-STAGES = ("fetch", "sample", "judge", "harness", "summarize")
+STAGES = ("fetch", "sample", "serve", "judge", "harness", "summarize")
 
 
 class Holding(NamedTuple):
@@ -67,5 +67,5 @@ class Watcher(threading.Thread):
 
 def gpus_of(pod):
     """The GPUs that a pod asks for."""
-    requests = pod.spec.containers[0].resources.requests or {}
-    return int(requests.get("nvidia.com/gpu", 0))
+    requests = [container.resources.requests or {} for container in pod.spec.containers]
+    return sum(int(one.get("nvidia.com/gpu", 0)) for one in requests)

@@ -304,6 +304,12 @@ def test_a_registry_that_does_not_answer_is_the_infrastructure(reason, message):
     assert "Check that the node reaches the registry" in str(found)
 
 
+def test_an_image_of_a_judges_server_that_cannot_be_pulled():
+    pod = make_pod(running(), phase="Pending")
+    pod.status.container_statuses[0].state = waiting("ErrImagePull")
+    assert type(diagnose(pod)) is ImageUnavailable
+
+
 def test_a_secret_that_is_missing():
     found = diagnose(make_pod(waiting("CreateContainerConfigError", 'secret "judge" not found'), phase="Pending"))
     assert type(found) is PodRefused

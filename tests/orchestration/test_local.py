@@ -188,6 +188,77 @@ def test_a_stage_dies_with_its_task(operator, tmp_path):
     wait_for(lambda: not is_running(int(pid.read_text())))
 
 
+STAGE = """#!{python}
+import os, sys, time
+from pathlib import Path
+from halos_eval.errors import HalosEvalError
+from halos_eval.stages.exchange import Address, Exchange
+name, folder = sys.argv[1], next(word for word in sys.argv if word.startswith("--exchange=")).partition("=")[2]
+Path(os.environ["HERE"], name + ".pid").write_text(str(os.getpid()))
+Path(os.environ["HERE"], name + ".key").write_text(os.environ.get("OPENAI_API_KEY", ""))
+exchange = Exchange(Path(folder))
+{body}
+"""
+JUDGES = """
+with exchange.present("judge"):
+    try:
+        print("answered by", exchange.wait(60).url, flush=True)
+    except HalosEvalError as error:
+        sys.exit(f"halos-eval: {type(error).__name__}: {error}")
+"""
+SERVES = """
+with exchange.present("server"):
+    exchange.announce(Address(url="http://loopback", key="k", vllm="1", gpus="none"))
+    while exchange.state("judge") != "ended":
+        time.sleep(0.02)
+"""
+
+
+@pytest.fixture
+def served(tmp_path, monkeypatch):
+    """``served(judges, serves)`` runs these programs as a judge stage and its server."""
+    monkeypatch.setenv("HALOS_EVAL_ENVIRONMENTS", str(tmp_path))
+    monkeypatch.setenv("HERE", str(tmp_path))
+    monkeypatch.setenv("OPENAI_API_KEY", "private")
+
+    def served(judges, serves):
+        for image, body in {"judge": judges, "worker": serves}.items():
+            program = tmp_path / image / "bin" / "halos-eval"
+            program.parent.mkdir(parents=True)
+            program.write_text(STAGE.replace("{python}", sys.executable).replace("{body}", body))
+            program.chmod(0o755)
+        job = make_job("judge", image="judge", argv=("judge", "--", "o"), server=("serve", "--", "/m"))
+        return LocalStageOperator(task_id="one", job=job.model_dump(mode="json"))
+
+    return served
+
+
+def test_a_judge_has_its_server_beside_it(served, tmp_path, capsys):
+    served(JUDGES, SERVES).execute(CONTEXT)
+    assert "answered by http://loopback" in capsys.readouterr().out
+    assert (tmp_path / "judge.key").read_text() == "private"
+    assert (tmp_path / "serve.key").read_text() == ""
+    assert not is_running(int((tmp_path / "serve.pid").read_text()))
+
+
+def test_a_judge_hears_of_a_server_that_cannot_start(served):
+    with pytest.raises(StageFailure, match="server ended with code 1: ImportError: no torch"):
+        served(JUDGES, "raise ImportError('no torch')").execute(CONTEXT)
+
+
+def test_a_server_ends_if_its_judge_is_killed(served, tmp_path):
+    killed = 'with exchange.present("judge"): exchange.wait(60); os.kill(os.getpid(), 9)'
+    with pytest.raises(StageInterrupted, match="killed by signal 9"):
+        served(killed, SERVES).execute(CONTEXT)
+    assert not is_running(int((tmp_path / "serve.pid").read_text()))
+
+
+def test_a_server_that_does_not_end_is_killed(served, tmp_path, monkeypatch):
+    monkeypatch.setattr("halos_eval.orchestration.local.END_SECONDS", 0.2)
+    served("", "time.sleep(600)").execute(CONTEXT)
+    assert not is_running(int((tmp_path / "serve.pid").read_text()))
+
+
 def is_running(pid):
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"

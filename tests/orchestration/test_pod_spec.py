@@ -11,6 +11,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from halos_eval.config.cluster import Kubernetes, Profile
+from halos_eval.errors import BadInput
 from halos_eval.orchestration.pod_spec import manifest, pod_name
 from halos_eval.planning.jobs import StageJob
 
@@ -52,6 +53,7 @@ PROFILE = {
     "queue": "evaluation",
     "runTimeoutSeconds": 7200,
 }
+CPU = {"cpu": "1", "memory": "8Gi"}
 OUTBOX = "runs/kto/harness.humaneval/0123"
 
 
@@ -71,7 +73,13 @@ def make(job=None, kubernetes=None, profile=None, priority="manual"):
         Kubernetes.model_validate(KUBERNETES if kubernetes is None else kubernetes),
         Profile.model_validate(PROFILE if profile is None else profile),
         priority,
+        Profile.model_validate(CPU),
     )
+
+
+def make_served(**parts):
+    """Return a judge that is served beside its stage."""
+    return make_job("judge", argv=("judge", "--", "o"), server=("serve", "--", "/m"), gpus=2, **parts)
 
 
 def minimal():
@@ -441,3 +449,85 @@ def test_arguments_and_variables_reach_the_stage_as_they_are(word, value):
     variables = {"KEY": "secret", "": "nothing"}
     assert [expanded(one, variables) for one in container(pod)["args"]] == ["sample", word]
     assert expanded(environment(pod)["OWN"], variables) == value
+
+
+# A judge that is served: the stage, and beside it the server with the GPUs
+
+
+@pytest.fixture
+def served():
+    """The two containers of a judge that is served, and their pod."""
+    pod = make(make_served())
+    stage, server = pod["spec"]["containers"]
+    return pod, stage, server
+
+
+def test_kubernetes_accepts_a_judge_with_its_server(served):
+    pod, _, _ = served
+    kubernetes_validate.validate(pod, VERSION, strict=True)
+    kubernetes_validate.validate(make(make_served(), profile={}), VERSION, strict=True)
+
+
+def test_the_operator_follows_the_stage_and_the_server_has_the_gpus(served):
+    _, stage, server = served
+    assert (stage["name"], server["name"]) == ("base", "server")
+    assert (stage["image"], server["image"]) == ("docker.io/halos/judge:1", "docker.io/halos/worker:1")
+    assert stage["args"] == ["judge", "--exchange=/exchange", "--", "o"]
+    assert server["args"] == ["serve", "--exchange=/exchange", "--", "/m"]
+    assert stage["resources"] == {"requests": {"cpu": "1", "memory": "8Gi"}, "limits": {"memory": "8Gi"}}
+    assert server["resources"]["limits"] == {"memory": "128Gi", "amd.com/gpu": "2"}
+
+
+def test_both_containers_share_a_folder_that_ends_with_the_pod(served):
+    pod, stage, server = served
+    assert volumes(pod)["exchange"] == {"emptyDir": {"sizeLimit": "1Gi"}}
+    for one in (stage, server):
+        assert {"name": "exchange", "mountPath": "/exchange"} in one["volumeMounts"]
+        assert {mount["name"] for mount in one["volumeMounts"]} == volumes(pod).keys()
+    assert "exchange" not in volumes(make(make_job("judge")))
+
+
+@pytest.mark.parametrize(("pinned", "hub"), [("/cache/m.json", set()), (None, {"HF_TOKEN"})])
+def test_the_server_gets_at_most_the_hubs_token(pinned, hub):
+    stage, server = make(make_served(manifest=pinned))["spec"]["containers"]
+    secrets = [{one["name"] for one in each["env"] if "valueFrom" in one} for each in (stage, server)]
+    assert secrets == [{"OPENAI_API_KEY", "AWS_SECRET_ACCESS_KEY"}, hub]
+
+
+def test_both_containers_have_few_permissions(served):
+    pod, stage, server = served
+    assert (
+        stage["securityContext"]
+        == server["securityContext"]
+        == {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+        }
+    )
+    assert not {"initContainers", "shareProcessNamespace"} & pod["spec"].keys()
+    assert pod["metadata"]["labels"]["app.kubernetes.io/component"] == "judge"
+
+
+def test_an_override_of_the_container_is_for_both(served):
+    proxy = {"name": "HTTPS_PROXY", "value": "http://proxy"}
+    overrides = {"spec": {"containers": [{"name": "base", "env": [proxy]}]}}
+    for one in make(make_served(), profile=PROFILE | {"podOverrides": overrides})["spec"]["containers"]:
+        assert proxy in one["env"]
+    own = {
+        "spec": {
+            "containers": [*overrides["spec"]["containers"], {"name": "server", "resources": {"limits": {"cpu": "8"}}}]
+        }
+    }
+    stage, server = make(make_served(), profile=PROFILE | {"podOverrides": own})["spec"]["containers"]
+    assert (proxy in stage["env"], proxy in server["env"]) == (True, False)
+    assert server["resources"]["limits"]["cpu"] == "8"
+
+
+@pytest.mark.parametrize(
+    "change", [{"args": ["x"]}, {"securityContext": {"privileged": True}}, {"securityContext": {"runAsUser": 0}}]
+)
+def test_an_override_cannot_weaken_the_server(change):
+    overrides = {"spec": {"containers": [{"name": "server", **change}]}}
+    with pytest.raises(BadInput, match="podOverrides change"):
+        make(make_served(), profile=PROFILE | {"podOverrides": overrides})

@@ -358,3 +358,17 @@ def test_after_any_stagings_each_part_has_what_it_needed_last(stagings):
     assert {title: {item.asked for item in manifest.needs(title)} for title in last} == last
     assert {item.asked for item in manifest.items} == set().union(*last.values())
     assert len({(item.kind, item.asked) for item in manifest.items}) == len(manifest.items)
+
+
+def test_a_judge_on_the_hub_is_pinned_with_alpaca_eval(world, config):
+    manifest = fetch(config({"alpaca_eval": {"judge": {"model": "lab/judge", "revision": "v2"}}}))
+    assert manifest.look("model", "lab/judge@v2").needed_by == ("alpaca_eval",)
+    assert manifest.look("file", "df_gamed.csv")
+    judge = manifest.parts["alpaca_eval"]
+    assert fetch(config({"alpaca_eval": {"judge": "gpt-4.1"}})).parts["alpaca_eval"] != judge
+
+
+def test_a_judge_that_is_a_folder_needs_no_data(world, config, tmp_path):
+    by_name = fetch(config({"alpaca_eval": {"judge": "gpt-4.1"}}))
+    folder = fetch(config({"alpaca_eval": {"judge": {"model": str(make_checkpoint(tmp_path / "judge"))}}}))
+    assert folder == by_name
