@@ -110,7 +110,7 @@ def row_of_plan(plan: Plan, outdated: Mapping[str, str] = MappingProxyType({})) 
     records: list[Record] = []
     further: dict[str, Record] = {}
     tasks: list[tuple[Record | None, str | None]] = []
-    if ALPACA_EVAL in plan.unavailable or "judge" in outdated:
+    if ALPACA_EVAL in plan.unavailable or "judge" in {*outdated, *plan.left_out}:
         cells |= dict.fromkeys(ALPACA_COLUMNS.values())
     with ThreadPoolExecutor(READERS) as pool:
         read = list(pool.map(_read, plan.jobs))

@@ -203,3 +203,14 @@ def test_the_definition_of_one_judge_is_as_before_there_were_several(suite, eval
     filesystem.write_bytes(layout.plan_url(root, "own", "one"), older.model_dump_json().encode())
     (found,) = read_rows(root, "own")
     assert found.complete
+
+
+def test_a_checkpoint_that_the_new_main_judge_has_not_judged_keeps_its_earlier_score_beside(suite, evaluate, row):
+    suite(SUITE.format("demo"))
+    evaluate()
+    suite(SUITE.format("[gpt-4.1, demo]"))
+    evaluate("demo_cloze")
+    found = row()
+    assert str(found["alpacaeval_wr"]) == "nan"
+    assert (found["alpacaeval_wr@demo"], found["alpacaeval_judge@demo"]) == (10, "model of demo")
+    assert found["status"] == "judge: not requested"
