@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
 from statistics import median
 from typing import NamedTuple, TypeVar
@@ -77,15 +77,27 @@ class History(NamedTuple):
         """Return the cost of the jobs of ``plan`` that are not done."""
         return sum((self._of_job(job) for job in plan.jobs if not job.done), Cost())
 
-    def of_suite(self, suite: Suite, checkpoint: Checkpoint, parts: Iterable[str], judge: str | None = None) -> Cost:
-        """Return the cost of all jobs of these parts of ``suite`` on ``checkpoint``. Read no weights."""
+    def of_suite(
+        self,
+        suite: Suite,
+        checkpoint: Checkpoint,
+        parts: Iterable[str],
+        judge: str | None = None,
+        done: Collection[str] = (),
+    ) -> Cost:
+        """Return the cost of the jobs of these parts of ``suite`` on ``checkpoint``. Read no weights.
+
+        ``judge`` replaces the suite's judges. ``done`` has the titles of finished stages, which cost nothing.
+        """
         cost = Cost()
         for part in parts:
             profile = profile_of(suite, checkpoint, suite.settings_of(part).profile)
-            cost += self._on_gpus("sample" if part == ALPACA_EVAL else part, profile)
+            title = "sample" if part == ALPACA_EVAL else part
+            cost += Cost() if title in done else self._on_gpus(title, profile)
             if part == ALPACA_EVAL and suite.alpaca_eval:
-                judges = (judge,) if judge else suite.alpaca_eval.judges
-                cost = sum((self._judged(one, 2 if suite.alpaca_eval.swap else 1) for one in judges), cost)
+                orders = 2 if suite.alpaca_eval.swap else 1
+                judges = {JUDGE: judge} if judge else suite.alpaca_eval.judge_titles
+                cost = sum((self._judged(one, orders) for job, one in judges.items() if job not in done), cost)
         return cost
 
     def _of_job(self, job: PlannedJob) -> Cost:

@@ -12,14 +12,13 @@ from halos_eval.checkpoints.registry import Checkpoint, Moment, Registry
 from halos_eval.config.cluster import Cluster
 from halos_eval.config.policy import EvaluationPolicy, Limit, matches, matches_name
 from halos_eval.config.settings import FROZEN
-from halos_eval.config.suite import ALPACA_EVAL, Suite, label_of, load_suite
+from halos_eval.config.suite import ALPACA_EVAL, Suite, load_suite
 from halos_eval.digests import digest_json
 from halos_eval.errors import BadInput
 from halos_eval.planning.costs import Cost, read_history, within
 from halos_eval.planning.definition import Definitions
 from halos_eval.planning.progress import Progress, overview
 from halos_eval.stages.chat_template import read_template
-from halos_eval.stages.identity import title_of
 from halos_eval.storage import layout
 
 LONGEST = 100  # characters of the checkpoint's name in a run's name, which Airflow limits to 250
@@ -173,7 +172,8 @@ class _Selector:
             elif self.started(run_id):
                 left_out[title] = f"started before, as run {run_id}. Clear the tasks of that run that failed"
             else:
-                cost = history[name].of_suite(suites[name], checkpoint, _parts(suites[name], state))
+                done = state.done if state else ()
+                cost = history[name].of_suite(suites[name], checkpoint, _parts(suites[name], state), done=done)
                 todo.append((Evaluation(checkpoint=checkpoint.name, suite=name, run_id=run_id), cost))
         admitted, over = within(todo, self.limit)
         left_out |= {f"{one.checkpoint}: {one.suite}": why for one, why in over}
@@ -189,8 +189,7 @@ class _Selector:
 def _parts(suite: Suite, state: Progress | None) -> list[str]:
     """Return the parts of ``suite`` that must run."""
     done = set(state.done) if state else set()
-    judges = suite.alpaca_eval.judges[1:] if suite.alpaca_eval else ()
-    judged = {"sample", "judge", *(title_of("judge", None, label_of(one)) for one in judges)}
+    judged = {"sample", *(suite.alpaca_eval.judge_titles if suite.alpaca_eval else ())}
     titles = {part: judged if part == ALPACA_EVAL else {part} for part in suite.parts}
     return [part for part, needed in titles.items() if not needed <= done]
 

@@ -176,7 +176,10 @@ def test_each_judge_is_part_of_the_estimate_and_the_swapped_order_counts(suite, 
     evaluate()
     own = load_suite("own")
     history = read_history(own, root)
-    assert history.of_suite(own, checkpoint, ["alpaca_eval"]).judge_dollars == 10 + 20
+    cost = history.of_suite(own, checkpoint, ["alpaca_eval"])
+    assert (cost.pods, cost.judge_dollars) == (3, 10 + 20)
+    cost = history.of_suite(own, checkpoint, ["alpaca_eval"], done=["sample", "judge"])
+    assert (cost.pods, cost.judge_dollars, cost.gpu_hours) == (1, 20, 0)
     swapped = own.model_copy(update={"alpaca_eval": own.alpaca_eval.model_copy(update={"swap": True})})
     assert history.of_suite(swapped, checkpoint, ["alpaca_eval"]).judge_dollars == 2 * (10 + 20)
     plan = make_plan(swapped, checkpoint, root, load_cluster())
