@@ -18,6 +18,7 @@ from halos_eval.planning.plan import Plan
 from halos_eval.reports.remarks import UNREAD, counts_of, trial_of, warnings_of
 from halos_eval.reports.uncertainty import at_bound, bound_interval, error_of_mean, wilson
 from halos_eval.stages.harness.results import BYPASS, NOT_SCORED, is_placeholder
+from halos_eval.stages.judge.swapped import BOTH_ORDERS, FLIP_RATE
 from halos_eval.storage import layout
 from halos_eval.storage.records import Failure, Record, Score, readable, readable_record
 
@@ -30,10 +31,8 @@ ALPACA_COLUMNS = {
 }
 
 
-FLIP_RATE = "flip_rate"
-"""Metric of a judge that is asked in both orders; it has an interval instead of a standard error."""
 FLIP_COLUMN = "alpacaeval_flip_rate"
-
+"""Column of a judge that is asked in both orders; it has an interval instead of a standard error."""
 READERS = 4  # threads for the records of one row, where often many rows are read at once
 
 
@@ -248,7 +247,7 @@ def cells_of_record(record: Record) -> dict[str, Cell]:
     cells = cells_of(_real(record), items, _gaps(record))
     for score in record.scores:
         if (score.task, score.metric) == (ALPACA_EVAL, FLIP_RATE):
-            low, high = wilson(score.value / 100, round(record.details["judged_in_both_orders"]))
+            low, high = wilson(score.value / 100, round(record.details[BOTH_ORDERS]))
             cells[FLIP_COLUMN] = Cell(score.value, interval=(100 * low, 100 * high))
     return cells
 
