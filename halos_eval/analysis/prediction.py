@@ -22,7 +22,9 @@ class Line(BaseModel):
     n: int
     """Checkpoints that it is made of."""
     slope: float
+    """Points of the new score for each point of the known one."""
     intercept: float
+    """New score where the known one is 0."""
     residual: float
     """Standard deviation around the line, in the scores' unit."""
     mean: float

@@ -55,7 +55,7 @@ def show_plan(plan: Plan, cost: Cost, over: str | None) -> None:
     """Print the jobs of a plan with their reasons, the estimated cost, and whether that is ``over`` the limit."""
     table = Table("", "stage", "task", "fingerprint", "why", title=f"{plan.suite} on {plan.checkpoint.name}")
     for job in plan.jobs:
-        table.add_row("done" if job.done else "run", job.stage, job.task or "", job.fingerprint, job.why)
+        table.add_row("done" if job.done else "run", job.stage, job.task or job.label or "", job.fingerprint, job.why)
     console = Console(markup=False)
     console.print(table)
     for part, reason in plan.unavailable.items():

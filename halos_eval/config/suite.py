@@ -140,6 +140,12 @@ class AlpacaEvalSettings(BaseModel):
         """All judges; the first is the main judge."""
         return self.judge if isinstance(self.judge, tuple) else (self.judge,)
 
+    @property
+    def judge_titles(self) -> dict[str, JudgeChoice]:
+        """All judges by the titles of their jobs: judge, and judge@LABEL for those beside the main one."""
+        labels = [None, *map(label_of, self.judges[1:])]
+        return {title_of("judge", None, label): one for label, one in zip(labels, self.judges, strict=True)}
+
 
 def label_of(judge: JudgeChoice) -> str:
     """Return the name of a judge in titles and columns: its name, or that of its file or folder."""
@@ -147,6 +153,11 @@ def label_of(judge: JudgeChoice) -> str:
         return judge.label
     name = judge.rstrip("/").rsplit("/", 1)[-1]
     return name.removesuffix(".yaml").removesuffix(".yml")
+
+
+def title_of(stage: str, task: str | None, label: str | None) -> str:
+    """Return the title of a job among all jobs of one suite on one checkpoint."""
+    return f"{stage}@{label}" if label else task or stage
 
 
 class TaskSettings(HarnessSettings):

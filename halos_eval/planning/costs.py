@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
 from statistics import median
 from typing import NamedTuple, TypeVar
@@ -78,19 +78,29 @@ class History(NamedTuple):
         """Return the cost of the jobs of ``plan`` that are not done."""
         return sum((self._of_job(job) for job in plan.jobs if not job.done), Cost())
 
-    def of_suite(self, suite: Suite, checkpoint: Checkpoint, parts: Iterable[str], judge: str | None = None) -> Cost:
-        """Return the cost of all jobs of these parts of ``suite`` on ``checkpoint``. Read no weights."""
+    def of_suite(
+        self,
+        suite: Suite,
+        checkpoint: Checkpoint,
+        parts: Iterable[str],
+        judge: str | None = None,
+        done: Collection[str] = (),
+    ) -> Cost:
+        """Return the cost of the jobs of these parts of ``suite`` on ``checkpoint``. Read no weights.
+
+        ``judge`` replaces the suite's judges. ``done`` has the titles of finished stages, which cost nothing.
+        """
         cost = Cost()
         for part in parts:
             profile = profile_of(suite, checkpoint, suite.settings_of(part).profile)
-            cost += self._on_gpus("sample" if part == ALPACA_EVAL else part, profile)
+            title = "sample" if part == ALPACA_EVAL else part
+            cost += Cost() if title in done else self._on_gpus(title, profile)
             if part == ALPACA_EVAL and suite.alpaca_eval:
-                judges = (judge,) if judge else suite.alpaca_eval.judges
                 orders = 2 if suite.alpaca_eval.swap else 1
-                served: dict[JudgeChoice, str] = {
-                    one: one.profile or suite.profile for one in judges if isinstance(one, ServedJudge)
-                }
-                cost = sum((self._judged(str(one), served.get(one), orders) for one in judges), cost)
+                judges: dict[str, JudgeChoice] = {JUDGE: judge} if judge else dict(suite.alpaca_eval.judge_titles)
+                for title, one in judges.items():
+                    served = (one.profile or suite.profile) if isinstance(one, ServedJudge) else None
+                    cost += Cost() if title in done else self._judged(str(one), served, orders)
         return cost
 
     def _of_job(self, job: PlannedJob) -> Cost:
@@ -107,7 +117,7 @@ class History(NamedTuple):
         """Return the cost of a judge by name, or on the GPUs of ``profile``, that is asked in so many orders."""
         if profile:
             hours = self.gpu_hours.get((judge, profile))
-            return Cost(pods=1, unknown=(JUDGE,)) if hours is None else Cost(pods=1, gpu_hours=hours * orders)
+            return Cost(pods=1, unknown=(JUDGE,)) if hours is None else Cost(pods=1, gpu_hours=hours)
         dollars = self.judge_dollars.get(judge)
         if dollars is not None:
             return Cost(pods=1, judge_dollars=dollars * orders)

@@ -165,6 +165,11 @@ class Definitions:
             ).model_copy(update={"label": label})
             for one, label in self.judges(settings)
         ]
+        if len({one.fingerprint for one in judges}) < len(judges):
+            raise BadInput(
+                f"two judges of suite {self.suite.name} are the same: {', '.join(map(str, settings.judges))}. Their "
+                "files differ at most in names and prices. Remove one"
+            )
         return sample, *judges
 
     def judges(self, settings: AlpacaEvalSettings) -> list[tuple[JudgeChoice, str | None]]:

@@ -12,9 +12,9 @@ from halos_eval.checkpoints.registry import Checkpoint
 from halos_eval.checkpoints.weights import in_storage, to_fetch
 from halos_eval.config.cluster import CPU_PROFILE, Cluster
 from halos_eval.config.settings import FROZEN
-from halos_eval.config.suite import ALPACA_EVAL, Suite, place_of
+from halos_eval.config.suite import ALPACA_EVAL, Suite, place_of, title_of
 from halos_eval.stages.fetch import unfetched
-from halos_eval.stages.identity import Identity, title_of
+from halos_eval.stages.identity import Identity
 from halos_eval.storage import layout
 from halos_eval.storage.manifest import read_manifest
 from halos_eval.storage.records import StageName

@@ -12,7 +12,7 @@ from halos_eval.checkpoints.registry import Checkpoint, Moment, Registry
 from halos_eval.config.cluster import Cluster
 from halos_eval.config.policy import EvaluationPolicy, Limit, matches, matches_name
 from halos_eval.config.settings import FROZEN
-from halos_eval.config.suite import ALPACA_EVAL, Suite, label_of, load_suite
+from halos_eval.config.suite import ALPACA_EVAL, Suite, load_suite
 from halos_eval.digests import digest_json
 from halos_eval.errors import BadInput
 from halos_eval.planning.costs import Cost, read_history, within
@@ -20,7 +20,6 @@ from halos_eval.planning.definition import Definitions
 from halos_eval.planning.interrupted import interrupted
 from halos_eval.planning.progress import Progress, overview
 from halos_eval.stages.chat_template import read_template
-from halos_eval.stages.identity import title_of
 from halos_eval.storage import layout
 
 LONGEST = 100  # characters of the checkpoint's name in a run's name, which Airflow limits to 250
@@ -179,7 +178,8 @@ class _Selector:
             else:
                 parts = _parts(suites[name], state)
                 wanted = [part for part in parts if part in (evaluation.parts or parts)]
-                todo.append((evaluation, history[name].of_suite(suites[name], checkpoint, wanted)))
+                done = state.done if state else ()
+                todo.append((evaluation, history[name].of_suite(suites[name], checkpoint, wanted, done=done)))
         admitted, over = within(todo, self.limit)
         left_out |= {f"{one.checkpoint}: {one.suite}": why for one, why in over}
         return Selection(evaluations=tuple(admitted), complete=tuple(complete), left_out=left_out)
@@ -203,8 +203,7 @@ class _Selector:
 def _parts(suite: Suite, state: Progress | None) -> list[str]:
     """Return the parts of ``suite`` that must run."""
     done = set(state.done) if state else set()
-    judges = suite.alpaca_eval.judges[1:] if suite.alpaca_eval else ()
-    judged = {"sample", "judge", *(title_of("judge", None, label_of(one)) for one in judges)}
+    judged = {"sample", *(suite.alpaca_eval.judge_titles if suite.alpaca_eval else ())}
     titles = {part: judged if part == ALPACA_EVAL else {part} for part in suite.parts}
     return [part for part, needed in titles.items() if not needed <= done]
 

@@ -93,6 +93,7 @@ class Comparison(BaseModel):
     model_config = FROZEN
 
     suite: str
+    """Name of the suite."""
     old: str
     """Name of the judge."""
     new: str

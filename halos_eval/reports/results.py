@@ -16,6 +16,7 @@ from halos_eval.planning.plan import Plan
 from halos_eval.reports.remarks import UNREAD, answered_as, counts_of, trial_of, warnings_of
 from halos_eval.reports.uncertainty import at_bound, bound_interval, error_of_mean, wilson
 from halos_eval.stages.harness.results import BYPASS, NOT_SCORED, is_placeholder
+from halos_eval.stages.judge.swapped import BOTH_ORDERS, FLIP_RATE
 from halos_eval.storage import layout
 from halos_eval.storage.records import Failure, Record, Score, readable, readable_all
 
@@ -28,9 +29,8 @@ ALPACA_COLUMNS = {
 }
 
 
-FLIP_RATE = "flip_rate"
-"""Metric of a judge that is asked in both orders; it has an interval instead of a standard error."""
 FLIP_COLUMN = "alpacaeval_flip_rate"
+"""Column of a judge that is asked in both orders; it has an interval instead of a standard error."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ def row_of_plan(plan: Plan, outdated: Mapping[str, str] = MappingProxyType({})) 
     records: list[Record] = []
     further: dict[str, Record] = {}
     tasks: list[tuple[Record | None, str | None]] = []
-    if ALPACA_EVAL in plan.unavailable or "judge" in outdated:
+    if ALPACA_EVAL in plan.unavailable or "judge" in {*outdated, *plan.left_out}:
         cells |= dict.fromkeys(ALPACA_COLUMNS.values())
     read = readable_all([job.record for job in plan.jobs], Record)
     for job, (record, damage) in zip(plan.jobs, read, strict=True):
@@ -246,7 +246,7 @@ def cells_of_record(record: Record) -> dict[str, Cell]:
     cells = cells_of(_real(record), items, _gaps(record))
     for score in record.scores:
         if (score.task, score.metric) == (ALPACA_EVAL, FLIP_RATE):
-            low, high = wilson(score.value / 100, round(record.details["judged_in_both_orders"]))
+            low, high = wilson(score.value / 100, round(record.details[BOTH_ORDERS]))
             cells[FLIP_COLUMN] = Cell(score.value, interval=(100 * low, 100 * high))
     return cells
 

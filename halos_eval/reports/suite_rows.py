@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import halos_eval
-from halos_eval.config.suite import ALPACA_EVAL
+from halos_eval.config.suite import ALPACA_EVAL, title_of
 from halos_eval.digests import digest_files, digest_json
 from halos_eval.planning.changes import changes, newest_record, same_judge
 from halos_eval.planning.current import Standing, files_of, judged_again, standing
@@ -21,7 +21,7 @@ from halos_eval.planning.definition import PartDefinition, read_definition
 from halos_eval.planning.jobs import PlannedJob
 from halos_eval.planning.plan import Plan, as_defined
 from halos_eval.reports.results import Missing, Row, row_of_plan
-from halos_eval.stages.identity import Identity, title_of
+from halos_eval.stages.identity import Identity
 from halos_eval.storage import filesystem, layout
 from halos_eval.storage.records import StageName, readable
 from halos_eval.storage.series import read_series

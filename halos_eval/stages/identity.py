@@ -8,6 +8,7 @@ from typing import Any, Self
 from pydantic import BaseModel
 
 from halos_eval.config.settings import FROZEN
+from halos_eval.config.suite import title_of
 from halos_eval.digests import fingerprint
 from halos_eval.stages import tools
 from halos_eval.storage import filesystem
@@ -87,11 +88,6 @@ class Identity(BaseModel):
     def at(self, record: str) -> Job:
         """Return the job that writes its record to the URL ``record``."""
         return Job(**dict(self), record=record)
-
-
-def title_of(stage: str, task: str | None, label: str | None) -> str:
-    """Return the title of a job among all jobs of one suite on one checkpoint."""
-    return f"{stage}@{label}" if label else task or stage
 
 
 class Job(Identity):

@@ -342,3 +342,21 @@ def test_an_unavailable_registry_is_retried(root, monkeypatch, task):
     monkeypatch.setenv("HALOS_EVAL_CHECKPOINTS", "/nowhere.yaml")
     with pytest.raises(RegistryUnavailable):
         task(PARAMS)
+
+
+def test_each_judge_is_a_job_and_the_verdict_names_the_one_that_failed(plan, suite, without_cache):
+    suite("alpaca_eval: {prompts: demo, reference: demo, judge: [demo, gpt-4.1-mini]}", "two")
+    _, pushed = plan(suite="two")
+    assert [(job["judge"], job["label"]) for job in pushed["judges"]] == [
+        ("demo", None),
+        ("gpt-4.1-mini", "gpt-4.1-mini"),
+    ]
+    assert list(pushed["jobs"]) == ["sample", "judge", "judge@gpt-4.1-mini"]
+    for title in ("sample", "judge"):
+        write_model(pushed["jobs"][title], make_record(title))
+    write_failure(layout.failure_beside(pushed["jobs"]["judge@gpt-4.1-mini"]), "no quota", "JudgeRefused")
+    with pytest.raises(AirflowFailException) as caught:
+        evaluate.check_complete(pushed["jobs"], {})
+    assert str(caught.value) == "missing: judge@gpt-4.1-mini (JudgeRefused: no quota)"
+    _, one = plan(suite="two", judge="gpt-4.1-mini")
+    assert list(one["jobs"]) == ["sample", "judge@gpt-4.1-mini"]

@@ -99,7 +99,7 @@ def expand(session):
     """``expand(run, task, jobs)`` returns the instances of a mapped task for a list of jobs."""
 
     def expand(run, task_id, jobs):
-        returned_by = scheduling.GPU_TASKS[task_id]
+        returned_by = (scheduling.GPU_TASKS | {"judge": "judging"})[task_id]
         XComModel.set("return_value", jobs, dag_id=run.dag_id, task_id=returned_by, run_id=run.run_id, session=session)
         session.add(TaskMap(run.dag_id, returned_by, run.run_id, -1, len(jobs), None))
         session.flush()
@@ -173,6 +173,15 @@ def test_an_invalid_priority_is_rejected_and_changes_no_weight(start, session, p
     found.priority_weight = 7
     scheduling.task_instance_mutation_hook(found, run)
     assert found.priority_weight == 7
+
+
+def test_each_judge_takes_one_slot_of_its_pool(start, expand):
+    found = expand(start(priority="nightly"), "judge", [{"judge": "gpt-4.1"}, {"judge": "ours.yaml"}])
+    assert [(one.map_index, one.pool, one.pool_slots) for one in found] == [
+        (0, "halos_eval_judge", 1),
+        (1, "halos_eval_judge", 1),
+    ]
+    assert found[0].priority_weight > found[1].priority_weight > HIGHEST_WEIGHT["backfill"]
 
 
 def test_each_job_takes_its_gpus_from_the_pool(start, expand):

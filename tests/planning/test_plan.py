@@ -18,6 +18,7 @@ from halos_eval.config.suite import load_suite
 from halos_eval.errors import BadInput, DataUnavailable, StoreError
 from halos_eval.planning.jobs import PlannedJob, StageJob, fetch_job, summary_job
 from halos_eval.planning.plan import Plan, make_plan, read_plan, save_plan, suite_manifest
+from halos_eval.shipped import shipped
 from halos_eval.stages.harness.options import harness_identity
 from halos_eval.storage import filesystem, layout
 from halos_eval.storage.manifest import Item, cached_path, write_manifest
@@ -723,3 +724,13 @@ def test_a_length_above_the_models(plan, checkpoint):
         ):
             plan(suite)
     assert plan(changed_task("demo_choice", max_model_len=2048))
+
+
+def test_two_names_of_one_judge_are_rejected(plan, tmp_path):
+    """Both would write the same record."""
+    text = Path(shipped("judges") / "demo.yaml").read_text()
+    (tmp_path / "ours.yaml").write_text(text.replace("demo:", "ours:", 1))
+    judges = ("demo", str(tmp_path / "ours.yaml"))
+    twice = SUITE.model_copy(update={"alpaca_eval": SUITE.alpaca_eval.model_copy(update={"judge": judges})})
+    with pytest.raises(BadInput, match=r"two judges of suite demo are the same: demo, .*ours\.yaml"):
+        plan(twice)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from io import StringIO
 
 import pytest
+from rich.console import Console
+from scipy import stats
 
 from halos_eval.checkpoints.registry import Checkpoint
 from halos_eval.config.cluster import load_cluster
@@ -13,6 +16,7 @@ from halos_eval.planning.costs import read_history
 from halos_eval.planning.plan import make_plan, read_plan, save_plan
 from halos_eval.planning.progress import overview
 from halos_eval.reports.table import document, frame, read_rows
+from halos_eval.reports.terminal import Summary
 from halos_eval.storage import filesystem, layout
 from halos_eval.storage.records import Coverage, Score, Usage
 from tests.doubles import NOW, finish, make_checkpoint, make_provenance, write_failure
@@ -176,7 +180,10 @@ def test_each_judge_is_part_of_the_estimate_and_the_swapped_order_counts(suite, 
     evaluate()
     own = load_suite("own")
     history = read_history(own, root)
-    assert history.of_suite(own, checkpoint, ["alpaca_eval"]).judge_dollars == 10 + 20
+    cost = history.of_suite(own, checkpoint, ["alpaca_eval"])
+    assert (cost.pods, cost.judge_dollars) == (3, 10 + 20)
+    cost = history.of_suite(own, checkpoint, ["alpaca_eval"], done=["sample", "judge"])
+    assert (cost.pods, cost.judge_dollars, cost.gpu_hours) == (1, 20, 0)
     swapped = own.model_copy(update={"alpaca_eval": own.alpaca_eval.model_copy(update={"swap": True})})
     assert history.of_suite(swapped, checkpoint, ["alpaca_eval"]).judge_dollars == 2 * (10 + 20)
     plan = make_plan(swapped, checkpoint, root, load_cluster())
@@ -203,3 +210,42 @@ def test_the_definition_of_one_judge_is_as_before_there_were_several(suite, eval
     filesystem.write_bytes(layout.plan_url(root, "own", "one"), older.model_dump_json().encode())
     (found,) = read_rows(root, "own")
     assert found.complete
+
+
+def test_a_checkpoint_that_the_new_main_judge_has_not_judged_keeps_its_earlier_score_beside(suite, evaluate, row):
+    suite(SUITE.format("demo"))
+    evaluate()
+    suite(SUITE.format("[gpt-4.1, demo]"))
+    evaluate("demo_cloze")
+    found = row()
+    assert str(found["alpacaeval_wr"]) == "nan"
+    assert (found["alpacaeval_wr@demo"], found["alpacaeval_judge@demo"]) == (10, "model of demo")
+    assert found["status"] == "judge: not requested"
+
+
+def test_the_flip_rate_has_wilsons_interval(suite, evaluate, row, root):
+    suite(SUITE.format("[demo, gpt-4.1], swap: true"))
+    plan = evaluate()
+    for job, flips in ((plan.jobs[1], 30), (plan.jobs[2], 0)):
+        scores = {"win_rate": 40, "flip_rate": flips}
+        finish(
+            job,
+            scores=tuple(Score(task="alpaca_eval", metric=metric, value=value) for metric, value in scores.items()),
+            details={"flips": flips, "judged_in_both_orders": 100},
+            provenance=make_provenance(outputs_sha256="abc", judge_model="m"),
+        )
+    found = row()
+    low, high = stats.binomtest(30, 100).proportion_ci(method="wilson")
+    assert found["alpacaeval_flip_rate"] == 30
+    assert (found["alpacaeval_flip_rate_low"], found["alpacaeval_flip_rate_high"]) == pytest.approx(
+        (100 * low, 100 * high)
+    )
+    assert "alpacaeval_flip_rate_stderr" not in found
+    assert (found["alpacaeval_flip_rate@gpt-4.1"], found["alpacaeval_flip_rate@gpt-4.1_low"]) == (0, 0)
+    assert found["status"] == "complete"
+    console = Console(width=200, record=True, file=StringIO())
+    console.print(Summary(read_rows(root, "own"), "summary.csv"))
+    shown = console.export_text()
+    assert "30 (21.9 to 39.6)" in shown
+    assert "0 (≤3.7)" in shown
+    assert "alpacaeval_judge@gpt-4.1" in shown

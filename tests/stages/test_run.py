@@ -17,7 +17,7 @@ from halos_eval.stages import run
 from halos_eval.stages.harness.options import HarnessConfig
 from halos_eval.stages.harness.stage import harness
 from halos_eval.stages.identity import LOGIC, Job
-from halos_eval.stages.judge.options import JudgeConfig
+from halos_eval.stages.judge.options import SWAP, JudgeConfig
 from halos_eval.stages.options import StageConfig
 from halos_eval.stages.run import Outcome, check_still_named, loading
 from halos_eval.stages.sample import SampleConfig, sample
@@ -98,6 +98,7 @@ CONFIGS = {
         "timeout": st.none() | SHARE,
         "answers": OPTIONAL_TEXT,
         "force_id": OPTIONAL_TEXT,
+        "swap": st.booleans(),
     },
 }
 ANY_CONFIG = st.one_of(st.builds(kind, **COMMON, **fields) for kind, fields in CONFIGS.items())
@@ -117,7 +118,7 @@ SCORED = {
         "backend", "dtype", "num_fewshot", "batch_size", "limit", "apply_chat_template", "fewshot_as_multiturn",
         "seed", "max_model_len", "confirm_unsafe_code",
     },
-    JudgeConfig: set(),
+    JudgeConfig: {SWAP},
 }  # fmt: skip
 PLACEMENT = {
     SampleConfig: MODEL_PLACEMENT | {"prompts", "output"},
@@ -160,7 +161,7 @@ def test_every_option_is_in_the_property_above():
 def test_every_option_is_classified(kind):
     """The settings are in the fingerprint. Other options affect only where and how fast, or name files by digest."""
     settings = {SampleConfig: SamplingSettings, HarnessConfig: HarnessSettings}
-    assert set(settings[kind].model_fields if kind in settings else ()) == SCORED[kind]
+    assert set(settings[kind].model_fields if kind in settings else [SWAP]) == SCORED[kind]
     assert set(kind.model_fields) - SCORED[kind] == PLACEMENT[kind]
 
 

@@ -27,7 +27,7 @@ from halos_eval.stages.judge.client import Completions, unreadable
 from halos_eval.stages.judge.options import JudgeConfig, judge_identity, timeout_of
 from halos_eval.stages.judge.outputs import find_outputs, read_outputs
 from halos_eval.stages.judge.served import Served, present
-from halos_eval.stages.judge.swapped import flips
+from halos_eval.stages.judge.swapped import BOTH_ORDERS, FLIP_RATE, FLIPS, flips
 from halos_eval.stages.run import Outcome, run
 from halos_eval.storage import filesystem, layout, result_files
 from halos_eval.storage.claims import this_process
@@ -42,8 +42,6 @@ METRICS = {
     "length_controlled_winrate": "lc_standard_error",
     "discrete_win_rate": None,
 }
-FLIP_RATE = "flip_rate"
-"""Percentage of the pairs that the judge was asked about in both orders, in which it contradicts itself."""
 NO_LENGTH_CONTROL = "length control is defined for AlpacaEval's own 805 instructions only"
 
 
@@ -171,7 +169,7 @@ def _work(
     details = {"avg_length": float(figures["avg_length"])}
     if config.swap:
         flipped, both = flips(annotations)
-        details |= {"flips": flipped, "judged_in_both_orders": both}
+        details |= {FLIPS: flipped, BOTH_ORDERS: both}
         if both:
             scores.append(_flip_rate(flipped, both))
         else:

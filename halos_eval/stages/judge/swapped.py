@@ -11,6 +11,10 @@ from typing import Any
 
 ORDERS = "preference_by_order"
 """Key of an annotation: the preference in the order that alpaca_eval chose, and in the other one. None: unreadable."""
+FLIP_RATE = "flip_rate"
+"""Metric: percentage of the pairs judged in both orders in which the judge contradicts itself."""
+FLIPS, BOTH_ORDERS = "flips", "judged_in_both_orders"
+"""Details of the record: the two numbers of which the flip rate is made."""
 DRAW = 1.5
 
 
