@@ -22,7 +22,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from airflow.sdk import Param, dag, get_current_context, task
+from airflow.sdk import Param, dag, get_current_context, task, task_group
 
 from halos_eval.config.cluster import GPU_POOL, JUDGE_POOL
 from halos_eval.config.suite import TASK_NAME
@@ -94,6 +94,11 @@ def evaluate_checkpoint() -> None:
         """Return the job as a list. Airflow expands a mapped task only over another task's return value."""
         return [job]
 
+    @task
+    def coding(halves: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Return the halves of tasks that execute a model's code, for the same reason."""
+        return halves
+
     operator = stage_operator()
     prepared = Prepare(task_id="prepare").output
     fetch = operator(
@@ -108,6 +113,15 @@ def evaluate_checkpoint() -> None:
     harness = operator.partial(task_id="harness", pool=GPU_POOL, map_index_template="{{ task.job['task'] }}").expand(
         job=planned
     )
+
+    @task_group(group_id="code")
+    def code(generate: dict[str, Any], score: dict[str, Any]) -> None:
+        """Generate the answers with a GPU, then execute them without one. A failed task stops no other one."""
+        name = "{{ task.job.get('task', 'answers exist') }}"
+        generated = operator(task_id="harness", job=generate, pool=GPU_POOL, map_index_template=name)
+        generated >> operator(task_id="score", job=score, map_index_template=name)
+
+    executed = code.expand_kwargs(coding(planned["code"]))
     judge = operator(task_id="judge", pool=JUDGE_POOL, job=planned["judge"])
     summarize = operator(
         task_id="summarize",
@@ -117,7 +131,7 @@ def evaluate_checkpoint() -> None:
     sample >> judge
     # A teardown runs whatever failed before it, but not without a plan. If you clear a task, it is cleared as well.
     (
-        [judge, harness]
+        [judge, harness, executed]
         >> summarize.as_teardown(setups=planned)
         >> verdict(planned["checkpoint"], planned["jobs"], planned["unavailable"])
     )

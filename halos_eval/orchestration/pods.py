@@ -16,6 +16,7 @@ from halos_eval.orchestration.failures import BASE, PodLost, StageFailure, diagn
 from halos_eval.orchestration.pod_spec import manifest, pod_name
 from halos_eval.orchestration.turns import task_owner
 from halos_eval.planning.jobs import StageJob
+from halos_eval.storage.records import readable_record
 
 
 class PodStageOperator(KubernetesPodOperator):
@@ -56,6 +57,10 @@ class PodStageOperator(KubernetesPodOperator):
         if not self.job:
             # Succeed instead of skipping, so that the tasks after this one run.
             self.log.info("nothing to do: this stage was not selected, or its record exists")
+            return
+        job = StageJob.model_validate(self.job)
+        if job.unless and readable_record(job.unless)[0]:
+            self.log.info("nothing to do: the record exists (%s)", job.unless)
             return
         self._describe(context)
         try:

@@ -87,6 +87,8 @@ class History(NamedTuple):
         return cost
 
     def _of_job(self, job: PlannedJob) -> Cost:
+        if job.score:  # besides the pod that scores the answers, one that generates them
+            return Cost(pods=1) + (self._on_gpus(job.title, job.profile) if _generates(job) else Cost())
         return self._judged(str(job.judge)) if job.stage == JUDGE else self._on_gpus(job.title, job.profile)
 
     def _on_gpus(self, title: str, profile: str) -> Cost:
@@ -98,6 +100,11 @@ class History(NamedTuple):
         if dollars is not None:
             return Cost(pods=1, judge_dollars=dollars)
         return Cost(pods=1, unknown=(f"{JUDGE} (no price)" if judge in self.judge_dollars else JUDGE,))
+
+
+def _generates(job: PlannedJob) -> bool:
+    """Return whether a task that executes a model's code has no answers yet."""
+    return job.generate is not None and job.generate.profile == job.profile
 
 
 def read_history(suite: Suite, root: str) -> History:

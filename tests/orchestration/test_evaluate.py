@@ -17,6 +17,7 @@ from halos_eval.storage import filesystem, layout
 from halos_eval.storage.records import Usage, read_record, write_model
 from tests.doubles import make_checkpoint, make_manifest, make_provenance, make_record, write_failure
 
+FIELDS = {"stage", "task", "image", "argv", "profile", "gpus", "manifest", "outbox", "answers", "reads", "unless"}
 PARAMS = {"checkpoint": "kto", "suite": "demo", "tasks": None, "judge": None, "force": False}
 
 
@@ -66,7 +67,7 @@ def plan(staged, monkeypatch):
 def test_unpinned_data_gets_a_fetch_job(root):
     job = evaluate.prepare_evaluation(PARAMS)
     assert job["argv"] == ["fetch", f"--manifest={root}/manifests/demo.json", "--", "demo"]
-    assert job.keys() == {"stage", "task", "image", "argv", "profile", "gpus", "manifest", "outbox"}
+    assert job.keys() == FIELDS
     some = evaluate.prepare_evaluation(PARAMS | {"tasks": ["demo_cloze"]})
     assert '--tasks=["demo_cloze"]' in some["argv"]
 
@@ -110,12 +111,34 @@ def test_a_new_checkpoint(plan, root):
     assert [pushed[stage]["argv"][0] for stage in ("sample", "judge")] == ["sample", "judge"]
     assert list(pushed["jobs"]) == ["sample", "judge", "demo_choice", "demo_arithmetic", "demo_cloze"]
     for job in (*harness, pushed["sample"], pushed["judge"], pushed["summarize"]):
-        assert job.keys() == {"stage", "task", "image", "argv", "profile", "gpus", "manifest", "outbox"}
+        assert job.keys() == FIELDS
     assert pushed["summarize"]["argv"] == [
         "summarize", root, "--suite=demo", "--checkpoint=kto", f"--output={root}/reports/demo/summary.csv",
     ]  # fmt: skip
     kept = Plan.model_validate_json(filesystem.read_bytes(layout.plan_url(root, "demo", "kto")))
     assert {job.title: job.record for job in kept.jobs} == pushed["jobs"]
+    assert pushed["code"] == []
+
+
+def test_a_task_that_executes_code_has_two_jobs_of_its_own(plan, monkeypatch):
+    suite = load_suite("demo")
+    code = suite.tasks["demo_choice"].model_copy(update={"confirm_unsafe_code": True})
+    suite = suite.model_copy(update={"tasks": suite.tasks | {"demo_choice": code}})
+    monkeypatch.setattr(evaluate, "load_suite", lambda name: suite)
+    harness, pushed = plan()
+    assert [job["task"] for job in harness] == ["demo_arithmetic", "demo_cloze"]
+    (halves,) = pushed["code"]
+    assert {half: (job["argv"][0], job["profile"]) for half, job in halves.items()} == {
+        "generate": ("harness", "default"), "score": ("score", "cpu"),
+    }  # fmt: skip
+    assert halves["generate"].keys() == halves["score"].keys() == FIELDS
+    # With the answers there, only the second half is left; with its record, none.
+    folder = pushed["jobs"]["demo_choice"].removesuffix("/record.json")
+    write_model(f"{folder}/generated.json", make_record("harness", "demo_choice"))
+    _, pushed = plan()
+    assert [(one["generate"], one["score"]["argv"][0]) for one in pushed["code"]] == [({}, "score")]
+    write_model(f"{folder}/record.json", make_record("harness", "demo_choice"))
+    assert plan()[1]["code"] == []
 
 
 def test_finished_jobs_are_not_returned(plan):

@@ -44,6 +44,21 @@ class HarnessConfig(HarnessSettings, StageConfig):
     """Skip compilation and CUDA graphs: starts sooner, runs slower."""
     save_every: int = Field(512, ge=1)
     """Requests between two saves; a killed run repeats at most that many."""
+    answers_only: bool = False
+    """Generate the answers without scoring them; `halos-eval score` does that."""
+    copy_answers_to: str | None = None
+    """Folder or URL that gets a copy of the answers, for a process that cannot reach the store."""
+
+
+class ScoreConfig(StageConfig):
+    """Score the answers of a task that executes model-written code, each in a sandbox. It needs no model and no GPU."""
+
+    answers: CliPositionalArg[str]
+    """Folder or URL with the answers that `halos-eval harness` generated."""
+    output_dir: str
+    """Folder or URL for record.json, results.json and samples/."""
+    include_path: str | None = None
+    """Folder with your own task files."""
 
 
 def harness_identity(
