@@ -169,7 +169,7 @@ def confine(access: Access, limits: Limits, protected: Iterable[int]) -> None:
 
 def _limit(limits: Limits) -> None:
     # RLIMIT_NPROC counts all processes of a user on the node, whichever pod they are in. So the scorer counts threads.
-    status = Path("/proc/self/status").read_text(encoding="ascii")
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
     used = next(int(line.split()[1]) << 10 for line in status.splitlines() if line.startswith("VmData:"))
     wanted = {
         resource.RLIMIT_DATA: used + limits.memory,
