@@ -27,7 +27,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from airflow.sdk import Param, dag, get_current_context, task
+from airflow.sdk import Param, dag, get_current_context, task, task_group
 
 from halos_eval.config.cluster import GPU_POOL, JUDGE_POOL
 from halos_eval.config.suite import TASK_NAME
@@ -104,6 +104,11 @@ def evaluate_checkpoint() -> None:
         """Return the jobs of the judges, for the same reason."""
         return jobs
 
+    @task
+    def coding(halves: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Return the halves of tasks that execute a model's code, for the same reason."""
+        return halves
+
     operator = stage_operator()
     prepared = Prepare(task_id="prepare").output
     fetch = operator(
@@ -122,6 +127,15 @@ def evaluate_checkpoint() -> None:
     judge = operator.partial(
         task_id="judge", pool=JUDGE_POOL, map_index_template="{{ task.job.get('judge', '').split('/') | last }}"
     ).expand(job=judging(planned["judges"]))
+
+    @task_group(group_id="code")
+    def code(generate: dict[str, Any], score: dict[str, Any]) -> None:
+        """Generate the answers with a GPU, then execute them without one. A failed task stops no other one."""
+        name = "{{ task.job.get('task', 'answers exist') }}"
+        generated = operator(task_id="harness", job=generate, pool=GPU_POOL, map_index_template=name)
+        generated >> operator(task_id="score", job=score, map_index_template=name)
+
+    executed = code.expand_kwargs(coding(planned["code"]))
     summarize = operator(
         task_id="summarize",
         job=planned["summarize"],
@@ -130,7 +144,7 @@ def evaluate_checkpoint() -> None:
     sample >> judge
     # A teardown runs whatever failed before it, but not without a plan. If you clear a task, it is cleared as well.
     (
-        [judge, harness]
+        [judge, harness, executed]
         >> summarize.as_teardown(setups=planned)
         >> verdict(planned["checkpoint"], planned["jobs"], planned["unavailable"])
     )

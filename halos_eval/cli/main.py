@@ -28,7 +28,8 @@ from halos_eval.processes import NO_REPORTS
 from halos_eval.reports.summarize import SummarizeConfig, summarize
 from halos_eval.reports.terminal import Summary
 from halos_eval.stages.fetch import FetchConfig, fetch
-from halos_eval.stages.harness.options import HarnessConfig
+from halos_eval.stages.harness.options import HarnessConfig, ScoreConfig
+from halos_eval.stages.harness.score import score
 from halos_eval.stages.harness.stage import harness
 from halos_eval.stages.judge.options import JudgeConfig
 from halos_eval.stages.judge.stage import judge
@@ -56,6 +57,8 @@ class HalosEval(BaseModel):
     """Serve a model with vLLM as a judge."""
     harness: CliSubCommand[HarnessConfig]
     """Run one task of lm-evaluation-harness."""
+    score: CliSubCommand[ScoreConfig]
+    """Score answers of a task that executes model-written code."""
     summarize: CliSubCommand[SummarizeConfig]
     """Write one row for each checkpoint as CSV."""
     plan: CliSubCommand[PlanConfig]
@@ -143,6 +146,8 @@ def _dispatch(command: object) -> None:
             show_record(judge(command))
         case HarnessConfig():
             show_record(harness(command))
+        case ScoreConfig():
+            show_record(score(command))
         case SummarizeConfig():
             Console().print(Summary(summarize(command), command.output))
             print(f"summary: {command.output}")

@@ -34,7 +34,9 @@ WEIGHTS_GIB = 500
 CACHE = "cache"
 """Name of the volume for models and datasets from the hub; HF_HOME is on it."""
 OUTBOX = "outbox"
-"""Name of the volume for results of tasks without a network. The summarize stage moves them into the store."""
+"""Name of the volume for results of pods without a network. The summarize stage moves them into the store."""
+ANSWERS = "/answers"
+"""Where a pod that executes a model's code has the answers."""
 
 
 class Volume(BaseModel):

@@ -45,6 +45,8 @@ class Settings(BaseSettings):
     """URL that is requested after each night's message, so that a monitoring service notices missing nights."""
     environments: Location = str(Path.cwd() / ".venv")
     """Folder with the virtual environments `worker` and `judge`. Only used without a cluster."""
+    accept_weak_sandbox: bool = False
+    """Execute model-written code also where the kernel has no Landlock; it can then read and change files."""
     commit: str | None = None
     """Commit of this package, for records. The images set it; in a checkout it is read from git."""
 

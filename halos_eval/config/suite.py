@@ -85,7 +85,7 @@ class HarnessSettings(BaseModel):
     max_model_len: int | None = None
     """Longest prompt and answer in tokens (default: the model's own limit)."""
     confirm_unsafe_code: bool = False
-    """Allow tasks that execute model-written code (humaneval, mbpp). Its processes get no network."""
+    """Allow tasks that execute model-written code (humaneval, mbpp). It runs in a sandbox."""
 
     @model_validator(mode="after")
     def _consistent(self) -> HarnessSettings:

@@ -15,7 +15,7 @@ from halos_eval.data import prompts
 from halos_eval.data.intercept import on_hub, request
 from halos_eval.digests import digest_file, digest_json
 from halos_eval.errors import DataUnavailable, HalosEvalError, Incomplete
-from halos_eval.storage.manifest import Item
+from halos_eval.storage.manifest import Item, digest_stored
 
 if TYPE_CHECKING:
     from datasets import DatasetBuilder
@@ -60,8 +60,9 @@ class Fetcher:
         return self.pins[key]
 
     def _add(self, kind: Any, asked: str, path: Path, **known: Any) -> None:
+        stored = None if kind == "model" else digest_stored(path)
         self._items[kind, asked] = Item(
-            kind=kind, asked=asked, path=hub.below_cache(path), needed_by=(self.part,), **known
+            kind=kind, asked=asked, path=hub.below_cache(path), needed_by=(self.part,), stored=stored, **known
         )
 
     def file(self, filename: str) -> None:

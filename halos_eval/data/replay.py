@@ -7,6 +7,7 @@ So the cache may be mounted read-only and shared by all pods.
 
 from __future__ import annotations
 
+import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from halos_eval.data import nltk as nltk_data
 from halos_eval.data.intercept import answered_by, on_hub, request
-from halos_eval.storage.manifest import Item, Manifest
+from halos_eval.storage.manifest import ADDED, Item, Manifest
 
 if TYPE_CHECKING:
     from datasets import DatasetBuilder
@@ -24,11 +25,17 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def replayed(manifest: Manifest | None) -> Iterator[None]:
-    """Give lm_eval its data from ``manifest`` until the context ends; without a manifest, from the hub as usual."""
+def replayed(manifest: Manifest | None, task: str | None = None) -> Iterator[None]:
+    """Give lm_eval its data from ``manifest`` until the context ends; without a manifest, from the hub as usual.
+
+    Data is compared with its digest when it is opened; NLTK's packages for ``task`` at once, as NLTK opens them itself.
+    """
     if manifest is None:
         yield
         return
+    for item in manifest.needs(task) if task else ():
+        if item.kind == "nltk":
+            item.open()
     import datasets.config
     import evaluate.config
     import nltk
@@ -75,18 +82,21 @@ class _Replay:
         folder = self.scratch.joinpath(*fetched.parts[-4:])
         folder.mkdir(parents=True, exist_ok=True)
         for file in fetched.iterdir():
-            if file.is_file() and not (folder / file.name).exists():
+            if file.is_file() and not ADDED.fullmatch(file.name) and not (folder / file.name).exists():
                 (folder / file.name).symlink_to(file)
         return folder
 
     def metric(self, find: Callable[..., ImportableModule], name: str, options: dict[str, Any]) -> ImportableModule:
-        """Return the fetched script, to be imported from its folder in the cache."""
+        """Return the fetched script, to be imported from a copy."""
         from evaluate.loading import ImportableModule
 
         if Path(name).exists():
             return find(name, **options)
         folder = self.manifest.find("metric", name).open()
-        sys.path.insert(0, str(folder.parent))
+        # A copy, because Python would execute a compiled module in the cache, which no digest covers.
+        copy = self.scratch.parent / "modules" / folder.name
+        shutil.copytree(folder, copy, ignore=lambda _, names: [one for one in names if ADDED.fullmatch(one)])
+        sys.path.insert(0, str(copy.parent))
         return ImportableModule(f"{folder.name}.{name.rsplit('/', 1)[-1]}", folder.name)
 
     def nltk(self, download: Callable[..., bool], package: str) -> bool:

@@ -50,12 +50,13 @@ def requested_name(params: dict[str, Any]) -> str:
 
 
 def plan_evaluation(params: dict[str, Any]) -> list[dict[str, Any]]:
-    """Make the plan, save it in the store, and return the harness jobs to run.
+    """Make the plan, save it in the store, and return the harness jobs to run that execute no model's code.
 
     XComs have the rest:
 
     - ``sample``: the job to run; {} if there is none (an XCom cannot be None)
     - ``judges``: the jobs to run, one for each judge; [{}] if there is none
+    - ``code``: for each task that executes a model's code, its halves ``generate`` ({} if it is done) and ``score``
     - ``checkpoint``: the checkpoint's name in the store
     - ``jobs``: titles and record URLs of all jobs
     - ``unavailable``: the parts whose data is unavailable, with the reasons
@@ -92,7 +93,13 @@ def plan_evaluation(params: dict[str, Any]) -> list[dict[str, Any]]:
     exchange.xcom_push("jobs", {job.title: job.record for job in plan.jobs})
     exchange.xcom_push("unavailable", plan.unavailable)
     exchange.xcom_push("summarize", _job(summary_job(suite.name, checkpoint.name, root, cluster)))
-    return [_job(job) for job in to_run if job.stage == "harness"]
+    halves = [
+        {"generate": _job(job.generate) if job.generate else {}, "score": _job(job.score)}
+        for job in to_run
+        if job.score
+    ]
+    exchange.xcom_push("code", halves)
+    return [_job(job) for job in to_run if job.stage == "harness" and not job.score]
 
 
 def _requested(params: dict[str, Any]) -> tuple[Checkpoint, Suite, list[str]]:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
+from pathlib import PurePosixPath
 from typing import Any
 
-from halos_eval.config.cluster import CACHE, OUTBOX, Kubernetes, Priority, Profile, Trust, Volume
+from halos_eval.config.cluster import ANSWERS, CACHE, OUTBOX, Kubernetes, Priority, Profile, Trust, Volume
 from halos_eval.orchestration.failures import BASE
 from halos_eval.orchestration.pod_overrides import overridden
 from halos_eval.orchestration.secrets import HUB, allowed
@@ -88,7 +89,7 @@ def manifest(
 
 def pod_name(job: StageJob) -> str:
     """Return a name with the stage and the task. The operator appends a random suffix."""
-    slug = re.sub(r"[^a-z0-9]+", "-", f"{job.stage}-{job.task or ''}".lower())
+    slug = re.sub(r"[^a-z0-9]+", "-", f"{job.command}-{job.task or ''}".lower())
     return f"halos-eval-{slug[:40]}".strip("-")
 
 
@@ -103,7 +104,7 @@ def _labels(job: StageJob, profile: Profile, priority: Priority) -> dict[str, st
     labels = {
         "app.kubernetes.io/name": "halos-eval",
         "app.kubernetes.io/part-of": "halos-eval",
-        "app.kubernetes.io/component": job.stage,
+        "app.kubernetes.io/component": job.command,
         # The chart's NetworkPolicies select by these two.
         "halos-eval/network": "none" if job.outbox else "egress",
         "halos-eval/trust": trust_of(job),
@@ -127,7 +128,7 @@ def _container(
             "limits": {"memory": profile.memory, **gpus},  # no CPU limit: it would leave cores idle
         },
         "volumeMounts": [
-            *(_mount(name, volume, job) for name, volume in volumes.items()),
+            *_mounts(volumes, job),
             {"name": "shm", "mountPath": "/dev/shm"},  # noqa: S108
         ],
         "securityContext": {
@@ -169,10 +170,12 @@ def _gets(secret: str, job: StageJob) -> bool:
 
 def _volumes(job: StageJob, kubernetes: Kubernetes, profile: Profile) -> dict[str, Volume]:
     volumes = {**kubernetes.volumes, **profile.volumes}
-    if not job.outbox and job.stage != "summarize":
+    if not (job.outbox or job.answers or job.stage == "summarize"):
         volumes.pop(OUTBOX, None)
-    if job.outbox:  # a shared volume is read-only for this job, so it gets a /tmp of its own
-        volumes = {name: volume for name, volume in volumes.items() if volume.mount_path != TMP.mount_path}
+    if job.outbox:  # it sees no volume that it does not need, and gets a /tmp of its own
+        needed = {OUTBOX, *_read_from(volumes, job)}
+        volumes = {name: one for name, one in volumes.items() if name in needed or one.empty_dir}
+        volumes = {name: one for name, one in volumes.items() if one.mount_path != TMP.mount_path}
     if not any(volume.mount_path == TMP.mount_path for volume in volumes.values()):
         volumes["tmp"] = TMP
     return volumes
@@ -188,11 +191,39 @@ def _source(volume: Volume) -> dict[str, Any]:
     return {"emptyDir": {"sizeLimit": volume.empty_dir}}
 
 
+def _mounts(volumes: dict[str, Volume], job: StageJob) -> list[dict[str, Any]]:
+    """Return the mounts of ``volumes``. A job with an outbox sees single files and folders, most of them read-only."""
+    if not job.outbox:
+        return [_mount(name, volume, job) for name, volume in volumes.items()]
+    boxes: list[dict[str, Any]] = []
+    if volume := volumes.get(OUTBOX):
+        boxes.append({"name": OUTBOX, "mountPath": volume.mount_path, "subPath": job.outbox})
+        boxes.append({"name": OUTBOX, "mountPath": ANSWERS, "subPath": job.answers, "readOnly": True})
+    own = [{"name": name, "mountPath": one.mount_path} for name, one in volumes.items() if one.empty_dir]
+    read = [
+        {"name": name, "mountPath": path, "readOnly": True} | ({"subPath": inside} if inside != "." else {})
+        for name, paths in _read_from(volumes, job).items()
+        for path, inside in paths.items()
+    ]
+    return [*boxes, *own, *read]
+
+
+def _read_from(volumes: dict[str, Volume], job: StageJob) -> dict[str, dict[str, str]]:
+    """Return the paths that a job reads, by the volume that has them, each with its path in the volume."""
+    found: dict[str, dict[str, str]] = {}
+    paths = [PurePosixPath(path) for path in job.reads]
+    for path in paths:
+        mounted = [name for name, one in volumes.items() if path.is_relative_to(one.mount_path)]
+        if mounted and not any(path != other and path.is_relative_to(other) for other in paths):
+            name = max(mounted, key=lambda one: len(volumes[one].mount_path))
+            found.setdefault(name, {})[str(path)] = str(path.relative_to(volumes[name].mount_path))
+    return found
+
+
 def _mount(name: str, volume: Volume, job: StageJob) -> dict[str, Any]:
     mount: dict[str, Any] = {"name": name, "mountPath": volume.mount_path}
-    if job.outbox and name == OUTBOX:
-        return mount | {"subPath": job.outbox}  # the pod sees only its own results
+    if job.answers and name == OUTBOX:
+        return mount | {"subPath": job.answers}  # the pod sees only its own task
     if job.stage == "fetch" and name == CACHE:
         return mount  # the stage that writes the cache, even if the volume is read-only for the others
-    # Code that a model wrote must not change files that other pods read.
-    return mount | ({"readOnly": True} if volume.read_only or (job.outbox and not volume.empty_dir) else {})
+    return mount | ({"readOnly": True} if volume.read_only else {})

@@ -38,6 +38,7 @@ from halos_eval.orchestration.turns import task_owner
 from halos_eval.orchestration.waiting import rescheduled
 from halos_eval.planning.interrupted import write_note
 from halos_eval.planning.jobs import StageJob
+from halos_eval.storage.records import readable_record
 
 RESTARTS = "restarts"
 """Key of the failures of this try among the values that go with a deferred task."""
@@ -83,6 +84,10 @@ class PodStageOperator(KubernetesPodOperator):
         if not self.job:
             # Succeed instead of skipping, so that the tasks after this one run.
             self.log.info("nothing to do: this stage was not selected, or its record exists")
+            return
+        job = StageJob.model_validate(self.job)
+        if job.unless and readable_record(job.unless)[0]:
+            self.log.info("nothing to do: the record exists (%s)", job.unless)
             return
         self.start_again(context)
 

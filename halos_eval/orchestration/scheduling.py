@@ -17,14 +17,14 @@ from airflow.policies import hookimpl
 from airflow.utils.types import DagRunType
 from sqlalchemy.orm import object_session
 
-from halos_eval.config.cluster import BACKFILL_POOL, BACKFILL_SLOTS, GPU_POOL, JUDGE_POOL, Priority
+from halos_eval.config.cluster import BACKFILL_POOL, BACKFILL_SLOTS, CPU_PROFILE, GPU_POOL, JUDGE_POOL, Priority
 from halos_eval.orchestration.names import AT_MOST, BACKFILL, EVALUATION, NIGHT
 
 if TYPE_CHECKING:
     from airflow.models.dagrun import DagRun
     from airflow.models.taskinstance import TaskInstance
 
-GPU_TASKS = {"sample": "sampling", "judge": "judging", "harness": "plan"}
+GPU_TASKS = {"sample": "sampling", "judge": "judging", "harness": "plan", "code.harness": "coding"}
 """Mapped tasks that can hold GPUs, each with the task that returns its list of jobs."""
 # Far enough apart that every task of a manual run comes before every nightly one, and that before every backfill's.
 HIGHEST_WEIGHT: dict[Priority, int] = {"manual": 1_500_000_000, "nightly": 1_000_000_000, "backfill": 500_000_000}
@@ -70,17 +70,18 @@ def _evaluation(task_instance: TaskInstance, dag_run: DagRun) -> None:
     if task_instance.task_id in GPU_TASKS and task_instance.map_index >= 0:
         # An instance of an earlier plan may have no job, and an empty job has nothing to do: neither needs a GPU.
         jobs = dict(enumerate(_jobs(dag_run, GPU_TASKS[task_instance.task_id])))
-        job = jobs.get(task_instance.map_index)
+        job = jobs.get(task_instance.map_index) or {}
+        job = job.get("generate", job)
         task_instance.pool = _pool(task_instance.task_id, job)
         task_instance.pool_slots = max(1, job["gpus"]) if job else 1
 
 
-def _pool(task_id: str, job: dict[str, Any] | None) -> str:
+def _pool(task_id: str, job: dict[str, Any]) -> str:
     """Return the pool of a job. A judge needs GPUs only if its model is served beside it."""
-    if not job:
-        return str(Pool.DEFAULT_POOL_NAME)
-    if task_id == "judge" and not job.get("server"):
+    if job and task_id == "judge" and not job.get("server"):
         return JUDGE_POOL
+    if not job or job.get("profile") == CPU_PROFILE:
+        return str(Pool.DEFAULT_POOL_NAME)
     return str(job.get("pool") or GPU_POOL)
 
 

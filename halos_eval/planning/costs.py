@@ -104,6 +104,8 @@ class History(NamedTuple):
         return cost
 
     def _of_job(self, job: PlannedJob) -> Cost:
+        if job.score:  # besides the pod that scores the answers, one that generates them
+            return Cost(pods=1) + (self._on_gpus(job.title, job.profile) if _generates(job) else Cost())
         if job.stage != JUDGE:
             return self._on_gpus(job.title, job.profile)
         orders = _orders(job.identity.settings if job.identity else {})
@@ -122,6 +124,11 @@ class History(NamedTuple):
         if dollars is not None:
             return Cost(pods=1, judge_dollars=dollars * orders)
         return Cost(pods=1, unknown=(f"{JUDGE} (no price)" if judge in self.judge_dollars else JUDGE,))
+
+
+def _generates(job: PlannedJob) -> bool:
+    """Return whether a task that executes a model's code has no answers yet."""
+    return job.generate is not None and job.generate.profile == job.profile
 
 
 def read_history(suite: Suite, root: str) -> History:

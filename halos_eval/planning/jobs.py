@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from typing import Literal
 
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from halos_eval.checkpoints.registry import Checkpoint
 from halos_eval.checkpoints.weights import in_storage, to_fetch
@@ -49,11 +49,22 @@ class StageJob(BaseModel):
     """Folder of the outbox for the results of a job without network and secrets; None: it writes to the store."""
     server: tuple[str, ...] = ()
     """Arguments of the ``halos-eval serve`` that runs beside this judge stage, on the GPUs; none without one."""
+    answers: str | None = None
+    """Folder of the outbox with a task's answers: a job with ``outbox`` reads it, another one writes it."""
+    reads: tuple[str, ...] = ()
+    """All that a job with ``outbox`` reads besides the answers: paths on the cluster's volumes."""
+    unless: str | None = None
+    """URL of a record that makes a job with ``outbox`` needless. Others reach the store and look for it themselves."""
 
     @property
     def title(self) -> str:
         """The name of the lm_eval task, or the stage; judge@LABEL for a judge beside the main one."""
         return title_of(self.stage, self.task, self.label)
+
+    @property
+    def command(self) -> str:
+        """The command of ``halos-eval``: the stage, or ``score`` for the second half of a harness stage."""
+        return self.argv[0]
 
     def owned_by(self, owner: str) -> tuple[str, ...]:
         """Return the arguments of a stage that ``owner`` runs, see `halos_eval.storage.claims`."""
@@ -92,6 +103,10 @@ class PlannedJob(StageJob):
     """Whether the record exists."""
     why: str
     """Why the job is done, or must run."""
+    generate: StageJob | None = Field(None, exclude=True)
+    """First half of a task that executes a model's code, in place of this job; None if its answers exist."""
+    score: StageJob | None = Field(None, exclude=True)
+    """Second half of such a task; None for others."""
 
     @property
     def part(self) -> str:

@@ -11,15 +11,16 @@ from halos_eval.checkpoints.download import Copy, cached_copy
 from halos_eval.checkpoints.known import Reader, carried, known_weights, recall, recall_copy
 from halos_eval.checkpoints.registry import Checkpoint
 from halos_eval.checkpoints.weights import in_storage, inspect, to_fetch
-from halos_eval.config.cluster import CACHE, CPU_PROFILE, OUTBOX, Cluster, Volume
+from halos_eval.config.cluster import ANSWERS, CACHE, CPU_PROFILE, OUTBOX, Cluster, Volume
 from halos_eval.config.served_judge import JudgeChoice, ServedJudge
 from halos_eval.config.suite import AlpacaEvalSettings, Suite, TaskSettings
 from halos_eval.errors import BadInput
 from halos_eval.hub import cache_root
 from halos_eval.planning.changes import changes, newest_record
 from halos_eval.planning.definition import Definitions
-from halos_eval.planning.jobs import PlannedJob
-from halos_eval.stages.harness.options import HarnessConfig
+from halos_eval.planning.jobs import PlannedJob, StageJob
+from halos_eval.stages.harness.options import HarnessConfig, ScoreConfig
+from halos_eval.stages.harness.own_tasks import outside
 from halos_eval.stages.identity import Identity
 from halos_eval.stages.judge.options import JudgeConfig
 from halos_eval.stages.options import StageConfig, argv_of
@@ -143,7 +144,7 @@ class Planner:
         return self._plan(identity, config, layout.record_beside(outputs), profile)
 
     def _task(self, settings: TaskSettings, identity: Identity) -> PlannedJob:
-        """Return the job of one lm_eval task. On a cluster, tasks that execute code write to the outbox."""
+        """Return the job of one lm_eval task."""
         task = str(identity.task)
         profile = profile_of(self.suite, self.checkpoint, settings.profile)
         harness = settings.harness()
@@ -153,25 +154,65 @@ class Planner:
         chat_template, stop = (metadata.chat_template, metadata.stop) if settings.apply_chat_template else (None, ())
         chat_template = chat_template and self._on_disk(chat_template)
         folder = self._folder(identity)
-        isolated = settings.confirm_unsafe_code and self.cluster.kubernetes
+        outbox = self._outbox(task) if settings.confirm_unsafe_code and self.cluster.kubernetes else None
         config = HarnessConfig(
             **dict(harness),
             **self._common(identity),
             **self._engine(profile),
             task=task,
-            output_dir=f"file://{self._outbox(task).mount_path}" if isolated else folder,
+            output_dir=folder,
             include_path=self.suite.include_path,
             chat_template=chat_template,
             stop=stop,
+            answers_only=settings.confirm_unsafe_code,
+            copy_answers_to=f"file://{outbox.mount_path}" if outbox else None,
         )
-        return self._plan(
-            identity,
-            config,
-            filesystem.join(folder, layout.RECORD),
-            profile,
-            metric=settings.metric,
-            outbox=folder.removeprefix(f"{self.root.rstrip('/')}/") if isolated else None,
+        record = filesystem.join(folder, layout.RECORD)
+        planned = self._plan(identity, config, record, profile, metric=settings.metric)
+        return self._halved(planned, outbox) if settings.confirm_unsafe_code else planned
+
+    def _halved(self, planned: PlannedJob, outbox: Volume | None) -> PlannedJob:
+        """Return the job of a task that executes a model's code, with its halves.
+
+        The second one has no GPU, no network and no secrets. On a cluster it gets the answers through the outbox.
+        If they are in the store already, a pod without a GPU copies them there.
+        """
+        folder = planned.record.removesuffix(f"/{layout.RECORD}")
+        tail = folder.removeprefix(f"{self.root.rstrip('/')}/runs/")
+        answers = f"answers/{tail}" if outbox else None
+        generate: StageJob | None = _as_stage_job(planned, answers=answers)
+        why = planned.why
+        if not self.force and readable_record(filesystem.join(folder, layout.GENERATED))[0]:
+            why += "" if planned.done else "; its answers exist"
+            generate = _as_stage_job(planned, answers=answers, profile=CPU_PROFILE, gpus=0) if outbox else None
+        config = ScoreConfig(
+            **self._common(planned),
+            answers=f"file://{ANSWERS}" if outbox else folder,
+            output_dir=f"file://{outbox.mount_path}" if outbox else folder,
+            include_path=self.suite.include_path,
         )
+        score = _as_stage_job(
+            planned,
+            argv=("score", *config.argv()),
+            profile=CPU_PROFILE,
+            gpus=0,
+            outbox=f"runs/{tail}" if outbox else None,
+            answers=answers,
+            reads=self._reads(str(planned.task)) if outbox else (),
+            unless=planned.record if outbox and not self.force else None,
+        )
+        return planned.model_copy(update={"why": why, "generate": generate, "score": score})
+
+    def _reads(self, task: str) -> tuple[str, ...]:
+        """Return what the scoring of a task reads in a pod: its pinned data and scripts, and its own files."""
+        found: list[str] = []
+        if self.manifest and self.cluster.cache:
+            cache = self.cluster.cache.mount_path
+            found.append(self._url_of(self.manifest))
+            found += [filesystem.join(cache, item.path) for item in self.manifest.needs(task)]
+        if path := self.suite.include_path:
+            found += [path, *map(str, outside(Path(path)))]
+        return tuple(dict.fromkeys(found))
 
     def _outbox(self, task: str) -> Volume:
         if self.cluster.outbox is None:
@@ -206,7 +247,7 @@ class Planner:
             return self.checkpoint.revision
         return None if self.weights.adapter else self.weights.revision
 
-    def _common(self, identity: Identity) -> dict[str, Any]:
+    def _common(self, identity: Identity | PlannedJob) -> dict[str, Any]:
         return {
             "name": self.checkpoint.name,
             "suite": self.suite.name,
@@ -273,6 +314,10 @@ class Planner:
             return "never run"
         _, newest = found
         return f"changed since {newest.provenance.ended:%Y-%m-%d}: {', '.join(changes(newest, identity))}"
+
+
+def _as_stage_job(planned: PlannedJob, **changes: Any) -> StageJob:
+    return StageJob(**planned.model_dump(include=set(StageJob.model_fields)) | changes)
 
 
 def _judged_outputs_of(sample: PlannedJob, judged: PlannedJob) -> PlannedJob:

@@ -156,7 +156,11 @@ def _with(manifest: Manifest, title: str, part: Part, items: list[Item]) -> Mani
         others = merged[item.kind, item.asked].needed_by if (item.kind, item.asked) in merged else ()
         merged[item.kind, item.asked] = item.model_copy(update={"needed_by": (*others, title)})
     return manifest.model_copy(
-        update={"parts": {**manifest.parts, title: part}, "items": tuple(merged[key] for key in sorted(merged))}
+        update={
+            "version": 2,
+            "parts": {**manifest.parts, title: part},
+            "items": tuple(merged[key] for key in sorted(merged)),
+        }
     )
 
 

@@ -46,6 +46,8 @@ class Outcome(BaseModel):
     usage: Usage
     files: dict[str, str] = Field(default_factory=dict)
     inputs: dict[str, str] = Field(default_factory=dict)
+    generated_by: Provenance | None = None
+    """Provenance of the process that generated what this one scored."""
     parts: str | None = None
     """Folder of the journal. It is deleted once the record is written."""
 
@@ -126,21 +128,22 @@ def _check_promises(job: Job, config: StageConfig) -> None:
 
 
 def _record(job: Job, config: StageConfig, outcome: Outcome, started: datetime) -> Record:
+    earlier = outcome.generated_by
     return Record(
         stage=job.stage,
         task=job.task,
         fingerprint=job.fingerprint,
         identity=job.document,
         checkpoint=job.checkpoint,
-        **outcome.model_dump(exclude={"inputs", "parts"}),
+        **outcome.model_dump(exclude={"inputs", "parts", "generated_by"}),
         provenance=Provenance(
             suite=config.suite,
-            config=config.model_dump(mode="json"),
-            inputs={**job.inputs, **outcome.inputs},
+            config={**(earlier.config if earlier else {}), **config.model_dump(mode="json")},
+            inputs={**job.inputs, **(earlier.inputs if earlier else {}), **outcome.inputs},
             packages=provenance.packages(),
             commit=provenance.commit(),
             command=sys.argv,
-            hardware=provenance.hardware(),
+            hardware=earlier.hardware if earlier else provenance.hardware(),
             started=started,
             ended=datetime.now(UTC),
         ),

@@ -1,6 +1,7 @@
 """Paths in the store.
 
 runs/CHECKPOINT/STAGE/FINGERPRINT/{record.json, failure.json, ...}     STAGE is sample, judge or harness.TASK
+runs/CHECKPOINT/harness.TASK/FINGERPRINT/{generated.json, answers.json.gz}   if the task executes a model's code
 plans/SUITE/CHECKPOINT.json                                            the jobs of a run, with their fingerprints
 suites/SUITE.json                                                      the suite's definition at the latest plan
 weights/CHECKPOINT.json                                                digest and file stamps of the weights
@@ -33,6 +34,8 @@ NAME = re.compile(r"(?!.*__)[A-Za-z0-9][A-Za-z0-9._-]{0,127}(/[A-Za-z0-9][A-Za-z
 ORIGINAL_PART = re.compile(r"[\w+=,@()~%&!#][\w .+=,@()~%&!#-]{0,254}")
 REPLACED_PART = re.compile(r".*-x[0-9a-f]{10}")
 RECORD = "record.json"
+GENERATED = "generated.json"
+"""Record of the answers to a task whose scoring is a job of its own, beside the task's record."""
 FAILURE = "failure.json"
 
 
@@ -183,7 +186,7 @@ def interrupted_url(root: str, suite: str, checkpoint: str) -> str:
 
 def claims_beside(record: str) -> str:
     """Return the folder of the claims of the processes that make a record."""
-    return record.removesuffix(RECORD) + "claims"
+    return record.removesuffix(RECORD).removesuffix(GENERATED) + "claims"
 
 
 def claims_of(document: str) -> str:
@@ -202,5 +205,5 @@ def record_beside(output: str) -> str:
 
 
 def failure_beside(record: str) -> str:
-    """Return the URL of the failure note that belongs to a record."""
-    return record.removesuffix(RECORD) + FAILURE
+    """Return the URL of the failure note that belongs to a record. A task has one, whichever of its jobs failed."""
+    return record.removesuffix(RECORD).removesuffix(GENERATED) + FAILURE

@@ -6,18 +6,21 @@ manifest again adds missing items only. A stage with a manifest reads only the d
 
 from __future__ import annotations
 
+import re
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel
 
 from halos_eval.config.settings import FROZEN
-from halos_eval.digests import digest_bytes, digest_json
+from halos_eval.digests import digest_bytes, digest_file, digest_files, digest_json
 from halos_eval.errors import DataUnavailable
 from halos_eval.hub import cache_root
 from halos_eval.storage import filesystem
 from halos_eval.storage.records import read_model
 
+# Compiled modules, locks, and tables that a task derived from a dataset.
+ADDED = re.compile(r"__pycache__|.*\.pyc|.*\.lock|cache-.*\.arrow")
 Kind = Literal["dataset", "file", "metric", "model", "nltk"]
 
 
@@ -49,6 +52,8 @@ class Item(BaseModel):
     """Path relative to HF_HOME."""
     needed_by: tuple[str, ...]
     """Parts that need this item."""
+    stored: str | None = None
+    """Digest of the files at ``path`` as they were fetched; None for a model, and in manifests of version 1."""
 
     @property
     def location(self) -> Path:
@@ -61,11 +66,19 @@ class Item(BaseModel):
         return self.location.exists()
 
     def open(self) -> Path:
-        """Return the item's path on this machine. Raises DataUnavailable if the cache does not have it."""
+        """Return the item's path on this machine.
+
+        Raises DataUnavailable if the cache does not have it, or not as it was fetched.
+        """
         if not self.present:
             raise DataUnavailable(
                 f"{self.repo} is not in the cache ({self.location}). Mount the cache that `halos-eval fetch` filled, "
                 "or run it here with the same manifest"
+            )
+        if self.stored and digest_stored(self.location) != self.stored:
+            raise DataUnavailable(
+                f"{self.repo} in the cache ({self.location}) is not as it was fetched: a file was changed, added or "
+                "removed. Delete it there, and run `halos-eval fetch` again with the same manifest"
             )
         return self.location
 
@@ -86,8 +99,8 @@ class Manifest(BaseModel):
 
     model_config = FROZEN
 
-    version: Literal[1] = 1
-    """Version of this format."""
+    version: Literal[1, 2] = 2
+    """Version of this format; version 1 has no digests of stored files."""
     suite: str
     """Name of the suite."""
     parts: dict[str, Part] = {}
@@ -127,6 +140,14 @@ class Manifest(BaseModel):
     def ready(self, part: str, definition: str) -> bool:
         """Return whether a part was fetched by its current definition and is in this machine's cache."""
         return self.parts.get(part) == Part(definition=definition) and all(item.present for item in self.needs(part))
+
+
+def digest_stored(path: Path) -> str:
+    """Return the digest of a file or of the files in a folder of the cache, without what libraries add later."""
+    if not path.is_dir():
+        return digest_file(path)
+    names = [one.relative_to(path) for one in path.rglob("*") if one.is_file() and not ADDED.fullmatch(one.name)]
+    return digest_files(path, sorted(map(str, names)))
 
 
 def checkpoint_part(location: str) -> str:

@@ -1,7 +1,7 @@
-"""Move the results of tasks without a network from the outbox into the store.
+"""Move the results of pods without a network from the outbox into the store.
 
-These tasks execute model-written code, which can also write into their folder of the outbox. So only a valid record and
-the files that it names are moved, and no link is followed.
+These pods execute model-written code. If it escaped its sandbox, it could write into their folder of the outbox. So
+only a valid record and the files that it names are moved, and no link is followed.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ class _SuspectError(Exception):
 def collect(outbox: Path, root: str) -> None:
     """Move every finished folder ``runs/CHECKPOINT/harness.TASK/FINGERPRINT`` of ``outbox`` to ``root``.
 
-    A folder is removed once its record is in the store. From a failed one, the failure note is copied. Raises
-    StoreError.
+    A folder and the answers that were scored are removed once its record is in the store. From a failed one, the
+    failure note is copied. Raises StoreError.
     """
     for folder in sorted(outbox.glob("runs/*/harness.*/*")):
         try:
@@ -72,6 +72,9 @@ def _move(outbox: Path, folder: Path, root: str) -> None:
         write_model(record_url, record)
         filesystem.delete(layout.failure_beside(record_url))
     _remove(outbox / folder)
+    answers = outbox.joinpath("answers", *folder.parts[1:])
+    if answers.is_dir() and not answers.is_symlink():
+        _remove(answers)
     log.info("moved into the store: %s", record_url)
 
 

@@ -13,8 +13,8 @@ from halos_eval.digests import digest_bytes
 from halos_eval.storage import filesystem
 
 DIGITS = 16
-ENDINGS = ".json", ".jsonl.gz"
-NAMED = re.compile(rf"(?P<start>.+)-(?P<digest>[0-9a-f]{{{DIGITS}}})(?P<ending>\.json|\.jsonl\.gz)")
+ENDINGS = ".json", ".json.gz", ".jsonl.gz"
+NAMED = re.compile(rf"(?P<start>.+)-(?P<digest>[0-9a-f]{{{DIGITS}}})(?P<ending>\.json|\.jsonl?\.gz)")
 
 
 def write(folder: str, contents: Mapping[str, bytes]) -> dict[str, str]:

@@ -31,7 +31,8 @@ from tests.test_policies import DAGS
 
 BAG = DagBag(str(DAGS[0].parent), collect_dags=True)
 EVALUATE = "evaluate_checkpoint"
-STAGES = ["fetch", "sample", "judge", "harness", "summarize"]
+CODE = ["code.harness", "code.score"]
+STAGES = ["fetch", "sample", "judge", "harness", *CODE, "summarize"]
 CLUSTER = """
 pools: {gpu: 8, judge: 1}
 profiles: {default: {gpus: 1}, cpu: {}}
@@ -183,7 +184,10 @@ def test_the_shape(dag):
     assert below == {
         "prepare": {"fetch", "plan"},
         "fetch": {"plan"},
-        "plan": {"sampling", "judging", "harness", "summarize", "verdict"},
+        "plan": {"sampling", "coding", "judging", "harness", "summarize", "verdict"},
+        "coding": {"code.harness", "code.score"},
+        "code.harness": {"code.score"},
+        "code.score": {"summarize"},
         "sampling": {"sample"},
         "judging": {"judge"},
         "sample": {"judge"},
@@ -212,9 +216,10 @@ def test_stages_are_limited_by_their_pools(dag):
     assert {task.task_id: task.pool for task in dag.tasks} == dict.fromkeys(dag.task_ids, "default_pool") | {
         "sample": "halos_eval_gpu",
         "harness": "halos_eval_gpu",
+        "code.harness": "halos_eval_gpu",
         "judge": "halos_eval_judge",
     }
-    # Mapped: their pool slots are set when they are expanded (tests/orchestration/test_scheduling.py).
+    # Mapped, those of code as a group: their pool slots are set then (tests/orchestration/test_scheduling.py).
     assert {task.task_id for task in dag.tasks if task.is_mapped} == {"sample", "harness", "judge"}
 
 
@@ -302,7 +307,10 @@ def test_an_invalid_cluster_file_is_an_import_error(load, tmp_path, text):
 def test_the_strings_of_a_job_are_not_rendered(dag, remote_dag, where, name, monkeypatch):
     dag = remote_dag if where == "pod" else dag
     job = {"stage": "harness", "task": "{{ 1 + 1 }}", "argv": ["{{ 1 + 1 }}"]}
-    monkeypatch.setattr(PlainXComArg, "resolve", lambda *_: [job] if name in {"sample", "judge", "harness"} else job)
+    mapped = {"sample": [job], "judge": [job], "harness": [job]} | {
+        one: [{"generate": job, "score": job}] for one in CODE
+    }
+    monkeypatch.setattr(PlainXComArg, "resolve", lambda *_: mapped.get(name, job))
     task = copy.copy(dag.get_task(name))
     run = SimpleNamespace(conf={"checkpoint": "kto"})
     context = {"ti": SimpleNamespace(map_index=0), "task": task, "dag": dag, "dag_run": run}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import sys
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import pytest
@@ -57,6 +58,7 @@ class Builder:
         self.repo_id = self.dataset_name = repo
         self.hash = commit
         self.cache_dir = str(cache / "datasets" / repo / commit)
+        Path(self.cache_dir).mkdir(parents=True, exist_ok=True)
         place = f"hf://datasets/{repo}@{commit}/"
         self.config = SimpleNamespace(
             data_files={split: [url if "://" in url else place + url for url in urls] for split, urls in splits.items()}

@@ -22,7 +22,15 @@ def jobs(profile):
     yield StageJob(stage="judge", image="judge", argv=("judge",), profile=profile)
     yield StageJob(stage="summarize", image="judge", argv=("summarize",), profile=profile)
     yield StageJob(stage="harness", task="gsm8k_cot", image="worker", argv=("harness",), profile=profile)
-    yield StageJob(stage="harness", task="humaneval", image="worker", argv=("harness",), profile=profile, outbox="a/b")
+    yield StageJob(
+        stage="harness",
+        task="humaneval",
+        image="worker",
+        argv=("harness",),
+        profile=profile,
+        outbox="a/b",
+        answers="c/b",
+    )
 
 
 @pytest.mark.parametrize("name", SCENARIOS)

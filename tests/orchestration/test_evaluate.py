@@ -30,7 +30,8 @@ PARAMS = {
     "checkpoint": "kto", "suite": "demo", "tasks": None, "judge": None, "force": False, "priority": "manual"
 }  # fmt: skip
 KEYS = {
-    "stage", "task", "judge", "label", "image", "argv", "profile", "gpus", "pool", "manifest", "outbox", "server"
+    "stage", "task", "judge", "label", "image", "argv", "profile", "gpus", "pool", "manifest", "outbox", "server",
+    "answers", "reads", "unless",
 }  # fmt: skip
 
 
@@ -153,6 +154,28 @@ def test_a_new_checkpoint(plan, root):
     ]  # fmt: skip
     kept = Plan.model_validate_json(filesystem.read_bytes(layout.plan_url(root, "demo", "kto")))
     assert {job.title: job.record for job in kept.jobs} == pushed["jobs"]
+    assert pushed["code"] == []
+
+
+def test_a_task_that_executes_code_has_two_jobs_of_its_own(plan, monkeypatch):
+    suite = load_suite("demo")
+    code = suite.tasks["demo_choice"].model_copy(update={"confirm_unsafe_code": True})
+    suite = suite.model_copy(update={"tasks": suite.tasks | {"demo_choice": code}})
+    monkeypatch.setattr(evaluate, "load_suite", lambda name: suite)
+    harness, pushed = plan()
+    assert [job["task"] for job in harness] == ["demo_arithmetic", "demo_cloze"]
+    (halves,) = pushed["code"]
+    assert {half: (job["argv"][0], job["profile"]) for half, job in halves.items()} == {
+        "generate": ("harness", "default"), "score": ("score", "cpu"),
+    }  # fmt: skip
+    assert halves["generate"].keys() == halves["score"].keys() == KEYS
+    # With the answers there, only the second half is left; with its record, none.
+    folder = pushed["jobs"]["demo_choice"].removesuffix("/record.json")
+    write_model(f"{folder}/generated.json", make_record("harness", "demo_choice"))
+    _, pushed = plan()
+    assert [(one["generate"], one["score"]["argv"][0]) for one in pushed["code"]] == [({}, "score")]
+    write_model(f"{folder}/record.json", make_record("harness", "demo_choice"))
+    assert plan()[1]["code"] == []
 
 
 def test_finished_jobs_are_not_returned(plan):

@@ -55,6 +55,7 @@ PROFILE = {
 }
 CPU = {"cpu": "1", "memory": "8Gi"}
 OUTBOX = "runs/kto/harness.humaneval/0123"
+ANSWERS = "answers/kto/harness.humaneval/0123"
 
 
 def make_job(stage="sample", **parts):
@@ -63,8 +64,10 @@ def make_job(stage="sample", **parts):
     return StageJob(**{"stage": stage, "task": task, "image": image, "argv": (stage,), "profile": "default"} | parts)
 
 
-def make_code_job():
-    return make_job("harness", task="humaneval", outbox=OUTBOX)
+def make_code_job(reads=("/cache/halos-eval/m.json", "/cache/datasets/humaneval", "/suites/tasks", "/elsewhere")):
+    return make_job(
+        "harness", task="humaneval", argv=("score", "--", "/answers"), outbox=OUTBOX, answers=ANSWERS, reads=reads
+    )
 
 
 def make(job=None, kubernetes=None, profile=None, priority="manual"):
@@ -107,6 +110,14 @@ def mounts(pod):
     found = {one["name"]: one for one in container(pod)["volumeMounts"]}
     assert found.keys() == {volume["name"] for volume in pod["spec"]["volumes"]}
     assert len(found) == len(container(pod)["volumeMounts"]) == len(pod["spec"]["volumes"])
+    return found
+
+
+def paths(pod):
+    """Return the container's mounts by path."""
+    found = {one["mountPath"]: one for one in container(pod)["volumeMounts"]}
+    assert len(found) == len(container(pod)["volumeMounts"])
+    assert {one["name"] for one in found.values()} == {volume["name"] for volume in pod["spec"]["volumes"]}
     return found
 
 
@@ -208,11 +219,47 @@ def test_model_written_code_is_isolated():
     assert (found["HF_HUB_OFFLINE"], found["HF_DATASETS_OFFLINE"]) == ("1", "1")
     assert found["HF_DATASETS_CACHE"].startswith("/tmp/")
     assert found["HF_MODULES_CACHE"].startswith("/tmp/")
-    # It sees only its own folder of the outbox, and can write to no other shared volume.
-    assert mounts(pod)["outbox"] == {"name": "outbox", "mountPath": "/outbox", "subPath": OUTBOX}
-    writable = {name for name, mount in mounts(pod).items() if not mount.get("readOnly")}
-    assert writable == {"outbox", "scratch", "tmp", "shm"}
+    # It sees only its own folder of the outbox, the answers, and what its task needs: no checkpoint, no other data.
+    assert paths(pod) == {
+        "/outbox": {"name": "outbox", "mountPath": "/outbox", "subPath": OUTBOX},
+        "/answers": {"name": "outbox", "mountPath": "/answers", "subPath": ANSWERS, "readOnly": True},
+        "/cache/halos-eval/m.json": read_only("cache", "/cache/halos-eval/m.json", "halos-eval/m.json"),
+        "/cache/datasets/humaneval": read_only("cache", "/cache/datasets/humaneval", "datasets/humaneval"),
+        "/suites/tasks": read_only("suites", "/suites/tasks", "tasks"),
+        "/scratch": {"name": "scratch", "mountPath": "/scratch"},
+        "/tmp": {"name": "tmp", "mountPath": "/tmp"},
+        "/dev/shm": {"name": "shm", "mountPath": "/dev/shm"},
+    }
     assert {name for name, volume in volumes(pod).items() if "emptyDir" in volume} == {"scratch", "tmp", "shm"}
+    assert (pod["metadata"]["name"], pod["metadata"]["labels"]["app.kubernetes.io/component"]) == (
+        "halos-eval-score-humaneval", "score",
+    )  # fmt: skip
+
+
+def read_only(name, path, inside):
+    return {"name": name, "mountPath": path, "subPath": inside, "readOnly": True}
+
+
+def test_a_whole_volume_and_what_is_below_another_path_are_mounted_once():
+    pod = make(make_code_job(("/suites", "/suites/tasks", "/cache/a", "/cache/a/b")))
+    assert paths(pod)["/suites"] == {"name": "suites", "mountPath": "/suites", "readOnly": True}
+    assert paths(pod)["/cache/a"] == read_only("cache", "/cache/a", "a")
+    assert not paths(pod).keys() & {"/suites/tasks", "/cache/a/b"}
+
+
+def test_a_path_is_read_from_the_innermost_volume():
+    inner = {"mountPath": "/cache/inner", "persistentVolumeClaim": "inner"}
+    pod = make(make_code_job(("/cache/inner/a",)), KUBERNETES | {"volumes": KUBERNETES["volumes"] | {"inner": inner}})
+    assert paths(pod)["/cache/inner/a"] == read_only("inner", "/cache/inner/a", "a")
+    assert "cache" not in volumes(pod)
+
+
+def test_the_pod_that_generates_answers_writes_a_copy_for_the_other_one():
+    pod = make(make_job("harness", answers=ANSWERS))
+    assert mounts(pod)["outbox"] == {"name": "outbox", "mountPath": "/outbox", "subPath": ANSWERS}
+    assert pod["metadata"]["labels"]["halos-eval/network"] == "egress"
+    assert pod["spec"]["serviceAccountName"] == "stage"
+    assert "AWS_SECRET_ACCESS_KEY" in environment(pod)
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -232,8 +279,9 @@ def test_the_outbox_is_for_code_and_the_summary(stage):
 def test_a_read_only_cache_is_written_by_fetch_alone(job):
     cache = {"mountPath": "/cache", "persistentVolumeClaim": "cache", "readOnly": True}
     pod = make(job, KUBERNETES | {"volumes": KUBERNETES["volumes"] | {"cache": cache}})
-    assert mounts(pod)["cache"].get("readOnly", False) is (job.stage != "fetch")
-    assert mounts(pod)["checkpoints"]["readOnly"] is True
+    found = [one for one in container(pod)["volumeMounts"] if one["name"] in {"cache", "checkpoints"}]
+    assert {one.get("readOnly", False) for one in found if one["name"] == "cache"} == {job.stage != "fetch"}
+    assert all(one["readOnly"] for one in found if one["name"] == "checkpoints")
     assert environment(pod)["HF_HOME"] == "/cache"
 
 
@@ -259,9 +307,7 @@ def test_a_profile_has_volumes_of_its_own():
 
 @any_pod
 def test_there_is_one_tmp_and_one_shm(pod):
-    paths = [mount["mountPath"] for mount in mounts(pod).values()]
-    assert paths.count("/tmp") == paths.count("/dev/shm") == 1
-    assert len(paths) == len(set(paths))
+    assert paths(pod).keys() >= {"/tmp", "/dev/shm"}
 
 
 @pytest.mark.parametrize("name", ["tmp", "fast"])
@@ -277,7 +323,7 @@ def test_scratch_can_be_another_volume(name):
 def test_model_written_code_has_its_own_scratch_folder(name):
     profile = PROFILE | {"volumes": {name: {"mountPath": "/tmp", "hostPath": "/nvme"}}}
     pod = make(make_code_job(), profile=profile)
-    assert mounts(pod)["tmp"] == {"name": "tmp", "mountPath": "/tmp"}
+    assert paths(pod)["/tmp"] == {"name": "tmp", "mountPath": "/tmp"}
     assert volumes(pod)["tmp"] == {"emptyDir": {"sizeLimit": "50Gi"}}
     assert "/nvme" not in json.dumps(pod)
 

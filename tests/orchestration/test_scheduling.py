@@ -41,7 +41,7 @@ from halos_eval.orchestration.scheduling import HIGHEST_WEIGHT
 from tests.test_policies import DAGS
 
 EVALUATE = "evaluate_checkpoint"
-UNMAPPED = {"prepare", "fetch", "plan", "sampling", "judging", "summarize", "verdict"}
+UNMAPPED = {"prepare", "fetch", "plan", "sampling", "judging", "coding", "summarize", "verdict"}
 
 
 @pytest.fixture(scope="module")
@@ -195,6 +195,18 @@ def test_each_job_takes_its_gpus_from_the_pool(start, expand):
 def test_sampling_takes_its_gpus_from_the_pool(start, expand):
     [found] = expand(start(), "sample", [{"gpus": 2}])
     assert (found.map_index, found.pool, found.pool_slots) == (0, "halos_eval_gpu", 2)
+
+
+def test_generating_answers_takes_gpus_but_not_copying_or_scoring_them(start, expand, session):
+    run = start()
+    generating = {"generate": {"gpus": 2, "profile": "default"}, "score": {"gpus": 0, "profile": "cpu"}}
+    copying = generating | {"generate": {"gpus": 0, "profile": "cpu"}}
+    found = expand(run, "code.harness", [generating, copying, generating | {"generate": {}}])
+    slots = [(one.pool, one.pool_slots) for one in found]
+    assert slots == [("halos_eval_gpu", 2), ("default_pool", 1), ("default_pool", 1)]
+    TaskMap.expand_mapped_task(run.dag.get_task("code.score"), run.run_id, session=session)
+    scoring = instances(session, run, "code.score")
+    assert [(one.pool, one.pool_slots) for one in scoring] == [("default_pool", 1)] * 3
 
 
 def test_a_stage_with_nothing_to_do_does_not_wait_for_gpus(start, expand):

@@ -22,12 +22,14 @@ from halos_eval.shipped import shipped
 from halos_eval.stages.harness.options import harness_identity
 from halos_eval.storage import filesystem, layout
 from halos_eval.storage.manifest import Item, cached_path, write_manifest
+from halos_eval.storage.records import write_model
 from tests.doubles import (
     NOW,
     finish,
     make_adapter,
     make_checkpoint,
     make_manifest,
+    make_record,
     write_failure,
     write_safetensors,
 )
@@ -420,26 +422,79 @@ def test_the_profile_is_not_part_of_the_fingerprint(plan, root, cluster, checkpo
     assert saved(root).definitions == before
 
 
-def test_code_on_a_cluster_leaves_its_results_in_the_outbox(plan, root, cluster):
+def test_code_on_a_cluster_is_executed_in_a_pod_that_sees_the_outbox_only(plan, root, cluster):
     cluster(kubernetes=WITH_OUTBOX)
     jobs = by_title(plan(with_code()))
     code = jobs["demo_choice"]
-    assert code.outbox == f"runs/team__kto/harness.demo_choice/{code.fingerprint}"
-    # The plan expects the record where the summary copies it. The pod sees only its own folder of the outbox.
-    assert code.record == f"{root}/{code.outbox}/record.json"
-    assert parse(list(code.argv)).output_dir == "file:///outbox"
-    assert not [word for word in code.argv if root in word]
-    assert {title for title, job in jobs.items() if job.outbox} == {"demo_choice"}
-    assert f"{root}/" in parse(list(jobs["demo_cloze"].argv)).output_dir
+    tail = f"team__kto/harness.demo_choice/{code.fingerprint}"
+    assert {title for title, job in jobs.items() if job.score} == {"demo_choice"}
+    assert {job.outbox for job in jobs.values()} == {None}
+    # The GPU pod writes the answers to the store, and a copy for the other pod.
+    generate = parse(list(code.generate.argv))
+    assert (generate.output_dir, generate.answers_only) == (f"{root}/runs/{tail}", True)
+    assert (generate.copy_answers_to, code.generate.answers) == ("file:///outbox", f"answers/{tail}")
+    assert (code.generate.outbox, code.generate.profile, code.generate.gpus) == (None, "default", 1)
+    # The plan expects the record where the summary copies it.
+    assert code.score.outbox == f"runs/{tail}"
+    assert code.record == code.score.unless == f"{root}/runs/{tail}/record.json"
+    score = parse(list(code.score.argv))
+    assert (score.answers, score.output_dir, score.expect) == ("file:///answers", "file:///outbox", code.fingerprint)
+    assert (code.score.answers, code.score.profile, code.score.gpus) == (f"answers/{tail}", "cpu", 0)
+    assert not [word for word in code.score.argv if root in word or "FINAL" in word]
     finish(code)
     assert by_title(plan(with_code()))["demo_choice"].done
+
+
+def test_answers_that_exist_are_only_copied_to_the_outbox(plan, cluster):
+    """The store has them, but the outbox need not: the pod that copies them has no GPU."""
+    cluster(kubernetes=WITH_OUTBOX)
+    first = by_title(plan(with_code()))["demo_choice"]
+    generated(first)
+    found = by_title(plan(with_code()))["demo_choice"]
+    assert (found.done, found.why) == (False, "never run; its answers exist")
+    assert (found.generate.argv, found.generate.answers) == (first.generate.argv, first.generate.answers)
+    assert (found.generate.profile, found.generate.gpus) == ("cpu", 0)
+    assert found.score == first.score
+    again = by_title(plan(with_code(), force=True))["demo_choice"]
+    assert (again.generate.profile, again.score.unless) == ("default", None)
+
+
+def generated(job):
+    """Write the record of the first half of a job."""
+    record = make_record("harness", job.task, fingerprint=job.fingerprint)
+    write_model(job.record.replace("record.json", "generated.json"), record)
+
+
+def test_code_reads_its_pinned_data_and_its_own_files(plan, cluster, tmp_path, monkeypatch):
+    volumes = WITH_OUTBOX["volumes"] | {"cache": {"mountPath": "/cache", "persistentVolumeClaim": "cache"}}
+    cluster(kubernetes=WITH_OUTBOX | {"volumes": volumes})
+    monkeypatch.setattr("huggingface_hub.constants.HF_HOME", str(tmp_path / "cache"))
+    data = tmp_path / "data.jsonl"
+    data.write_text("{}")
+    (tmp_path / "tasks").mkdir()
+    (tmp_path / "tasks" / "own.yaml").write_text(f"task: own\ndataset_kwargs: {{data_files: {data}}}\n")
+    suite = with_code().model_copy(update={"include_path": str(tmp_path / "tasks")})
+    items = {"kind": "dataset", "repo": "a/b", "revision": "c", "bytes": 1, "digest": "d"}
+    manifest = make_manifest(suite).model_copy(
+        update={
+            "items": (
+                Item(asked="1", path="datasets/mine", needed_by=("demo_choice",), **items),
+                Item(asked="2", path="datasets/other", needed_by=("demo_cloze",), **items),
+            )
+        }
+    )
+    code = by_title(plan(suite, manifest=manifest))["demo_choice"]
+    assert code.score.reads == (
+        f"/cache/{cached_path(manifest)}", "/cache/datasets/mine", str(tmp_path / "tasks"), str(data),
+    )  # fmt: skip
+    assert code.generate.reads == ()
 
 
 @pytest.mark.parametrize("ending", ["", "/"])
 def test_the_outboxs_folder_does_not_depend_on_how_the_store_is_written(checkpoint, root, cluster, ending):
     cluster(kubernetes=WITH_OUTBOX)
     [code] = make_plan(with_code().keep(["demo_choice"]), checkpoint, root + ending, load_cluster()).jobs
-    assert code.outbox == f"runs/team__kto/harness.demo_choice/{code.fingerprint}"
+    assert code.score.outbox == f"runs/team__kto/harness.demo_choice/{code.fingerprint}"
 
 
 def test_code_on_a_cluster_needs_an_outbox(plan, cluster):
@@ -452,8 +507,22 @@ def test_code_on_a_cluster_needs_an_outbox(plan, cluster):
 def test_code_on_this_machine_writes_to_the_store(plan, root, cluster):
     cluster()
     code = by_title(plan(with_code()))["demo_choice"]
-    assert code.outbox is None
-    assert parse(list(code.argv)).output_dir.startswith(f"{root}/runs/")
+    folder = f"{root}/runs/team__kto/harness.demo_choice/{code.fingerprint}"
+    generate, score = parse(list(code.generate.argv)), parse(list(code.score.argv))
+    assert (generate.output_dir, generate.copy_answers_to, score.answers, score.output_dir) == (
+        folder, None, folder, folder,
+    )  # fmt: skip
+    assert (code.score.outbox, code.score.reads, code.score.gpus) == (None, (), 0)
+    generated(code)
+    assert by_title(plan(with_code()))["demo_choice"].generate is None
+
+
+def test_the_halves_of_a_job_are_not_saved(plan, root):
+    """They follow from the cluster file, and a saved plan keeps its format."""
+    save_plan(plan(with_code()), with_code(), root)
+    (code,) = [job for job in saved(root).jobs if job.title == "demo_choice"]
+    assert (code.generate, code.score) == (None, None)
+    assert code.gpus == 1
 
 
 def test_the_summary_empties_the_outbox(root, cluster):

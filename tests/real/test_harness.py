@@ -28,32 +28,75 @@ doc_to_target: "{{{{answer}}}}"
 generation_kwargs: {{max_gen_toks: 8, until: ["\\n"]}}
 process_results: !function code.execute
 metric_list:
-  - {{metric: child_reaches, aggregation: mean, higher_is_better: true}}
-  - {{metric: stage_reaches, aggregation: mean, higher_is_better: true}}
+  - {{metric: network, aggregation: mean, higher_is_better: true}}
+  - {{metric: forged, aggregation: mean, higher_is_better: true}}
+  - {{metric: secrets, aggregation: mean, higher_is_better: true}}
+  - {{metric: works, aggregation: mean, higher_is_better: true}}
 """
-# Tries the network as code that a model wrote could: in a forked child, as lm_eval's code_eval runs it.
+# Tries what code that a model wrote could try, in a forked child, as lm_eval's code_eval runs it.
 CODE = """
 import multiprocessing
+import os
 import socket
+import subprocess
+from pathlib import Path
 
-fork = multiprocessing.get_context("fork")
+import evaluate
+
+# As humaneval does when it is imported.
+metric = evaluate.load("{metric}")
+metric.compute(references=["assert True"], predictions=[["pass"]])
 
 
-def reach(answer):
+def tried(attack):
     try:
-        socket.create_connection(("127.0.0.1", {port}), timeout=5).close()
-        answer.value = 1
+        attack()
+        return 1
     except OSError:
-        answer.value = 0
+        return 0
+
+
+def network():
+    socket.create_connection(("127.0.0.1", {port}), timeout=5).close()
+
+
+def attempts(answer):
+    answer["network"] = tried(network)
+    answer["forged"] = tried(lambda: Path("{folder}/record.json").write_text("forged"))
+    answer["secrets"] = sum((
+        tried(lambda: open(f"/proc/{{os.getppid()}}/environ").read()),
+        tried(lambda: Path("{model}/config.json").read_text()),
+        "AWS_SECRET_ACCESS_KEY" in os.environ,
+    ))
+    words = ["python3", "-c", "open('own', 'w').write(str(1 + 1))"]
+    answer["works"] = int(subprocess.run(words).returncode == 0 and Path("own").read_text() == "2")
 
 
 def execute(doc, results):
-    here, there = fork.Value("i", -1), fork.Value("i", -1)
-    reach(here)
-    child = fork.Process(target=reach, args=(there,))
-    child.start()
-    child.join()
-    return {{"child_reaches": there.value, "stage_reaches": here.value}}
+    if tried(lambda: Path("{marker}").write_text("executed")):
+        raise AssertionError("executed outside of the sandbox")
+    with multiprocessing.Manager() as manager:
+        answer = manager.dict()
+        child = multiprocessing.get_context("fork").Process(target=attempts, args=(answer,))
+        child.start()
+        child.join()
+        return dict(answer)
+"""
+# A stand-in for the metric that executes code: it does not, but it writes to a file what it is given.
+METRIC = """
+import datasets
+import evaluate
+
+
+class CodeEval(evaluate.Metric):
+    def _info(self):
+        features = {"predictions": datasets.Sequence(datasets.Value("string")), "references": datasets.Value("string")}
+        return evaluate.MetricInfo(
+            description="", citation="", inputs_description="", features=datasets.Features(features)
+        )
+
+    def _compute(self, predictions, references):
+        return {"pass@1": 1.0}
 """
 
 
@@ -129,25 +172,63 @@ def test_hub_data_is_named_by_its_commit(fork, tiny, tmp_path):
     assert record["provenance"]["packages"]["lm-eval"] == "0.4.13"
 
 
-def test_own_tasks_and_code_that_must_be_confirmed_and_gets_no_network(fork, tiny, listener, tmp_path):
-    data = tmp_path / "data.jsonl"
+def test_replayed_answers_give_the_same_results(fork, run, tiny, tmp_path):
+    words = ("worker", "harness", tiny, "--task=demo_arithmetic", "--backend=hf", "--dtype=float32")
+    words += ("--apply-chat-template", "--num-fewshot=2", "--fewshot-as-multiturn")
+    whole, split = tmp_path / "whole", tmp_path / "split"
+    for folder, more in ((whole, ()), (split, ("--answers-only",))):
+        done = fork(*words, f"--output-dir={folder}", *more)
+        assert done.returncode == 0, done.stderr[-2000:]
+    assert not (split / "record.json").exists()
+    done = run("worker", "score", split, f"--output-dir={split}")
+    assert done.returncode == 0, done.stderr[-2000:]
+    first, second = record_of(whole), record_of(split)
+    for part in ("fingerprint", "identity", "scores", "coverage", "missing"):
+        assert first[part] == second[part]
+    assert second["details"] == first["details"] | {"stopped_items": 0}
+    assert first["provenance"]["inputs"] == second["provenance"]["inputs"]
+    assert first["files"]["samples/demo_arithmetic.jsonl.gz"] == second["files"]["samples/demo_arithmetic.jsonl.gz"]
+
+
+def test_own_tasks_and_code_that_must_be_confirmed_and_is_executed_in_a_sandbox(fork, run, tiny, listener, tmp_path):
+    data, marker, tasks, out = (tmp_path / name for name in ("data.jsonl", "marker", "tasks", "out"))
     data.write_text("".join(json.dumps({"question": f"{n} + 1 =", "answer": f" {n + 1}"}) + "\n" for n in range(3)))
-    (tmp_path / "tasks").mkdir()
-    (tmp_path / "tasks" / "own_code.yaml").write_text(OWN_TASK.format(data=data))
-    (tmp_path / "tasks" / "code.py").write_text(CODE.format(port=listener.getsockname()[1]))
-    words = ("worker", "harness", tiny, "--task=own_code", f"--include-path={tmp_path / 'tasks'}", *VLLM)
-    refused = fork(*words, f"--output-dir={tmp_path / 'out'}")
+    tasks.mkdir()
+    (tasks / "own_code.yaml").write_text(OWN_TASK.format(data=data))
+    (tasks / "metric.py").write_text(METRIC)
+    places = {"folder": out, "model": tiny, "marker": marker, "metric": tasks / "metric.py"}
+    (tasks / "code.py").write_text(CODE.format(port=listener.getsockname()[1], **places))
+    words = ("worker", "harness", tiny, "--task=own_code", f"--include-path={tasks}", *VLLM)
+    refused = fork(*words, f"--output-dir={out}")
     assert refused.returncode == 2
     assert "--confirm-unsafe-code" in refused.stderr
     assert "Loading weights" not in refused.stderr
+
     template = ("--apply-chat-template", "--chat-template=chatml")
-    done = fork(*words, f"--output-dir={tmp_path / 'out'}", "--confirm-unsafe-code", *template)
+    done = fork(*words, f"--output-dir={out}", "--confirm-unsafe-code", "--answers-only", *template)
     assert done.returncode == 0, done.stderr[-2000:]
-    record = record_of(tmp_path / "out")
+    assert (marker.exists(), (out / "record.json").exists()) == (False, False)
+
+    secrets = {"AWS_SECRET_ACCESS_KEY": "never-to-be-read"}
+    done = run("worker", "score", out, f"--output-dir={out}", f"--include-path={tasks}", env=secrets)
+    assert done.returncode == 0, done.stderr[-2000:]
+    record = record_of(out)
     assert record["coverage"] == {"attempted": 3, "scored": 3}
     assert scores_of(record) == {
-        ("own_code", "child_reaches", "none"): 0,
-        ("own_code", "stage_reaches", "none"): 1,
+        ("own_code", "network", "none"): 0,
+        ("own_code", "forged", "none"): 0,
+        ("own_code", "secrets", "none"): 0,
+        ("own_code", "works", "none"): 1,
     }
-    prompts = {sample["arguments"][0][0] for sample in samples_of(tmp_path / "out", "own_code")}
+    assert record["details"]["stopped_items"] == 0
+    prompts = {sample["arguments"][0][0] for sample in samples_of(out, "own_code")}
     assert prompts == {f"\n<|im_start|>user\n{n} + 1 =<|im_end|>\n<|im_start|>assistant\n" for n in range(3)}
+
+    # Finished halves are not repeated; other answers are not scored.
+    done = fork(*words, f"--output-dir={out}", "--confirm-unsafe-code", *template)
+    assert (done.returncode, done.stderr.count("skipped: the record exists")) == (0, 2), done.stderr[-2000:]
+    (out / "record.json").unlink()
+    (tasks / "metric.py").write_text(METRIC + "\n")
+    changed = run("worker", "score", out, f"--output-dir={out}", f"--include-path={tasks}")
+    assert changed.returncode == 2
+    assert "own_code have changed since its answers were generated" in changed.stderr

@@ -14,7 +14,7 @@ from halos_eval.cli.main import HalosEval
 from halos_eval.config.suite import TASK_NAME, HarnessSettings, SamplingSettings
 from halos_eval.errors import BadInput, EvaluationFailed, Incomplete, StoreError
 from halos_eval.stages import run
-from halos_eval.stages.harness.options import HarnessConfig
+from halos_eval.stages.harness.options import HarnessConfig, ScoreConfig
 from halos_eval.stages.harness.stage import harness
 from halos_eval.stages.identity import LOGIC, Job
 from halos_eval.stages.judge.options import SWAP, JudgeConfig
@@ -86,8 +86,11 @@ CONFIGS = {
         "include_path": OPTIONAL_TEXT,
         "save_every": COUNT,
         "stop": STOP,
+        "answers_only": st.booleans(),
+        "copy_answers_to": OPTIONAL_TEXT,
         **VLLM,
     },
+    ScoreConfig: {"answers": TEXT, "output_dir": TEXT, "include_path": OPTIONAL_TEXT},
     JudgeConfig: {
         "outputs": TEXT,
         "reference": TEXT,
@@ -102,7 +105,7 @@ CONFIGS = {
     },
 }
 ANY_CONFIG = st.one_of(st.builds(kind, **COMMON, **fields) for kind, fields in CONFIGS.items())
-COMMANDS = {SampleConfig: "sample", HarnessConfig: "harness", JudgeConfig: "judge"}
+COMMANDS = {SampleConfig: "sample", HarnessConfig: "harness", ScoreConfig: "score", JudgeConfig: "judge"}
 
 # The whole classification: each new option must be added to one side.
 COMMON_PLACEMENT = {"name", "suite", "expect", "owner", "force", "manifest"}
@@ -118,18 +121,22 @@ SCORED = {
         "backend", "dtype", "num_fewshot", "batch_size", "limit", "apply_chat_template", "fewshot_as_multiturn",
         "seed", "max_model_len", "confirm_unsafe_code",
     },
+    ScoreConfig: set(),
     JudgeConfig: {SWAP},
 }  # fmt: skip
 PLACEMENT = {
     SampleConfig: MODEL_PLACEMENT | {"prompts", "output"},
     # stop and chat_template are in the fingerprint of a task that applies the chat template (harness/test_stage.py)
-    HarnessConfig: MODEL_PLACEMENT | {"task", "output_dir", "include_path", "save_every", "stop"},
+    HarnessConfig: MODEL_PLACEMENT
+    | {"task", "output_dir", "include_path", "save_every", "stop", "answers_only", "copy_answers_to"},
+    ScoreConfig: COMMON_PLACEMENT | {"answers", "output_dir", "include_path"},
     JudgeConfig: COMMON_PLACEMENT
     | {"outputs", "reference", "judge", "exchange", "output_dir", "concurrency", "timeout", "answers", "force_id"},
 }
 SMALLEST = {
     SampleConfig: SampleConfig(model="m"),
     HarnessConfig: HarnessConfig(model="m", task="t", output_dir="o"),
+    ScoreConfig: ScoreConfig(answers="a", output_dir="d"),
     JudgeConfig: JudgeConfig(outputs="o", output_dir="d"),
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 
 import pytest
@@ -10,7 +11,16 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from halos_eval.errors import DataUnavailable, StoreError
-from halos_eval.storage.manifest import Item, Manifest, Part, cached_path, read_manifest, write_manifest
+from halos_eval.storage import filesystem
+from halos_eval.storage.manifest import (
+    Item,
+    Manifest,
+    Part,
+    cached_path,
+    digest_stored,
+    read_manifest,
+    write_manifest,
+)
 
 
 def item(asked="a", kind="dataset", **more):
@@ -113,3 +123,46 @@ def test_a_damaged_manifest_is_named(tmp_path):
     (tmp_path / "manifest.json").write_text('{"suite": "halos", "items": [{"path": "../x"}]}')
     with pytest.raises(StoreError, match=r"manifest.json is not a valid manifest of this version"):
         read_manifest(str(tmp_path / "manifest.json"))
+
+
+@pytest.fixture
+def fetched(cache):
+    """A metric script in the cache, as an item that knows its digest, and its folder."""
+    folder = cache / "metric" / "a"
+    (folder / "deep").mkdir(parents=True)
+    (folder / "a.py").write_text("VALUE = 1")
+    (folder / "deep" / "b.py").write_text("")
+    return item("a", kind="metric", stored=digest_stored(folder)), folder
+
+
+def test_what_is_in_the_cache_is_compared_with_what_was_fetched(fetched):
+    one, folder = fetched
+    assert one.open() == folder
+    for name in ("a.pyc", "a.lock", "cache-0123.arrow"):  # libraries add them
+        (folder / name).write_text("added")
+    (folder / "__pycache__").mkdir()
+    (folder / "__pycache__" / "a.cpython-311.pyc").write_text("added")
+    assert one.open() == folder
+
+
+@pytest.mark.parametrize("change", ["changed", "added", "removed"])
+def test_data_that_was_changed_is_not_read(fetched, change):
+    one, folder = fetched
+    if change == "changed":
+        (folder / "a.py").write_text("VALUE = 2")
+    elif change == "added":
+        (folder / "c.py").write_text("")
+    else:
+        (folder / "deep" / "b.py").unlink()
+    with pytest.raises(DataUnavailable, match=r"is not as it was fetched.*Delete it there, and run `halos-eval fetch`"):
+        one.open()
+
+
+def test_a_manifest_of_version_1_has_no_digests_of_files(root, fetched):
+    one, folder = fetched
+    older = one.model_dump(mode="json", exclude={"stored"})
+    text = json.dumps({"version": 1, "suite": "halos", "items": [older]})
+    filesystem.write_bytes(f"{root}/old.json", text.encode())
+    (found,) = read_manifest(f"{root}/old.json").items
+    (folder / "a.py").write_text("VALUE = 2")
+    assert found.open() == folder

@@ -111,8 +111,13 @@ def test_a_finished_folder_is_carried_whole_and_removed(outbox, root, finish, ch
     record = Record.model_validate_json((folder / "record.json").read_text())
     target = layout.stage_folder(root, checkpoint, "harness", "humaneval", "f1")
     write_failure(f"{target}/failure.json")
+    answers, others = (outbox / "answers" / folder.parent.relative_to(outbox / "runs") / name for name in ("f1", "f2"))
+    for one in (answers, others):
+        one.mkdir(parents=True)
+        (one / "answers.json.gz").write_bytes(b"answers")
     collect(outbox, root)
     assert not folder.exists()
+    assert (answers.exists(), others.exists()) == (False, True)
     assert read_record(f"{target}/record.json") == record
     assert {name: filesystem.read_bytes(f"{target}/{name}") for name in FILES} == FILES
     assert len(in_store(root)) == 3  # no failure, no parts

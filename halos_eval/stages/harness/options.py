@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import Field
+from pydantic_settings import CliPositionalArg
 
 from halos_eval.config.suite import TASK_NAME, HarnessSettings, StopStrings
 from halos_eval.digests import digest_bytes
@@ -13,7 +14,7 @@ from halos_eval.shipped import shipped
 from halos_eval.stages.chat_template import read_template
 from halos_eval.stages.harness.own_tasks import digest_folder, digest_outside
 from halos_eval.stages.identity import Identity
-from halos_eval.stages.options import ModelConfig
+from halos_eval.stages.options import ModelConfig, StageConfig
 from halos_eval.storage.manifest import Manifest
 from halos_eval.storage.records import CheckpointRef
 
@@ -39,6 +40,21 @@ class HarnessConfig(HarnessSettings, ModelConfig):
     """Skip compilation and CUDA graphs: starts sooner, runs slower."""
     save_every: int = Field(512, ge=1)
     """Requests between two saves; a killed run repeats at most that many."""
+    answers_only: bool = False
+    """Generate the answers without scoring them; `halos-eval score` does that."""
+    copy_answers_to: str | None = None
+    """Folder or URL that gets a copy of the answers, for a process that cannot reach the store."""
+
+
+class ScoreConfig(StageConfig):
+    """Score the answers of a task that executes model-written code, each in a sandbox. It needs no model and no GPU."""
+
+    answers: CliPositionalArg[str]
+    """Folder or URL with the answers that `halos-eval harness` generated."""
+    output_dir: str
+    """Folder or URL for record.json, results-DIGEST.json and samples/."""
+    include_path: str | None = None
+    """Folder with your own task files."""
 
 
 def harness_identity(

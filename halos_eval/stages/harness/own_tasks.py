@@ -33,13 +33,19 @@ def digest_outside(folder: Path) -> str | None:
     Raise BadInput for a relative path, because it would depend on the working directory of the process, and for a path
     that does not exist. Data that a task's Python reads by itself cannot be seen here.
     """
-    found: dict[str, str] = {}
+    found = {str(path): digest_folder(path) if path.is_dir() else digest_file(path) for path in outside(folder)}
+    return digest_json(found) if found else None
+
+
+def outside(folder: Path) -> list[Path]:
+    """Return the local data outside ``folder`` that its task files name. Raise BadInput as ``digest_outside``."""
+    found: set[Path] = set()
     for task_file in sorted(path for path in folder.rglob("*") if path.suffix in {".yaml", ".yml"}):
         for name in sorted(set(_local_data(_read(task_file)))):
-            for path in _existing(name, task_file):
-                if not path.resolve().is_relative_to(folder.resolve()):
-                    found[str(path)] = digest_folder(path) if path.is_dir() else digest_file(path)
-    return digest_json(found) if found else None
+            found |= {
+                path for path in _existing(name, task_file) if not path.resolve().is_relative_to(folder.resolve())
+            }
+    return sorted(found)
 
 
 def _read(file: Path) -> Any:

@@ -5,16 +5,41 @@ from __future__ import annotations
 import gzip
 import json
 import math
+from collections.abc import Mapping
 from numbers import Real
 from typing import Any
 
 from halos_eval.errors import EvaluationFailed
 from halos_eval.stages.harness.clusters import clustered_error
-from halos_eval.storage.records import Coverage, Score
+from halos_eval.stages.run import Outcome
+from halos_eval.storage import result_files
+from halos_eval.storage.records import Coverage, Score, Usage
 
 BYPASS = "bypass"
 """lm_eval's metric of tasks whose answers are not scored."""
 NOT_SCORED = "lm_eval did not score the answers (bypass)"
+
+
+NO_USAGE = Usage(load_seconds=0, work_seconds=0)
+"""Stands for the usage of an outcome until its stage knows it."""
+
+
+def scored(output_dir: str, results: dict[str, Any], warned: Mapping[str, int]) -> Outcome:
+    """Write lm_eval's results to ``output_dir``; return what is recorded of them. Raise EvaluationFailed, StoreError.
+
+    :param warned: counts of warnings, by the name of the detail in the record.
+    """
+    files = result_files.write(output_dir, contents_of(results))
+    scores, missing = scores_of(results)
+    return Outcome(
+        scores=tuple(scores),
+        missing=missing,
+        coverage=coverage_of(results),
+        details=dict(warned),
+        usage=NO_USAGE,
+        files=files,
+        inputs=examples_of(results),
+    )
 
 
 def contents_of(results: dict[str, Any]) -> dict[str, bytes]:

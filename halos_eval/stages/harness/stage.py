@@ -2,36 +2,64 @@
 
 This module writes results itself, because lm_eval's own tracker hides errors while saving. It also journals finished
 requests itself, because lm_eval's cache stores generated text under keys that it never looks up.
+
+A task that executes model-written code is run in two halves: the answers are generated here, and scored in another
+process, which has no model (`halos_eval.stages.harness.score`).
 """
 
 from __future__ import annotations
 
 import time
-from contextlib import ExitStack
+from collections.abc import Callable
+from contextlib import ExitStack, nullcontext
+from typing import TYPE_CHECKING, Any
 
 from halos_eval.checkpoints.known import Carried
 from halos_eval.checkpoints.weights import Weights, check_fetched, inspect
 from halos_eval.data.replay import replayed
-from halos_eval.stages.harness import sandbox
 from halos_eval.stages.harness.answers import Watch, journaled
 from halos_eval.stages.harness.model import load_model, prompting_of
-from halos_eval.stages.harness.options import HarnessConfig, harness_identity
-from halos_eval.stages.harness.results import contents_of, coverage_of, examples_of, scores_of
+from halos_eval.stages.harness.options import HarnessConfig, ScoreConfig, harness_identity
+from halos_eval.stages.harness.replay import Keeper, metrics_not_loaded, stopped_before_scoring, write_answers
+from halos_eval.stages.harness.results import NO_USAGE, scored
+from halos_eval.stages.harness.score import deliver, score
 from halos_eval.stages.harness.task_index import task_manager
 from halos_eval.stages.harness.tasks import dataset_revisions, evaluate, include_paths, load_tasks
 from halos_eval.stages.harness.warned import warnings_counted
 from halos_eval.stages.identity import Job
 from halos_eval.stages.on_disk import on_disk
+from halos_eval.stages.options import StageConfig
 from halos_eval.stages.run import Outcome, check_still_named, loading, reason_kept, run
-from halos_eval.storage import filesystem, layout, result_files
+from halos_eval.storage import filesystem, layout
 from halos_eval.storage.journal import Journal
 from halos_eval.storage.manifest import Manifest
-from halos_eval.storage.records import Record, Usage
+from halos_eval.storage.records import Coverage, Record, Usage
+
+if TYPE_CHECKING:
+    from lm_eval.api.model import LM
+    from lm_eval.tasks import TaskManager
+
+Save = Callable[[], Outcome]
+"""Writes files, and returns what is recorded of them."""
 
 
 def harness(config: HarnessConfig) -> Record:
     """Run the stage. Raise BadInput, DataUnavailable, StoreError, EvaluationFailed."""
-    record = filesystem.join(config.output_dir, layout.RECORD)
+    if not (config.confirm_unsafe_code or config.answers_only):
+        return _run(config, layout.RECORD)
+    generated = _run(config, layout.GENERATED)
+    if config.copy_answers_to:
+        deliver(config.output_dir, config.copy_answers_to, generated)
+    if config.answers_only:
+        return generated
+    common = {name: getattr(config, name) for name in StageConfig.model_fields}
+    folders = {"answers": config.output_dir, "output_dir": config.output_dir, "include_path": config.include_path}
+    return score(ScoreConfig(**common, **folders))
+
+
+def _run(config: HarnessConfig, name: str) -> Record:
+    """Run the task, or only generate its answers, until the record of this ``name`` exists."""
+    record = filesystem.join(config.output_dir, name)
     with ExitStack() as stack:
         with reason_kept(config, record):
             config = stack.enter_context(on_disk(config))
@@ -44,14 +72,12 @@ def harness(config: HarnessConfig) -> Record:
                 config.task, config, config.include_path, config.chat_template, checkpoint, manifest, config.stop
             )
             job = identity.at(record)
-        # Code that a model wrote could have left a record in the outbox, in an earlier try of this task.
-        trusted = not (config.confirm_unsafe_code and config.expect)
-        return run(job, config, lambda: _with_data(config, weights, job, manifest), trusted=trusted)
+        return run(job, config, lambda: _with_data(config, weights, job, manifest))
 
 
 def _with_data(config: HarnessConfig, weights: Weights, job: Job, manifest: Manifest | None) -> Outcome:
     check_fetched(config.model, config.revision, manifest)
-    with replayed(manifest):
+    with replayed(manifest, config.task):
         outcome = _work(config, weights, job)
     fetched = manifest.needs(config.task) if manifest else []
     more = {f"{item.kind}:{item.repo}": item.revision or item.digest for item in fetched if item.kind != "dataset"}
@@ -59,35 +85,49 @@ def _with_data(config: HarnessConfig, weights: Weights, job: Job, manifest: Mani
 
 
 def _work(config: HarnessConfig, weights: Weights, job: Job) -> Outcome:
+    generates = job.record.endswith(layout.GENERATED)
     began = time.monotonic()
     manager = task_manager([config.task], include_paths(config.include_path))
-    tasks = load_tasks(config, manager)
+    with metrics_not_loaded() if generates else nullcontext():
+        tasks = load_tasks(config, manager)
     with loading(weights):
         model = load_model(config, weights)
     prompting = prompting_of(config, model)
     watch = Watch(model, config.backend, prompting)
-    if config.confirm_unsafe_code:
-        sandbox.close_network_in_children()  # after the start of the model's own processes, which need the network
     parts = filesystem.join(config.output_dir, "parts")
     loaded = time.monotonic()
     with Journal(job.journal(parts, config.force), seconds=0) as journal:
         tally = journaled(model, journal, config.save_every, prompting, watch)
-        with warnings_counted() as warned:
-            results = evaluate(config, model, manager, tasks)
+        save_all = (_generate if generates else _evaluate)(config, model, manager, tasks)
     check_still_named(weights, journal)
-    files = result_files.write(config.output_dir, contents_of(results))
-    scores, missing = scores_of(results)
-    return Outcome(
-        scores=tuple(scores),
-        missing=missing,
-        coverage=coverage_of(results),
-        details={**tally.details, **warned},
-        usage=Usage(
-            load_seconds=loaded - began,
-            work_seconds=time.monotonic() - loaded,
-            resumed=tally.requests["resumed"] / max(1, tally.requests.total()),
-        ),
-        files=files,
-        inputs=dataset_revisions(tasks) | prompting.described() | examples_of(results),
-        parts=parts,
+    outcome = save_all()
+    usage = Usage(
+        load_seconds=loaded - began,
+        work_seconds=time.monotonic() - loaded,
+        resumed=tally.requests["resumed"] / max(1, tally.requests.total()),
     )
+    inputs = dataset_revisions(tasks) | prompting.described() | outcome.inputs
+    details = {**tally.details, **outcome.details}
+    return outcome.model_copy(update={"usage": usage, "inputs": inputs, "details": details, "parts": parts})
+
+
+def _evaluate(config: HarnessConfig, model: LM, manager: TaskManager, tasks: list[Any]) -> Save:
+    """Let lm_eval ask the model and score its answers."""
+    with warnings_counted() as warned:
+        results = evaluate(config, model, manager, tasks)
+    return lambda: scored(config.output_dir, results, warned)
+
+
+def _generate(config: HarnessConfig, model: LM, manager: TaskManager, tasks: list[Any]) -> Save:
+    """Let lm_eval ask the model, and keep its answers."""
+    keeper = Keeper(model)
+    with stopped_before_scoring(tasks):
+        evaluate(config, model, manager, tasks)
+
+    def save_answers() -> Outcome:
+        answers = keeper.answers
+        count = sum(map(len, answers.answers.values()))
+        files = write_answers(config.output_dir, answers)
+        return Outcome(coverage=Coverage(attempted=count, scored=count), usage=NO_USAGE, files=files)
+
+    return save_answers

@@ -111,11 +111,15 @@ def rehearse(config: HarnessConfig, manager: TaskManager, tasks: list[Any]) -> N
         log.warning("%s: scoring dummy answers failed (%s: %s)", config.task, type(error).__name__, error)
 
 
+def leaves(tasks: list[Any]) -> list[Any]:
+    """Return the tasks in these tasks and groups."""
+    return [leaf for task in tasks for leaf in (task.get_all_tasks() if hasattr(task, "get_all_tasks") else [task])]
+
+
 def dataset_revisions(tasks: list[Any]) -> dict[str, str]:
     """Return the hub commit of every dataset that was read, or its fingerprint if it is not from the hub."""
-    leaves = [leaf for task in tasks for leaf in (task.get_all_tasks() if hasattr(task, "get_all_tasks") else [task])]
     revisions = {}
-    for leaf in leaves:
+    for leaf in leaves(tasks):
         name = "/".join(str(part) for part in (leaf.config.dataset_path, leaf.config.dataset_name) if part)
         split = next(iter((leaf.dataset or {}).values()), None)
         if split is not None:
