@@ -23,6 +23,7 @@ from hypothesis import settings
 
 from halos_eval.config.suite import Suite, load_suite
 from tests.doubles.hub_data import write_hub_data
+from tests.doubles.s3 import bucket
 
 # How long an example takes says more of what else this machine does than of the code.
 settings.register_profile("any-machine", deadline=None)
@@ -174,22 +175,8 @@ def root(tmp_path: Path) -> str:
 @pytest.fixture(scope="module")
 def strict_bucket() -> Iterator[str]:
     """A bucket on an S3 server that enforces conditional writes."""
-    import s3fs
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
-        patch.setenv("AWS_ACCESS_KEY_ID", "key")
-        patch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
-        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-        s3fs.S3FileSystem.clear_instance_cache()
-        s3fs.S3FileSystem().mkdir("evaluations")
-        yield "s3://evaluations"
-        s3fs.S3FileSystem.clear_instance_cache()
-    server.stop()
+    with bucket() as url:
+        yield url
 
 
 @pytest.fixture

@@ -129,14 +129,21 @@ class _Folder:
 
     @property
     def unnamed(self) -> dict[str, Entry]:
-        """Result files that no record names; none if the record cannot be read. Raise StoreError."""
+        """Result files that no record names; none if a record cannot be read. Raise StoreError.
+
+        The answers of a task that executes code have a record of their own.
+        """
         found = {path: entry for path, entry in self.files.items() if digest_in(path)}
         finished = self.record_name in self.files
         if finished and len({plain_name(path) for path in self.files}) == len(self.files):
             return {}  # without reading the record: each file is there once
-        if finished and self.record is None:
+        records = [self.record] if finished else []
+        if layout.GENERATED in self.files:
+            records.append(readable_record(filesystem.join(self.url, layout.GENERATED))[0])
+        if None in records:
             return {}
-        return {path: one for path, one in found.items() if not self.record or path not in self.record.files}
+        named = {path for record in records if record for path in record.files}
+        return {path: one for path, one in found.items() if path not in named}
 
     def below(self, name: str) -> dict[str, Entry]:
         return {path: entry for path, entry in self.files.items() if path.startswith(f"{name}/")}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
+from threading import Thread
 
 import pytest
 
@@ -11,14 +12,16 @@ import pytest
 def bucket(name="evaluations"):
     """An empty bucket, with the server's address in the environment: gives s3://NAME."""
     import s3fs
-    from moto.server import ThreadedMotoServer
+    from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
+    from werkzeug.serving import make_server
 
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
+    # One request at a time, because moto checks a condition and writes in two steps.
+    server = make_server("127.0.0.1", 0, DomainDispatcherApplication(create_backend_app))
+    thread = Thread(target=server.serve_forever)
+    thread.start()
     try:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+            patch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.port}")
             patch.setenv("AWS_ACCESS_KEY_ID", "key")
             patch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
             patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
@@ -27,7 +30,9 @@ def bucket(name="evaluations"):
             yield f"s3://{name}"
             s3fs.S3FileSystem.clear_instance_cache()
     finally:
-        server.stop()
+        server.shutdown()
+        thread.join()
+        server.server_close()
 
 
 def upload(folder, url):

@@ -354,6 +354,21 @@ def test_result_files_without_a_record_are_removed_but_not_those_of_an_unreadabl
     assert len(before - lab.files()) == (0 if record else 2)
 
 
+@pytest.mark.parametrize("scored", [True, False])
+def test_answers_that_are_scored_later_are_not_removed(lab, scored):
+    job = lab.evaluate()["demo_choice"]
+    home = f"{lab.root}/{folder(job)}"
+    generated = read_record(job.record)
+    if not scored:
+        filesystem.delete(job.record)
+    answers = result_files.write(home, {"answers.json.gz": b"newer"})
+    result_files.write(home, {"answers.json.gz": b"older"})
+    write_model(f"{home}/{layout.GENERATED}", generated.model_copy(update={"files": answers}))
+    lab.prune()
+    left = {name for name in lab.files() if "answers" in name}
+    assert left == {f"{folder(job)}/{name}" for name in answers}
+
+
 def test_a_deleted_checkpoint_stays_until_somebody_says_so(lab):
     lab.evaluate(shots=5)
     lab.evaluate(shots=0)
