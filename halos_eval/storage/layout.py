@@ -1,7 +1,9 @@
 """Paths in the store.
 
 runs/CHECKPOINT/STAGE/FINGERPRINT/{record.json, failure.json, ...}     STAGE is sample, judge or harness.TASK
+runs/CHECKPOINT/STAGE/FINGERPRINT/NAME-DIGEST.json                     results; the record names those that count
 plans/SUITE/CHECKPOINT.json                                            the jobs of a run, with their fingerprints
+plans/SUITE/CHECKPOINT.claims/                                         the process that saves them now
 suites/SUITE.json                                                      the suite's definition at the latest plan
 weights/CHECKPOINT.json                                                digest and file stamps of the weights
 series.json                                                            versions of the tools, in order of first use
