@@ -14,8 +14,13 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from pathlib import Path
+<<<<<<< HEAD
 from typing import Any, BinaryIO, NamedTuple
+=======
+from typing import Any, NamedTuple, cast
+>>>>>>> store
 
 import fsspec
 from fsspec.asyn import AsyncFileSystem
@@ -84,7 +89,31 @@ def _open(url: str) -> tuple[Any, str]:
             "interface too: use s3:// with its address in AWS_ENDPOINT_URL"
         )
     fs = fsspec.filesystem(protocol, use_listings_cache=False)
+    if protocol == "s3" and fs.session is None:
+        fs.session = _s3_session(fs)
     return fs, fs._strip_protocol(url)
+
+
+def _s3_session(fs: Any) -> Any:
+    """Return a session as s3fs makes it, but with a faster parser of times.
+
+    That of botocore takes 0.1 ms for each entry of a listing, which was a fifth of the time of a table of 2,000 rows.
+    """
+    from aiobotocore.session import AioSession
+
+    session = AioSession(**fs.kwargs)
+    session.get_component("response_parser_factory").set_parser_defaults(timestamp_parser=_time)
+    return session
+
+
+def _time(text: str | float) -> datetime:
+    """Return a time of an answer of S3: ISO 8601 in listings, RFC 9110 in headers."""
+    from botocore.utils import parse_timestamp
+
+    for parse in (datetime.fromisoformat, parsedate_to_datetime):
+        with suppress(ValueError, TypeError, AttributeError):
+            return parse(text)  # type: ignore[arg-type]
+    return cast(datetime, parse_timestamp(text))
 
 
 def read_bytes(url: str, start: int | None = None, end: int | None = None) -> bytes:

@@ -10,6 +10,7 @@ from uuid import uuid4
 
 import pytest
 from aiohttp import ClientPayloadError
+from botocore.utils import parse_timestamp
 from fsspec.implementations.memory import MemoryFileSystem
 from s3fs import S3FileSystem
 
@@ -144,6 +145,14 @@ class TestS3(Behaviour):
         monkeypatch.setattr(S3FileSystem, "_cat_file", lost)
         with pytest.raises(StoreError, match="Response payload is not completed"):
             filesystem.read_many([f"{root}/a", f"{root}/b"])
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["2026-11-28T02:09:34.000Z", "2026-11-28T02:09:34Z", "Sat, 28 Nov 2026 02:09:34 GMT", "1795831774", 1795831774.5],
+)
+def test_times_are_parsed_as_botocore_does(text):
+    assert filesystem._time(text) == parse_timestamp(text)
 
 
 @pytest.mark.parametrize("broken", [(os, "fsync"), (Path, "replace")], ids=lambda broken: broken[1])
