@@ -16,11 +16,7 @@ from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from pathlib import Path
-<<<<<<< HEAD
-from typing import Any, BinaryIO, NamedTuple
-=======
-from typing import Any, NamedTuple, cast
->>>>>>> store
+from typing import Any, BinaryIO, NamedTuple, cast
 
 import fsspec
 from fsspec.asyn import AsyncFileSystem

@@ -1,11 +1,8 @@
 """Paths in the store.
 
 runs/CHECKPOINT/STAGE/FINGERPRINT/{record.json, failure.json, ...}     STAGE is sample, judge or harness.TASK
-<<<<<<< HEAD
-runs/CHECKPOINT/harness.TASK/FINGERPRINT/{generated.json, answers.json.gz}   if the task executes a model's code
-=======
 runs/CHECKPOINT/STAGE/FINGERPRINT/NAME-DIGEST.json                     results; the record names those that count
->>>>>>> store
+runs/CHECKPOINT/harness.TASK/FINGERPRINT/{generated.json, answers-*}         if the task executes a model's code
 plans/SUITE/CHECKPOINT.json                                            the jobs of a run, with their fingerprints
 plans/SUITE/CHECKPOINT.claims/                                         the process that saves them now
 suites/SUITE.json                                                      the suite's definition at the latest plan
