@@ -329,6 +329,7 @@ def test_journals_and_claims_of_ended_runs_are_removed(lab):
 def test_a_deleted_checkpoint_stays_until_somebody_says_so(lab):
     lab.evaluate(shots=5)
     lab.evaluate(shots=0)
+    filesystem.write_bytes(layout.copy_url(lab.root, NAME), b"{}")
     gone = Listing([lab.checkpoint.model_copy(update={"name": "other"})], {})
     kept = "not in the registry: its results stay without --deleted-checkpoints"
     assert lab.found(listing=gone) == ([], kept)
