@@ -87,8 +87,9 @@ def copied(location: str, limit: int = WEIGHTS_GIB, turn: str | None = None) -> 
     held, the copy is not removed. Raise BadInput if the weights are missing, incomplete or too large, StoreError if
     it does not fit, and Incomplete if a retry can help.
     """
-    files = _files(location)
-    check_weights(location, files)
+    listed = files_of(location)
+    check_weights(location, listed)
+    files = _counted(listed)
     folder = cached_weights() / _key(location, files)
     note_use(folder, turn)
     if found := _complete(folder):
@@ -118,10 +119,9 @@ def reading(folder: str) -> Iterator[None]:
         yield
 
 
-def _files(location: str) -> dict[str, Entry]:
+def _counted(files: Mapping[str, Entry]) -> dict[str, Entry]:
     """Return the objects that are copied: those that determine outputs, metadata and chat templates."""
-    found = files_of(location)
-    return {name: found[name] for name in sorted(found) if COUNTED.fullmatch(name) and not found[name].is_folder}
+    return {name: files[name] for name in sorted(files) if COUNTED.fullmatch(name) and not files[name].is_folder}
 
 
 def _versions(files: Mapping[str, Entry]) -> dict[str, tuple[int, str]]:
@@ -143,7 +143,7 @@ def _download(location: str, files: Mapping[str, Entry], folder: Path, limit: in
     _make_space(partial, size, limit * GIB)
     log.info("copying %s (%.1f GiB)", location, size / GIB)
     digests = _fetch_all(location, files, partial)
-    if _versions(_files(location)) != _versions(files):
+    if _versions(_counted(files_of(location))) != _versions(files):
         raise Incomplete(f"{location} was saved again while it was copied. Run it again when it is saved")
     check_weights(str(partial), files_of(str(partial)))
     copy = Copy(

@@ -151,7 +151,7 @@ def test_two_that_both_write_leave_the_same_files(url, folder, monkeypatch):
         both.wait()
         yield from real(url, state, start)
 
-    files = download._files(url)
+    files = filesystem.entries(url)
     path = download.cached_weights() / "0.partial" / "model.safetensors"
     path.parent.mkdir(parents=True)
     monkeypatch.setattr(filesystem, "stream", together)
@@ -248,7 +248,8 @@ def test_an_etag_of_an_encrypted_or_divided_object_is_no_checksum(server):
 
 def test_a_checkpoint_that_is_gone_or_incomplete_leaves_nothing_behind(url, cache):
     filesystem.delete(f"{url}/model.safetensors")
-    with pytest.raises(BadInput, match=r"is incomplete: model\.safetensors is missing"):
+    filesystem.write_bytes(f"{url}/pytorch_model.bin", b"")
+    with pytest.raises(BadInput, match=r"model\.safetensors is missing\. Convert pytorch_model\.bin to safetensors"):
         copied(url)
     filesystem.delete(url)
     with pytest.raises(BadInput, match="does not exist or is empty"):

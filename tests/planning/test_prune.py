@@ -372,6 +372,7 @@ def test_answers_that_are_scored_later_are_not_removed(lab, scored):
 def test_a_deleted_checkpoint_stays_until_somebody_says_so(lab):
     lab.evaluate(shots=5)
     lab.evaluate(shots=0)
+    filesystem.write_bytes(layout.copy_url(lab.root, NAME), b"{}")
     gone = Listing([lab.checkpoint.model_copy(update={"name": "other"})], {})
     kept = "not in the registry: its results stay without --deleted-checkpoints"
     assert lab.found(listing=gone) == ([], kept)
