@@ -2,8 +2,9 @@
 
 `prepare` checks the params, and waits while another run evaluates the same suite on the same checkpoint. `fetch`
 downloads and pins data that is not pinned yet. `plan` finds the jobs to run. `sample` and `judge` (AlpacaEval) run
-beside one `harness` task for each lm_eval task. `summarize` writes the suite's table, even if tasks failed. `verdict`
-fails if a result is missing. After a failure you can trigger the DAG again: finished work is not run again.
+beside one `harness` task for each lm_eval task. A task that executes a model's code has two tasks, in the group `code`.
+`summarize` writes the suite's table, even if tasks failed. `verdict` fails if a result is missing. After a failure you
+can trigger the DAG again: finished work is not run again.
 
 #### Triage
 * **prepare or plan failed**: the input is wrong (the message names the remedy). Nothing was spent. Fix it and trigger
@@ -13,6 +14,8 @@ fails if a result is missing. After a failure you can trigger the DAG again: fin
 * **verdict reports unavailable data**: fix the reason (a gated dataset needs `HF_TOKEN`) and trigger the DAG again.
 * **one harness task failed**: only its cell is empty; other results are unaffected. The last log line is the reason.
   Clear that task.
+* **code.score failed**: it executes the answers that `code.harness` generated for `humaneval` and `mbpp`. Clear it; the
+  answers are kept.
 * **judge failed, JudgeRefused**: the endpoint rejects the key, the quota or the model name. Fix it and clear `judge`;
   paid answers are kept.
 * **Incomplete, StoreError**: Airflow retries. If they persist, check the judge's endpoint or the store.

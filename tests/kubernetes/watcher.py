@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 PODS = "app.kubernetes.io/name=halos-eval"
 """Selects the pods of stages."""
-STAGES = ("fetch", "sample", "judge", "harness", "summarize")
+STAGES = ("fetch", "sample", "judge", "harness", "score", "summarize")
 
 
 class Holding(NamedTuple):
