@@ -16,6 +16,8 @@ run again.
 * **one harness task failed**: only its cell is empty; other results are unaffected. The last log line is the reason.
   Clear that task.
 * **one judge failed**: only its columns are empty. Clear that task.
+* **code.score failed**: it executes the answers that `code.harness` generated for `humaneval` and `mbpp`. Clear it; the
+  answers are kept.
 * **judge failed, JudgeRefused**: the endpoint rejects the key, the quota or the model name. Fix it and clear `judge`;
   paid answers are kept.
 * **judge failed, CostLimit**: it stopped before it cost more than `limits.run` of the policy file. Raise that and

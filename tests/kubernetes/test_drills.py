@@ -27,40 +27,47 @@ doc_to_target: "x"
 generation_kwargs: {{max_gen_toks: 4, until: ["\\n"]}}
 process_results: !function code.look_around
 metric_list:
-  - {{metric: child_reaches, aggregation: mean, higher_is_better: true}}
-  - {{metric: pod_reaches, aggregation: mean, higher_is_better: true}}
+  - {{metric: network, aggregation: mean, higher_is_better: true}}
+  - {{metric: forged, aggregation: mean, higher_is_better: true}}
+  - {{metric: seen, aggregation: mean, higher_is_better: true}}
   - {{metric: secrets, aggregation: mean, higher_is_better: true}}
-  - {{metric: others, aggregation: mean, higher_is_better: true}}
+  - {{metric: works, aggregation: mean, higher_is_better: true}}
 """
-# What code that a model wrote could try, run as lm_eval's code_eval runs it: in a forked child.
+# What code that a model wrote could try. Each metric counts what it achieves.
 CODE = """
-import multiprocessing
 import os
 import socket
+import subprocess
 from pathlib import Path
 
 
-def reach(answer):
-    try:
-        socket.create_connection(("{host}", {port}), timeout=5).close()
-        answer.value = 1
-    except OSError:
-        answer.value = 0
+def achieved(*attempts):
+    count = 0
+    for attempt in attempts:
+        try:
+            attempt()
+            count += 1
+        except OSError:
+            pass
+    return count
 
 
 def look_around(doc, results):
-    here, there = (multiprocessing.get_context("fork").Value("i", -1) for _ in range(2))
-    reach(here)
-    child = multiprocessing.get_context("fork").Process(target=reach, args=(there,))
-    child.start()
-    child.join()
-    names = {keys}
-    outbox = Path("/outbox")
     return {{
-        "child_reaches": there.value,
-        "pod_reaches": here.value,
-        "secrets": sum(name in os.environ for name in names),
-        "others": sum(path.is_dir() and path.name == "runs" for path in outbox.iterdir()),
+        "network": achieved(lambda: socket.create_connection(("{host}", {port}), timeout=5).close()),
+        "forged": achieved(
+            lambda: Path("/outbox/record.json").write_text("forged"),
+            lambda: Path("/answers/answers.json.gz").write_text("forged"),
+            lambda: Path("/checkpoints/{folder}/code.py").write_text("forged"),
+        ),
+        "seen": achieved(
+            lambda: os.listdir("/checkpoints"),
+            lambda: os.listdir("/cache"),
+            lambda: Path("/answers/answers.json.gz").read_bytes(),
+            lambda: Path(f"/proc/{{os.getppid()}}/environ").read_bytes(),
+        ),
+        "secrets": sum(name in os.environ for name in {keys}),
+        "works": int(subprocess.run(["python3", "-c", "open('own', 'w')"]).returncode == 0),
     }}
 """
 
@@ -194,17 +201,24 @@ def test_a_model_s_code_has_no_network_and_no_secrets(admin, lab):
         (folder / "data.jsonl").write_text(json.dumps({"question": "1 + 1 ="}) + "\n")
         (folder / "own_code.yaml").write_text(CODE_TASK)
         port = server.getsockname()[1]
-        (folder / "code.py").write_text(CODE.format(host=HOST, port=port, keys=sorted(KEYS)))
+        places = {"host": HOST, "port": port, "folder": TASK_FILES}
+        (folder / "code.py").write_text(CODE.format(keys=sorted(KEYS), **places))
         earlier = set(lab.watcher.pods)
         run_id = lab.trigger(checkpoint=CHECKPOINT, suite="code")
-        state, states = lab.finish(run_id, 300)
+        state, states = lab.finish(run_id, 480)
         assert state == "success", states
     (record,) = lab.store.glob(f"runs/{CHECKPOINT}/harness.own_code/*/record.json")  # carried from the outbox
     scores = {score["metric"]: score["value"] for score in json.loads(record.read_text())["scores"]}
-    # This cluster does not enforce NetworkPolicies, so the pod itself reaches the server: the code does not.
-    assert scores == {"child_reaches": 0, "pod_reaches": 1, "secrets": 0, "others": 0}
-    assert len(connections) == 1
-    (pod,) = lab.watcher.since(earlier, "harness")
+    # This cluster does not enforce NetworkPolicies: only the sandbox closes the network.
+    assert scores == {"network": 0, "forged": 0, "seen": 0, "secrets": 0, "works": 1}
+    assert not connections
+    (generated,) = lab.watcher.since(earlier, "harness")
+    assert generated.metadata.labels["halos-eval/network"] == "egress"
+    (pod,) = lab.watcher.since(earlier, "score")
+    assert not (pod.spec.containers[0].resources.limits or {}).keys() & {"nvidia.com/gpu"}
+    mounted = {one.mount_path for one in pod.spec.containers[0].volume_mounts}
+    assert {path for path in mounted if path.startswith("/checkpoints")} == {f"/checkpoints/{TASK_FILES}"}
+    assert "/cache" not in mounted
     assert pod.metadata.labels["halos-eval/network"] == "none"
     assert pod.spec.service_account_name == "halos-eval-code"
     assert not [one.name for one in pod.spec.containers[0].env if one.value_from]

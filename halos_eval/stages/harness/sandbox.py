@@ -204,7 +204,7 @@ def _landlock(access: Access, version: int) -> None:
 def _allow(rules: int, path: str, rights: int) -> None:
     try:
         handle = os.open(path, os.O_PATH | os.O_CLOEXEC)
-    except FileNotFoundError:
+    except (FileNotFoundError, PermissionError):  # also a folder that this user cannot reach
         return
     if not stat.S_ISDIR(os.fstat(handle).st_mode):
         rights &= RIGHTS_OF_FILES
