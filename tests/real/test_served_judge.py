@@ -1,9 +1,8 @@
-"""A checkpoint that is judged by a model of this machine: the planned job, the operator, vLLM and alpaca_eval."""
+"""A checkpoint that is judged by a model of this machine: the planned commands, with vLLM and alpaca_eval."""
 
 from __future__ import annotations
 
 import json
-import subprocess
 
 import pytest
 
@@ -13,13 +12,11 @@ from halos_eval.config.cluster import load_cluster
 from halos_eval.config.suite import load_suite
 from halos_eval.data import prompts
 from halos_eval.digests import digest_bytes
-from halos_eval.orchestration.local import LocalStageOperator
 from halos_eval.planning.plan import make_plan
 from halos_eval.stages.tools import pinned
 from halos_eval.storage import filesystem
 from halos_eval.storage.records import read_record, write_model
 from tests.doubles import make_record
-from tests.orchestration.test_local import CONTEXT
 
 # tests/real/test_demo.py runs the same with the demo's checkpoints.
 pytestmark = [pytest.mark.real, pytest.mark.slow]
@@ -27,10 +24,8 @@ SUITE = "{{enforce_eager: true, alpaca_eval: {{prompts: demo, reference: demo, j
 
 
 @pytest.fixture
-def plan(environments, tiny, suite, root, tmp_path, monkeypatch):
+def plan(tiny, suite, root):
     """``plan()`` plans a suite whose judge is the tiny model."""
-    monkeypatch.setenv("HALOS_EVAL_ENVIRONMENTS", str(environments))
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     suite(SUITE.format(tiny))
     return lambda: make_plan(load_suite("own"), Checkpoint(name="kto", location=str(tiny)), root, load_cluster())
 
@@ -47,10 +42,14 @@ def sampled(job):
     return len(rows)
 
 
-def test_a_model_judges_and_its_server_ends(plan, tiny):
+def test_a_model_judges_and_its_server_ends(plan, tiny, run, tmp_path):
     sample, judge = plan().jobs
     pairs = sampled(sample)
-    LocalStageOperator(task_id="judge", job=judge.model_dump(mode="json")).execute(CONTEXT)
+    stage, server = judge.with_server(str(tmp_path / "exchange"))
+    with run.started("worker", *server.argv) as process:
+        done = run("judge", *stage.argv)
+        assert done.returncode == 0, done.stderr + process.log.read_text()[-2000:]
+        assert process.wait(60) == 0
     record = read_record(judge.record)
     assert record.fingerprint == judge.fingerprint
     assert (record.coverage.attempted, record.coverage.scored) == (pairs, pairs)
@@ -61,6 +60,4 @@ def test_a_model_judges_and_its_server_ends(plan, tiny):
     assert inputs["judge_model"] == "tiny"
     assert inputs["judge_vllm"].startswith(pinned("vllm"))
     assert "127.0.0.1" not in inputs["endpoint"]
-    left = subprocess.run(["pgrep", "-f", f"serve.*{tiny}"], capture_output=True, text=True, check=False)
-    assert left.stdout == ""
     assert [job.done for job in plan().jobs] == [True, True]

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 import threading
+from pathlib import Path
 from urllib.request import urlopen
 
 import pytest
@@ -14,7 +16,10 @@ from halos_eval.stages import exchange as exchange_module
 from halos_eval.stages import serve as module
 from halos_eval.stages.exchange import Exchange
 from halos_eval.stages.serve import ServeConfig, serve
+from tests.airflow_server import wait_for
 from tests.doubles import make_checkpoint
+
+PYTHON = sys.executable
 
 SERVES = """
 import json, os, sys
@@ -124,3 +129,27 @@ def test_a_model_that_is_not_in_the_cache(program, config, tmp_path, monkeypatch
         serve(config(model="lab/judge", manifest=str(tmp_path / "m.json")))
     with pytest.raises(DataUnavailable, match="has no model lab/judge"):
         Exchange(tmp_path / "exchange").check()
+
+
+def test_vllm_ends_if_its_parent_is_killed(program, config, tmp_path):
+    program(f"import os, time; open({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid())); time.sleep(600)")
+    text = (
+        "import sys; from halos_eval.stages import serve as module; module.version = lambda _: '0.32.0+cpu';"
+        "module.tools.check_installed = lambda *_: None; sys.executable = sys.argv[1];"
+        "module.serve(module.ServeConfig.model_validate_json(sys.argv[2]))"
+    )
+    words = [PYTHON, "-c", text, module.sys.executable, config().model_dump_json()]
+    with subprocess.Popen(words, stderr=subprocess.DEVNULL) as process:
+        try:
+            wait_for(lambda: (tmp_path / "pid").is_file() and (tmp_path / "pid").read_text(), 60)
+        finally:
+            process.kill()
+    wait_for(lambda: not is_running((tmp_path / "pid").read_text()), 60)
+    assert Exchange(tmp_path / "exchange").state("server") == "ended"
+
+
+def is_running(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
