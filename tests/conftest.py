@@ -17,6 +17,7 @@ from itertools import count
 from pathlib import Path
 from typing import NamedTuple
 from urllib.request import urlopen
+from uuid import uuid4
 
 import pytest
 from hypothesis import settings
@@ -186,8 +187,9 @@ def strict_bucket() -> Iterator[str]:
         patch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
         patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
         s3fs.S3FileSystem.clear_instance_cache()
-        s3fs.S3FileSystem().mkdir("evaluations")
-        yield "s3://evaluations"
+        name = f"evaluations-{uuid4()}"  # the servers of a process share their buckets
+        s3fs.S3FileSystem().mkdir(name)
+        yield f"s3://{name}"
         s3fs.S3FileSystem.clear_instance_cache()
     server.stop()
 
