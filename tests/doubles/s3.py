@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from threading import Thread
+from uuid import uuid4
 
 import pytest
 
 
 @contextmanager
-def bucket(name="evaluations"):
+def bucket():
     """An empty bucket, with the server's address in the environment: gives s3://NAME."""
     import s3fs
     from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
@@ -19,6 +20,7 @@ def bucket(name="evaluations"):
     server = make_server("127.0.0.1", 0, DomainDispatcherApplication(create_backend_app))
     thread = Thread(target=server.serve_forever)
     thread.start()
+    name = f"evaluations-{uuid4()}"  # the servers of a process share their buckets
     try:
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.port}")
