@@ -82,6 +82,8 @@ class History(NamedTuple):
         for part in parts:
             profile = profile_of(suite, checkpoint, suite.settings_of(part).profile)
             cost += self._on_gpus("sample" if part == ALPACA_EVAL else part, profile)
+            if getattr(suite.settings_of(part), "confirm_unsafe_code", False):
+                cost += Cost(pods=1)  # its second half
             if part == ALPACA_EVAL and suite.alpaca_eval:
                 cost += self._judged(judge or suite.alpaca_eval.judge)
         return cost

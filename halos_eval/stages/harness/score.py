@@ -139,8 +139,12 @@ def _run_scorer(folder: Path, environment: dict[str, str]) -> None:
     try:
         code = process.wait()
     finally:
-        process.kill()
-        process.wait()
+        process.terminate()  # if this process is interrupted; it then ends what an item has started
+        try:
+            process.wait(timeout=10)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
     if (folder / ERROR).exists():
         reported = json.loads((folder / ERROR).read_text(encoding="utf-8"))
         raise ERRORS.get(reported["error"], EvaluationFailed)(reported["message"])
