@@ -10,9 +10,12 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from halos_eval.config.suite import HarnessSettings
@@ -98,8 +101,7 @@ def _identity(config: ScoreConfig, generated: Record, manifest: Manifest | None)
 
 def _work(config: ScoreConfig, generated: Record) -> Outcome:
     sandbox.protect()
-    with tempfile.TemporaryDirectory(prefix="halos-eval-") as name:
-        folder = Path(name)
+    with _scratch() as folder:
         (folder / FILE).write_bytes(read_answers(config.answers, generated))
         manifest = None
         if config.manifest:
@@ -122,6 +124,17 @@ def _work(config: ScoreConfig, generated: Record) -> Outcome:
     return outcome.model_copy(
         update={"usage": generated.usage, "details": details, "generated_by": generated.provenance}
     )
+
+
+@contextmanager
+def _scratch() -> Iterator[Path]:
+    """Yield a folder that is removed afterwards, as far as what a model's code left in it can be removed."""
+    folder = Path(tempfile.mkdtemp(prefix="halos-eval-"))
+    try:
+        yield folder
+    finally:
+        with suppress(RecursionError):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _environment(folder: Path, fetched: bool) -> dict[str, str]:
