@@ -105,7 +105,7 @@ class Items:
         return value
 
     def _clean(self) -> None:
-        """Replace the folder by an empty one. What cannot be removed, such as folders too deep, is moved away."""
+        """Replace the folder by an empty one. Contents that cannot be removed (too deep folders) are moved away."""
         self._cleaned += 1
         left = self.folder.with_name(f"{self.folder.name}-{self._cleaned}")
         self.folder.rename(left)
