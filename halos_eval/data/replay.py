@@ -95,7 +95,7 @@ class _Replay:
         folder = self.manifest.find("metric", name).open()
         # A copy, because Python would execute a compiled module in the cache, which no digest covers.
         copy = self.scratch.parent / "modules" / folder.name
-        shutil.copytree(folder, copy, ignore=lambda _, names: [one for one in names if ADDED.fullmatch(one)])
+        shutil.copytree(folder, copy, ignore=_added, dirs_exist_ok=True)
         sys.path.insert(0, str(copy.parent))
         return ImportableModule(f"{folder.name}.{name.rsplit('/', 1)[-1]}", folder.name)
 
@@ -103,3 +103,7 @@ class _Replay:
         """Return whether the cache has the package. NLTK calls this only if it has not found the package there."""
         self.manifest.find("nltk", package).open()
         return True
+
+
+def _added(_: str, names: list[str]) -> list[str]:
+    return [one for one in names if ADDED.fullmatch(one)]

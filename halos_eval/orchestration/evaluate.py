@@ -152,7 +152,8 @@ def _by_policy(job: PlannedJob, priority: str) -> PlannedJob:
 
 
 def _job(job: StageJob) -> dict[str, Any]:
-    return job.model_dump(include=set(StageJob.model_fields), mode="json")
+    fields = job.model_dump(include=set(StageJob.model_fields))
+    return StageJob.model_validate(fields).model_dump(mode="json")
 
 
 def check_complete(jobs: dict[str, str], unavailable: dict[str, str]) -> None:

@@ -198,7 +198,8 @@ def _mounts(volumes: dict[str, Volume], job: StageJob) -> list[dict[str, Any]]:
     boxes: list[dict[str, Any]] = []
     if volume := volumes.get(OUTBOX):
         boxes.append({"name": OUTBOX, "mountPath": volume.mount_path, "subPath": job.outbox})
-        boxes.append({"name": OUTBOX, "mountPath": ANSWERS, "subPath": job.answers, "readOnly": True})
+        if job.answers:  # without a subPath it would be the whole outbox
+            boxes.append({"name": OUTBOX, "mountPath": ANSWERS, "subPath": job.answers, "readOnly": True})
     own = [{"name": name, "mountPath": one.mount_path} for name, one in volumes.items() if one.empty_dir]
     read = [
         {"name": name, "mountPath": path, "readOnly": True} | ({"subPath": inside} if inside != "." else {})

@@ -95,6 +95,8 @@ class History(NamedTuple):
             profile = profile_of(suite, checkpoint, suite.settings_of(part).profile)
             title = "sample" if part == ALPACA_EVAL else part
             cost += Cost() if title in done else self._on_gpus(title, profile)
+            if getattr(suite.settings_of(part), "confirm_unsafe_code", False) and title not in done:
+                cost += Cost(pods=1)  # its second half
             if part == ALPACA_EVAL and suite.alpaca_eval:
                 orders = 2 if suite.alpaca_eval.swap else 1
                 judges: dict[str, JudgeChoice] = {JUDGE: judge} if judge else dict(suite.alpaca_eval.judge_titles)

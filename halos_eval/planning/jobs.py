@@ -103,6 +103,10 @@ class PlannedJob(StageJob):
     """Whether the record exists."""
     why: str
     """Why the job is done, or must run."""
+    # Only the halves of a job have these. They are not saved, so that a plan keeps its format.
+    answers: str | None = Field(None, exclude=True)
+    reads: tuple[str, ...] = Field((), exclude=True)
+    unless: str | None = Field(None, exclude=True)
     generate: StageJob | None = Field(None, exclude=True)
     """First half of a task that executes a model's code, in place of this job; None if its answers exist."""
     score: StageJob | None = Field(None, exclude=True)

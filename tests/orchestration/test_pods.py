@@ -37,6 +37,8 @@ from halos_eval.orchestration.failures import (
 from halos_eval.orchestration.pod_spec import manifest
 from halos_eval.orchestration.pods import PodStageOperator
 from halos_eval.planning.interrupted import Note
+from halos_eval.storage.records import write_model
+from tests.doubles import make_record
 from tests.orchestration.test_failures import WORDS, condition, disruption, ended, make_pod, running, waiting
 from tests.orchestration.test_pod_spec import KUBERNETES, PROFILE, VERSION, make_job
 
@@ -181,6 +183,16 @@ def test_nothing_to_do(job, context, monkeypatch, tmp_path):
     monkeypatch.setenv("HALOS_EVAL_CLUSTER", str(tmp_path / "none"))  # must not be read
     assert PodStageOperator(task_id="one", job=job).execute(context) is None
     assert context["pushed"] == {}
+
+
+def test_answers_are_not_scored_again_if_the_store_has_the_record(kubernetes, context, tmp_path):
+    """The pod could not know: it does not reach the store, and the answers are no longer in the outbox."""
+    job = make_job("harness", task="humaneval", argv=("score",), outbox="runs/x", unless=f"{tmp_path}/record.json")
+    deferral(context, job)
+    assert len(kubernetes.created) == 1
+    write_model(job.unless, make_record("harness", "humaneval"))
+    assert operator(job).execute(context) is None
+    assert len(kubernetes.created) == 1
 
 
 def test_a_pod_is_started_and_awaited_without_a_worker(kubernetes, context):

@@ -100,6 +100,18 @@ def test_missing_jobs_cost_what_earlier_ones_cost(root, evaluated, plan_of):
     assert str(Cost(pods=1)).startswith("1 pod, ")
 
 
+def test_a_task_that_executes_code_has_a_second_pod_without_gpus(root, suite, evaluated, plan_of):
+    suite("tasks: {demo_choice: {confirm_unsafe_code: true}, demo_cloze: {}}")
+    done = evaluated("kto")
+    assert history(root).of_plan(plan_of()) == Cost(pods=3, gpu_hours=2)
+    assert history(root).of_suite(load_suite("own"), NEW, ["demo_choice"]) == Cost(pods=2, gpu_hours=1)
+    # With its answers there, only the second one is left.
+    code = next(job for job in done.jobs if job.title == "demo_choice")
+    filesystem.delete(code.record)
+    write_model(code.record.replace("record.json", "generated.json"), make_record("harness", "demo_choice"))
+    assert history(root).of_plan(plan_of("kto")) == Cost(pods=1)
+
+
 def test_the_median_counts(root, evaluated):
     for name, hours in (("a", 1), ("b", 2), ("c", 30)):
         evaluated(

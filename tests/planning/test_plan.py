@@ -522,6 +522,8 @@ def test_the_halves_of_a_job_are_not_saved(plan, root):
     save_plan(plan(with_code()), with_code(), root)
     (code,) = [job for job in saved(root).jobs if job.title == "demo_choice"]
     assert (code.generate, code.score) == (None, None)
+    written = json.loads(filesystem.read_bytes(layout.plan_url(root, "demo", "team/kto")))
+    assert not written["jobs"][0].keys() & {"answers", "reads", "unless", "generate", "score"}
     assert code.gpus == 1
 
 

@@ -56,6 +56,7 @@ class Items:
         """``folder`` is all that an item can write to; it keeps the folders that are in it now, without files."""
         self.folder, self.limits = folder, limits or Limits()
         self.access = Access(tuple(readable), (str(folder),))
+        self._cleaned = 0
         self.stopped = 0
         """Number of items that had to be stopped, or that ended without a result."""
         (folder / "tmp").mkdir(parents=True, exist_ok=True)
@@ -97,14 +98,19 @@ class Items:
             _end(child)
         try:
             status, value = json.loads(data)
-        except ValueError as error:
+        except (ValueError, TypeError, RecursionError) as error:
             raise _StoppedError("ended without a result") from error
         if status == "error":
             raise RuntimeError(str(value))
         return value
 
     def _clean(self) -> None:
-        shutil.rmtree(self.folder)
+        """Replace the folder by an empty one. Contents that cannot be removed (too deep folders) are moved away."""
+        self._cleaned += 1
+        left = self.folder.with_name(f"{self.folder.name}-{self._cleaned}")
+        self.folder.rename(left)
+        with suppress(RecursionError):
+            shutil.rmtree(left, ignore_errors=True)
         for folder in (self.folder, *self._folders):
             folder.mkdir()
 

@@ -94,12 +94,14 @@ def _key(method: str, request: Instance) -> str:
 
 
 def _about(model: LM) -> dict[str, Any]:
-    """Return what ``simple_evaluate`` of lm_eval 0.4.13 adds to its results, except for the number of parameters."""
+    """Return what ``simple_evaluate`` of lm_eval 0.4.13 adds to its results."""
     from lm_eval.loggers.utils import add_tokenizer_info
 
     found: dict[str, Any] = {}
     add_tokenizer_info(found, model)
-    return found | {"config": {"model": type(model).__name__}}
+    path = getattr(getattr(model, "config", None), "_name_or_path", None)
+    described = model.get_model_info() if hasattr(model, "get_model_info") else {}
+    return found | {"config": {"model": path or type(model).__name__, **described}}
 
 
 class _AnsweredError(Exception):
@@ -201,7 +203,8 @@ def replayer(answers: Answers) -> LM:
 def write_answers(folder: str, answers: Answers) -> dict[str, str]:
     """Write the answers to ``folder``; return the digest by the name of the file. Raise StoreError."""
     # ASCII, because a text may contain characters that UTF-8 cannot encode; mtime=0: the same answers, the same bytes.
-    return result_files.write(folder, {FILE: gzip.compress(json.dumps(answers.model_dump()).encode(), mtime=0)})
+    data = gzip.compress(json.dumps(answers.model_dump(), default=str).encode(), mtime=0)
+    return result_files.write(folder, {FILE: data})
 
 
 def name_of_answers(record: Record) -> str:

@@ -10,9 +10,12 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from halos_eval.config.suite import HarnessSettings
@@ -93,8 +96,7 @@ def _identity(config: ScoreConfig, generated: Record, manifest: Manifest | None)
 
 def _work(config: ScoreConfig, generated: Record) -> Outcome:
     sandbox.protect()
-    with tempfile.TemporaryDirectory(prefix="halos-eval-") as name:
-        folder = Path(name)
+    with _scratch() as folder:
         (folder / FILE).write_bytes(read_answers(config.answers, generated))
         manifest = None
         if config.manifest:
@@ -119,6 +121,17 @@ def _work(config: ScoreConfig, generated: Record) -> Outcome:
     )
 
 
+@contextmanager
+def _scratch() -> Iterator[Path]:
+    """Yield a folder that is removed afterwards, as far as what a model's code left in it can be removed."""
+    folder = Path(tempfile.mkdtemp(prefix="halos-eval-"))
+    try:
+        yield folder
+    finally:
+        with suppress(RecursionError):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
 def _environment(folder: Path, fetched: bool) -> dict[str, str]:
     names = KEPT if fetched else (*KEPT, *FETCHING)
     found = {name: os.environ[name] for name in names if name in os.environ}
@@ -134,8 +147,12 @@ def _run_scorer(folder: Path, environment: dict[str, str]) -> None:
     try:
         code = process.wait()
     finally:
-        process.kill()
-        process.wait()
+        process.terminate()  # if this process is interrupted; it then ends what an item has started
+        try:
+            process.wait(timeout=10)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
     if (folder / ERROR).exists():
         reported = json.loads((folder / ERROR).read_text(encoding="utf-8"))
         raise ERRORS.get(reported["error"], EvaluationFailed)(reported["message"])

@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import json
 import logging
+import signal
 import sys
 from pathlib import Path
+from types import FrameType
 
 import halos_eval
 from halos_eval.config.settings import Settings
@@ -36,6 +38,7 @@ SYSTEM = ("/usr", "/lib", "/lib64", "/bin", "/etc/ld.so.cache", "/etc/localtime"
 def main() -> None:
     """Score the request in the folder of ``sys.argv``; write the outcome or the error beside it."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    signal.signal(signal.SIGTERM, _terminate)
     sandbox.die_with_parent()
     sandbox.protect()
     folder = Path(sys.argv[1])
@@ -50,6 +53,10 @@ def main() -> None:
             raise
         raise SystemExit(failed.exit_code) from error
     (folder / OUTCOME).write_text(outcome.model_dump_json(), encoding="utf-8")
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    raise SystemExit(128 + number)
 
 
 def _score(folder: Path) -> Outcome:

@@ -9,6 +9,7 @@ import mmap
 import os
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import time
@@ -265,6 +266,37 @@ def test_an_item_sends_no_result_but_its_own(items):
     with pytest.raises(module._StoppedError, match="ended without a result"):
         items().run(forge)
     assert items().run(lambda: {"pass@1": 0.0}) == {"pass@1": 0.0}
+
+
+@pytest.mark.parametrize("message", [b"1", b"[]", b'["result"]', b"[" * 100_000, b"\xff"])
+def test_a_result_of_another_form_is_none(items, message):
+    def work():
+        os.write(max(int(path) for path in map(str, range(3, 256)) if is_pipe(int(path))), message)
+        os._exit(0)
+
+    with pytest.raises(module._StoppedError, match="ended without a result"):
+        items().run(work)
+
+
+def is_pipe(handle):
+    with suppress(OSError):
+        return stat.S_ISFIFO(os.fstat(handle).st_mode)
+    return False
+
+
+def test_folders_that_cannot_be_removed_do_not_reach_the_next_item(items, tmp_path):
+    both = items()
+
+    def leave():
+        Path("closed").mkdir(mode=0)
+        for _ in range(1500):
+            Path("deep").mkdir()
+            os.chdir("deep")
+        return "done"
+
+    assert both.run(leave) == "done"
+    assert both.run(lambda: sorted(path.name for path in (tmp_path / "item").rglob("*"))) == ["tmp"]
+    subprocess.run(["rm", "-rf", *tmp_path.glob("item-*")], check=True)  # pytest could not
 
 
 def test_a_result_is_not_a_pickle(items):
