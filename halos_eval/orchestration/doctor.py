@@ -27,7 +27,7 @@ QUEUE_RIGHTS = {("kueue.x-k8s.io", "localqueues", ""): ("get",), ("kueue.x-k8s.i
 
 
 def main() -> None:
-    """Print one line for each check, and exit with 2 if one fails."""
+    """Print one line for each check, and exit with 1 if one fails."""
     try:
         report(_checks())
     except HalosEvalError as error:

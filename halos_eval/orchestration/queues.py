@@ -17,8 +17,9 @@ GROUP, VERSIONS = "kueue.x-k8s.io", ("v1beta2", "v1beta1")
 CHECK_SECONDS = 180
 """How long a pod waits at its gate until its queue is looked at."""
 # Kueue's reasons, and its messages in versions without them, for requests that exceed the whole quota or fit no flavor.
-# If only other workloads are in the way, it says "insufficient unused quota".
 INADMISSIBLE = {"Inadmissible", "Misconfigured", "ExceedsMaxQuota"}
+BUSY = "insufficient unused quota"
+"""In Kueue's message about each flavor: other workloads are in the way. One such flavor is enough to wait for."""
 NEVER = re.compile(r"maximum capacity|unavailable in ClusterQueue|untolerated taint|doesn't match node")
 
 
@@ -47,8 +48,14 @@ def queue_problem(client: ApiClient, pod: V1Pod, queue: str) -> str:
             return ""  # without the chart's Role; the pod's own timeout applies
         raise
     found = [problem for one in workloads if (problem := _unmet(one, "QuotaReserved"))]
-    never = [one["message"] for one in found if one.get("reason") in INADMISSIBLE or NEVER.search(one["message"])]
+    never = [one["message"] for one in found if _never(one)]
     return f"the LocalQueue {queue} can never admit it: {never[0]}" if never else ""
+
+
+def _never(condition: dict[str, Any]) -> bool:
+    if condition.get("reason") in INADMISSIBLE:
+        return True
+    return BUSY not in condition["message"] and bool(NEVER.search(condition["message"]))
 
 
 def _get(api: CustomObjectsApi, namespace: str, queue: str) -> dict[str, Any] | None:

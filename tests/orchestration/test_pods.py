@@ -483,7 +483,9 @@ def test_a_queue_that_never_admits_the_pod_is_reported(queued, kubernetes, conte
     assert [name for name, _ in kubernetes.deleted] == [POD]
 
 
-@pytest.mark.parametrize("kueue", [Kueue(), Kueue(status=403)])
+@pytest.mark.parametrize(
+    "kueue", [Kueue(), Kueue(status=403), Kueue(message=f"untolerated taint in flavor spot, {BUSY}")]
+)
 def test_a_queue_that_is_busy_is_waited_for(queued, kubernetes, context, kueue):
     queued(kueue)
     with pytest.raises(TaskDeferred) as caught:
