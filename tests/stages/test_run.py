@@ -94,6 +94,8 @@ CONFIGS = {
         "concurrency": COUNT,
         "timeout": st.none() | SHARE,
         "answers": OPTIONAL_TEXT,
+        "max_cost": st.none() | st.floats(0, 1e6),
+        "batch": st.booleans(),
         "force_id": OPTIONAL_TEXT,
     },
 }
@@ -120,7 +122,18 @@ PLACEMENT = {
     # stop and chat_template are in the fingerprint of a task that applies the chat template (harness/test_stage.py)
     HarnessConfig: MODEL_PLACEMENT | {"task", "output_dir", "include_path", "save_every", "stop"},
     JudgeConfig: COMMON_PLACEMENT
-    | {"outputs", "reference", "judge", "output_dir", "concurrency", "timeout", "answers", "force_id"},
+    | {
+        "outputs",
+        "reference",
+        "judge",
+        "output_dir",
+        "concurrency",
+        "timeout",
+        "answers",
+        "force_id",
+        "max_cost",
+        "batch",
+    },
 }
 SMALLEST = {
     SampleConfig: SampleConfig(model="m"),
