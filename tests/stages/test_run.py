@@ -100,6 +100,8 @@ CONFIGS = {
         "concurrency": COUNT,
         "timeout": st.none() | SHARE,
         "answers": OPTIONAL_TEXT,
+        "max_cost": st.none() | st.floats(0, 1e6),
+        "batch": st.booleans(),
         "force_id": OPTIONAL_TEXT,
         "swap": st.booleans(),
     },
@@ -131,7 +133,8 @@ PLACEMENT = {
     | {"task", "output_dir", "include_path", "save_every", "stop", "answers_only", "copy_answers_to"},
     ScoreConfig: COMMON_PLACEMENT | {"answers", "output_dir", "include_path"},
     JudgeConfig: COMMON_PLACEMENT
-    | {"outputs", "reference", "judge", "exchange", "output_dir", "concurrency", "timeout", "answers", "force_id"},
+    | {"outputs", "reference", "judge", "exchange", "output_dir", "concurrency", "timeout", "answers", "force_id"}
+    | {"max_cost", "batch"},
 }
 SMALLEST = {
     SampleConfig: SampleConfig(model="m"),
