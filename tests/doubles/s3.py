@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
+from uuid import uuid4
 
 import pytest
 
 
 @contextmanager
-def bucket(name="evaluations"):
-    """An empty bucket, with the server's address in the environment: gives s3://NAME."""
+def bucket():
+    """An empty bucket, with the server's address in the environment: gives its URL. All servers share their buckets."""
+    name = f"bucket-{uuid4().hex}"
     import s3fs
     from moto.server import ThreadedMotoServer
 
