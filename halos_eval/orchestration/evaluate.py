@@ -139,7 +139,7 @@ def _by_policy(job: PlannedJob, priority: str) -> PlannedJob:
 
     A judge without prices has nothing to compare with the limit. Nor does it use batches: it may be the lab's own.
     """
-    if job.judge is None:
+    if job.judge is None or job.server:
         return job
     policy, judge = load_policy(), load_judge(job.judge)
     if judge.price is None:

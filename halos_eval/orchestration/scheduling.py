@@ -73,7 +73,7 @@ def _evaluation(task_instance: TaskInstance, dag_run: DagRun) -> None:
         job = jobs.get(task_instance.map_index) or {}
         job = job.get("generate", job)
         task_instance.pool = _pool(task_instance.task_id, job)
-        task_instance.pool_slots = max(1, job["gpus"]) if job else 1
+        task_instance.pool_slots = max(1, job.get("gpus", 1)) if job else 1
 
 
 def _pool(task_id: str, job: dict[str, Any]) -> str:

@@ -17,10 +17,11 @@ from halos_eval.digests import digest_bytes
 from halos_eval.errors import BadInput, StoreError
 from halos_eval.planning.plan import make_plan, save_plan
 from halos_eval.reports.judges import compare
-from halos_eval.reports.table import frame, read_rows
+from halos_eval.reports.table import read_rows
 from halos_eval.storage import filesystem
 from halos_eval.storage.records import Score
 from tests.doubles import NOW, finish, make_checkpoint, make_provenance
+from tests.reports.pandas_table import frame
 
 SUITE = "alpaca_eval: {{prompts: demo, reference: demo, judge: {}}}"
 PROMPTS = [f"prompt {number}" for number in range(40)]

@@ -15,11 +15,12 @@ from halos_eval.config.suite import load_suite
 from halos_eval.planning.costs import read_history
 from halos_eval.planning.plan import make_plan, read_plan, save_plan
 from halos_eval.planning.progress import overview
-from halos_eval.reports.table import document, frame, read_rows
+from halos_eval.reports.table import document, read_rows
 from halos_eval.reports.terminal import Summary
 from halos_eval.storage import filesystem, layout
 from halos_eval.storage.records import Coverage, Score, Usage
 from tests.doubles import NOW, finish, make_checkpoint, make_provenance, write_failure
+from tests.reports.pandas_table import frame
 
 SUITE = "alpaca_eval: {{prompts: demo, reference: demo, judge: {}}}\ntasks: {{demo_cloze: {{}}}}"
 SCORES = {"demo": 10, "gpt-4.1": 20, "gpt-4.1-mini": 30}
