@@ -2,9 +2,10 @@
 
 `prepare` checks the params, and waits while another run evaluates the same suite on the same checkpoint. `fetch`
 downloads and pins data that is not pinned yet, and copies a checkpoint from object storage. `plan` finds the jobs to
-run. `sample` and one `judge` for each judge (AlpacaEval) run beside one `harness` task for each lm_eval task. A task that
-executes a model's code has two tasks, in the group `code`. `summarize` writes the suite's table, even if tasks failed.
-`verdict` fails if a result is missing. After a failure you can trigger the DAG again: finished work is not run again.
+run. `sample` and one `judge` for each judge (AlpacaEval) run beside one `harness` task for each lm_eval task. If it
+executes a model's code, it has two tasks, in the group `code`. `summarize` writes the suite's table, even if tasks
+failed. `verdict` fails if a result is missing. After a failure you can trigger the DAG again: finished work is not run
+again.
 
 #### Triage
 * **prepare or plan failed**: the input is wrong (the message names the remedy). Nothing was spent. Fix it and trigger

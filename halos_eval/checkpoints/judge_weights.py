@@ -6,7 +6,7 @@ import logging
 from pathlib import Path
 
 from halos_eval.checkpoints.known import KnownWeights, Reader, known_weights
-from halos_eval.checkpoints.weights import Weights, hub_model, hub_name, inspect
+from halos_eval.checkpoints.weights import Weights, hub_model, hub_name, in_storage, inspect
 from halos_eval.config.served_judge import ServedJudge
 from halos_eval.errors import BadInput, StoreError
 from halos_eval.storage import layout
@@ -21,6 +21,11 @@ def judge_weights(judge: ServedJudge, manifest: Manifest | None = None, root: st
 
     Raise BadInput if they cannot be served, DataUnavailable.
     """
+    if in_storage(judge.model):
+        raise BadInput(
+            f"judge {judge.model} is in object storage; expected a folder or NAMESPACE/NAME on the hub. Copy it to a "
+            "folder"
+        )
     url = root and layout.judge_weights_url(root, judge.model, judge.revision)
     known = readable(url, KnownWeights)[0] if url else None
     weights = inspect(judge.model, judge.revision, manifest, Reader(known))

@@ -172,9 +172,9 @@ def _volumes(job: StageJob, kubernetes: Kubernetes, profile: Profile) -> dict[st
     volumes = {**kubernetes.volumes, **profile.volumes}
     if not (job.outbox or job.answers or job.stage == "summarize"):
         volumes.pop(OUTBOX, None)
-    if job.outbox:  # it sees no volume that it does not need, and gets a /tmp of its own
+    if job.outbox:  # of shared data it sees only what it needs, and it gets a /tmp of its own
         needed = {OUTBOX, *_read_from(volumes, job)}
-        volumes = {name: one for name, one in volumes.items() if name in needed or one.empty_dir}
+        volumes = {name: one for name, one in volumes.items() if name in needed or one.empty_dir or one.config_map}
         volumes = {name: one for name, one in volumes.items() if one.mount_path != TMP.mount_path}
     if not any(volume.mount_path == TMP.mount_path for volume in volumes.values()):
         volumes["tmp"] = TMP
@@ -201,9 +201,12 @@ def _mounts(volumes: dict[str, Volume], job: StageJob) -> list[dict[str, Any]]:
         if job.answers:  # without a subPath it would be the whole outbox
             boxes.append({"name": OUTBOX, "mountPath": ANSWERS, "subPath": job.answers, "readOnly": True})
     own = [{"name": name, "mountPath": one.mount_path} for name, one in volumes.items() if one.empty_dir]
+    partly = _read_from(volumes, job)
+    # Variables may name a file in a ConfigMap, such as certificates, without which libraries fail to load.
+    own += [_mount(name, one, job) for name, one in volumes.items() if one.config_map and name not in partly]
     read = [
         {"name": name, "mountPath": path, "readOnly": True} | ({"subPath": inside} if inside != "." else {})
-        for name, paths in _read_from(volumes, job).items()
+        for name, paths in partly.items()
         for path, inside in paths.items()
     ]
     return [*boxes, *own, *read]

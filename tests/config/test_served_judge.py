@@ -49,7 +49,7 @@ def test_what_is_beside_the_suite_gets_an_absolute_path(judge, tmp_path):
         ("{model: x, dtype: int4}", "dtype: Input should be"),
         ("{model: ''}", "model: String should have at least 1 character"),
         ("{model: x, max_model_len: 0}", "max_model_len: Input should be greater"),
-        ("[demo]", "judge"),
+        ("[]", "judge is an empty list"),
     ],
 )
 def test_a_wrong_value_is_named(judge, text, words):

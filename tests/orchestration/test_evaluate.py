@@ -280,9 +280,9 @@ def test_the_judge_stops_at_the_limit_as_well(plan, limit, text, option):
     """The estimate may be too low, or there is no history for one."""
     limit(text)
     _, pushed = plan()
-    options = [word for word in pushed["judge"]["argv"] if word.startswith("--max-cost")]
+    options = [word for word in pushed["judges"][0]["argv"] if word.startswith("--max-cost")]
     assert options == ([option] if option else [])
-    assert pushed["judge"]["argv"][0] == "judge"
+    assert pushed["judges"][0]["argv"][0] == "judge"
     assert not any("--max-cost" in word for word in pushed["sample"]["argv"])
 
 
@@ -296,7 +296,7 @@ def batch(plan, tmp_path, monkeypatch):
         monkeypatch.setattr(evaluate, "load_judge", lambda name: judge)
         _, pushed = plan(priority=priority)
         assert "--batch" not in pushed["sample"]["argv"]
-        return "--batch" in pushed["judge"]["argv"]
+        return "--batch" in pushed["judges"][0]["argv"]
 
     return batch
 
@@ -323,7 +323,7 @@ def test_a_judge_without_prices_has_no_limit_to_stop_at(plan, limit, monkeypatch
     limit("{judge_dollars: 2.5}")
     unpriced = load_judge("demo").model_copy(update={"price_per_million_tokens": None})
     monkeypatch.setattr(evaluate, "load_judge", lambda name: unpriced)
-    assert not any("--max-cost" in word for word in plan()[1]["judge"]["argv"])
+    assert not any("--max-cost" in word for word in plan()[1]["judges"][0]["argv"])
 
 
 def test_an_invalid_limit_is_not_ignored(plan, limit):

@@ -306,7 +306,7 @@ def test_a_registry_that_does_not_answer_is_the_infrastructure(reason, message):
 
 def test_an_image_of_a_judges_server_that_cannot_be_pulled():
     pod = make_pod(running(), phase="Pending")
-    pod.status.container_statuses[0].state = waiting("ErrImagePull")
+    pod.status.container_statuses[0].state = waiting("ErrImagePull", "manifest unknown")
     assert type(diagnose(pod)) is ImageUnavailable
 
 

@@ -396,6 +396,7 @@ def test_a_stage_that_waits_for_a_batch_is_rescheduled_and_then_gets_another_pod
     soon = (datetime.now(UTC) + timedelta(minutes=20)).replace(microsecond=0)
     line = f"halos-eval: Waiting: 800 requests wait. Run the same command again after {soon:%Y-%m-%dT%H:%M:%SZ}\n"
     kubernetes.put(make_pod(ended(9, message=line), phase="Failed"))
+    kubernetes.log = line
     job = make_job("judge", profile="cpu")
     with pytest.raises(AirflowRescheduleException) as caught:
         come_back(context, "failed", job=job)

@@ -106,7 +106,7 @@ def test_weights_are_read_once(plan, monkeypatch, root, model):
     read, reader = [], known.read_folder
     monkeypatch.setattr(known, "read_folder", lambda folder: read.append(folder) or reader(folder))
     assert judge_of(plan()).fingerprint == judge_of(plan()).fingerprint
-    assert read.count(model) == 1
+    assert read.count(str(model)) == 1
     assert filesystem.exists(layout.judge_weights_url(root, str(model), None))
 
 

@@ -170,8 +170,12 @@ def test_every_option_is_in_the_property_above():
 @pytest.mark.parametrize("kind", SCORED)
 def test_every_option_is_classified(kind):
     """The settings are in the fingerprint. Other options affect only where and how fast, or name files by digest."""
-    settings = {SampleConfig: SamplingSettings, HarnessConfig: HarnessSettings}
-    assert set(settings[kind].model_fields if kind in settings else [SWAP]) == SCORED[kind]
+    settings = {
+        SampleConfig: SamplingSettings.model_fields,
+        HarnessConfig: HarnessSettings.model_fields,
+        JudgeConfig: [SWAP],
+    }
+    assert set(settings.get(kind, ())) == SCORED[kind]
     assert set(kind.model_fields) - SCORED[kind] == PLACEMENT[kind]
 
 

@@ -68,7 +68,7 @@ def test_a_metric_that_is_not_loaded_does_nothing():
 @pytest.mark.parametrize("answer", ["text\u2028\x00", "\ud800 is no character", -1.5, [-1.5, True]])
 def test_answers_are_read_as_they_were_written(tmp_path, answer):
     made = Answers(answers={"generate_until": (Answer(request="r", answer=answer),)}, rendered={"t": "<|im_start|>"})
-    (digest,) = write_answers(str(tmp_path), made).values()
-    data = filesystem.read_bytes(f"{tmp_path}/answers.json.gz")
-    assert parse_answers(data) == made
-    assert write_answers(str(tmp_path), made) == {"answers.json.gz": digest}
+    ((name, digest),) = write_answers(str(tmp_path), made).items()
+    assert name == f"answers-{digest[:16]}.json.gz"
+    assert parse_answers(filesystem.read_bytes(f"{tmp_path}/{name}")) == made
+    assert write_answers(str(tmp_path), made) == {name: digest}
