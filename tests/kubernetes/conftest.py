@@ -225,7 +225,7 @@ def _values(store, judge):
     values = yaml.safe_load(dedent(page["text"]))
     small = scenario("test-cluster")
     profile = small["profiles"]["default"]
-    del values["profiles"]  # they select nodes
+    del values["profiles"], values["pools"]  # they are for the nodes of a lab
     own = {
         "profiles": {
             "starved": profile | {"memory": "300Mi", "sharedMemory": "16Mi"},
