@@ -53,7 +53,8 @@ def test_a_batch_gives_what_single_requests_give_for_half_the_price(run, serve, 
     record = record_in(tmp_path / "single")
     assert batch["scores"] == record["scores"]
     assert score(batch, "win_rate")["value"] == pytest.approx(expected_win_rate(OUTPUTS), rel=0, abs=1e-9)
-    one, other = (json.loads((tmp_path / name / "annotations.json").read_text()) for name in ("batch", "single"))
+    records = (tmp_path / name / "record.json" for name in ("batch", "single"))
+    one, other = (json.loads(result_of(record, "annotations.json").read_text()) for record in records)
     assert [pair["preference"] for pair in one] == [pair["preference"] for pair in other]
     assert_billed(record, {name: number - stats[name] for name, number in endpoint.stats().items()})
     assert batch["usage"]["prompt_tokens"] == record["usage"]["prompt_tokens"]

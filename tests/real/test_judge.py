@@ -463,8 +463,9 @@ def test_every_pair_is_asked_in_both_orders(run, serve_judge, tmp_path):
     assert score(record, "win_rate")["value"] == pytest.approx(expected, rel=0, abs=1e-9)
     assert 0 < score(record, "length_controlled_winrate")["stderr"] < 5
     assert_billed(record, endpoint.stats())
-    pairs = json.loads((tmp_path / "swapped" / "annotations.json").read_text())
+    pairs = json.loads(result_of(tmp_path / "swapped" / "record.json", "annotations.json").read_text())
     assert [one["instruction"] for one in pairs] == [
-        one["instruction"] for one in json.loads((tmp_path / "once" / "annotations.json").read_text())
+        one["instruction"]
+        for one in json.loads(result_of(tmp_path / "once" / "record.json", "annotations.json").read_text())
     ]
     assert record["fingerprint"] != record_in(tmp_path / "once")["fingerprint"]
