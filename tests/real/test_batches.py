@@ -8,6 +8,7 @@ from itertools import count
 import pytest
 
 from tests.conftest import DOUBLES, judges
+from tests.doubles import result_of
 from tests.doubles.hub_data import DRAWS, output_rows
 from tests.real.conftest import expected_win_rate, failure
 from tests.real.test_judge import FIRST, assert_billed, record_in, score
