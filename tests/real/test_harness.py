@@ -187,7 +187,8 @@ def test_replayed_answers_give_the_same_results(fork, run, tiny, tmp_path):
         assert first[part] == second[part]
     assert second["details"] == first["details"] | {"stopped_items": 0}
     assert first["provenance"]["inputs"] == second["provenance"]["inputs"]
-    assert first["files"]["samples/demo_arithmetic.jsonl.gz"] == second["files"]["samples/demo_arithmetic.jsonl.gz"]
+    (samples,) = (name for name in first["files"] if name.startswith("samples/"))
+    assert first["files"][samples] == second["files"][samples]
 
 
 def test_own_tasks_and_code_that_must_be_confirmed_and_is_executed_in_a_sandbox(fork, run, tiny, listener, tmp_path):

@@ -24,7 +24,7 @@ from halos_eval.data import prompts
 from halos_eval.stages.judge.chat import chat_judge
 from halos_eval.stages.judge.client import Completions
 from halos_eval.stages.judge.installed import as_installed, template_path
-from halos_eval.stages.judge.swapped import read_answers, swapping_annotator
+from halos_eval.stages.judge.swapped import read_answers, swapping
 
 LEAST_READ = 0.95
 """Share of the judge's answers that must be readable: a win rate over fewer does not represent the set."""
@@ -70,7 +70,6 @@ def evaluate_pairs(
     with plain, _known_noise_silenced(), _calibration_at(calibration), tempfile.TemporaryDirectory() as folder:
         from alpaca_eval import evaluate, metrics
 
-        annotator = {"Annotator": swapping_annotator()} if swap else {}
         judge = as_installed(judge)
         completions.read = reader(judge)
         leaderboard, annotations = evaluate(
@@ -87,10 +86,9 @@ def evaluate_pairs(
             metric_kwargs={"save_weights_dir": None} if calibration else {},
             sort_by="win_rate",
             annotation_kwargs={"chunksize": None},
-            Annotator=chat_judge(),
+            Annotator=swapping(chat_judge()) if swap else chat_judge(),
             caching_path=None,
             fn_completions=completions,
-            **annotator,
         )
     pairs = pd.DataFrame(annotations)
     return leaderboard.loc[name].to_dict(), json.loads(pairs.to_json(orient="records"))

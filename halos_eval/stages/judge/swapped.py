@@ -18,16 +18,15 @@ FLIPS, BOTH_ORDERS = "flips", "judged_in_both_orders"
 DRAW = 1.5
 
 
-def swapping_annotator() -> type:
-    """Return alpaca_eval's class that asks about each pair in both orders, in one go.
+def swapping(judge: Any) -> Any:
+    """Return a class of alpaca_eval's ``judge`` of pairs that asks about each pair in both orders, in one go.
 
     alpaca_eval chooses the order by the instruction alone, or does not change it. So with the outputs exchanged, it
     shows the same pair in the other order. An answer may be unreadable in one order: then the pair is unreadable.
     """
     import pandas as pd
-    from alpaca_eval.annotators import PairwiseAnnotator
 
-    class Swapping(PairwiseAnnotator):  # type: ignore[misc]
+    class Swapping(judge):  # type: ignore[misc]
         def __call__(self, to_annotate: Any, *args: Any, **options: Any) -> list[dict[str, Any]]:
             pairs = pd.DataFrame(to_annotate)
             exchanged = pairs.rename(columns={"output_1": "output_2", "output_2": "output_1"})
