@@ -81,11 +81,12 @@ def test_a_pod_that_takes_too_much_memory(lab):
     run_id = lab.trigger(checkpoint=CHECKPOINT, suite="starved")
     state, states = lab.finish(run_id)
     assert state == harness(lab, run_id) == "failed", states
-    log = lab.log(run_id, "harness", 0)
+    [tries] = [one["try_number"] for one in lab.instances(run_id) if one["task_id"] == "harness"]
+    # Retries would be four. On a busy machine Airflow loses the first try, because the pod ends within a few seconds.
+    assert tries <= 2
+    log = lab.log(run_id, "harness", 0, attempt=tries)
     assert "OutOfMemory" in log
     assert "Raise memory in its profile" in log
-    attempts = [one["try_number"] for one in lab.instances(run_id) if one["task_id"] == "harness"]
-    assert attempts == [1]  # not retried
 
 
 @pytest.mark.slow
