@@ -7,7 +7,7 @@ from pathlib import Path
 
 from halos_eval.checkpoints.known import KnownWeights, Reader, known_weights
 from halos_eval.checkpoints.weights import Weights, hub_model, hub_name, in_storage, inspect
-from halos_eval.config.served_judge import ServedJudge
+from halos_eval.config.served_judge import JudgeChoice, ServedJudge
 from halos_eval.errors import BadInput, StoreError
 from halos_eval.storage import layout
 from halos_eval.storage.manifest import Manifest
@@ -43,7 +43,7 @@ def judge_weights(judge: ServedJudge, manifest: Manifest | None = None, root: st
     return weights
 
 
-def to_fetch(judge: object) -> tuple[str, str | None] | None:
+def to_fetch(judge: JudgeChoice) -> tuple[str, str | None] | None:
     """Return the hub repository and the revision that ``judge`` needs; None for a folder or a judge by name."""
     return hub_model(judge.model, judge.revision) if isinstance(judge, ServedJudge) else None
 

@@ -166,9 +166,9 @@ def _with(manifest: Manifest, title: str, part: Part, items: list[Item]) -> Mani
 
 def _parts(suite: Suite) -> Iterator[_Need]:
     if suite.alpaca_eval:
-        files, judge = _files(suite.alpaca_eval), to_fetch(suite.alpaca_eval.judge)
-        definition = digest_json([*files, *([judge] if judge else [])])
-        yield _Need(ALPACA_EVAL, definition, partial(_fetch_alpaca_eval, files, judge))
+        files = _files(suite.alpaca_eval)
+        judges = [model for model in map(to_fetch, suite.alpaca_eval.judges) if model]
+        yield _Need(ALPACA_EVAL, digest_json([*files, *judges]), partial(_fetch_alpaca_eval, files, judges))
     tasks = _Tasks(suite)
     anything = CheckpointRef(name="", location="", digest="")
     for task, settings in suite.tasks.items():
@@ -186,10 +186,10 @@ def _files(settings: AlpacaEvalSettings) -> list[str]:
     return [prompts.HUB_FILES[kind] for kind in kinds]
 
 
-def _fetch_alpaca_eval(files: list[str], judge: tuple[str, str | None] | None, fetcher: Fetcher) -> None:
+def _fetch_alpaca_eval(files: list[str], judges: list[tuple[str, str | None]], fetcher: Fetcher) -> None:
     for name in files:
         fetcher.file(name)
-    if judge:
+    for judge in judges:
         fetcher.model(*judge)
 
 

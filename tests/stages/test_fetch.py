@@ -368,6 +368,12 @@ def test_a_judge_on_the_hub_is_pinned_with_alpaca_eval(world, config):
     assert fetch(config({"alpaca_eval": {"judge": "gpt-4.1"}})).parts["alpaca_eval"] != judge
 
 
+def test_every_judge_of_a_list_is_pinned(world, config):
+    judges = ["gpt-4.1", {"model": "lab/judge", "revision": "v2"}]
+    manifest = fetch(config({"alpaca_eval": {"judge": judges}}))
+    assert manifest.look("model", "lab/judge@v2").needed_by == ("alpaca_eval",)
+
+
 def test_a_judge_that_is_a_folder_needs_no_data(world, config, tmp_path):
     by_name = fetch(config({"alpaca_eval": {"judge": "gpt-4.1"}}))
     folder = fetch(config({"alpaca_eval": {"judge": {"model": str(make_checkpoint(tmp_path / "judge"))}}}))
