@@ -127,8 +127,12 @@ def evaluate_checkpoint() -> None:
         job=planned
     )
     # A judge that is served takes its GPUs from their pool instead.
+    # Its entry in the suite is a mapping, which would be a bad name of a task instance.
+    served, named = "task.job.get('label') or 'served'", "task.job.get('judge', '').split('/') | last"
     judge = operator.partial(
-        task_id="judge", pool=JUDGE_POOL, map_index_template="{{ task.job.get('judge', '').split('/') | last }}"
+        task_id="judge",
+        pool=JUDGE_POOL,
+        map_index_template=f"{{{{ {served} if task.job.get('server') else {named} }}}}",
     ).expand(job=judging(planned["judges"]))
 
     @task_group(group_id="code")

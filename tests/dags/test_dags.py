@@ -225,7 +225,13 @@ def test_stages_are_limited_by_their_pools(dag):
 
 @pytest.mark.parametrize(
     ("job", "name"),
-    [({"judge": "/suites/our_judge.yaml"}, "our_judge.yaml"), ({"judge": "gpt-4.1"}, "gpt-4.1"), ({}, "")],
+    [
+        ({"judge": "/suites/our_judge.yaml", "label": None, "server": []}, "our_judge.yaml"),
+        ({"judge": "gpt-4.1"}, "gpt-4.1"),
+        ({"judge": '{"model":"lab/judge"}', "label": None, "server": ["serve", "lab/judge"]}, "served"),
+        ({"judge": '{"model":"lab/judge"}', "label": "judge", "server": ["serve", "lab/judge"]}, "judge"),
+        ({}, ""),
+    ],
 )
 def test_each_judge_is_a_task_instance_with_its_name(dag, job, name):
     template = dag.get_task("judge").partial_kwargs["map_index_template"]
