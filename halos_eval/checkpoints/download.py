@@ -28,10 +28,9 @@ from uuid import uuid4
 from pydantic import BaseModel
 
 from halos_eval.checkpoints.copies_in_use import in_use, last_use, note_use
-from halos_eval.checkpoints.metadata import COUNTED
+from halos_eval.checkpoints.files import COUNTED, SCORED
 from halos_eval.checkpoints.safetensors import check_weights, files_of
 from halos_eval.checkpoints.weights import (
-    SCORED,
     Stamps,
     cached_weights,
     scored_files,

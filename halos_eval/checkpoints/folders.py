@@ -51,7 +51,7 @@ class FolderRegistry:
     def get(self, name: str) -> Checkpoint:
         """Return the checkpoint EXPERIMENT, which is EXPERIMENT/FINAL, or a path below the root. As in ``Registry``.
 
-        Links below the root may lead to another disk.
+        Links may not leave the root.
         """
         original = self._original(name).removesuffix(f"/{FINAL}")
         url = filesystem.join(self.root, original)
@@ -104,7 +104,7 @@ class FolderRegistry:
         registered = self._registered(folder)
         if registered and not in_interval(registered, start, end):
             return None
-        return folder.checkpoint(name, registered, Metadata())
+        return folder.checkpoint(name, registered, Metadata(), self.root)
 
     def _registered(self, folder: WeightsFolder) -> datetime | None:
         below = folder.url.removeprefix(f"{self.root}/").split("/")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import posixpath
-import re
 from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
@@ -11,18 +10,17 @@ from typing import NamedTuple, TypeVar
 
 from pydantic import BaseModel
 
+from halos_eval.checkpoints.files import COUNTED, METADATA
+from halos_eval.checkpoints.links import check_links
 from halos_eval.checkpoints.registry import Checkpoint, Metadata, with_safe_name
 from halos_eval.checkpoints.safetensors import check_weights, files_of, read
-from halos_eval.checkpoints.weights import SCORED, in_storage, short_name
+from halos_eval.checkpoints.weights import in_storage, short_name
 from halos_eval.config.yaml_file import parse_yaml, validated
 from halos_eval.errors import BadInput
 from halos_eval.storage import filesystem
 from halos_eval.storage.filesystem import Entry
 
-METADATA = "halos_eval.yaml"
 LARGEST_METADATA = 100_000  # bytes
-# Files whose change makes it another checkpoint. Logs and optimizer states may change without that.
-COUNTED = re.compile(rf"{SCORED.pattern}|{re.escape(METADATA)}|.*\.jinja")
 Model = TypeVar("Model", bound=BaseModel)
 
 
@@ -40,14 +38,17 @@ class WeightsFolder(NamedTuple):
         times = [one.modified for name, one in self.files.items() if one.modified and COUNTED.fullmatch(name)]
         return max(times, default=None)
 
-    def checkpoint(self, original: str, registered: datetime | None, own: Metadata) -> Checkpoint:
+    def checkpoint(
+        self, original: str, registered: datetime | None, own: Metadata, root: str | None = None
+    ) -> Checkpoint:
         """Return this folder as the checkpoint that its registry calls ``original``, with the registry's metadata.
 
-        Raises BadInput, StoreError.
+        ``root`` is the registry's folder, into which links may lead. Raises BadInput, StoreError.
         """
+        check_links(self.url, root)
         check_weights(self.url, self.files)
         name, metadata = with_safe_name(original, own.over(self.metadata()))
-        return Checkpoint(name=name, location=self.url, registered=registered, metadata=metadata)
+        return Checkpoint(name=name, location=self.url, registered=registered, metadata=metadata, root=root)
 
     def metadata(self) -> Metadata:
         """Return the metadata beside the weights; empty if there is none. Raises BadInput, StoreError."""

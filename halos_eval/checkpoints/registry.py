@@ -71,6 +71,8 @@ class Checkpoint(BaseModel):
     """Commit, tag or branch of a hub repository; None for a folder, whose weights are digested during planning."""
     registered: Moment | None = None
     """Time of the registration; None for a checkpoint that was given by its location."""
+    root: str | None = None
+    """Folder of the registry, into which links of the checkpoint may lead; None: links stay in its own folder."""
     metadata: Metadata = Metadata()
     """Chat template, stop strings, GPU profile, tags."""
 

@@ -5,7 +5,6 @@ Errors are found before a GPU is used: folders that are not models, incomplete w
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,6 +15,8 @@ from pydantic import BaseModel
 from halos_eval import hub
 from halos_eval.checkpoints.adapters import check_adapter, supported_rank
 from halos_eval.checkpoints.architecture import Limits, check_output_layer, limits_of
+from halos_eval.checkpoints.files import SCORED
+from halos_eval.checkpoints.links import check_links
 from halos_eval.checkpoints.safetensors import ADAPTER_CONFIG, Shapes, check_weights, files_of, read_json, readable
 from halos_eval.config.settings import FROZEN
 from halos_eval.digests import digest_files, digest_json
@@ -24,12 +25,6 @@ from halos_eval.storage import filesystem
 from halos_eval.storage.filesystem import Entry
 from halos_eval.storage.manifest import Manifest
 from halos_eval.storage.records import CheckpointRef
-
-# Files that determine a model's outputs. README, optimizer state and this project's metadata do not.
-SCORED = re.compile(
-    r".*\.safetensors|.*\.safetensors\.index\.json|.*config\.json|token.*|vocab.*|merges\.txt|tekken\.json|"
-    r"special_tokens_map\.json|added_tokens\.json|chat_template\.(jinja|json)|.*\.model"
-)
 
 
 class Stamp(NamedTuple):
@@ -131,15 +126,21 @@ def short_name(location: str) -> str:
 
 
 def inspect(
-    model: str, revision: str | None = None, manifest: Manifest | None = None, read: ReadFolder | None = None
+    model: str,
+    revision: str | None = None,
+    manifest: Manifest | None = None,
+    read: ReadFolder | None = None,
+    root: str | None = None,
 ) -> Weights:
     """Check ``model``, a folder or NAMESPACE/NAME on the hub, and return its weights, as ``manifest`` pins them.
 
     Raises BadInput if it is incomplete or not a model, DataUnavailable if it does not exist.
+
+    :param root: the folder of the registry, into which links may lead.
     """
     _check_loadable(model)
     with readable(model):
-        return _inspect(model, revision, manifest, read or read_folder).weights
+        return _inspect(model, revision, manifest, read or read_folder, root).weights
 
 
 def in_storage(model: str) -> bool:
@@ -159,15 +160,16 @@ def _exists(model: str) -> bool:
     return in_storage(model) or Path(model).exists()
 
 
-def _inspect(model: str, revision: str | None, manifest: Manifest | None, read: ReadFolder) -> _Found:
+def _inspect(model: str, revision: str | None, manifest: Manifest | None, read: ReadFolder, root: str | None) -> _Found:
     if not _exists(model):
         _check_cached(model)
         return _inspect_fetched(model, revision, manifest) if manifest else _inspect_hub(model, revision)
     if not in_storage(model) and not Path(model).is_dir():
         raise BadInput(f"{model} is a file; expected the folder with config.json and *.safetensors")
+    check_links(model, root)
     files = files_of(model)
     if ADAPTER_CONFIG in files:
-        return _inspect_adapter(model, files, manifest, read)
+        return _inspect_adapter(model, files, manifest, read, root)
     config, shapes = _check_model(model, files)
     scored = read(model)
     weights = Weights(
@@ -226,7 +228,9 @@ def _digest_scored(folder: Path) -> str:
     return digest_files(folder, list(scored_files(folder)))
 
 
-def _inspect_adapter(path: str, files: Mapping[str, Entry], manifest: Manifest | None, read: ReadFolder) -> _Found:
+def _inspect_adapter(
+    path: str, files: Mapping[str, Entry], manifest: Manifest | None, read: ReadFolder, root: str | None
+) -> _Found:
     config = read_json(filesystem.join(path, ADAPTER_CONFIG))
     base = config.get("base_model_name_or_path")
     if config.get("peft_type") != "LORA" or not base:
@@ -239,7 +243,7 @@ def _inspect_adapter(path: str, files: Mapping[str, Entry], manifest: Manifest |
     rank = supported_rank(path, config)
     _check_base(path, str(base))
     with readable(str(base)):
-        found = _inspect(str(base), config.get("revision"), manifest, read)
+        found = _inspect(str(base), config.get("revision"), manifest, read, root)
     fused = "text_config" in found.config or "quantization_config" in found.config
     check_adapter(path, config, shapes, found.shapes, fused)
     own = read(path)

@@ -6,15 +6,17 @@ import os
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
 from pydantic import BaseModel, Field
 
 from halos_eval.checkpoints.open_registry import open_registry
-from halos_eval.config.settings import FROZEN
-from halos_eval.errors import BadInput, HalosEvalError
+from halos_eval.config.settings import FROZEN, Settings
+from halos_eval.errors import BadInput, EvaluationFailed, HalosEvalError
 from halos_eval.hub import cache_root
+from halos_eval.stages.harness import sandbox
 from halos_eval.storage import filesystem
 
 DRIVER = 580
@@ -38,6 +40,8 @@ class DoctorConfig(BaseModel):
     """Whether the Hugging Face Hub (HF_ENDPOINT) must answer and accept HF_TOKEN, or the cache must have data."""
     judge: bool = False
     """Whether the judge's endpoint (OPENAI_BASE_URL) must accept OPENAI_API_KEY."""
+    sandbox: bool = False
+    """Whether this kernel must be able to confine code that a model wrote (Landlock, seccomp)."""
     gpus: int = Field(0, ge=0)
     """Number of GPUs that must be visible, with a driver for the image."""
 
@@ -75,6 +79,8 @@ def _checks(config: DoctorConfig) -> Checks:
         yield "hub", check_hub
     if config.judge:
         yield "judge", check_judge
+    if config.sandbox:
+        yield "sandbox", check_sandbox
     if config.gpus:
         yield "GPU", lambda: check_gpus(config.gpus)
 
@@ -161,6 +167,25 @@ def check_judge() -> str:
             f"the judge does not answer ({error}). Check OPENAI_BASE_URL, and allow its port in "
             "networkPolicies.extraEgress"
         ) from None
+
+
+def check_sandbox() -> str:
+    """Confine a process as code that a model wrote is confined. Raise EvaluationFailed."""
+    version = sandbox.check(Settings().accept_weak_sandbox)
+    if not version:
+        return (
+            "no Landlock, which HALOS_EVAL_ACCEPT_WEAK_SANDBOX accepts: code can read and change the files that its "
+            "scorer can"
+        )
+    with TemporaryDirectory(prefix="halos-eval-") as folder:
+        outside = Path(folder) / "outside"
+        outside.write_bytes(b"")
+        if not sandbox.holds(Path(folder) / "inside", outside):
+            raise EvaluationFailed(
+                f"Landlock {version} does not confine a process: it could read {outside}, or could not write to its "
+                "own folder. Use another node or machine"
+            )
+    return f"Landlock {version} and seccomp"
 
 
 def check_gpus(expected: int) -> str:

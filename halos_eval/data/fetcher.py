@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from halos_eval import hub
 from halos_eval.checkpoints import weights
+from halos_eval.checkpoints.files import SCORED
 from halos_eval.data import nltk as nltk_data
 from halos_eval.data import prompts
 from halos_eval.data.intercept import on_hub, request
@@ -78,7 +79,7 @@ class Fetcher:
 
         commit = self.commit("model", repo, revision)
         weights.inspect(repo, commit)
-        names = [name for name in HfApi().list_repo_files(repo, revision=commit) if weights.SCORED.fullmatch(name)]
+        names = [name for name in HfApi().list_repo_files(repo, revision=commit) if SCORED.fullmatch(name)]
         folder = Path(snapshot_download(repo, revision=commit, allow_patterns=names))
         size = sum((folder / name).stat().st_size for name in names)
         asked = weights.hub_name(repo, revision)

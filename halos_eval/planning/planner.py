@@ -57,7 +57,7 @@ class Planner:
             self.manifest.needs(checkpoint_part(model))
         self.copy = self._copy_of(location)
         reader = Reader(recall(root, checkpoint.name, location, revision), self.copy)
-        self.weights = inspect(location, revision, self.manifest, reader)
+        self.weights = inspect(location, revision, self.manifest, reader, checkpoint.root)
         self.known = known_weights(location, revision, self.weights)
         self.reference = self.weights.reference(checkpoint.name, location)
 
@@ -228,6 +228,7 @@ class Planner:
             "model": self._on_disk(location),
             "location": location if self.copy else None,
             "known": carried(self.weights.folders, self.copy),
+            "root": self.checkpoint.root,
             "revision": self._revision(),
             "tensor_parallel_size": self.cluster.gpu_profile(profile).parts,
             "gpu_memory_utilization": self.suite.gpu_memory_utilization,

@@ -90,6 +90,8 @@ class ModelConfig(StageConfig):
     """URL of the checkpoint if MODEL is its copy in the cache."""
     known: CliSuppress[tuple[str, ...]] = ()
     """Digests that the plan has computed, see `halos_eval.checkpoints.known.Carried`."""
+    root: CliSuppress[str | None] = None
+    """Folder of the registry, into which links of a checkpoint may lead (default: its own folder only)."""
 
 
 def is_positional(metadata: list[Any]) -> bool:

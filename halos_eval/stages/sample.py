@@ -89,7 +89,7 @@ def sample(config: SampleConfig) -> Record:
         with reason_kept(config, record):
             config = stack.enter_context(on_disk(config))
             manifest = config.load_manifest()
-            weights = inspect(config.model, config.revision, manifest, Carried(config.known))
+            weights = inspect(config.model, config.revision, manifest, Carried(config.known), config.root)
             weights.limits.check(config.tensor_parallel_size, config.max_model_len)
             checkpoint = weights.reference(config.name, config.location or config.model)
             job = sample_identity(config, config.prompts, config.chat_template, checkpoint, manifest).at(record)

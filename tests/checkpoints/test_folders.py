@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -32,8 +33,8 @@ def registry(root, tmp_path):
     make_adapter(root / "lora", root / "plain")
     (root / "logs").mkdir()
     make_checkpoint(root / ".cache")
-    make_checkpoint(tmp_path / "outside")
-    (root / "link").symlink_to(tmp_path / "outside")
+    make_checkpoint(root / ".archive" / "2026")
+    (root / "link").symlink_to(root / ".archive" / "2026")
     (root / "notes.txt").write_text("")
     return FolderRegistry(str(root))
 
@@ -51,7 +52,7 @@ def set_time(folder, moment):
 def test_folders_with_weights_are_listed(registry):
     assert sorted(names(registry)) == ["kto", "link", "lora", "plain"]
     assert registry.registered().skipped == {}
-    for name in ("kto", "link", "lora", "plain"):  # a lab's link leads to another disk
+    for name in ("kto", "link", "lora", "plain"):
         assert registry.get(name).name == name
 
 
@@ -149,10 +150,10 @@ def test_what_changes_its_outputs_registers_it_again(registry, root, name):
 
 
 @pytest.mark.parametrize("way", ["link", "exp/FINAL"])
-def test_a_link_counts_from_when_it_was_made(root, tmp_path, way):
-    set_time(make_checkpoint(tmp_path / "archive"), FIRST)
-    (root / way).parent.mkdir(parents=True)
-    (root / way).symlink_to(tmp_path / "archive")
+def test_a_link_counts_from_when_it_was_made(root, way):
+    set_time(make_checkpoint(root / ".archive"), FIRST)
+    (root / way).parent.mkdir(parents=True, exist_ok=True)
+    (root / way).symlink_to(root / ".archive")
     began = datetime.now(UTC) - timedelta(seconds=10)
     registry = FolderRegistry(str(root))
     assert names(registry, began, None) == [way.removesuffix("/FINAL")]
@@ -160,8 +161,8 @@ def test_a_link_counts_from_when_it_was_made(root, tmp_path, way):
     assert registry.registered().checkpoints[0].registered == FIRST + DAY
 
 
-def test_weights_that_are_links_as_in_a_hubs_cache(root, tmp_path):
-    blobs = make_checkpoint(tmp_path / "blobs")
+def test_weights_that_are_links_within_the_root(root):
+    blobs = make_checkpoint(root / ".blobs")
     (root / "kto").mkdir(parents=True)
     for blob in blobs.iterdir():
         (root / "kto" / blob.name).symlink_to(blob)
@@ -169,6 +170,34 @@ def test_weights_that_are_links_as_in_a_hubs_cache(root, tmp_path):
     assert names(registry) == ["kto"]
     (blobs / "model.safetensors").unlink()
     assert "model.safetensors is missing" in registry.registered().skipped["kto"]
+
+
+@pytest.mark.parametrize("way", ["kto", "kto/FINAL"])
+def test_a_folder_outside_the_root_is_left_out(registry, root, tmp_path, way):
+    outside = make_checkpoint(tmp_path / "outside")
+    if way == "kto":
+        shutil.rmtree(root / "kto")
+    else:
+        shutil.rmtree(root / "kto" / "FINAL")
+    (root / way).symlink_to(outside)
+    listed = registry.registered()
+    assert sorted(one.name for one in listed.checkpoints) == ["link", "lora", "plain"]
+    reason = f"{root / way} is a link to {outside}, outside {root}; expected a folder below it. Copy the checkpoint"
+    assert listed.skipped["kto"].startswith(reason)
+    with pytest.raises(BadInput, match="is a link to"):
+        registry.get("kto")
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json", "halos_eval.yaml", "own.jinja"])
+def test_a_file_outside_the_root_costs_its_checkpoint_only(registry, root, tmp_path, name):
+    path = root / "kto" / "FINAL" / name
+    path.unlink(missing_ok=True)
+    (tmp_path / "secret").write_text("AKIA-SECRET")
+    path.symlink_to(tmp_path / "secret")
+    listed = registry.registered()
+    assert sorted(one.name for one in listed.checkpoints) == ["link", "lora", "plain"]
+    expected = f"{path} is a link to {tmp_path}/secret; expected a file in {path.parent} or {root}"
+    assert listed.skipped == {"kto": f"{expected}. Replace the link by a copy of the file (cp -L)"}
 
 
 def test_links_that_lead_nowhere_or_in_circles(registry, root):

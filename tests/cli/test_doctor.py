@@ -10,9 +10,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from halos_eval.cli.doctor import DoctorConfig, check_gpus, check_hub, check_judge, doctor
+from halos_eval.cli.doctor import DoctorConfig, check_gpus, check_hub, check_judge, check_sandbox, doctor
 from halos_eval.cli.main import run
-from halos_eval.errors import BadInput
+from halos_eval.errors import BadInput, EvaluationFailed
+from halos_eval.stages.harness import sandbox
 from tests.doubles import make_checkpoint
 
 
@@ -148,6 +149,29 @@ def test_gpus_that_are_not_enough(monkeypatch, double, remedy):
     nvml(monkeypatch, **double)
     with pytest.raises(BadInput, match=remedy):
         check_gpus(2)
+
+
+def test_a_sandbox_that_holds():
+    if not sandbox.landlock_version():
+        pytest.skip("the kernel of this machine has no Landlock")
+    assert check_sandbox() == f"Landlock {sandbox.landlock_version()} and seccomp"
+    assert run(["doctor", "--sandbox"]) == 0
+
+
+def test_a_sandbox_that_does_not_hold(monkeypatch):
+    if not sandbox.landlock_version():
+        pytest.skip("the kernel of this machine has no Landlock")
+    monkeypatch.setattr(sandbox, "confine", lambda *_: None)
+    with pytest.raises(EvaluationFailed, match=r"does not confine a process.*Use another node"):
+        check_sandbox()
+
+
+def test_a_kernel_without_landlock(monkeypatch):
+    monkeypatch.setattr(sandbox, "landlock_version", lambda: 0)
+    with pytest.raises(EvaluationFailed, match=r"Use another node or machine.*HALOS_EVAL_ACCEPT_WEAK_SANDBOX=true"):
+        check_sandbox()
+    monkeypatch.setenv("HALOS_EVAL_ACCEPT_WEAK_SANDBOX", "true")
+    assert check_sandbox().startswith("no Landlock, which HALOS_EVAL_ACCEPT_WEAK_SANDBOX accepts")
 
 
 def test_gpus_that_are(monkeypatch):

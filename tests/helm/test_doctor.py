@@ -63,7 +63,7 @@ def test_it_checks_what_the_values_name(render):
         ("--writable", "/cache"),
         ("--writable", "/outbox"),
     ]
-    assert judge["args"] == ["doctor", "--store", "s3://bucket/halos-eval", "--judge"]
+    assert judge["args"] == ["doctor", "--store", "s3://bucket/halos-eval", "--judge", "--sandbox"]
 
 
 def test_it_has_what_the_profile_overrides(render):
@@ -80,10 +80,22 @@ def test_it_has_what_the_profile_overrides(render):
     assert {"name": "ca", "configMap": {"name": "lab-ca"}} in pod["spec"]["volumes"]
 
 
+def test_the_sandbox_is_checked_where_code_is_scored(render):
+    """On nodes of the same kind, with the same profile of seccomp and the same runtime."""
+    profile = {"nodeSelector": {"pool": "cpu"}, "runtimeClassName": "kata"}
+    release = render(merged(LAB, {"profiles": {"cpu": profile}}))
+    pod, container = doctor(release, "judge")
+    assert "--sandbox" in container["args"]
+    job = next(job for job in jobs("cpu") if job.image == "judge").model_copy(update={"outbox": "a/b"})
+    scored = manifest(job, release.cluster.kubernetes, release.cluster.gpu_profile("cpu"), "manual")
+    for key in ("nodeSelector", "runtimeClassName", "securityContext"):
+        assert pod["spec"][key] == scored["spec"][key]
+
+
 def test_without_a_key_no_judge_is_checked(render):
     kubernetes = {**LAB["kubernetes"], "secrets": {}}
     _, judge = doctor(render(LAB | {"kubernetes": kubernetes}), "judge")
-    assert judge["args"] == ["doctor", "--store", "s3://bucket/halos-eval"]
+    assert judge["args"] == ["doctor", "--store", "s3://bucket/halos-eval", "--sandbox"]
 
 
 def test_without_a_store_there_is_nothing_to_check(render):

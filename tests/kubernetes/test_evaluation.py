@@ -204,7 +204,7 @@ def test_helm_test_finds_what_is_missing(admin, lab):
         image: [line.split(":")[0] for line in lines if line.startswith(("ok ", "FAILED "))]
         for image, lines in found.items()
     }
-    assert checks["judge"] == ["ok      store", "ok      judge"]
+    assert checks["judge"] == ["ok      store", "ok      judge", "ok      sandbox"]
     assert checks["worker"] == [
         "ok      store", "ok      checkpoints", "ok      folder /cache", "ok      folder /outbox",
         "FAILED  hub", "FAILED  GPU",

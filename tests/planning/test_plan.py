@@ -79,6 +79,16 @@ def changed_task(name, **changes):
     return SUITE.model_copy(update={"tasks": tasks})
 
 
+def test_a_stage_looks_at_links_as_the_plan_does(plan, checkpoint, tmp_path):
+    registered = checkpoint.model_copy(update={"root": str(tmp_path)})
+    found = by_title(plan(checkpoint=registered))
+    assert {parse(list(found[title].argv)).root for title in TITLES if title != "judge"} == {str(tmp_path)}
+    (tmp_path / "kto" / "FINAL" / "tokenizer.json").unlink()
+    (tmp_path / "kto" / "FINAL" / "tokenizer.json").symlink_to("/etc/hostname")
+    with pytest.raises(BadInput, match=f"is a link to /etc/hostname; expected a file in .* or {tmp_path}"):
+        plan(checkpoint=registered)
+
+
 def test_nothing_has_been_run(plan, checkpoint):
     found = plan()
     assert [job.title for job in found.jobs] == TITLES

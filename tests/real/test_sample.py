@@ -125,7 +125,7 @@ def base_model(tiny, tmp_path):
             config.pop("chat_template", None)
             (folder / path.name).write_text(json.dumps(config))
         elif path.name != "chat_template.jinja":
-            (folder / path.name).symlink_to(path)
+            (folder / path.name).hardlink_to(path)
     return folder
 
 

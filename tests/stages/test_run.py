@@ -52,6 +52,7 @@ VLLM = {
     "model": TEXT,
     "revision": OPTIONAL_TEXT,
     "location": OPTIONAL_TEXT,
+    "root": OPTIONAL_TEXT,
     "known": st.lists(st.from_regex("[0-9a-f]{2}:[0-9a-f]{2}", fullmatch=True)).map(tuple),
     "dtype": DTYPE,
     "max_model_len": st.none() | st.integers(),
@@ -112,8 +113,8 @@ COMMANDS = {SampleConfig: "sample", HarnessConfig: "harness", ScoreConfig: "scor
 # The whole classification: each new option must be added to one side.
 COMMON_PLACEMENT = {"name", "suite", "expect", "owner", "force", "manifest"}
 MODEL_PLACEMENT = COMMON_PLACEMENT | {
-    "model", "revision", "location", "known", "chat_template", "tensor_parallel_size", "gpu_memory_utilization",
-    "enforce_eager",
+    "model", "revision", "location", "known", "root", "chat_template", "tensor_parallel_size",
+    "gpu_memory_utilization", "enforce_eager",
 }  # fmt: skip
 SCORED = {
     SampleConfig: {

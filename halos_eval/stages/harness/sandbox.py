@@ -103,9 +103,28 @@ class Limits(NamedTuple):
     """Threads of all its processes."""
 
 
+# What the kernel says where there is no Landlock.
+REASONS = {
+    errno.ENOSYS: "the kernel has no Landlock; expected Linux 5.13 or later",
+    errno.EOPNOTSUPP: "Landlock is switched off; expected `landlock` in the kernel's parameter lsm",
+    errno.EPERM: "the seccomp profile of containers denies Landlock; expected that of a current containerd or CRI-O",
+}
+
+
 def landlock_version() -> int:
     """Return the version of the kernel's Landlock; 0 if it has none."""
-    return max(0, int(_libc().syscall(LANDLOCK_CREATE_RULESET, None, 0, 1)))
+    return max(0, _ask_landlock())
+
+
+def _ask_landlock() -> int:
+    return int(_libc().syscall(LANDLOCK_CREATE_RULESET, None, 0, 1))
+
+
+def _no_landlock() -> str:
+    """Return why there is no Landlock, with the remedy."""
+    ctypes.set_errno(0)
+    _ask_landlock()
+    return REASONS.get(ctypes.get_errno(), REASONS[errno.ENOSYS])
 
 
 def check(accept_weak: bool) -> int:
@@ -121,8 +140,8 @@ def check(accept_weak: bool) -> int:
     version = landlock_version()
     if not version and not accept_weak:
         raise EvaluationFailed(
-            "refusing to run model-written code: the kernel has no Landlock, so the code could read and change files; "
-            "expected Linux 5.13 or later with `landlock` in its parameter lsm. Use another node or machine, or set "
+            f"refusing to run model-written code, which could read and change files: {_no_landlock()}. Use another "
+            "node or machine, leave tasks that execute code out of the suite, or set "
             "HALOS_EVAL_ACCEPT_WEAK_SANDBOX=true for the stage to accept that"
         )
     if not _is_filtered():
@@ -142,6 +161,23 @@ def _is_filtered() -> bool:
             os._exit(0)
         finally:
             os._exit(1)
+    return os.waitpid(child, 0)[1] == 0
+
+
+def holds(inside: Path, outside: Path) -> bool:
+    """Return whether a confined process can write to the new folder ``inside`` but not read the file ``outside``."""
+    inside.mkdir()
+    child = os.fork()
+    if not child:
+        code = 1
+        try:
+            confine(Access((), (str(inside),)), Limits(), {os.getppid()})
+            (inside / "file").write_bytes(b"")
+            outside.read_bytes()
+        except PermissionError as error:
+            code = int(error.filename != str(outside))
+        finally:
+            os._exit(code)
     return os.waitpid(child, 0)[1] == 0
 
 

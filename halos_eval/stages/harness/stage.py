@@ -64,7 +64,7 @@ def _run(config: HarnessConfig, name: str) -> Record:
         with reason_kept(config, record):
             config = stack.enter_context(on_disk(config))
             manifest = config.load_manifest()
-            weights = inspect(config.model, config.revision, manifest, Carried(config.known))
+            weights = inspect(config.model, config.revision, manifest, Carried(config.known), config.root)
             gpus = config.tensor_parallel_size if config.backend == "vllm" else 1
             weights.limits.check(gpus, config.max_model_len)
             checkpoint = weights.reference(config.name, config.location or config.model)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import platform
 import subprocess
 import sys
@@ -21,9 +23,21 @@ def test_this_machine_can_confine():
     assert sandbox.check(accept_weak=False) == sandbox.landlock_version()
 
 
-def test_a_kernel_without_landlock_executes_nothing_unless_that_is_accepted(monkeypatch):
-    monkeypatch.setattr(sandbox, "landlock_version", lambda: 0)
-    with pytest.raises(EvaluationFailed, match=f"{REFUSED}: the kernel has no Landlock.*ACCEPT_WEAK_SANDBOX=true"):
+@pytest.mark.parametrize(
+    ("code", "reason"),
+    [
+        (errno.ENOSYS, "the kernel has no Landlock; expected Linux 5.13 or later"),
+        (errno.EOPNOTSUPP, "Landlock is switched off; expected `landlock` in the kernel's parameter lsm"),
+        (errno.EPERM, "the seccomp profile of containers denies Landlock"),
+    ],
+)
+def test_a_kernel_without_landlock_executes_nothing_unless_that_is_accepted(monkeypatch, code, reason):
+    def refused():
+        ctypes.set_errno(code)
+        return -1
+
+    monkeypatch.setattr(sandbox, "_ask_landlock", refused)
+    with pytest.raises(EvaluationFailed, match=f"{REFUSED}, .*: {reason}.*ACCEPT_WEAK_SANDBOX=true"):
         sandbox.check(accept_weak=False)
     assert sandbox.check(accept_weak=True) == 0
 
