@@ -54,8 +54,17 @@ class SuiteRows:
 
     def row(self, plan: Plan) -> Row:
         """Return the row of one checkpoint. Raise StoreError."""
+        current, outdated, series = self._shown(plan)
+        return replace(row_of_plan(current, outdated), series=series)
+
+    def shown(self, plan: Plan) -> tuple[Plan, dict[str, str]]:
+        """Return the plan with the jobs whose records are shown, and the reasons of those that are not current."""
+        current, outdated, _ = self._shown(plan)
+        return current, outdated
+
+    def _shown(self, plan: Plan) -> tuple[Plan, dict[str, str], int | None]:
         if self.definition is None or not self.series.series:
-            return row_of_plan(plan)
+            return plan, {}, None
         parts = self.definition.parts
         current = [job for part, one in parts.items() for job in as_defined(plan, part, one)]
         found = standing(_identities(current), files_of(self.root, plan.checkpoint.name), self.series)
@@ -75,8 +84,7 @@ class SuiteRows:
             "unavailable": unavailable,
             "warn_above": self.definition.warn_above,
         }
-        row = row_of_plan(plan.model_copy(update=update), outdated)
-        return replace(row, series=found.series.number if found.done else None)
+        return plan.model_copy(update=update), outdated, found.series.number if found.done else None
 
     def _current(
         self, plan: Plan, jobs: Iterable[PlannedJob], found: Standing

@@ -79,20 +79,24 @@ def _with_damaged(rows: Sequence[Row], damaged: Mapping[str, str]) -> list[Row]:
 
 def csv_of(rows: Sequence[Row]) -> bytes:
     """Return the CSV of rows, one per checkpoint. It has the bytes that pandas writes, which takes much longer."""
-    lines = [document(row) for row in rows]
-    header = columns(lines)
+    header, lines = cells_by_column(rows)
     # pandas has no whole numbers in a column with empty cells.
     number = int if all("series" in line for line in lines) else float
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(header)
-    for row, line in zip(rows, lines, strict=True):
-        cells = {**row.counts, **line}
-        if row.series is not None:
-            cells["series"] = number(row.series)
-        empty = {column for column, cell in cells.items() if isinstance(cell, float) and math.isnan(cell)}
-        writer.writerow(["" if column in empty else cells.get(column, "") for column in header])
+    for line in lines:
+        if "series" in line:
+            line["series"] = number(line["series"])
+        empty = {column for column, cell in line.items() if isinstance(cell, float) and math.isnan(cell)}
+        writer.writerow(["" if column in empty else line.get(column, "") for column in header])
     return text.getvalue().encode()
+
+
+def cells_by_column(rows: Sequence[Row]) -> tuple[list[str], list[dict[str, str | float]]]:
+    """Return the columns of rows in order, and the cells of each row; empty cells are absent or NaN."""
+    lines = [document(row) for row in rows]
+    return columns(lines), [{**row.counts, **line} for row, line in zip(rows, lines, strict=True)]
 
 
 def columns(lines: Iterable[Mapping[str, object]]) -> list[str]:

@@ -13,6 +13,8 @@ series.json                                                            versions 
 manifests/SUITE.json                                                   pins of the data of a suite
 reports/SUITE/summary.csv
 reports/SUITE/rows.json.gz                                             its rows, so that an evaluation computes only one
+reports/SUITE/comparisons/A/B.json                                     A compared with B
+reports/SUITE/gates/CHECKPOINT.json                                    the outcome of the policy's gate
 reports/SUITE/claims/                                                  the process that writes both now
 changes/CHECKPOINT                                                     written again after each of its evaluations
 claims/SUITE/CHECKPOINT/                                               the run that evaluates it now
@@ -164,6 +166,16 @@ def report_url(root: str, suite: str) -> str:
 def rows_url(root: str, suite: str) -> str:
     """Return the URL of the rows of a suite's summary, see `halos_eval.reports.kept_rows`."""
     return filesystem.join(root, "reports", suite, "rows.json.gz")
+
+
+def comparison_url(root: str, suite: str, a: str, b: str) -> str:
+    """Return the URL of the comparison of checkpoint ``a`` with ``b``. Raises BadInput for an invalid name."""
+    return filesystem.join(root, "reports", suite, "comparisons", folder_name(a), f"{folder_name(b)}.json")
+
+
+def gate_url(root: str, suite: str, checkpoint: str) -> str:
+    """Return the URL of the outcome of the policy's gate for a checkpoint. Raises BadInput for an invalid name."""
+    return filesystem.join(root, "reports", suite, "gates", f"{folder_name(checkpoint)}.json")
 
 
 def report_claims_url(root: str, suite: str) -> str:

@@ -28,7 +28,7 @@ def clustered_error(rows: Iterable[Mapping[str, Any]], metric: str, value: float
         found = values if isinstance(values, list | tuple) else [values]
         if not all(isinstance(one, Real) for one in found):
             return None
-        total, count = sums.get(key := _cluster(row), (0.0, 0))
+        total, count = sums.get(key := cluster_of(row), (0.0, 0))
         sums[key] = total + sum(map(float, found)), count + len(found)
     items = sum(count for _, count in sums.values())
     if not 1 < len(sums) < items:
@@ -40,7 +40,8 @@ def clustered_error(rows: Iterable[Mapping[str, Any]], metric: str, value: float
     return math.sqrt(squares * len(sums) / (len(sums) - 1)) / items, len(sums)
 
 
-def _cluster(row: Mapping[str, Any]) -> str:
+def cluster_of(row: Mapping[str, Any]) -> str:
+    """Return the cluster of a sample: equal for documents that depend on each other."""
     document = row.get("doc")
     texts = (document.get(key) for key in PASSAGES) if isinstance(document, Mapping) else ()
     passage = next((text for text in texts if isinstance(text, str) and text.strip()), None)

@@ -1,0 +1,57 @@
+"""The records that a suite's table shows of one checkpoint."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from halos_eval.config.suite import ALPACA_EVAL
+from halos_eval.errors import BadInput, StoreError
+from halos_eval.planning.plan import Plan
+from halos_eval.reports.results import labelled, why_missing
+from halos_eval.reports.suite_rows import SuiteRows
+from halos_eval.storage import layout
+from halos_eval.storage.records import Record, readable, readable_all
+
+
+class Shown(NamedTuple):
+    """One job of a checkpoint with the record that the table shows."""
+
+    part: str
+    """The part of the suite: the task, ``alpaca_eval``, or ``alpaca_eval@LABEL`` for a further judge."""
+    url: str
+    """URL of the record."""
+    record: Record | None
+    """None if there is none; ``reason`` says why."""
+    metric: str | None
+    """The suite's metric of the task; None: the first that lm_eval prints."""
+    reason: str
+    """Why there is no record, or why it is not current; empty otherwise."""
+
+
+class ShownParts(NamedTuple):
+    """All jobs of a checkpoint."""
+
+    checkpoint: str
+    """Name of the checkpoint."""
+    tags: dict[str, str]
+    """Its tags."""
+    parts: tuple[Shown, ...]
+    """sample, the judges, then the tasks."""
+
+
+def shown(root: str, suite: str, checkpoint: str, rows: SuiteRows | None = None) -> ShownParts:
+    """Return the records that ``suite`` shows of ``checkpoint``. Raise BadInput if it has no plan, or StoreError."""
+    url = layout.plan_url(root, suite, checkpoint)
+    plan, damage = readable(url, Plan)
+    if damage:
+        raise StoreError(damage)
+    if plan is None:
+        raise BadInput(f"{root} has no plan of {suite} for {checkpoint}: evaluate it first, or name another checkpoint")
+    current, outdated = (rows or SuiteRows(root, suite)).shown(plan)
+    read = readable_all([job.record for job in current.jobs], Record)
+    parts = []
+    for job, (record, damage) in zip(current.jobs, read, strict=True):
+        part = labelled(ALPACA_EVAL, job.label) if job.stage == "judge" else job.task or job.stage
+        reason = outdated.get(job.title, "") if record else damage or why_missing(job.record)
+        parts.append(Shown(part, job.record, record, job.metric, reason))
+    return ShownParts(plan.checkpoint.name, plan.tags, tuple(parts))
