@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from types import MappingProxyType
 from typing import TypeVar
 
@@ -91,6 +92,16 @@ class Row:
     """The names under which the judge's model answered; empty if they are unknown."""
     judges: Mapping[str, str] = field(default_factory=dict)
     """Models of the judges beside the main one, by label. Their columns end with @LABEL."""
+    tags: Mapping[str, str] = field(default_factory=dict)
+    """The checkpoint's tags."""
+    registered: datetime | None = None
+    """UTC time of its registration; None if it is unknown."""
+    evaluated: datetime | None = None
+    """UTC time at which the newest of the results ended; None without a result."""
+    gpu_hours: float | None = None
+    """Hours times GPUs of the results; None if they are unknown."""
+    price_usd: float | None = None
+    """Price of the judgements; None without judgements, or if one price is unknown."""
 
     @property
     def complete(self) -> bool:
