@@ -1,11 +1,20 @@
-"""Settings of vLLM's engine for the stages that start one."""
+"""Load vLLM's engine, with the settings of the stages that need one."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+import os
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, Self
+
+from pydantic import BaseModel
 
 from halos_eval.checkpoints.weights import Weights
+from halos_eval.config.settings import FROZEN
+from halos_eval.stages.adapter import check_applied_by_vllm
+from halos_eval.stages.engine import Engine, VllmEngine
+
+if TYPE_CHECKING:
+    from vllm.lora.request import LoRARequest
 
 VLLM_ENVIRONMENT = {
     # Runs the engine in this process. Requests are then scheduled the same way in every run (vLLM's advice for
@@ -24,6 +33,65 @@ BLOCK = 128
 """Tokens of a block: vLLM's CPU backend gives a sequence whole blocks."""
 MOST_CACHE = 4 << 30
 """Upper limit in bytes of a CPU's cache. A single sequence that needs more gets it."""
+
+
+class EngineOptions(BaseModel):
+    """What a loaded engine depends on besides the weights. Stages with equal options can use the same engine."""
+
+    model_config = FROZEN
+
+    dtype: str
+    """Precision of weights and activations."""
+    max_model_len: int | None
+    """Maximum tokens of a prompt with its answer; None for the model's own length."""
+    tensor_parallel_size: int
+    """GPUs to split the model over."""
+    gpu_memory_utilization: float
+    """Share of each GPU's memory that vLLM may take."""
+    enforce_eager: bool
+    """Whether compilation and CUDA graphs are skipped."""
+
+    @classmethod
+    def of(cls, config: BaseModel) -> Self:
+        """Return the options in the ``config`` of a stage."""
+        return cls(**{name: getattr(config, name) for name in cls.model_fields})
+
+
+Load = Callable[[Weights, EngineOptions], Engine]
+"""Function like ``load_engine``; it may return an engine that is loaded already."""
+
+
+def load_engine(weights: Weights, options: EngineOptions) -> Engine:
+    """Load ``weights``. Raise EvaluationFailed if vLLM does not apply their adapter."""
+    os.environ.update(VLLM_ENVIRONMENT)
+    from vllm import LLM
+
+    lora = _adapter(weights)
+    adapter = {"enable_lora": True, "max_lora_rank": weights.adapter_rank} if lora else {}
+    llm = LLM(
+        model=weights.model,
+        revision=weights.revision,
+        tokenizer=weights.tokenizer,
+        tokenizer_revision=weights.revision if weights.tokenizer == weights.model else None,
+        dtype=options.dtype,
+        tensor_parallel_size=options.tensor_parallel_size,
+        max_model_len=options.max_model_len,
+        enforce_eager=options.enforce_eager,
+        load_format="safetensors",
+        trust_remote_code=False,
+        **memory_arguments(weights, options.dtype, options.max_model_len, options.gpu_memory_utilization),
+        **adapter,
+    )
+    check_applied_by_vllm(llm, lora)  # vLLM reads an adapter when it is first used
+    return VllmEngine(llm, llm.get_tokenizer(), lora)
+
+
+def _adapter(weights: Weights) -> LoRARequest | None:
+    if weights.adapter is None:
+        return None
+    from vllm.lora.request import LoRARequest
+
+    return LoRARequest("adapter", 1, weights.adapter)
 
 
 def memory_arguments(weights: Weights, dtype: str, max_model_len: int | None, share: float) -> dict[str, Any]:

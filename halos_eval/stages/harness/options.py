@@ -39,7 +39,7 @@ class HarnessConfig(HarnessSettings, ModelConfig):
     enforce_eager: bool = False
     """Skip compilation and CUDA graphs: starts sooner, runs slower."""
     save_every: int = Field(512, ge=1)
-    """Requests between two saves; a killed run repeats at most that many."""
+    """Requests between two saves (hf); a killed run repeats at most that many. vllm's are saved as they finish."""
     answers_only: bool = False
     """Generate the answers without scoring them; `halos-eval score` does that."""
     copy_answers_to: str | None = None
