@@ -36,6 +36,8 @@ class HarnessConfig(HarnessSettings, ModelConfig):
     """GPUs to split the model over (vllm)."""
     gpu_memory_utilization: float = Field(0.9, gt=0, le=1)
     """Share of each GPU's memory that vLLM may take; without a GPU the cache is sized by the model's length."""
+    max_num_batched_tokens: int | None = Field(None, ge=1)
+    """Limit of the tokens that vLLM computes in one step (default: by the vocabulary, so that log-likelihoods fit)."""
     enforce_eager: bool = False
     """Skip compilation and CUDA graphs: starts sooner, runs slower."""
     save_every: int = Field(512, ge=1)
