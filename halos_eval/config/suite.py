@@ -190,6 +190,8 @@ class Suite(BaseModel):
     """GPU profile from the cluster file; a checkpoint's own profile overrides it."""
     gpu_memory_utilization: float = Field(0.9, gt=0, le=1)
     """Share of each GPU's memory that vLLM may use. Without a GPU, the model's length sets the size of the KV cache."""
+    max_num_batched_tokens: int | None = Field(None, ge=1)
+    """Limit of the tokens that vLLM computes in one step (default: by the vocabulary, so that log-likelihoods fit)."""
     include_path: str | None = None
     """Folder with your own lm_eval task files."""
     warn_above: float = Field(WARN_ABOVE, ge=0, le=1)

@@ -6,13 +6,12 @@ silently skips prompts that are too long, and has one chat template for all mode
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
-import os
 import time
-from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any
+from collections.abc import Generator
+from contextlib import ExitStack, closing
+from typing import Any
 
 from pydantic import Field
 
@@ -22,22 +21,18 @@ from halos_eval.config.suite import ALPACA_EVAL, SamplingSettings
 from halos_eval.data import prompts
 from halos_eval.digests import digest_bytes
 from halos_eval.errors import BadInput, EvaluationFailed, Incomplete
-from halos_eval.stages.adapter import check_applied_by_vllm
 from halos_eval.stages.chat_template import read_template
+from halos_eval.stages.engine import Ask, Engine, Finished, seed_of
 from halos_eval.stages.identity import Identity, Job
 from halos_eval.stages.on_disk import on_disk
 from halos_eval.stages.options import ModelConfig
 from halos_eval.stages.prompt import Prompting, Stops
 from halos_eval.stages.run import Outcome, check_still_named, loading, reason_kept, run
-from halos_eval.stages.vllm import VLLM_ENVIRONMENT, memory_arguments
+from halos_eval.stages.vllm import EngineOptions, Load, load_engine
 from halos_eval.storage import filesystem, layout, result_files
 from halos_eval.storage.journal import Journal
 from halos_eval.storage.manifest import Manifest
 from halos_eval.storage.records import CheckpointRef, Coverage, Record, Usage
-
-if TYPE_CHECKING:
-    from vllm import LLM, SamplingParams
-    from vllm.lora.request import LoRARequest
 
 log = logging.getLogger(__name__)
 
@@ -58,6 +53,8 @@ class SampleConfig(SamplingSettings, ModelConfig):
     """GPUs to split the model over."""
     gpu_memory_utilization: float = Field(0.9, gt=0, le=1)
     """Share of each GPU's memory that vLLM may take; without a GPU the cache is sized by the model's length."""
+    max_num_batched_tokens: int | None = Field(None, ge=1)
+    """Limit of the tokens that vLLM computes in one step (default: by the vocabulary, so that log-likelihoods fit)."""
     enforce_eager: bool = False
     """Skip compilation and CUDA graphs: starts sooner, samples slower."""
 
@@ -82,8 +79,11 @@ def sample_identity(
     )
 
 
-def sample(config: SampleConfig) -> Record:
-    """Run the stage. Raise BadInput, DataUnavailable, Incomplete, StoreError, EvaluationFailed."""
+def sample(config: SampleConfig, load: Load = load_engine) -> Record:
+    """Run the stage on the engine that ``load`` returns.
+
+    Raise BadInput, DataUnavailable, Incomplete, StoreError, EvaluationFailed.
+    """
     record = layout.record_beside(config.output)
     with ExitStack() as stack:
         with reason_kept(config, record):
@@ -93,10 +93,10 @@ def sample(config: SampleConfig) -> Record:
             weights.limits.check(config.tensor_parallel_size, config.max_model_len)
             checkpoint = weights.reference(config.name, config.location or config.model)
             job = sample_identity(config, config.prompts, config.chat_template, checkpoint, manifest).at(record)
-        return run(job, config, lambda: _work(config, weights, job, manifest))
+        return run(job, config, lambda: _work(config, weights, job, manifest, load))
 
 
-def _work(config: SampleConfig, weights: Weights, job: Job, manifest: Manifest | None) -> Outcome:
+def _work(config: SampleConfig, weights: Weights, job: Job, manifest: Manifest | None, load: Load) -> Outcome:
     began = time.monotonic()
     check_fetched(config.model, config.revision, manifest)
     prompt_set = prompts.load(config.prompts, "prompts", manifest)
@@ -109,14 +109,13 @@ def _work(config: SampleConfig, weights: Weights, job: Job, manifest: Manifest |
     loaded = began
     if todo:
         with loading(weights):
-            llm = _load(config, weights)
-            check_applied_by_vllm(llm, _adapter(weights))  # vLLM reads an adapter when it is first used
-        way = Prompting.chat(llm.get_tokenizer(), config.chat_template, config.stop, config.model)
+            engine = load(weights, EngineOptions.of(config))
+        way = Prompting.chat(engine.tokenizer, config.chat_template, config.stop, config.model)
         prompting = way.described()
-        token_ids = {key: _tokenize(way, row, llm.model_config.max_model_len) for key, row in todo.items()}
+        token_ids = {key: _tokenize(way, row, engine.max_model_len) for key, row in todo.items()}
         loaded = time.monotonic()
-        with journal:
-            for number, (key, answer) in enumerate(_generate(llm, config, weights, way.stops, token_ids), 1):
+        with journal, closing(_generate(engine, config, way.stops, token_ids)) as answers:
+            for number, (key, answer) in enumerate(answers, 1):
                 done[key] = answer
                 journal.add(key, answer)
                 if number == 1:
@@ -148,36 +147,6 @@ def _key(row: dict[str, Any]) -> str:
     return digest_bytes(row["instruction"].encode())[:32]
 
 
-def _load(config: SampleConfig, weights: Weights) -> LLM:
-    os.environ.update(VLLM_ENVIRONMENT)
-    from vllm import LLM
-
-    adapter = {"enable_lora": True, "max_lora_rank": weights.adapter_rank} if weights.adapter else {}
-    return LLM(
-        model=weights.model,
-        revision=weights.revision,
-        tokenizer=weights.tokenizer,
-        dtype=config.dtype,
-        seed=config.seed,
-        tensor_parallel_size=config.tensor_parallel_size,
-        max_model_len=config.max_model_len,
-        enforce_eager=config.enforce_eager,
-        load_format="safetensors",
-        trust_remote_code=False,
-        disable_log_stats=True,
-        **memory_arguments(weights, config.dtype, config.max_model_len, config.gpu_memory_utilization),
-        **adapter,
-    )
-
-
-def _adapter(weights: Weights) -> LoRARequest | None:
-    if weights.adapter is None:
-        return None
-    from vllm.lora.request import LoRARequest
-
-    return LoRARequest("adapter", 1, weights.adapter)
-
-
 def _tokenize(prompting: Prompting, row: dict[str, Any], limit: int) -> list[int]:
     """Return the token ids of a prompt. Raise BadInput if they and one more do not fit in ``limit`` tokens."""
     ids = prompting.encode(prompting.render([{"role": "user", "content": row["instruction"]}]))
@@ -189,49 +158,32 @@ def _tokenize(prompting: Prompting, row: dict[str, Any], limit: int) -> list[int
     return ids
 
 
-def _generate(llm: LLM, config: SampleConfig, weights: Weights, stops: Stops, todo: dict[str, list[int]]) -> Any:
-    """Yield (key, answer) in the order in which prompts finish; all prompts are in flight at once.
-
-    The loop steps the engine itself, because ``LLM.generate`` returns nothing before the last prompt is finished.
-    """
-    from vllm import TokensPrompt
-
-    lora = _adapter(weights)
-    engine = llm.llm_engine
-    for key, ids in todo.items():
-        engine.add_request(key, TokensPrompt(prompt_token_ids=ids), _params(config, key, stops), lora_request=lora)
-    while engine.has_unfinished_requests():
-        for output in engine.step():
-            if output.finished:
-                yield (
-                    output.request_id,
-                    {
-                        "prompt_tokens": len(output.prompt_token_ids),
-                        "samples": [
-                            {"text": one.text.strip(), "tokens": len(one.token_ids), "finish": one.finish_reason}
-                            for one in sorted(output.outputs, key=lambda one: one.index)
-                        ],
-                    },
-                )
+def _generate(
+    engine: Engine, config: SampleConfig, stops: Stops, todo: dict[str, list[int]]
+) -> Generator[tuple[str, dict[str, Any]]]:
+    """Yield (key, answer) in the order in which prompts finish."""
+    asks = (Ask(key, ids, _params(config, key, stops)) for key, ids in todo.items())
+    for finished in engine.finished(asks):
+        yield finished.key, _answer(finished)
 
 
-def _params(config: SampleConfig, key: str, stops: Stops) -> SamplingParams:
-    from vllm import SamplingParams
-    from vllm.sampling_params import RequestOutputKind
+def _answer(finished: Finished) -> dict[str, Any]:
+    samples = [{"text": one.text.strip(), "tokens": one.tokens, "finish": one.finish} for one in finished.samples]
+    return {"prompt_tokens": finished.prompt_tokens, "samples": samples}
 
-    # One seed per prompt: a resumed run draws the same numbers, whatever else is in the batch.
-    seed = int.from_bytes(hashlib.sha256(f"{config.seed}:{key}".encode()).digest()[:4], "big") >> 1
-    return SamplingParams(
-        n=config.samples_per_prompt,
-        temperature=config.temperature,
-        top_p=config.top_p,
-        max_tokens=config.max_tokens,
-        seed=seed,
-        stop=list(stops.texts),
+
+def _params(config: SampleConfig, key: str, stops: Stops) -> dict[str, Any]:
+    return {
+        "n": config.samples_per_prompt,
+        "temperature": config.temperature,
+        "top_p": config.top_p,
+        "max_tokens": config.max_tokens,
+        # One seed per prompt: a resumed run draws the same numbers, whatever else is in the batch.
+        "seed": seed_of(config.seed, key),
+        "stop": list(stops.texts),
         # vLLM looks for stop strings in the text without special tokens
-        stop_token_ids=list(stops.tokens.values()),
-        output_kind=RequestOutputKind.FINAL_ONLY,
-    )
+        "stop_token_ids": list(stops.tokens.values()),
+    }
 
 
 def _write(

@@ -1,11 +1,20 @@
-"""Settings of vLLM's engine for the stages that start one."""
+"""Load vLLM's engine, with the settings of the stages that need one."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+import os
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, Self
+
+from pydantic import BaseModel
 
 from halos_eval.checkpoints.weights import Weights
+from halos_eval.config.settings import FROZEN
+from halos_eval.stages.adapter import check_applied_by_vllm
+from halos_eval.stages.engine import Engine, VllmEngine
+
+if TYPE_CHECKING:
+    from vllm.lora.request import LoRARequest
 
 VLLM_ENVIRONMENT = {
     # Runs the engine in this process. Requests are then scheduled the same way in every run (vLLM's advice for
@@ -25,9 +34,83 @@ BLOCK = 128
 MOST_CACHE = 4 << 30
 """Upper limit in bytes of a CPU's cache. A single sequence that needs more gets it."""
 
+LOGIT_BYTES = 6
+"""Bytes of a token and an entry of the vocabulary: the logit in bfloat16, and its log-softmax in float32."""
+MOST_LOGITS = 2 << 30
+"""Bytes that these may take: 2,353 tokens of Qwen2.5, 2,790 of Llama 3. An H100 is busy with 1,000 tokens of 8B."""
+FEWEST_TOKENS, MOST_TOKENS, MOST_TOKENS_CPU = 2048, 8192, 4096
+"""Bounds of the tokens of a step. vLLM's own default for LLM is 8,192 or 16,384 on GPUs, and 4,096 on CPUs."""
+LARGE_VOCABULARY = 262_144
+"""Assumed for a configuration that does not say it: that of Gemma 3."""
+OTHER_MEMORY = 1 << 30
+"""Bytes of a GPU that vLLM's profile does not see: the CUDA context and fragments."""
+SMALLEST_SHARE = 0.5
+"""The share of a GPU's memory is not lowered below this one."""
 
-def memory_arguments(weights: Weights, dtype: str, max_model_len: int | None, share: float) -> dict[str, Any]:
-    """Return the engine arguments for memory: vLLM's ``share`` of a GPU's memory, or the KV cache's bytes on a CPU.
+
+class EngineOptions(BaseModel):
+    """What a loaded engine depends on besides the weights. Stages with equal options can use the same engine."""
+
+    model_config = FROZEN
+
+    dtype: str
+    """Precision of weights and activations."""
+    max_model_len: int | None
+    """Maximum tokens of a prompt with its answer; None for the model's own length."""
+    tensor_parallel_size: int
+    """GPUs to split the model over."""
+    gpu_memory_utilization: float
+    """Share of each GPU's memory that vLLM may take."""
+    max_num_batched_tokens: int | None
+    """Limit of the tokens that one step computes; None for that of ``batched_tokens``."""
+    enforce_eager: bool
+    """Whether compilation and CUDA graphs are skipped."""
+
+    @classmethod
+    def of(cls, config: BaseModel) -> Self:
+        """Return the options in the ``config`` of a stage."""
+        return cls(**{name: getattr(config, name) for name in cls.model_fields})
+
+
+Load = Callable[[Weights, EngineOptions], Engine]
+"""Function like ``load_engine``; it may return an engine that is loaded already."""
+
+
+def load_engine(weights: Weights, options: EngineOptions) -> Engine:
+    """Load ``weights``. Raise EvaluationFailed if vLLM does not apply their adapter."""
+    os.environ.update(VLLM_ENVIRONMENT)
+    from vllm import LLM
+
+    lora = _adapter(weights)
+    adapter = {"enable_lora": True, "max_lora_rank": weights.adapter_rank} if lora else {}
+    llm = LLM(
+        model=weights.model,
+        revision=weights.revision,
+        tokenizer=weights.tokenizer,
+        tokenizer_revision=weights.revision if weights.tokenizer == weights.model else None,
+        dtype=options.dtype,
+        tensor_parallel_size=options.tensor_parallel_size,
+        max_model_len=options.max_model_len,
+        enforce_eager=options.enforce_eager,
+        load_format="safetensors",
+        trust_remote_code=False,
+        **memory_arguments(weights, options),
+        **adapter,
+    )
+    check_applied_by_vllm(llm, lora)  # vLLM reads an adapter when it is first used
+    return VllmEngine(llm, llm.get_tokenizer(), lora)
+
+
+def _adapter(weights: Weights) -> LoRARequest | None:
+    if weights.adapter is None:
+        return None
+    from vllm.lora.request import LoRARequest
+
+    return LoRARequest("adapter", 1, weights.adapter)
+
+
+def memory_arguments(weights: Weights, options: EngineOptions) -> dict[str, Any]:
+    """Return the engine arguments for memory: a share of a GPU's memory, or the KV cache's bytes on a CPU.
 
     On a CPU a share would depend on the size of the machine. vLLM's CPU backend counts its own 1.7 GB in the share, so
     a share that is enough on one machine leaves nothing for the cache on a smaller one.
@@ -35,10 +118,37 @@ def memory_arguments(weights: Weights, dtype: str, max_model_len: int | None, sh
     from transformers import PretrainedConfig
     from vllm.platforms import current_platform
 
-    if not current_platform.is_cpu():
-        return {"gpu_memory_utilization": share}
     config, _ = PretrainedConfig.get_config_dict(weights.model, revision=weights.revision)
-    return {"kv_cache_memory_bytes": kv_cache_bytes(config, dtype, max_model_len)}
+    if current_platform.is_cpu():
+        tokens = options.max_num_batched_tokens or batched_tokens(config, MOST_TOKENS_CPU)
+        size = kv_cache_bytes(config, options.dtype, options.max_model_len)
+        return {"kv_cache_memory_bytes": size, "max_num_batched_tokens": tokens}
+    tokens = options.max_num_batched_tokens or batched_tokens(config, MOST_TOKENS)
+    most = largest_share(config, tokens, current_platform.get_device_total_memory())
+    return {"gpu_memory_utilization": min(options.gpu_memory_utilization, most), "max_num_batched_tokens": tokens}
+
+
+def batched_tokens(config: Mapping[str, Any], most: int) -> int:
+    """Return the tokens of one step, for a model with this ``config.json``: at most ``most``.
+
+    A log-likelihood task reads the probabilities of all tokens of its texts. vLLM 0.32 computes the logits of a step's
+    tokens over the whole vocabulary, and then their log-softmax in float32. Its memory profile has no such request, so
+    the KV cache takes that memory, and long texts end with CUDA out of memory (lm_eval #2490, #2698, #2800; vLLM #5907;
+    #52054 measures 7.5 GiB for 8,192 tokens and a vocabulary of 152,000). Its newer model runner computes 1,024 tokens
+    at a time, but it is not used everywhere. All stages get the same bound, so that they can share an engine.
+    """
+    return max(FEWEST_TOKENS, min(most, MOST_LOGITS // (_vocabulary(config) * LOGIT_BYTES)))
+
+
+def largest_share(config: Mapping[str, Any], tokens: int, total: int) -> float:
+    """Return the share of ``total`` bytes that leaves room for the logits of ``tokens`` and for other allocations."""
+    free = tokens * _vocabulary(config) * LOGIT_BYTES + OTHER_MEMORY
+    return max(SMALLEST_SHARE, round(1 - free / total, 3))
+
+
+def _vocabulary(config: Mapping[str, Any]) -> int:
+    found: Any = (config.get("text_config") or config).get("vocab_size")
+    return found if isinstance(found, int) and found > 0 else LARGE_VOCABULARY
 
 
 def kv_cache_bytes(config: Mapping[str, Any], dtype: str, max_model_len: int | None) -> int:

@@ -59,6 +59,7 @@ VLLM = {
     "chat_template": OPTIONAL_TEXT,
     "tensor_parallel_size": COUNT,
     "gpu_memory_utilization": SHARE,
+    "max_num_batched_tokens": st.none() | COUNT,
     "enforce_eager": st.booleans(),
 }
 CONFIGS = {
@@ -114,7 +115,7 @@ COMMANDS = {SampleConfig: "sample", HarnessConfig: "harness", ScoreConfig: "scor
 COMMON_PLACEMENT = {"name", "suite", "expect", "owner", "force", "manifest"}
 MODEL_PLACEMENT = COMMON_PLACEMENT | {
     "model", "revision", "location", "known", "root", "chat_template", "tensor_parallel_size",
-    "gpu_memory_utilization", "enforce_eager",
+    "gpu_memory_utilization", "max_num_batched_tokens", "enforce_eager",
 }  # fmt: skip
 SCORED = {
     SampleConfig: {

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from types import SimpleNamespace
 
 import pytest
 from pydantic import ValidationError
@@ -15,11 +14,13 @@ from halos_eval.data import prompts
 from halos_eval.digests import digest_bytes
 from halos_eval.errors import BadInput, EvaluationFailed
 from halos_eval.stages import sample as stage
+from halos_eval.stages.engine import Finished, Sample
 from halos_eval.stages.prompt import Prompting
 from halos_eval.stages.sample import SampleConfig, sample, sample_identity
 from halos_eval.storage.journal import Journal
 from halos_eval.storage.records import read_record
 from tests.doubles import make_checkpoint, outputs_in, result_of, write_safetensors
+from tests.doubles.engine import Answering
 from tests.doubles.tokenizer import Tokenizer
 
 PROMPTS = prompts.load("demo", "prompts").rows
@@ -157,78 +158,72 @@ def test_what_is_wrong_in_the_options(change):
         SampleConfig(model="m", **change)
 
 
-@pytest.fixture
-def engine(monkeypatch):
-    """``engine(loading=..., sampling=...)`` replaces vLLM: it calls these, and answers "four"."""
+class Engine(Answering):
+    """Answers ``text`` to everything, and calls ``sampling`` when it has."""
 
-    def make(loading=lambda: None, sampling=lambda: None, text="four"):
-        def generate(_llm, config, _weights, _stops, todo):
-            for key in todo:
-                sample = {"text": text, "tokens": 1, "finish": "stop"}
-                yield key, {"prompt_tokens": 1, "samples": [sample] * config.samples_per_prompt}
-            sampling()
+    def __init__(self, text, sampling):
+        super().__init__(Tokenizer(chat_template="{{ messages[0]['content'] }}"))
+        self.text, self.sampling = text, sampling
 
-        def load(*_):
-            loading()
-            return SimpleNamespace(
-                get_tokenizer=lambda: Tokenizer(chat_template="{{ messages[0]['content'] }}"),
-                model_config=SimpleNamespace(max_model_len=1000),
-            )
+    def finished(self, asks, at_once=None):
+        yield from super().finished(asks, at_once)
+        self.sampling()
 
-        monkeypatch.setattr(stage, "_load", load)
-        monkeypatch.setattr(stage, "_generate", generate)
+    def answer(self, ask):
+        return Finished(ask.key, 1, samples=(Sample(self.text, 1, "stop"),) * ask.params["n"])
 
-    return make
+
+def engine(loading=lambda: None, sampling=lambda: None, text="four"):
+    """What loads an engine that answers ``text``."""
+
+    def load(_weights, _options):
+        loading()
+        return Engine(text, sampling)
+
+    return load
 
 
 @pytest.mark.parametrize("when", ["loading", "sampling"])
-def test_weights_that_are_saved_again_get_no_record(options, engine, tmp_path, when):
+def test_weights_that_are_saved_again_get_no_record(options, tmp_path, when):
     def save():
         write_safetensors(tmp_path / "kto" / "FINAL" / "model.safetensors", b"trained longer")
 
-    engine(**{when: save})
     with pytest.raises(BadInput, match=r"FINAL was saved again .* none are recorded\. When it is saved, trigger"):
-        sample(SampleConfig(**options))
+        sample(SampleConfig(**options), engine(**{when: save}))
     out = tmp_path / "out"
     assert [path.name for path in out.rglob("*") if path.is_file()] == ["outputs.failure.json"]
-    engine()
-    record = sample(SampleConfig(**options))
+    record = sample(SampleConfig(**options), engine())
     assert record.checkpoint.digest == inspect(options["model"]).digest
 
 
-def test_weights_that_are_copied_again_are_the_same(options, engine, tmp_path):
+def test_weights_that_are_copied_again_are_the_same(options, tmp_path):
     path = tmp_path / "kto" / "FINAL" / "model.safetensors"
-    engine(loading=lambda: path.write_bytes(path.read_bytes()))
-    assert sample(SampleConfig(**options)).coverage.scored == 12
+    load = engine(loading=lambda: path.write_bytes(path.read_bytes()))
+    assert sample(SampleConfig(**options), load).coverage.scored == 12
 
 
-def test_the_digest_of_the_plan_saves_reading_the_weights_but_not_noticing_a_change(
-    options, engine, tmp_path, monkeypatch
-):
+def test_the_digest_of_the_plan_saves_reading_the_weights_but_not_noticing_a_change(options, tmp_path, monkeypatch):
     folder = tmp_path / "kto" / "FINAL"
     found = inspect(options["model"])
     known = carried(found.folders, None)
-    engine()
     with monkeypatch.context() as patch:
         patch.setattr(weights, "digest_files", lambda *_: pytest.fail("weights were read"))
-        record = sample(SampleConfig(**options, known=known, location="s3://bucket/kto"))
+        record = sample(SampleConfig(**options, known=known, location="s3://bucket/kto"), engine())
     assert (record.checkpoint.digest, record.checkpoint.location) == (found.digest, "s3://bucket/kto")
-    engine(loading=lambda: write_safetensors(folder / "model.safetensors", b"trained longer"))
+    load = engine(loading=lambda: write_safetensors(folder / "model.safetensors", b"trained longer"))
     with pytest.raises(BadInput, match="was saved again while it was evaluated"):
-        sample(SampleConfig(**options, known=known, force=True))
+        sample(SampleConfig(**options, known=known, force=True), load)
 
 
 @pytest.mark.parametrize("answers", ["sampled", "resumed"])
-def test_nothing_but_empty_answers_is_a_failure_and_sampled_again(options, engine, tmp_path, answers):
-    engine(text="")
+def test_nothing_but_empty_answers_is_a_failure_and_sampled_again(options, tmp_path, answers):
     if answers == "resumed":
         answer(options, [""] * 12)
     with pytest.raises(EvaluationFailed, match=r"all 12 answers of \S+ are empty; none are recorded"):
-        sample(SampleConfig(**options))
+        sample(SampleConfig(**options), engine(text=""))
     assert not list((tmp_path / "out").glob("outputs-*"))
     assert read_record(str(tmp_path / "out" / "outputs.record.json")) is None
-    engine()
-    assert sample(SampleConfig(**options)).details["empty"] == 0
+    assert sample(SampleConfig(**options), engine()).details["empty"] == 0
 
 
 def test_limits_of_the_model_are_checked_before_it_is_loaded(options, tmp_path):

@@ -10,7 +10,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from halos_eval.checkpoints.weights import Weights
-from halos_eval.stages.vllm import FULL_SEQUENCES, MOST_CACHE, kv_cache_bytes, memory_arguments
+from halos_eval.stages.harness.options import HarnessConfig
+from halos_eval.stages.sample import SampleConfig
+from halos_eval.stages.vllm import (
+    FEWEST_TOKENS,
+    FULL_SEQUENCES,
+    MOST_CACHE,
+    MOST_TOKENS,
+    MOST_TOKENS_CPU,
+    SMALLEST_SHARE,
+    EngineOptions,
+    batched_tokens,
+    kv_cache_bytes,
+    largest_share,
+    memory_arguments,
+)
+
+WEIGHTS = Weights(name="m", model="/m", digest="d")
 
 SMOLLM2 = {
     "num_hidden_layers": 30,
@@ -65,12 +81,81 @@ def test_one_sequence_always_fits_and_no_more_than_the_most_is_taken_for_more(co
     assert sequence - 2 * config["num_hidden_layers"] * heads * 2 * 127 <= taken <= max(sequence, MOST_CACHE)
 
 
-@pytest.mark.parametrize(("is_cpu", "expected"), [(True, "kv_cache_memory_bytes"), (False, "gpu_memory_utilization")])
-def test_a_gpu_gets_a_share_and_a_cpu_gets_bytes(is_cpu, expected, monkeypatch):
-    config = SimpleNamespace(get_config_dict=lambda model, revision: (SMOLLM2, {}))
-    platforms = SimpleNamespace(current_platform=SimpleNamespace(is_cpu=lambda: is_cpu))
-    for name, module in (("transformers", SimpleNamespace(PretrainedConfig=config)), ("vllm.platforms", platforms)):
-        monkeypatch.setitem(sys.modules, name, module)
-    values = {"kv_cache_memory_bytes": kv_cache_bytes(SMOLLM2, "float32", 1024), "gpu_memory_utilization": 0.8}
-    weights = Weights(name="m", model="/m", digest="d")
-    assert memory_arguments(weights, "float32", 1024, 0.8) == {expected: values[expected]}
+QWEN = {"vocab_size": 152_064}
+GEMMA = {"text_config": {"vocab_size": 262_144}}
+
+
+@pytest.mark.parametrize(
+    ("config", "most", "tokens"),
+    [
+        (QWEN, MOST_TOKENS, 2353),
+        ({"vocab_size": 128_256}, MOST_TOKENS, 2790),
+        ({"vocab_size": 32_000}, MOST_TOKENS, MOST_TOKENS),
+        ({"vocab_size": 49_152}, MOST_TOKENS_CPU, MOST_TOKENS_CPU),
+        (GEMMA, MOST_TOKENS, FEWEST_TOKENS),
+        ({}, MOST_TOKENS, FEWEST_TOKENS),
+        ({"vocab_size": "?"}, MOST_TOKENS, FEWEST_TOKENS),
+    ],
+)
+def test_the_log_likelihoods_of_a_step_are_bounded_by_the_vocabulary(config, most, tokens):
+    assert batched_tokens(config, most) == tokens
+
+
+@given(vocabulary=st.integers(1, 262_144))
+def test_they_take_two_gigabytes_or_what_the_fewest_tokens_take(vocabulary):
+    tokens = batched_tokens({"vocab_size": vocabulary}, MOST_TOKENS)
+    assert tokens == FEWEST_TOKENS or tokens * vocabulary * (2 + 4) <= 2 << 30
+
+
+@pytest.mark.parametrize(("gigabytes", "share"), [(80, 0.96), (24, 0.866), (16, 0.799), (4, SMALLEST_SHARE)], ids=str)
+def test_room_for_them_is_left_on_a_gpu(gigabytes, share):
+    # 2,353 tokens take 2.0 GiB, and the rest 1 GiB
+    assert largest_share(QWEN, 2353, gigabytes * 10**9) == share
+
+
+@pytest.fixture
+def platform(monkeypatch):
+    """``platform(is_cpu)`` replaces what vLLM and transformers say: a GPU of 24 GB, and a small model."""
+
+    def make(is_cpu, config):
+        read = SimpleNamespace(get_config_dict=lambda model, revision: (config, {}))
+        found = SimpleNamespace(is_cpu=lambda: is_cpu, get_device_total_memory=lambda: 24 * 10**9)
+        monkeypatch.setitem(sys.modules, "transformers", SimpleNamespace(PretrainedConfig=read))
+        monkeypatch.setitem(sys.modules, "vllm.platforms", SimpleNamespace(current_platform=found))
+
+    return make
+
+
+def options(**changes):
+    defaults = {"dtype": "float32", "max_model_len": 1024, "tensor_parallel_size": 1, "gpu_memory_utilization": 0.8}
+    return EngineOptions(**defaults | {"max_num_batched_tokens": None, "enforce_eager": False} | changes)
+
+
+def test_a_cpu_gets_bytes(platform):
+    platform(True, SMOLLM2 | {"vocab_size": 49_152})
+    size = kv_cache_bytes(SMOLLM2, "float32", 1024)
+    assert memory_arguments(WEIGHTS, options()) == {"kv_cache_memory_bytes": size, "max_num_batched_tokens": 4096}
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, (0.8, 2353)),
+        ({"gpu_memory_utilization": 0.95}, (0.866, 2353)),
+        ({"gpu_memory_utilization": 0.95, "max_num_batched_tokens": 512}, (0.936, 512)),
+        ({"max_num_batched_tokens": 16384}, (SMALLEST_SHARE, 16384)),
+    ],
+    ids=str,
+)
+def test_a_gpu_gets_a_share(platform, changes, expected):
+    platform(False, QWEN)
+    found = memory_arguments(WEIGHTS, options(**changes))
+    assert (found["gpu_memory_utilization"], found["max_num_batched_tokens"]) == expected
+
+
+def test_stages_with_the_same_options_can_share_an_engine():
+    common = {"model": "m", "max_model_len": 512, "dtype": "float32"}
+    sampling = SampleConfig(**common, seed=3)
+    scoring = HarnessConfig(**common, task="t", output_dir="o", num_fewshot=2)
+    assert EngineOptions.of(sampling) == EngineOptions.of(scoring)
+    assert EngineOptions.of(scoring.model_copy(update={"max_model_len": 1024})) != EngineOptions.of(scoring)

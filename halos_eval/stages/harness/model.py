@@ -6,58 +6,65 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from halos_eval.checkpoints.weights import Weights
-from halos_eval.stages.adapter import check_applied_by_hf, check_applied_by_vllm
+from halos_eval.stages.adapter import check_applied_by_hf
+from halos_eval.stages.engine import Engine
 from halos_eval.stages.harness.options import HarnessConfig
 from halos_eval.stages.prompt import Prompting
-from halos_eval.stages.vllm import VLLM_ENVIRONMENT, memory_arguments
+from halos_eval.stages.vllm import VLLM_ENVIRONMENT
 
 if TYPE_CHECKING:
     from lm_eval.api.model import LM
 
 HF_BATCH_SIZE = 4  # as in HALOs, whose README warns against auto with gsm8k_cot
+LONGEST_ANSWER = 256  # lm_eval's default, in tokens
 
 
-def load_model(config: HarnessConfig, weights: Weights) -> LM:
-    """Return the model as an lm_eval LM."""
+def transformers_model(config: HarnessConfig, weights: Weights) -> LM:
+    """Load the model with transformers, as an lm_eval LM."""
     os.environ.update(VLLM_ENVIRONMENT)
     from lm_eval.api.registry import get_model
+    from torch.cuda import is_available
 
     arguments: dict[str, Any] = {
         "pretrained": weights.model,
         "tokenizer": weights.tokenizer,
         "dtype": config.dtype,
         "trust_remote_code": False,
-        "batch_size": config.batch_size or ("auto" if config.backend == "vllm" else HF_BATCH_SIZE),
+        "use_safetensors": True,
+        "batch_size": config.batch_size or HF_BATCH_SIZE,
+        "max_length": config.max_model_len,
     }
     if weights.revision:
         arguments["revision"] = weights.revision
-        if weights.tokenizer == weights.model and config.backend == "vllm":
-            arguments["tokenizer_revision"] = weights.revision
-    if config.backend == "vllm":
-        arguments |= {
-            "seed": config.seed[2],
-            "max_model_len": config.max_model_len,
-            "tensor_parallel_size": config.tensor_parallel_size,
-            "enforce_eager": config.enforce_eager,
-            "load_format": "safetensors",
-            **memory_arguments(weights, config.dtype, config.max_model_len, config.gpu_memory_utilization),
-        }
-        if weights.adapter:
-            arguments |= {"lora_local_path": weights.adapter, "max_lora_rank": weights.adapter_rank}
-    else:
-        from torch.cuda import is_available
-
-        arguments |= {"use_safetensors": True, "max_length": config.max_model_len}
-        # parallelize splits the layers over the GPUs, as HALOs does; without a GPU it would offload them to disk
-        arguments |= {"parallelize": True} if is_available() else {"device": "cpu"}
-        if weights.adapter:
-            arguments["peft"] = weights.adapter
-    model = get_model(config.backend)(**arguments)
-    if config.backend == "vllm":
-        check_applied_by_vllm(model.model, model.lora_request)
-    else:
-        check_applied_by_hf(model, weights.adapter)
+    if weights.adapter:
+        arguments["peft"] = weights.adapter
+    # parallelize splits the layers over the GPUs, as HALOs does; without a GPU it would offload them to disk
+    arguments |= {"parallelize": True} if is_available() else {"device": "cpu"}
+    model = get_model("hf")(**arguments)
+    check_applied_by_hf(model, weights.adapter)
     return model
+
+
+def vllm_model(engine: Engine) -> LM:
+    """Return lm_eval's vLLM backend without an engine of its own: it only splits requests into token ids.
+
+    Its own constructor loads an engine, which would end with the task.
+    """
+    from lm_eval.api.model import TemplateLM
+    from lm_eval.models import vllm_causallms
+    from lm_eval.models.utils import configure_pad_token
+
+    class VLLM(vllm_causallms.VLLM):  # type: ignore[misc]
+        """Has the attributes that lm_eval 0.4.13 reads, with their defaults."""
+
+        def __init__(self) -> None:
+            TemplateLM.__init__(self)
+            self.tokenizer = configure_pad_token(engine.tokenizer)
+            self._max_length, self._max_gen_toks = engine.max_model_len, LONGEST_ANSWER
+            self.add_bos_token = self.custom_prefix_token_id = None
+            self.enable_thinking = self.think_end_token = None
+
+    return VLLM()
 
 
 def prompting_of(config: HarnessConfig, model: LM) -> Prompting:

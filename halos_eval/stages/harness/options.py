@@ -36,10 +36,12 @@ class HarnessConfig(HarnessSettings, ModelConfig):
     """GPUs to split the model over (vllm)."""
     gpu_memory_utilization: float = Field(0.9, gt=0, le=1)
     """Share of each GPU's memory that vLLM may take; without a GPU the cache is sized by the model's length."""
+    max_num_batched_tokens: int | None = Field(None, ge=1)
+    """Limit of the tokens that vLLM computes in one step (default: by the vocabulary, so that log-likelihoods fit)."""
     enforce_eager: bool = False
     """Skip compilation and CUDA graphs: starts sooner, runs slower."""
     save_every: int = Field(512, ge=1)
-    """Requests between two saves; a killed run repeats at most that many."""
+    """Requests between two saves (hf); a killed run repeats at most that many. vllm's are saved as they finish."""
     answers_only: bool = False
     """Generate the answers without scoring them; `halos-eval score` does that."""
     copy_answers_to: str | None = None

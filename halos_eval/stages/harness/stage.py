@@ -17,19 +17,24 @@ from typing import TYPE_CHECKING, Any
 from halos_eval.checkpoints.known import Carried
 from halos_eval.checkpoints.weights import Weights, check_fetched, inspect
 from halos_eval.data.replay import replayed
-from halos_eval.stages.harness.answers import Watch, journaled
-from halos_eval.stages.harness.model import load_model, prompting_of
+from halos_eval.stages.engine import Engine
+from halos_eval.stages.harness.answers import Tally
+from halos_eval.stages.harness.chunks import Watch, in_chunks
+from halos_eval.stages.harness.model import prompting_of, transformers_model, vllm_model
 from halos_eval.stages.harness.options import HarnessConfig, ScoreConfig, harness_identity
 from halos_eval.stages.harness.replay import Keeper, metrics_not_loaded, stopped_before_scoring, write_answers
 from halos_eval.stages.harness.results import NO_USAGE, scored
 from halos_eval.stages.harness.score import deliver, score
+from halos_eval.stages.harness.streamed import Streamed
 from halos_eval.stages.harness.task_index import task_manager
 from halos_eval.stages.harness.tasks import dataset_revisions, evaluate, include_paths, load_tasks
 from halos_eval.stages.harness.warned import warnings_counted
 from halos_eval.stages.identity import Job
 from halos_eval.stages.on_disk import on_disk
 from halos_eval.stages.options import StageConfig
+from halos_eval.stages.prompt import Prompting
 from halos_eval.stages.run import Outcome, check_still_named, loading, reason_kept, run
+from halos_eval.stages.vllm import EngineOptions, Load, load_engine
 from halos_eval.storage import filesystem, layout
 from halos_eval.storage.journal import Journal
 from halos_eval.storage.manifest import Manifest
@@ -43,11 +48,14 @@ Save = Callable[[], Outcome]
 """Writes files, and returns what is recorded of them."""
 
 
-def harness(config: HarnessConfig) -> Record:
-    """Run the stage. Raise BadInput, DataUnavailable, StoreError, EvaluationFailed."""
+def harness(config: HarnessConfig, load: Load = load_engine) -> Record:
+    """Run the stage; ``load`` returns the engine for the backend vllm.
+
+    Raise BadInput, DataUnavailable, StoreError, EvaluationFailed.
+    """
     if not (config.confirm_unsafe_code or config.answers_only):
-        return _run(config, layout.RECORD)
-    generated = _run(config, layout.GENERATED)
+        return _run(config, layout.RECORD, load)
+    generated = _run(config, layout.GENERATED, load)
     if config.copy_answers_to:
         deliver(config.output_dir, config.copy_answers_to, generated)
     if config.answers_only:
@@ -57,7 +65,7 @@ def harness(config: HarnessConfig) -> Record:
     return score(ScoreConfig(**common, **folders))
 
 
-def _run(config: HarnessConfig, name: str) -> Record:
+def _run(config: HarnessConfig, name: str, load: Load) -> Record:
     """Run the task, or only generate its answers, until the record of this ``name`` exists."""
     record = filesystem.join(config.output_dir, name)
     with ExitStack() as stack:
@@ -72,32 +80,32 @@ def _run(config: HarnessConfig, name: str) -> Record:
                 config.task, config, config.include_path, config.chat_template, checkpoint, manifest, config.stop
             )
             job = identity.at(record)
-        return run(job, config, lambda: _with_data(config, weights, job, manifest))
+        return run(job, config, lambda: _with_data(config, weights, job, manifest, load))
 
 
-def _with_data(config: HarnessConfig, weights: Weights, job: Job, manifest: Manifest | None) -> Outcome:
+def _with_data(config: HarnessConfig, weights: Weights, job: Job, manifest: Manifest | None, load: Load) -> Outcome:
     check_fetched(config.model, config.revision, manifest)
     with replayed(manifest, config.task):
-        outcome = _work(config, weights, job)
+        outcome = _work(config, weights, job, load)
     fetched = manifest.needs(config.task) if manifest else []
     more = {f"{item.kind}:{item.repo}": item.revision or item.digest for item in fetched if item.kind != "dataset"}
     return outcome.model_copy(update={"inputs": more | outcome.inputs})
 
 
-def _work(config: HarnessConfig, weights: Weights, job: Job) -> Outcome:
+def _work(config: HarnessConfig, weights: Weights, job: Job, load: Load) -> Outcome:
     generates = job.record.endswith(layout.GENERATED)
     began = time.monotonic()
     manager = task_manager([config.task], include_paths(config.include_path))
     with metrics_not_loaded() if generates else nullcontext():
         tasks = load_tasks(config, manager)
     with loading(weights):
-        model = load_model(config, weights)
+        engine = load(weights, EngineOptions.of(config)) if config.backend == "vllm" else None
+        model = vllm_model(engine) if engine else transformers_model(config, weights)
     prompting = prompting_of(config, model)
-    watch = Watch(model, config.backend, prompting)
     parts = filesystem.join(config.output_dir, "parts")
     loaded = time.monotonic()
-    with Journal(job.journal(parts, config.force), seconds=0) as journal:
-        tally = journaled(model, journal, config.save_every, prompting, watch)
+    with Journal(job.journal(parts, config.force)) as journal:
+        tally = _journaled(config, model, engine, journal, prompting)
         save_all = (_generate if generates else _evaluate)(config, model, manager, tasks)
     check_still_named(weights, journal)
     outcome = save_all()
@@ -109,6 +117,18 @@ def _work(config: HarnessConfig, weights: Weights, job: Job) -> Outcome:
     inputs = dataset_revisions(tasks) | prompting.described() | outcome.inputs
     details = {**tally.details, **outcome.details}
     return outcome.model_copy(update={"usage": usage, "inputs": inputs, "details": details, "parts": parts})
+
+
+def _journaled(
+    config: HarnessConfig, model: LM, engine: Engine | None, journal: Journal, prompting: Prompting
+) -> Tally:
+    """Let the model journal its answers. Return their counts, which are updated as requests are answered."""
+    if engine is None:
+        journal.seconds = 0  # a chunk takes long
+        return in_chunks(model, journal, config.save_every, prompting, Watch(model, prompting))
+    streamed = Streamed(model, engine, journal, prompting, config.seed[2])
+    streamed.at_once = config.batch_size if isinstance(config.batch_size, int) else None
+    return streamed.tally
 
 
 def _evaluate(config: HarnessConfig, model: LM, manager: TaskManager, tasks: list[Any]) -> Save:

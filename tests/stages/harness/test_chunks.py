@@ -1,4 +1,4 @@
-"""The model's answers without lm_eval: a killed run resumes to the same answers and the same counts."""
+"""Requests to transformers, without lm_eval: a killed run resumes to the same answers and the same counts."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from halos_eval.errors import BadInput
-from halos_eval.stages.harness.answers import Watch, journaled
+from halos_eval.stages.harness.chunks import Watch, in_chunks
 from halos_eval.stages.prompt import Prompting
 from halos_eval.storage import filesystem
 from halos_eval.storage.journal import Journal
@@ -25,15 +25,14 @@ END = "<|im_end|>"
 class Model:
     """Has lm_eval's structure. Answers with the reversed prompt, cut at ``max_gen_toks``; dies after ``patience``."""
 
-    def __init__(self, patience=math.inf, backend="vllm"):
+    def __init__(self, patience=math.inf):
         self.patience = patience
         self.computed = []
         self.max_length, self.max_gen_toks = LENGTH, 4
         self.tokenizer = Tokenizer("</s>", END, eos="</s>")
         self.tok_encode = self.tokenizer.encode
         self.model = SimpleNamespace(generation_config=SimpleNamespace(eos_token_id=FIRST))
-        self._model_generate = getattr(self, f"_{backend}_generate")
-        self.ends = None
+        self.rows = self.ends = None
 
     def _compute(self, method, requests):
         if self.patience == 0:
@@ -55,25 +54,21 @@ class Model:
 
     def generate_until(self, requests, disable_tqdm=False):
         self._compute("generate_until", requests)
-        sampling = [request.args[1] for request in requests]
-        prompts = [self.tok_encode(request.args[0]) for request in requests]
-        outputs = self._model_generate(requests=prompts, generate=True, sampling_params=sampling)
-        return [output.outputs[0].text for output in outputs]
+        return [self._generate(*request.args) for request in requests]
 
-    def _vllm_generate(self, requests, generate, sampling_params):
-        outputs = []
-        for ids, options in zip(requests, sampling_params, strict=True):
-            whole = self.tokenizer.decode(ids[::-1])
-            text = whole[: options.get("max_gen_toks", 4)]
-            for stop in options["until"]:
-                text = text.partition(stop)[0]
-            cut = text == whole[: options.get("max_gen_toks", 4)] and text != whole
-            outputs.append(
-                SimpleNamespace(outputs=[SimpleNamespace(text=text, finish_reason="length" if cut else "stop")])
-            )
-        return outputs
+    def _generate(self, prompt, options):
+        """One prompt after the other, as rows of a batch of one."""
+        most = options.get("max_gen_toks", 4)
+        ids = self.tok_encode(prompt)
+        self.rows = [[*ids, *ids[::-1][:most]]]
+        context, stop = SimpleNamespace(shape=(1, len(ids))), options["until"]
+        made = self._model_generate(context=context, max_length=len(ids) + most, stop=stop)
+        text = self.tokenizer.decode(made.tolist()[0][len(ids) :])
+        for one in stop:
+            text = text.partition(one)[0]
+        return text
 
-    def _hf_generate(self, context, max_length, stop, eos_token_id):
+    def _model_generate(self, context, max_length, stop, eos_token_id):
         self.ends = eos_token_id
         return Tensor(self.rows)
 
@@ -99,10 +94,10 @@ def rolling(number, text):
     return SimpleNamespace(args=(text,), task_name="t", doc_id=number)
 
 
-def start(model, url, save_every=2, prompting=None, backend="vllm"):
+def start(model, url, save_every=2, prompting=None):
     """Prepare the model as the stage does, and return the counts."""
     prompting = prompting or Prompting(model.tokenizer)
-    return journaled(model, Journal(url, seconds=0), save_every, prompting, Watch(model, backend, prompting))
+    return in_chunks(model, Journal(url, seconds=0), save_every, prompting, Watch(model, prompting))
 
 
 def ask(model, url, save_every, texts):
@@ -148,13 +143,13 @@ def test_what_is_counted(texts, save_every):
     url = f"memory://{uuid4()}"
     _, details = ask(Model(), url, save_every, texts)
     answers = [text[::-1][:4].partition("\n")[0] for text in texts]
-    too_long = {number for number, text in enumerate(texts) if len(text or "-") + len("e") > LENGTH - 1}
+    too_long = {number for number, text in enumerate(texts) if len(text or "-") + len("e") > LENGTH + 1}
     no_room = {number for number, text in enumerate(texts) if len(text) + 4 > LENGTH}
     expected = {"truncated_prompts": len(too_long | no_room), "dropped_system_texts": 0}
     if texts:
         expected |= {
             "empty": sum(not answer.strip() for answer in answers),
-            "cut_at_max_tokens": sum(len(text) > 4 and "\n" not in text[-4:] for text in texts),
+            "cut_at_max_tokens": sum(len(text) >= 4 and "\n" not in text[-4:] for text in texts),
         }
     assert {name: details[name] for name in expected} == expected
     filesystem.delete(url)
@@ -167,10 +162,9 @@ def test_a_task_that_generates_nothing_has_no_counts_of_answers(tmp_path):
     assert tally.details == {"truncated_prompts": 0, "dropped_system_texts": 0}
 
 
-@pytest.mark.parametrize(("backend", "longest"), [("vllm", LENGTH - 1), ("hf", LENGTH + 1)])
-def test_the_longest_scored_text(backend, longest, tmp_path):
-    model = Model(backend=backend)
-    tally = start(model, str(tmp_path), backend=backend)
+def test_the_longest_scored_text(tmp_path):
+    model, longest = Model(), LENGTH + 1
+    tally = start(model, str(tmp_path))
     model.loglikelihood([pair(0, "c" * (longest - 1)), pair(1, "c" * longest), pair(1, "c" * longest, "f")])
     assert tally.details["truncated_prompts"] == 1  # the document has two choices
 
@@ -231,7 +225,7 @@ def test_an_answer_is_greedy_unless_the_task_says_otherwise(options, added, tmp_
 
 
 def test_transformers_ends_each_answer_at_special_tokens_and_says_what_it_cut(tmp_path):
-    model = Model(backend="hf")
+    model = Model()
     model.rows = [
         [1, *map(ord, "abc")],
         [1, *map(ord, "ab"), FIRST + 1],
@@ -239,7 +233,7 @@ def test_transformers_ends_each_answer_at_special_tokens_and_says_what_it_cut(tm
         [1, *map(ord, "a#b")],
     ]
     prompting = Prompting(model.tokenizer)
-    watch = Watch(model, "hf", prompting)
+    watch = Watch(model, prompting)
     watch.begin("generate_until", [])
     model._model_generate(context=SimpleNamespace(shape=(4, 1)), max_length=4, stop=["#", "</s>", END])
     assert model.ends == [FIRST, FIRST + 1]
