@@ -27,9 +27,9 @@ class Estimate(BaseModel):
 
 
 def check_scipy() -> None:
-    """Raise BadInput if this environment has no SciPy."""
-    if find_spec("scipy") is None:
+    """Raise BadInput if this environment has no SciPy, or no statsmodels."""
+    if find_spec("scipy") is None or find_spec("statsmodels") is None:
         raise BadInput(
-            "this environment has no SciPy, which the intervals need. Run the command in the judge's environment "
-            "(image judge, or .venv/judge/bin/halos-eval)"
+            "this environment has no SciPy or no statsmodels, which the intervals need. Run the command in the judge's "
+            "environment (image judge, or .venv/judge/bin/halos-eval)"
         )

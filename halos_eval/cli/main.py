@@ -16,6 +16,7 @@ from pydantic_settings import CliApp, CliSubCommand, SettingsError, get_subcomma
 from rich.console import Console
 
 from halos_eval.cli.commands import CheckpointsConfig, PlanConfig, PoolsConfig, checkpoints, plan
+from halos_eval.cli.compare import CompareConfig, compare_checkpoints
 from halos_eval.cli.doctor import DoctorConfig, doctor
 from halos_eval.cli.judges import JudgesConfig, judges
 from halos_eval.cli.prompt import PromptConfig, prompt
@@ -42,7 +43,7 @@ class HalosEval(BaseModel):
 
     Exit codes: 0 success, 1 bug, 2 bad input, 3 data unavailable, 4 rejected by the judge's endpoint, 5 incomplete (run
     it again), 6 store unusable, 7 no result of the evaluation tool, 8 stopped at the cost limit, 9 waiting for a batch
-    (run it again later), 130 or 143 interrupted (run it again).
+    (run it again later), 20 to 23 verdicts of `compare`, 130 or 143 interrupted (run it again).
     """
 
     model_config = FROZEN
@@ -67,6 +68,8 @@ class HalosEval(BaseModel):
     """Print the token ids, the text and the stop strings that a stage sends to a model."""
     judges: CliSubCommand[JudgesConfig]
     """Compare two judges over the checkpoints that both have judged, before one replaces the other."""
+    compare: CliSubCommand[CompareConfig]
+    """Say whether one checkpoint is better than another, and in which tasks. The exit code is the verdict."""
     checkpoints: CliSubCommand[CheckpointsConfig]
     """List the registered checkpoints, and the progress of each suite."""
     pools: CliSubCommand[PoolsConfig]
@@ -77,8 +80,9 @@ class HalosEval(BaseModel):
     """List or remove results of old definitions, and journals and claims of ended runs."""
 
 
-PRINTING: dict[type[object], Callable[[Any], None]] = {
+PRINTING: dict[type[object], Callable[[Any], int | None]] = {
     PlanConfig: plan,
+    CompareConfig: compare_checkpoints,
     PromptConfig: prompt,
     JudgesConfig: judges,
     CheckpointsConfig: checkpoints,
@@ -86,7 +90,7 @@ PRINTING: dict[type[object], Callable[[Any], None]] = {
     PruneConfig: prune,
     ServeConfig: serve,
 }
-"""Commands that print by themselves."""
+"""Commands that print by themselves; one of them returns an exit code."""
 
 
 def main() -> None:
@@ -107,7 +111,7 @@ def run(argv: list[str]) -> int:
     signal.signal(signal.SIGTERM, _terminate)
     try:
         command = get_subcommand(CliApp.run(HalosEval, cli_args=argv or ["--help"]), cli_exit_on_error=False)
-        _dispatch(command)
+        return _dispatch(command)
     except ValidationError as error:
         return _fail(BadInput("; ".join(_problem(one) for one in error.errors())))
     except SettingsError as error:
@@ -117,7 +121,6 @@ def run(argv: list[str]) -> int:
     except KeyboardInterrupt:
         print("halos-eval: interrupted. Run it again; finished work is kept", file=sys.stderr)
         return 130
-    return 0
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:
@@ -135,7 +138,8 @@ def _problem(one: Any) -> str:
     return f"--{option}: {one['msg']}" if option else str(one["msg"])
 
 
-def _dispatch(command: object) -> None:
+def _dispatch(command: object) -> int:
+    """Run a command and return its exit code."""
     match command:
         case FetchConfig():
             show_manifest(fetch(command))
@@ -154,7 +158,8 @@ def _dispatch(command: object) -> None:
         case PoolsConfig():
             print(json.dumps(load_cluster().pools.document(), indent=2))
         case _:
-            PRINTING[type(command)](command)
+            return PRINTING[type(command)](command) or 0
+    return 0
 
 
 if __name__ == "__main__":

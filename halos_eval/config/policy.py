@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
+from typing import Literal
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, model_validator
 
 from halos_eval.config.cluster import Priority
 from halos_eval.config.settings import FROZEN, Settings
@@ -54,6 +55,42 @@ class Rule(BaseModel):
         return matches(name, tags, (self.match,), self.tags)
 
 
+class Gate(BaseModel):
+    """Patterns for checkpoints, and what a matching checkpoint is compared with after each evaluation.
+
+    A task in which it is worse fails the run, or only warns.
+    """
+
+    model_config = FROZEN
+
+    match: str = "*"
+    """Pattern of names; * matches any characters."""
+    tags: dict[str, str] = {}
+    """Patterns of tags; the checkpoint must match all of them."""
+    suites: tuple[str, ...] = ()
+    """Only in these suites; an empty list stands for all."""
+    against: Literal["parent", "best", "last", "fixed"]
+    """Compare with: the checkpoint that a tag names, the best one so far, the one registered before, or a fixed one."""
+    parent_tag: str = "parent"
+    """With `parent`: the tag that has the name of the other checkpoint."""
+    same_tags: tuple[str, ...] = ()
+    """With `best` and `last`: only checkpoints with the same values of these tags."""
+    checkpoint: str | None = None
+    """With `fixed`: name of the checkpoint."""
+    block: tuple[str, ...] = ()
+    """Patterns of tasks, or alpaca_eval, that fail the run if they are worse; the others only warn."""
+
+    @model_validator(mode="after")
+    def _complete(self) -> Gate:
+        if (self.against == "fixed") != (self.checkpoint is not None):
+            raise ValueError("checkpoint is required with `against: fixed`, and only there")
+        return self
+
+    def applies(self, suite: str, name: str, tags: Mapping[str, str]) -> bool:
+        """Return whether the gate is that of a checkpoint in a suite."""
+        return (not self.suites or suite in self.suites) and matches(name, tags, (self.match,), self.tags)
+
+
 class EvaluationPolicy(BaseModel):
     """The policy file."""
 
@@ -67,12 +104,20 @@ class EvaluationPolicy(BaseModel):
     """Cost limits."""
     batch: tuple[Priority, ...] = ()
     """Priorities of runs whose judge uses the vendor's Batch API, for half the price and up to a day later."""
+    margin: float = Field(0.01, ge=0)
+    """Differences up to this do not matter: 0.01 is one percentage point."""
+    gates: tuple[Gate, ...] = ()
+    """The first matching gate applies; a checkpoint that matches none is compared with nothing."""
     rules: tuple[Rule, ...]
     """The first matching rule applies."""
 
     def suites_for(self, name: str, tags: Mapping[str, str]) -> tuple[str, ...]:
         """Return the suites of the checkpoint ``name`` with ``tags``."""
         return next((rule.suites for rule in self.rules if rule.matches(name, tags)), ())
+
+    def gate_for(self, suite: str, name: str, tags: Mapping[str, str]) -> Gate | None:
+        """Return the gate of the checkpoint ``name`` with ``tags`` in a suite; None if there is none."""
+        return next((gate for gate in self.gates if gate.applies(suite, name, tags)), None)
 
 
 def matches_name(name: str, patterns: Iterable[str]) -> bool:

@@ -254,7 +254,7 @@ def cells_of_record(record: Record) -> dict[str, Cell]:
     # A record of one task counts its items. That of a tag counts the items of all its tasks together.
     tasks = {score.task for score in record.scores if score.group is None}
     items = record.coverage.scored if len(tasks) == 1 else None
-    cells = cells_of(_real(record), items, _gaps(record))
+    cells = cells_of(real_scores(record), items, _gaps(record))
     for score in record.scores:
         if (score.task, score.metric) == (ALPACA_EVAL, FLIP_RATE):
             low, high = wilson(score.value / 100, round(record.details[BOTH_ORDERS]))
@@ -278,7 +278,8 @@ def judge_of(record: Record) -> str | None:
     return record.provenance.inputs.get("judge_model")
 
 
-def _real(record: Record) -> list[Score]:
+def real_scores(record: Record) -> list[Score]:
+    """Return the scores of a record without placeholders."""
     return [score for score in record.scores if not is_placeholder(score.metric, score.value)]
 
 
@@ -298,7 +299,7 @@ def _primary(record: Record, metric: str | None) -> Cell | None:
     """
     if record.stage != "harness":
         return None
-    own = [score for score in _real(record) if score.group is None and score.higher_is_better is not False]
+    own = [score for score in real_scores(record) if score.group is None and score.higher_is_better is not False]
     if _gaps(record) and not metric:
         return None  # the missing metric may be the first, and another would not be comparable
     tasks = {score.task for score in own}

@@ -209,5 +209,5 @@ def test_what_the_command_prints(both, judged, root, capsys, monkeypatch):
 
 def test_without_scipy_the_command_names_the_environment_that_has_it(monkeypatch, root):
     monkeypatch.setattr("halos_eval.analysis.estimate.find_spec", lambda name: None)
-    with pytest.raises(BadInput, match=r"no SciPy.*Run the command in the judge's environment"):
+    with pytest.raises(BadInput, match=r"no SciPy or no statsmodels.*Run the command in the judge's environment"):
         command.judges(JudgesConfig(old="a", new="b", suite="own", store=root))

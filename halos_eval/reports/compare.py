@@ -1,0 +1,243 @@
+"""Compare two checkpoints over the tasks of a suite, paired by item. Only the files of these two are read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+from halos_eval.analysis.paired import ALPHA, Paired, detectable, holm, paired
+from halos_eval.errors import BadInput, HalosEvalError
+from halos_eval.planning.changes import NAMES
+from halos_eval.reports.comparison import Comparison, Flip, TaskComparison, Verdict
+from halos_eval.reports.paired_items import PERCENT, Measured, Value, measured
+from halos_eval.reports.remarks import answered_as
+from halos_eval.reports.shown import Shown, ShownParts, shown
+from halos_eval.reports.suite_rows import OWN, SuiteRows
+from halos_eval.storage import filesystem, layout
+from halos_eval.storage.records import Record
+
+FLIPS = 3
+"""Items of a task whose texts are kept."""
+DRAW = PERCENT / 2
+"""Preference, in percent, at which neither answer wins."""
+LENGTH = 40  # characters of a value that are shown
+
+
+class _Pair(NamedTuple):
+    """The two results of one part, with the items that both have."""
+
+    part: str
+    a: Measured
+    b: Measured
+    ids: list[str]
+    remark: str
+
+
+def compare(root: str, suite: str, a: str, b: str, margin: float) -> Comparison:
+    """Compare checkpoint ``a`` with ``b``. Differences up to ``margin`` (0.01: one percentage point) do not matter.
+
+    Raise BadInput if one of them has no plan of the suite, and StoreError. A task with damaged samples is not
+    comparable, and the others are unaffected.
+    """
+    if layout.folder_name(a) == layout.folder_name(b):
+        raise BadInput(f"{a} and {b} are the same checkpoint; expected two. Name another one")
+    rows = SuiteRows(root, suite)
+    with ThreadPoolExecutor(2) as pool:
+        ours, theirs = pool.map(lambda name: shown(root, suite, name, rows), (a, b))
+    return compare_shown(suite, ours, theirs, margin)
+
+
+def compare_shown(suite: str, ours: ShownParts, theirs: ShownParts, margin: float) -> Comparison:
+    """Compare two checkpoints whose records are known. Raise StoreError."""
+    others = {one.part: one for one in theirs.parts}
+    own = {one.part: one for one in ours.parts}
+    names = [name for name in dict.fromkeys([*own, *others]) if name != "sample"]
+    pairs = [_pair(name, own.get(name), others.get(name)) for name in names]
+    found = [(one, _difference(one)) for one in pairs if isinstance(one, _Pair)]
+    known = [(one, difference) for one, difference in found if difference]
+    corrected = iter(holm([difference.p for _, difference in known]))
+    judged = {one.part: _judged(one, difference, next(corrected), len(known), margin) for one, difference in known}
+    tasks = [judged.get(_name(one)) or _not_comparable(one) for one in pairs]
+    flips = {one.part: _flips(one, judged[one.part]) for one, _ in known}
+    order = [
+        part for verdict in (Verdict.WORSE, Verdict.BETTER) for part, one in judged.items() if one.verdict == verdict
+    ]
+    return Comparison(
+        a=ours.checkpoint,
+        b=theirs.checkpoint,
+        suite=suite,
+        margin=margin,
+        verdict=overall([one.verdict for one in tasks]),
+        differs=tuple(f"{one.task}: {one.reason}" for one in tasks if one.verdict == Verdict.NOT_COMPARABLE),
+        tasks=tuple(tasks),
+        flips=tuple(flip for part in order for flip in flips[part]),
+    )
+
+
+def common_suite(root: str, a: str, b: str) -> str:
+    """Return the suite that has evaluated both checkpoints. Raise BadInput if there is none or more than one."""
+    plans = filesystem.entries(layout.plans_url(root))
+    suites = sorted(name for name, entry in plans.items() if entry.is_folder)
+    has = {
+        name: {suite for suite in suites if filesystem.exists(layout.plan_url(root, suite, name))} for name in (a, b)
+    }
+    for name, own in has.items():
+        if not own:
+            raise BadInput(
+                f"{root} has no plan for {name} in any suite ({', '.join(suites) or 'none'}). Evaluate it first"
+            )
+    both = sorted(has[a] & has[b])
+    if not both:
+        suites_of = "; ".join(f"{name} by {', '.join(sorted(own))}" for name, own in has.items())
+        raise BadInput(f"no suite has evaluated both checkpoints ({suites_of}). Evaluate both by one suite")
+    if len(both) > 1:
+        raise BadInput(f"several suites have evaluated both ({', '.join(both)}). Choose one with --suite")
+    return both[0]
+
+
+def overall(verdicts: Sequence[Verdict]) -> Verdict:
+    """Return what can be said over all tasks: worse in one is worse, and only all together are without a difference."""
+    found = set(verdicts)
+    if found <= {Verdict.NOT_COMPARABLE}:
+        return Verdict.NOT_COMPARABLE
+    for verdict in (Verdict.WORSE, Verdict.BETTER):
+        if verdict in found:
+            return verdict
+    return Verdict.SAME if found == {Verdict.SAME} else Verdict.UNKNOWN
+
+
+def _name(one: _Pair | TaskComparison) -> str:
+    return one.part if isinstance(one, _Pair) else one.task
+
+
+def _not_comparable(one: _Pair | TaskComparison) -> TaskComparison:
+    if isinstance(one, TaskComparison):
+        return one
+    return _refused(one.part, "too few independent groups of documents for an error", one.a.metric)
+
+
+def _refused(part: str, reason: str, metric: str = "") -> TaskComparison:
+    return TaskComparison(task=part, metric=metric, verdict=Verdict.NOT_COMPARABLE, reason=reason)
+
+
+def _pair(part: str, ours: Shown | None, theirs: Shown | None) -> _Pair | TaskComparison:
+    """Return the items that both results of a part have, or why they are not comparable."""
+    absent = [side for side, one in (("A", ours), ("B", theirs)) if one is None or one.record is None]
+    if ours is None or theirs is None or ours.record is None or theirs.record is None:
+        reasons = {one.reason for one in (ours, theirs) if one and one.reason and one.record is None}
+        return _refused(
+            part, f"{' and '.join(absent)} without a result" + "".join(f" ({why})" for why in sorted(reasons))
+        )
+    if differing := differences(ours.record, theirs.record):
+        return _refused(part, ", ".join(differing))
+    try:
+        a, b = (
+            measured(one.url, record, ours.metric) for one, record in ((ours, ours.record), (theirs, theirs.record))
+        )
+    except HalosEvalError as error:
+        return _refused(part, str(error))
+    if a.metric != b.metric:
+        return _refused(part, f"metric {a.metric} and {b.metric}", a.metric)
+    ids = [key for key in a.items if key in b.items]
+    if not ids or any(a.items[key].digest != b.items[key].digest for key in ids):
+        return _refused(part, "the documents or references differ", a.metric)
+    return _Pair(part, a, b, ids, _remark(ours.record, theirs.record, len(a.items.keys() ^ b.items.keys())))
+
+
+def differences(one: Record, other: Record) -> list[str]:
+    """Return what differs between two results besides the model: settings, data, judge, versions of tools."""
+    found = []
+    for part in ("settings", "inputs", "tools"):
+        a, b = one.identity.get(part, {}), other.identity.get(part, {})
+        for key in sorted((a.keys() | b.keys()).difference(OWN)):
+            if a.get(key) != b.get(key):
+                values = f" {str(a.get(key))[:LENGTH]} and {str(b.get(key))[:LENGTH]}"
+                found.append(NAMES.get(key, key) if part == "inputs" else key + values)
+    if one.identity.get("logic") != other.identity.get("logic"):
+        found.append("the logic of halos-eval")
+    return found
+
+
+def _remark(one: Record, other: Record, only_one: int) -> str:
+    remarks = [f"{only_one} items have only one score"] if only_one else []
+    names = [sorted(answered_as(record)) for record in (one, other)]
+    if names[0] != names[1]:
+        remarks.append(f"the judge answered as {' / '.join(names[0])} and as {' / '.join(names[1])}")
+    return "; ".join(remarks)
+
+
+def _difference(pair: _Pair) -> Paired | None:
+    def values(of: Measured) -> list[float]:
+        return [of.items[key].value * of.items[key].weight * of.sign for key in pair.ids]
+
+    return paired(values(pair.a), values(pair.b), [pair.a.items[key].cluster for key in pair.ids], pair.a.span)
+
+
+def _judged(pair: _Pair, found: Paired, p_holm: float, tests: int, margin: float) -> TaskComparison:
+    better, worse = _flipped(pair)
+    return TaskComparison(
+        task=pair.part,
+        metric=pair.a.metric,
+        n=found.n,
+        clusters=found.clusters,
+        a=_mean(pair.a, pair.ids),
+        b=_mean(pair.b, pair.ids),
+        difference=found.difference,
+        low=found.low,
+        high=found.high,
+        p=found.p,
+        p_holm=p_holm,
+        detectable=detectable(found, tests, pair.a.span),
+        test=found.test,
+        verdict=_verdict(found, p_holm, margin * pair.a.span),
+        reason=pair.remark,
+        better=tuple(better),
+        worse=tuple(worse),
+    )
+
+
+def _verdict(found: Paired, p_holm: float, margin: float) -> Verdict:
+    if -margin <= found.low and found.high <= margin:
+        return Verdict.SAME
+    if p_holm < ALPHA:
+        return Verdict.BETTER if found.difference > 0 else Verdict.WORSE
+    return Verdict.UNKNOWN
+
+
+def _mean(of: Measured, ids: Iterable[str]) -> float:
+    values = [of.items[key].value * of.items[key].weight for key in ids]
+    return sum(values) / len(values)
+
+
+def _gain(pair: _Pair, key: str) -> float:
+    return pair.a.sign * (pair.a.items[key].value - pair.b.items[key].value)
+
+
+def _flipped(pair: _Pair) -> tuple[list[str], list[str]]:
+    """Return the ids on which A is better, and worse, the largest difference first, then the shortest texts.
+
+    Of a judge's preferences, only those count in which another answer wins.
+    """
+
+    def state(value: float) -> float:
+        return (value > DRAW) - (value < DRAW) if pair.a.span == PERCENT else value
+
+    changed = [key for key in pair.ids if state(pair.a.items[key].value) != state(pair.b.items[key].value)]
+    changed.sort(key=lambda key: (-abs(_gain(pair, key)), _length(pair, key)))
+    return [key for key in changed if _gain(pair, key) > 0], [key for key in changed if _gain(pair, key) < 0]
+
+
+def _length(pair: _Pair, key: str) -> int:
+    ours, theirs = pair.a.items[key], pair.b.items[key]
+    return len(ours.prompt) + len(ours.answer) + len(theirs.answer)
+
+
+def _flips(pair: _Pair, task: TaskComparison) -> list[Flip]:
+    ids = task.worse if task.verdict == Verdict.WORSE else task.better
+    return [_flip(pair.part, key, pair.a.items[key], pair.b.items[key]) for key in ids[:FLIPS]]
+
+
+def _flip(part: str, key: str, a: Value, b: Value) -> Flip:
+    texts = {"prompt": a.prompt, "reference": a.reference, "answer_a": a.answer, "answer_b": b.answer}
+    return Flip(task=part, id=key, a=a.value, b=b.value, **texts)

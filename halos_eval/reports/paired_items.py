@@ -1,0 +1,139 @@
+"""The items of one result for a comparison: a value, a cluster and short texts for each id."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+from halos_eval.digests import digest_bytes
+from halos_eval.errors import EvaluationFailed
+from halos_eval.reports.items import Item, annotations_of, items_of
+from halos_eval.reports.results import real_scores
+from halos_eval.storage.records import Record, Score
+
+SHOWN = 300
+"""Characters of a text that are kept."""
+WIN_RATE = "win_rate"
+PERCENT = 100.0
+
+
+class Value(NamedTuple):
+    """One item."""
+
+    value: float
+    """Its score, in the metric's unit."""
+    weight: float
+    """Its share of the task's score, 1 on average: a tag averages its tasks, however many documents they have."""
+    cluster: str
+    """Items with the same text depend on each other."""
+    digest: str
+    """Digest of what was asked."""
+    prompt: str
+    reference: str
+    answer: str
+
+
+class Measured(NamedTuple):
+    """The items of a result with the metric that they are values of."""
+
+    metric: str
+    """Metric and, after a comma, its filter."""
+    items: dict[str, Value]
+    """By id."""
+    span: float
+    """Largest possible difference of two values: 1, or 100 for percent."""
+    sign: int
+    """1 if a higher value is better, -1 if a lower one is."""
+
+
+def measured(url: str, record: Record, metric: str | None) -> Measured:
+    """Return the items of a record. ``metric`` is the suite's, None stands for the first that lm_eval prints.
+
+    Raise StoreError, and EvaluationFailed if the score is not the mean of values of single items.
+    """
+    if record.stage == "judge":
+        return Measured(WIN_RATE, dict(_pairs(annotations_of(url, record))), PERCENT, 1)
+    chosen = _chosen(record, metric)
+    first = chosen[0]
+    of = {score.task: score for score in chosen}
+    values: dict[str, Value] = {}
+    for item in items_of(url, record):
+        score = of.get(item.task, first)
+        if item.filter == score.filter:
+            values.update(_values(item, item.scores.get(score.metric, ())))
+    values = _weighted(values, sum(score.value for score in chosen) / len(chosen), f"{first.metric},{first.filter}")
+    numbers = [one.value for one in values.values()]
+    share = all(0 <= number <= 1 for number in numbers)
+    return Measured(
+        metric=first.metric if first.filter == "none" else f"{first.metric},{first.filter}",
+        items=values,
+        span=1.0 if share else max(numbers) - min(numbers),
+        sign=-1 if first.higher_is_better is False else 1,
+    )
+
+
+def short(text: str, end: bool = False) -> str:
+    """Return the start, or the ``end``, of a text on one line, without control characters."""
+    line = " ".join(text.split())
+    line = line if len(line) <= SHOWN else f"...{line[-SHOWN:]}" if end else f"{line[:SHOWN]}..."
+    return "".join(one if one.isprintable() else "\N{REPLACEMENT CHARACTER}" for one in line)
+
+
+def _chosen(record: Record, metric: str | None) -> list[Score]:
+    """Return the score of the task, or one for each task of a tag: the suite's metric, else the first."""
+    own = [score for score in real_scores(record) if score.group is None]
+    if metric:
+        name, _, filter_name = metric.partition(",")
+        own = [score for score in own if score.metric == name and filter_name in {"", score.filter}]
+    else:
+        own = [score for score in own if score.higher_is_better is not False]
+    first: dict[str, Score] = {}
+    for score in sorted(own, key=lambda score: (score.metric, score.filter)):
+        first.setdefault(score.task, score)
+    if not first:
+        raise EvaluationFailed("no score that is better when higher" if not metric else f"no {metric}")
+    return list(first.values())
+
+
+def _values(item: Item, values: Sequence[float]) -> Iterator[tuple[str, Value]]:
+    texts = short(item.prompt, end=True), short(item.reference), short(item.answer)
+    for number, value in enumerate(values):
+        key = item.id if len(values) == 1 else f"{item.id}#{number}"
+        yield key, Value(value, 1.0, item.cluster, item.digest, *texts)
+
+
+def _weighted(values: dict[str, Value], score: float, metric: str) -> dict[str, Value]:
+    """Return the items with weights so that their mean is the ``score``. Raise EvaluationFailed if there are none.
+
+    A score is the mean over documents, or over tasks that each have a mean.
+    """
+    if not values:
+        raise EvaluationFailed(f"{metric} has no value for each document")
+    if math.isclose(_mean(values.values()), score, abs_tol=1e-6):
+        return values
+    tasks: dict[str, list[Value]] = {}
+    for key, one in values.items():
+        tasks.setdefault(key.rpartition("/")[0], []).append(one)
+    even = sum(_mean(ones) for ones in tasks.values()) / len(tasks)
+    if not math.isclose(even, score, abs_tol=1e-6):
+        raise EvaluationFailed(f"{metric} is not the mean of its documents' values")
+    weights = {task: len(values) / len(tasks) / len(ones) for task, ones in tasks.items()}
+    return {key: one._replace(weight=weights[key.rpartition("/")[0]]) for key, one in values.items()}
+
+
+def _mean(values: Iterable[Value]) -> float:
+    found = [one.value for one in values]
+    return sum(found) / len(found)
+
+
+def _pairs(rows: Iterable[dict[str, Any]]) -> Iterator[tuple[str, Value]]:
+    """Yield the pairs whose judgement could be read, with the preference for the checkpoint in percent."""
+    for row in rows:
+        preference, text = row.get("preference"), str(row.get("instruction", ""))
+        if preference is None or math.isnan(preference):
+            continue
+        key = digest_bytes(text.encode())
+        reference, answer = short(str(row.get("output_1", ""))), short(str(row.get("output_2", "")))
+        asked = digest_bytes(str(row.get("output_1", "")).encode())
+        yield key[:12], Value(PERCENT * (preference - 1), 1.0, key, asked, short(text), reference, answer)
