@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import BaseModel, Field
 
 from halos_eval.checkpoints.known import KnownWeights
-from halos_eval.checkpoints.registry import Checkpoint
+from halos_eval.checkpoints.registry import Checkpoint, Moment
 from halos_eval.config.cluster import Cluster
 from halos_eval.config.settings import FROZEN
 from halos_eval.config.suite import WARN_ABOVE, Suite
@@ -46,6 +46,8 @@ class Plan(BaseModel):
     """Digest of the checkpoint's metadata that determine scores: chat template and stop strings."""
     tags: dict[str, str] = {}
     """The checkpoint's tags."""
+    registered: Moment | None = None
+    """Time of the checkpoint's registration; None if it is unknown."""
     jobs: tuple[PlannedJob, ...]
     """sample, the judges, then the tasks in the suite's order."""
     unavailable: dict[str, str] = {}
@@ -100,6 +102,7 @@ def make_plan(
         checkpoint=reference,
         metadata=digest_json([template, checkpoint.metadata.stop]),
         tags=checkpoint.metadata.tags,
+        registered=checkpoint.registered,
         jobs=tuple(jobs),
         unavailable=unavailable,
         known=planner.known,

@@ -17,7 +17,7 @@ import zlib
 from concurrent.futures import ThreadPoolExecutor
 from typing import Literal
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from halos_eval.config.settings import FROZEN
 from halos_eval.planning.progress import READERS
@@ -52,6 +52,8 @@ class KeptRows(BaseModel):
     """Digest of everything that all rows depend on, see `SuiteRows.made_with`."""
     rows: dict[str, KeptRow]
     """Rows by the checkpoint's name in file names, sorted."""
+    computed: frozenset[str] = Field(frozenset(), exclude=True)
+    """Names of the rows that were computed just now; the others were kept."""
 
     @property
     def table(self) -> list[Row]:
@@ -96,7 +98,7 @@ def compute(root: str, suite: str, again: str | None = None) -> KeptRows:
     with ThreadPoolExecutor(READERS) as pool:
         found = current | dict(zip(outdated, pool.map(computed, outdated), strict=True))
     rows = {name: found[name] for name in sorted(found)}
-    return KeptRows(version=1, made_with=source.made_with, rows=rows)
+    return KeptRows(version=1, made_with=source.made_with, rows=rows, computed=frozenset(outdated))
 
 
 def _states(folder: str) -> dict[str, str]:

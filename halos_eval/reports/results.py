@@ -14,6 +14,7 @@ from typing import TypeVar
 
 from halos_eval.config.suite import ALPACA_EVAL
 from halos_eval.planning.plan import Plan
+from halos_eval.reports import facts
 from halos_eval.reports.remarks import UNREAD, answered_as, counts_of, trial_of, warnings_of
 from halos_eval.reports.uncertainty import at_bound, bound_interval, error_of_mean, wilson
 from halos_eval.stages.harness.results import BYPASS, NOT_SCORED, is_placeholder
@@ -102,6 +103,8 @@ class Row:
     """Hours times GPUs of the results; None if they are unknown."""
     price_usd: float | None = None
     """Price of the judgements; None without judgements, or if one price is unknown."""
+    samples: Mapping[str, str] = field(default_factory=dict)
+    """FINGERPRINT-DIGEST of each result with samples, by the title of its job."""
 
     @property
     def complete(self) -> bool:
@@ -147,6 +150,7 @@ def row_of_plan(plan: Plan, outdated: Mapping[str, str] = MappingProxyType({})) 
     tasks += [(None, None) for part in absent if not part.startswith(labelled("judge", ""))]
     found, clashes = joined(records)
     mean = average(tasks)
+    everything = [record for record, _ in read if record]
     return Row(
         plan.checkpoint.name,
         cells | found | beside(further, cells_of_record),
@@ -159,6 +163,16 @@ def row_of_plan(plan: Plan, outdated: Mapping[str, str] = MappingProxyType({})) 
         trial=trial_of(records),
         warnings=(*warnings_of(records, plan.warn_above), *warnings_beside(further, plan.warn_above)),
         counts=counts_of(records) | beside(further, lambda record: counts_of([record])),
+        tags=plan.tags,
+        registered=plan.registered,
+        evaluated=facts.evaluated(everything),
+        gpu_hours=facts.gpu_hours(everything),
+        price_usd=facts.price(everything),
+        samples={
+            job.title: name
+            for job, (record, _) in zip(plan.jobs, read, strict=True)
+            if record and (name := facts.samples_of(record))
+        },
     )
 
 

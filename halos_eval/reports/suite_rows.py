@@ -165,7 +165,8 @@ def _judge(identity: Identity | None) -> Identity | None:
 @cache
 def _code() -> str:
     folder = Path(halos_eval.__file__).parent
-    return digest_files(folder, [str(path.relative_to(folder)) for path in folder.rglob("*.py")])
+    files = [path for path in folder.rglob("*") if path.suffix in {".py", ".jinja", ".css", ".js"}]
+    return digest_files(folder, [str(path.relative_to(folder)) for path in files])
 
 
 def _identities(jobs: Iterable[PlannedJob]) -> dict[str, list[Identity]]:

@@ -14,6 +14,7 @@ from halos_eval.config.settings import FROZEN
 from halos_eval.errors import BadInput
 from halos_eval.reports import kept_rows
 from halos_eval.reports.halos_logs.read import read_logs
+from halos_eval.reports.pages import write as pages
 from halos_eval.reports.results import Row
 from halos_eval.reports.table import csv_of, in_order, read_rows
 from halos_eval.storage import filesystem, layout
@@ -92,7 +93,14 @@ def _kept(root: str, suite: str, config: SummarizeConfig) -> list[Row]:
             raise BadInput(f"{root} contains no plan of {suite} for {config.checkpoint}: evaluate it first")
         rows = in_order(found.table)
         contents = {layout.rows_url(root, suite): found.encoded(), config.output: csv_of(rows)}
+        if pages.installed():
+            folder = layout.report_folder(root, suite)
+            contents |= {filesystem.join(folder, path): page for path, page in pages.overview(suite, rows).items()}
         confirm()
         with ThreadPoolExecutor() as pool:
             list(pool.map(filesystem.write_bytes, contents.keys(), contents.values()))
+    if pages.installed():
+        pages.write_checkpoints(root, suite, [found.rows[name].row for name in sorted(found.computed)])
+    else:
+        log.warning("the pages of the report are not written: this environment lacks their libraries (image judge)")
     return rows

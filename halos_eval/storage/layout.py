@@ -15,6 +15,8 @@ reports/SUITE/summary.csv
 reports/SUITE/rows.json.gz                                             its rows, so that an evaluation computes only one
 reports/SUITE/comparisons/A/B.json                                     A compared with B
 reports/SUITE/gates/CHECKPOINT.json                                    the outcome of the policy's gate
+reports/SUITE/{index, charts}.html                                     the report
+reports/SUITE/{checkpoints, samples, pairs}/                           its other pages
 reports/SUITE/claims/                                                  the process that writes both now
 changes/CHECKPOINT                                                     written again after each of its evaluations
 claims/SUITE/CHECKPOINT/                                               the run that evaluates it now
@@ -166,6 +168,16 @@ def report_url(root: str, suite: str) -> str:
 def rows_url(root: str, suite: str) -> str:
     """Return the URL of the rows of a suite's summary, see `halos_eval.reports.kept_rows`."""
     return filesystem.join(root, "reports", suite, "rows.json.gz")
+
+
+def report_folder(root: str, suite: str) -> str:
+    """Return the folder of a suite's report."""
+    return filesystem.join(root, "reports", suite)
+
+
+def comparisons_url(root: str, suite: str, a: str) -> str:
+    """Return the folder of the comparisons of checkpoint ``a``. Raises BadInput for an invalid name."""
+    return filesystem.join(root, "reports", suite, "comparisons", folder_name(a))
 
 
 def comparison_url(root: str, suite: str, a: str, b: str) -> str:

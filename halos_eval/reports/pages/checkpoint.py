@@ -9,11 +9,13 @@ from halos_eval.reports.pages.leaderboard import cell_of, interval_of, reasons_o
 from halos_eval.reports.results import Row
 
 
-def page(suite: str, row: Row, samples: Mapping[str, str], pairs: Sequence[tuple[str, str, str]]) -> bytes:
+def page(
+    suite: str, row: Row, samples: Mapping[str, str], damaged: Mapping[str, str], pairs: Sequence[tuple[str, str, str]]
+) -> bytes:
     """Return the page of a row.
 
-    ``samples`` has the path of the first page of samples by title, and ``pairs`` the other checkpoint, the verdict and
-    the path of each comparison.
+    ``samples`` has the path of the first page of samples by title, ``damaged`` why other titles have none, and
+    ``pairs`` the other checkpoint, the verdict and the path of each comparison.
     """
     columns = score_columns([row])
     return document.render(
@@ -23,5 +25,6 @@ def page(suite: str, row: Row, samples: Mapping[str, str], pairs: Sequence[tuple
         scores=[(column, cell_of(row, column), interval_of(cell_of(row, column))) for column in columns],
         reasons=reasons_of(row, columns),
         samples=samples,
+        damaged=damaged,
         pairs=pairs,
     )

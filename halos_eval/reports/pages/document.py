@@ -56,7 +56,7 @@ def _read(name: str) -> str:
 @cache
 def table_script() -> tuple[str, str]:
     """Return the script and the style of tables that sort and filter: DataTables (MIT), which itables bundles."""
-    from itables.utils import find_package_file  # type: ignore[import-untyped]
+    from itables.utils import find_package_file
 
     bundle = find_package_file("html/dt_bundle.js").read_text(encoding="utf-8")
     style = find_package_file("html/dt_bundle.css").read_text(encoding="utf-8")

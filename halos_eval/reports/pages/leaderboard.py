@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from halos_eval.config.suite import ALPACA_EVAL
@@ -146,8 +146,3 @@ def _cell(cell: Cell | None, reason: str | None, reasons: dict[str, int]) -> Any
 
 def _rounded(value: float | None) -> float | None:
     return None if value is None else float(f"{value:.{DIGITS}g}")
-
-
-def names_of(tags: Mapping[str, str]) -> str:
-    """Return tags as text."""
-    return ", ".join(f"{key}={value}" for key, value in sorted(tags.items()))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from urllib.parse import quote
+import re
 
 from halos_eval.storage import layout
 
 INDEX, CHARTS = "index.html", "charts.html"
+SAMPLES_VERSION = 1
+"""Version of the pages with samples. Raise it if they change, so that they are written again."""
 
 
 def checkpoint_page(checkpoint: str) -> str:
@@ -19,11 +21,25 @@ def samples_folder(checkpoint: str) -> str:
     return f"samples/{layout.folder_name(checkpoint)}"
 
 
+def samples_name(title: str, name: str, number: int = 1) -> str:
+    """Return the name of a page of samples: ``title`` of the job, ``name`` as in ``Row.samples``, number from 1."""
+    return f"{_safe(title)}-{name}-{SAMPLES_VERSION}-{number}.html"
+
+
+def is_samples_of(title: str, page: str) -> bool:
+    """Return whether ``page`` is the name of a page with samples of ``title``, of any result."""
+    return re.fullmatch(rf"{re.escape(_safe(title))}-[0-9a-f]+-[0-9a-f]{{8}}-\d+-\d+\.html", page) is not None
+
+
+def anchor(item: str) -> str:
+    """Return the name of an item in its page of samples."""
+    return "i-" + re.sub(r"[^A-Za-z0-9_.-]", "-", item)[:120]
+
+
 def pair_page(first: str, second: str) -> str:
     """Return the path of the page with two checkpoints side by side."""
-    return f"pairs/{layout.folder_name(first)}--{layout.folder_name(second)}.html"
+    return f"pairs/{layout.folder_name(first)}/{layout.folder_name(second)}.html"
 
 
-def linked(path: str) -> str:
-    """Return a path for a link."""
-    return quote(path)
+def _safe(title: str) -> str:
+    return re.sub(r"[^A-Za-z0-9_.@-]", "-", title)[:80]
