@@ -31,6 +31,8 @@ log = logging.getLogger(__name__)
 Partner = Literal["judge", "server"]
 START_SECONDS = 3600.0
 """How long a judge waits for its server: 140 GB of weights from a slow disk take 25 minutes."""
+ABSENT_SECONDS = 900.0
+"""How long a server may take to begin: in a pod, its image of 10 GB is pulled after the judge has started."""
 POLL_SECONDS = 0.5
 SHOWN = 20
 """Lines of a failed server's log that the judge shows."""
@@ -98,12 +100,20 @@ class Exchange:
         self._write("failure.json", _Note(error=type(error).__name__, message=str(error)).model_dump_json())
 
     def wait(self, seconds: float = START_SECONDS) -> Address:
-        """Return the server's address once it answers. Raise its error if it ends before, Incomplete if it hangs."""
-        deadline = time.monotonic() + seconds
-        while time.monotonic() < deadline:
+        """Return the server's address once it answers.
+
+        Raise its error if it ends before, Incomplete if it does not begin or hangs.
+        """
+        began = time.monotonic()
+        while (waited := time.monotonic() - began) < seconds:
             self.check()
             if (path := self.folder / "address.json").is_file():
                 return Address.model_validate_json(path.read_bytes())
+            if waited > ABSENT_SECONDS and self.state("server") == "absent":
+                raise Incomplete(
+                    f"the judge's server has not begun after {ABSENT_SECONDS:.0f} s: its container was not started, or "
+                    "ended at once. Read the log of the container `server`, and use images of one version"
+                )
             time.sleep(POLL_SECONDS)
         raise Incomplete(
             f"the judge's server does not answer after {seconds:.0f} s ({self.state('server')}). Run it again; if it "

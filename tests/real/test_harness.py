@@ -3,13 +3,19 @@
 import gzip
 import json
 import os
+import random
 import signal
 import socket
+import subprocess
+import time
+from contextlib import suppress
 
 import pytest
 
+from tests.airflow_server import wait_for
 from tests.doubles import result_of
 from tests.real.test_sample import wait_for_parts
+from tests.running import of_session
 
 pytestmark = pytest.mark.real
 
@@ -191,6 +197,23 @@ def test_replayed_answers_give_the_same_results(fork, run, tiny, tmp_path):
     assert first["files"][samples] == second["files"][samples]
 
 
+def killed_while_it_scores(run, scoring, victim, seconds):
+    """Start to score, and kill the stage or its second process after so many seconds."""
+    with run.started(*scoring) as stage:
+        with suppress(subprocess.TimeoutExpired):
+            stage.wait(seconds)
+        scorers = subprocess.run(
+            ["pgrep", "-s", str(stage.pid), "-f", "harness.scorer"], capture_output=True, check=False
+        )
+        if victim == "scorer" and (found := scorers.stdout.split()):
+            with suppress(ProcessLookupError):
+                os.kill(int(found[0]), signal.SIGKILL)
+        else:
+            stage.kill()
+        stage.wait()
+    wait_for(lambda: not of_session(stage.pid), 30, lambda: of_session(stage.pid), every=0.05)
+
+
 def test_own_tasks_and_code_that_must_be_confirmed_and_is_executed_in_a_sandbox(fork, run, tiny, listener, tmp_path):
     data, marker, tasks, out = (tmp_path / name for name in ("data.jsonl", "marker", "tasks", "out"))
     data.write_text("".join(json.dumps({"question": f"{n} + 1 =", "answer": f" {n + 1}"}) + "\n" for n in range(3)))
@@ -211,7 +234,10 @@ def test_own_tasks_and_code_that_must_be_confirmed_and_is_executed_in_a_sandbox(
     assert (marker.exists(), (out / "record.json").exists()) == (False, False)
 
     secrets = {"AWS_SECRET_ACCESS_KEY": "never-to-be-read"}
-    done = run("worker", "score", out, f"--output-dir={out}", f"--include-path={tasks}", env=secrets)
+    scoring = ("worker", "score", out, f"--output-dir={out}", f"--include-path={tasks}")
+    began = time.monotonic()
+    done = run(*scoring, env=secrets)
+    seconds = time.monotonic() - began
     assert done.returncode == 0, done.stderr[-2000:]
     record = record_of(out)
     assert record["coverage"] == {"attempted": 3, "scored": 3}
@@ -224,6 +250,17 @@ def test_own_tasks_and_code_that_must_be_confirmed_and_is_executed_in_a_sandbox(
     assert record["details"]["stopped_items"] == 0
     prompts = {sample["arguments"][0][0] for sample in samples_of(out, "own_code")}
     assert prompts == {f"\n<|im_start|>user\n{n} + 1 =<|im_end|>\n<|im_start|>assistant\n" for n in range(3)}
+
+    # Killed at any moment, it leaves no process running, and the next run gives the same scores.
+    dice = random.Random(12)
+    for victim in ("scorer", "stage", "scorer"):
+        (out / "record.json").unlink(missing_ok=True)
+        killed_while_it_scores(run, scoring, victim, dice.uniform(0, seconds))
+    (out / "record.json").unlink(missing_ok=True)
+    assert run(*scoring).returncode == 0
+    again = record_of(out)
+    for part in ("fingerprint", "identity", "scores", "coverage", "missing", "details", "files"):
+        assert again[part] == record[part]
 
     # Finished halves are not repeated; other answers are not scored.
     done = fork(*words, f"--output-dir={out}", "--confirm-unsafe-code", *template)

@@ -67,6 +67,18 @@ def test_the_reason_of_a_server_that_never_started(exchange):
         exchange.check()
 
 
+def test_a_server_that_died_before_it_took_its_lock(exchange, monkeypatch):
+    monkeypatch.setattr(module, "ABSENT_SECONDS", 0.05)
+    with exchange.present("judge"), pytest.raises(Incomplete, match=r"has not begun after 0 s.*log of the container"):
+        exchange.wait()
+
+
+def test_a_server_that_begins_late_is_waited_for(exchange, monkeypatch):
+    monkeypatch.setattr(module, "ABSENT_SECONDS", 0.0)
+    with exchange.present("server"), pytest.raises(Incomplete, match="does not answer"):
+        exchange.wait(seconds=0.05)
+
+
 def test_a_server_that_does_not_answer(exchange):
     with exchange.present("server"), pytest.raises(Incomplete, match=r"does not answer after 0 s \(running\)"):
         exchange.wait(seconds=0.05)

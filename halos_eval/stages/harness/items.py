@@ -14,6 +14,7 @@ import os
 import select
 import shutil
 import signal
+import struct
 import sys
 import tempfile
 import time
@@ -30,6 +31,8 @@ Work = Callable[[], Any]
 PR_SET_CHILD_SUBREAPER = 36
 LARGEST = 1 << 24
 """Maximum bytes of a document's result, which has some numbers."""
+NONE = struct.pack("=i", 0)
+"""What stands for no process group."""
 INTERVAL = 0.1
 """Seconds between two looks at what an item uses."""
 
@@ -63,6 +66,12 @@ class Items:
         self._folders = [path for path in sorted(folder.rglob("*")) if path.is_dir()]
         # All that an item leaves becomes a child of this process, which can wait for its end.
         ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+        self._guard, self._announce = _guard()
+
+    def close(self) -> None:
+        """End what would end the items' processes."""
+        os.close(self._announce)
+        os.waitpid(self._guard, 0)
 
     def wrap(self, task: Any) -> None:
         """Let an lm_eval task score each document in an item."""
@@ -84,10 +93,11 @@ class Items:
         reading, writing = os.pipe()
         sys.stdout.flush()
         sys.stderr.flush()
+        scorer = os.getpid()
         child = os.fork()
         if not child:
             os.close(reading)
-            self._child(work, writing)
+            self._child(work, writing, scorer)
         os.close(writing)
         with suppress(PermissionError, ProcessLookupError):  # it has done so itself, or has ended
             os.setpgid(child, child)
@@ -96,6 +106,7 @@ class Items:
         finally:
             os.close(reading)
             _end(child)
+            os.write(self._announce, NONE)
         try:
             status, value = json.loads(data)
         except (ValueError, TypeError, RecursionError) as error:
@@ -114,16 +125,22 @@ class Items:
         for folder in (self.folder, *self._folders):
             folder.mkdir()
 
-    def _child(self, work: Work, writing: int) -> None:
+    def _child(self, work: Work, writing: int, scorer: int) -> None:
         """Run in the child, and end it."""
         try:
             os.setpgid(0, 0)
             die_with_parent()
+            if os.getppid() != scorer:  # it has been killed in between
+                os._exit(1)
+            os.write(self._announce, struct.pack("=i", os.getpid()))
+            os.close(self._announce)
+            # Metrics such as code_eval execute the answer in a fork, which must not be able to send the result itself.
+            os.register_at_fork(after_in_child=lambda: os.close(writing))
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             temporary = str(self.folder / "tmp")
             os.chdir(temporary)
             os.environ["TMPDIR"] = tempfile.tempdir = temporary
-            confine(self.access, self.limits, {1, os.getppid(), _parent_of(os.getppid())})
+            confine(self.access, self.limits, {1, scorer, _parent_of(scorer), self._guard})
             try:
                 message = json.dumps(["result", work()], default=_plain)
             except Exception as error:  # noqa: BLE001 (a task may raise anything; the parent raises it again)
@@ -163,6 +180,31 @@ class Items:
             raise _StoppedError(f"used {memory} bytes; expected at most {self.limits.memory}")
         if seconds > self.limits.seconds:
             raise _StoppedError(f"took more than {self.limits.seconds:g} s")
+
+
+def _guard() -> tuple[int, int]:
+    """Start a process that kills the item's processes if this one is killed. Return it, and a pipe that it reads.
+
+    The kernel kills an item's first process with its parent, but not what that has started. Each item writes the number
+    of its group to the pipe, and 0 follows when it has ended. The end of the pipe is the end of this process.
+    """
+    reading, writing = os.pipe()
+    guard = os.fork()
+    if not guard:
+        try:
+            os.setpgid(0, 0)  # not killed with the group of the scorer
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            os.dup2(reading, 3)
+            os.closerange(4, os.sysconf("SC_OPEN_MAX"))  # no pipe of another process stays open because of this one
+            group = NONE
+            while data := os.read(3, len(NONE)):
+                group = data
+            if group != NONE:
+                os.killpg(struct.unpack("=i", group)[0], signal.SIGKILL)
+        finally:
+            os._exit(0)
+    os.close(reading)
+    return guard, writing
 
 
 def _end(group: int) -> None:

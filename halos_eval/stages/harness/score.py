@@ -142,7 +142,7 @@ def _environment(folder: Path, fetched: bool) -> dict[str, str]:
 
 def _run_scorer(folder: Path, environment: dict[str, str]) -> None:
     """Run `halos_eval.stages.harness.scorer` to its end. Raise the error that it reports."""
-    command = [sys.executable, "-I", "-m", "halos_eval.stages.harness.scorer", str(folder)]
+    command = [sys.executable, "-I", "-m", "halos_eval.stages.harness.scorer", str(folder), str(os.getpid())]
     process = subprocess.Popen(command, env=environment, cwd=folder)  # noqa: S603
     try:
         code = process.wait()

@@ -1,6 +1,6 @@
 """The process that replays a model's answers to lm_eval, and lets it execute them in confined processes.
 
-    python -I -m halos_eval.stages.harness.scorer FOLDER
+    python -I -m halos_eval.stages.harness.scorer FOLDER PARENT
 
 `halos_eval.stages.harness.score` starts it and reads its outcome. It has no secrets. Once lm_eval has read the task's
 data, it has no network either.
@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import signal
 import sys
+from contextlib import closing
 from pathlib import Path
 from types import FrameType
 
@@ -36,10 +38,12 @@ SYSTEM = ("/usr", "/lib", "/lib64", "/bin", "/etc/ld.so.cache", "/etc/localtime"
 
 
 def main() -> None:
-    """Score the request in the folder of ``sys.argv``; write the outcome or the error beside it."""
+    """Score the request in FOLDER, unless the process PARENT has ended. Write the outcome or the error beside it."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     signal.signal(signal.SIGTERM, _terminate)
     sandbox.die_with_parent()
+    if os.getppid() != int(sys.argv[2]):  # the stage was killed before the line above
+        raise SystemExit(1)
     sandbox.protect()
     folder = Path(sys.argv[1])
     try:
@@ -73,10 +77,9 @@ def _score(folder: Path) -> Outcome:
         manager = task_manager([config.task], include_paths(config.include_path))
         tasks = load_tasks(config, manager)
         sandbox.install(sandbox.network_filter())
-        items = Items(item, readable(config, manifest))
-        for task in leaves(tasks):
-            items.wrap(task)
-        with warnings_counted() as warned:
+        with closing(Items(item, readable(config, manifest))) as items, warnings_counted() as warned:
+            for task in leaves(tasks):
+                items.wrap(task)
             results = evaluate(config, replayer(answers), manager, tasks)
     about = dict(answers.about)
     results["config"] |= about.pop("config", {})

@@ -6,6 +6,7 @@ import ctypes
 import errno
 import json
 import mmap
+import multiprocessing
 import os
 import signal
 import socket
@@ -38,10 +39,15 @@ READV, WRITEV, PTRACE, MEMFD, UNSHARE, IO_URING, SETSID = CALLS[os.uname().machi
 def items(tmp_path):
     """``items(limits)`` makes what runs items; the folder beside theirs is not for them."""
 
+    made = []
+
     def make(limits=None):
-        return Items(tmp_path / "item", READABLE, limits)
+        made.append(Items(tmp_path / "item", READABLE, limits))
+        return made[-1]
 
     yield make
+    for one in made:
+        one.close()
     LIBC.prctl(module.PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
 
 
@@ -299,6 +305,74 @@ def test_folders_that_cannot_be_removed_do_not_reach_the_next_item(items, tmp_pa
     subprocess.run(["rm", "-rf", *tmp_path.glob("item-*")], check=True)  # pytest could not
 
 
+class Metric:
+    """Executes an answer with its test as the metric code_eval does: in a fork that appends to a list of a manager."""
+
+    def __init__(self, answer):
+        self.program = f"{answer}\nassert add(1, 2) == 3"
+
+    def __call__(self):
+        with multiprocessing.get_context("fork").Manager() as manager:
+            result = manager.list()
+            process = multiprocessing.get_context("fork").Process(target=self._execute, args=(result,))
+            process.start()
+            process.join(timeout=3)
+            if process.is_alive():
+                process.kill()
+            return {"pass@1": float(list(result)[:1] == ["passed"])}
+
+    def _execute(self, result):
+        try:
+            exec(self.program, {})
+            result.append("passed")
+        except BaseException as error:  # noqa: BLE001
+            result.append(f"failed: {error}")
+
+
+ANSWERS = {
+    "right": "def add(a, b):\n    return a + b",
+    "wrong": "def add(a, b):\n    return a - b",
+    "exit": "raise SystemExit(0)",
+    "end of the process": "import os\nos._exit(0)",
+    "another error": "import builtins\nbuiltins.AssertionError = KeyboardInterrupt\ndef add(a, b):\n    return 0",
+    "output": "print('passed', flush=True)\nraise SystemExit",
+    "the result's pipe": """
+import json, os
+for handle in range(3, 256):
+    try:
+        os.write(handle, b'["result", {"pass@1": 1.0}]')
+    except OSError:
+        pass
+""",
+    "the result's pipe, then the end of the metric": """
+import os, signal
+for handle in range(3, 256):
+    try:
+        os.write(handle, b'["result", {"pass@1": 1.0}]')
+    except OSError:
+        pass
+os.kill(os.getppid(), signal.SIGKILL)
+""",
+    "the pipe of the metric's own process": """
+import os
+for handle in os.listdir(f"/proc/{os.getppid()}/fd"):
+    with open(f"/proc/{os.getppid()}/fd/{handle}", "w") as file:
+        file.write('["result", {"pass@1": 1.0}]')
+""",
+}
+
+
+@needs_landlock
+@pytest.mark.parametrize("answer", ANSWERS)
+def test_an_answer_does_not_send_its_own_result(items, answer):
+    """As far as it can be prevented where answer and test are one program: see SECURITY.md."""
+    try:
+        score = items().run(Metric(ANSWERS[answer]))["pass@1"]
+    except module._StoppedError:  # scored as an empty answer
+        score = 0.0
+    assert score == (answer == "right")
+
+
 def test_a_result_is_not_a_pickle(items):
     class Evil:
         def __reduce__(self):
@@ -328,9 +402,10 @@ def test_forking_without_end_is_stopped(items):
             with suppress(OSError):
                 os.fork()
 
+    made = items(Limits(threads=16))
     before = children()
     with pytest.raises(module._StoppedError, match=r"started \d+ threads; expected at most 16"):
-        items(Limits(threads=16)).run(bomb)
+        made.run(bomb)
     assert children() == before
 
 
