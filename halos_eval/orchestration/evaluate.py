@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import repeat
 from typing import Any
 
 from airflow.sdk import get_current_context
@@ -19,7 +20,7 @@ from halos_eval.config.policy import load_policy
 from halos_eval.config.settings import Settings
 from halos_eval.config.suite import Suite, load_suite
 from halos_eval.errors import BadInput, DataUnavailable, HalosEvalError
-from halos_eval.planning.costs import excess, read_history
+from halos_eval.planning.costs import History, excess, read_history
 from halos_eval.planning.jobs import PlannedJob, StageJob, fetch_job, summary_job
 from halos_eval.planning.plan import Plan, make_plan, save_plan, suite_manifest
 from halos_eval.planning.progress import some_stage_loads
@@ -82,13 +83,14 @@ def plan_evaluation(params: dict[str, Any]) -> list[dict[str, Any]]:
             judge=params["judge"],
             manifest=manifest,
         )
-        _check_cost(plan, suite, root)
+        history = read_history(suite, root)
+        _check_cost(plan, history)
         save_plan(plan, suite, root, manifest)
     to_run = [job for job in plan.jobs if not job.done]
     exchange = get_current_context()["ti"]
     exchange.xcom_push("sample", next((_job(job) for job in to_run if job.stage == "sample"), {}))
-    judges = [_job(_by_policy(job, params["priority"])) for job in to_run if job.stage == "judge"]
-    exchange.xcom_push("judges", judges or [{}])
+    judges = _by_policy([job for job in to_run if job.stage == "judge"], params["priority"], history)
+    exchange.xcom_push("judges", [_job(job) for job in judges] or [{}])
     exchange.xcom_push("checkpoint", plan.checkpoint.name)
     exchange.xcom_push("jobs", {job.title: job.record for job in plan.jobs})
     exchange.xcom_push("unavailable", plan.unavailable)
@@ -125,30 +127,35 @@ def _failing_at_once() -> Iterator[None]:
         raise AirflowFailException(f"{type(error).__name__}: {error}") from error
 
 
-def _check_cost(plan: Plan, suite: Suite, root: str) -> None:
+def _check_cost(plan: Plan, history: History) -> None:
     """Estimate the cost of ``plan``, in the log and as XCom ``cost``. Raise BadInput if it is over the limit."""
-    cost = read_history(suite, root).of_plan(plan)
+    cost = history.of_plan(plan)
     log.info("estimated cost of this run: %s", cost)
     get_current_context()["ti"].xcom_push("cost", cost.model_dump(mode="json"))
     if over := excess(cost, load_policy().limits.run):
         raise BadInput(over)
 
 
-def _by_policy(job: PlannedJob, priority: str) -> PlannedJob:
-    """Return a job whose judge stops at the run's limit, and uses batches if the policy wants them.
+def _by_policy(jobs: list[PlannedJob], priority: str, history: History) -> list[PlannedJob]:
+    """Return the judges' jobs, which share the run's limit, and use batches if the policy wants them.
 
     A judge without prices has nothing to compare with the limit. Nor does it use batches: it may be the lab's own.
     """
-    if job.judge is None or job.server:
-        return job
-    policy, judge = load_policy(), load_judge(job.judge)
-    if judge.price is None:
-        return job
-    batch = priority in policy.batch and judge.price.less_in_batch and not judge.client.azure_endpoint
-    options = ["--batch"] if batch else []
-    if (most := policy.limits.run.judge_dollars) is not None:
-        options.append(f"--max-cost={most:g}")
-    return job.model_copy(update={"argv": job.argv_with(*options)})
+    policy = load_policy()
+    prices = [None if job.judge is None or job.server else load_judge(job.judge) for job in jobs]
+    priced = [job for job, judge in zip(jobs, prices, strict=True) if judge and judge.price]
+    most = policy.limits.run.judge_dollars
+    shares = iter(history.shares(priced, most)) if most is not None else repeat(None)
+    found = []
+    for job, judge in zip(jobs, prices, strict=True):
+        options: list[str] = []
+        if judge and judge.price:
+            if priority in policy.batch and judge.price.less_in_batch and not judge.client.azure_endpoint:
+                options.append("--batch")
+            if (share := next(shares)) is not None:
+                options.append(f"--max-cost={share}")
+        found.append(job.model_copy(update={"argv": job.argv_with(*options)}))
+    return found
 
 
 def _job(job: StageJob) -> dict[str, Any]:

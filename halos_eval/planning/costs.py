@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from statistics import median
 from typing import NamedTuple, TypeVar
@@ -77,6 +77,17 @@ class History(NamedTuple):
     def of_plan(self, plan: Plan) -> Cost:
         """Return the cost of the jobs of ``plan`` that are not done."""
         return sum((self._of_job(job) for job in plan.jobs if not job.done), Cost())
+
+    def shares(self, jobs: Sequence[PlannedJob], limit: float) -> list[float]:
+        """Return the part of a ``limit`` in US dollars that each of several judges may cost.
+
+        The parts are in proportion to the estimates, or equal if there is no estimate for one of the judges.
+        """
+        costs = [self._of_job(job) for job in jobs]
+        total = sum(cost.judge_dollars for cost in costs)
+        if total == 0 or any(cost.unknown for cost in costs):
+            return [limit / len(jobs) for _ in jobs]
+        return [limit * cost.judge_dollars / total for cost in costs]
 
     def of_suite(
         self,

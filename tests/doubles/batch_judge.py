@@ -78,6 +78,7 @@ class Batches:
         batch["status"] = "expired" if self.options.expire else "completed"
         for key, lines in {"output_file_id": answered, "error_file_id": failed}.items():
             batch[key] = self.store("\n".join(map(json.dumps, lines)).encode()) if lines else None
+            handler.faults.count("files", bool(lines))
         handler.faults.count("answered in batches", len(answered))
 
 
@@ -115,6 +116,13 @@ class Handler(judge.Handler):
         else:
             super().do_GET()
 
+    def do_DELETE(self) -> None:  # noqa: N802 (the server's name)
+        """Delete a file."""
+        name = self.path.rpartition("/")[2]
+        del self.batches.files[name]
+        self.faults.count("files", -1)
+        self._send(200, {"id": name, "object": "file", "deleted": True})
+
     def do_POST(self) -> None:  # noqa: N802 (the server's name)
         """Take a file or a batch; judge anything else."""
         if self.path == "/v1/files":
@@ -122,6 +130,7 @@ class Handler(judge.Handler):
             boundary = self.headers["Content-Type"].partition("boundary=")[2].encode()
             [part] = [one for one in data.split(b"--" + boundary) if b"filename=" in one]
             name = self.batches.store(part.partition(b"\r\n\r\n")[2].rstrip(b"\r\n"))
+            self.faults.count("files")
             self._send(200, {"id": name, "object": "file", "bytes": len(data), "created_at": 0, "purpose": "batch"})
         elif self.path == "/v1/batches":
             self.faults.count("batches")

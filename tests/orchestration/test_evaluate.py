@@ -319,6 +319,13 @@ def test_a_judge_for_which_batches_save_nothing_uses_none(batch, changed):
     assert not batch(load_judge("gpt-4.1").model_copy(update=changed))
 
 
+def test_several_judges_share_the_limit(plan, suite, limit, without_cache):
+    suite("alpaca_eval: {prompts: demo, reference: demo, judge: [gpt-4.1, gpt-4.1-mini]}", "two")
+    limit("{judge_dollars: 3}")
+    _, pushed = plan(suite="two")
+    assert [job["argv"][1] for job in pushed["judges"]] == ["--max-cost=1.5", "--max-cost=1.5"]
+
+
 def test_a_judge_without_prices_has_no_limit_to_stop_at(plan, limit, monkeypatch):
     limit("{judge_dollars: 2.5}")
     unpriced = load_judge("demo").model_copy(update={"price_per_million_tokens": None})

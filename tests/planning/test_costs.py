@@ -13,7 +13,7 @@ from halos_eval.config.cluster import load_cluster
 from halos_eval.config.policy import Limit
 from halos_eval.config.suite import load_suite
 from halos_eval.planning import costs
-from halos_eval.planning.costs import Cost, excess, read_history, within
+from halos_eval.planning.costs import Cost, History, excess, read_history, within
 from halos_eval.planning.plan import make_plan, save_plan
 from halos_eval.storage import filesystem, layout
 from halos_eval.storage.records import Usage, write_model
@@ -169,6 +169,26 @@ def test_each_judge_has_its_own_price(root, evaluated, plan_of, suite):
     assert history(root).of_plan(plan_of(judge="gpt-4.1-mini")).unknown == ("judge",)
     evaluated("dpo", judge="gpt-4.1-mini")
     assert history(root).judge_dollars == {"gpt-4.1": 4.1, "gpt-4.1-mini": 4.1}
+
+
+@pytest.mark.parametrize(
+    ("dollars", "shares"),
+    [
+        ({"gpt-4.1": 6.0, "gpt-4.1-mini": 2.0}, [3, 1]),
+        ({"gpt-4.1": 6.0, "gpt-4.1-mini": 0.0}, [4, 0]),
+        ({"gpt-4.1": 6.0}, [2, 2]),  # no history for one
+        ({"gpt-4.1": 6.0, "gpt-4.1-mini": None}, [2, 2]),
+        ({"gpt-4.1": 0.0, "gpt-4.1-mini": 0.0}, [2, 2]),
+    ],
+)
+def test_several_judges_share_a_limit(plan_of, suite, dollars, shares):
+    suite("alpaca_eval: {prompts: demo, reference: demo, judge: [gpt-4.1, gpt-4.1-mini]}")
+    jobs = [job for job in plan_of().jobs if job.stage == "judge"]
+    assert History({}, dollars).shares(jobs, 4.0) == shares
+
+
+def test_without_judges_nothing_is_shared():
+    assert History({}, {}).shares([], 4.0) == []
 
 
 @pytest.mark.parametrize(

@@ -47,6 +47,7 @@ def test_a_batch_gives_what_single_requests_give_for_half_the_price(run, serve, 
     in_batch = stats["answered in batches"]
     assert 0 < ASKED - FIRST - in_batch < 0.2 * ASKED  # the failed ones, which were sent singly
     assert stats["answered"] == ASKED  # once each
+    assert stats["files"] == 0
     batch = record_in(tmp_path / "batch")
 
     single = run("judge", *words, f"--output-dir={tmp_path / 'single'}", env=endpoint.environment)

@@ -56,6 +56,8 @@ class Batch(BaseModel):
     """The vendor's last status; None until its answers are kept."""
     tried: bool = True
     """Whether the vendor accepted the requests; otherwise they may be in another batch."""
+    files: tuple[str, ...] = ()
+    """The vendor's ids of files that are to be deleted there."""
 
 
 class Account(Protocol):
@@ -72,6 +74,9 @@ class Account(Protocol):
 
     async def answers(self, file_id: str) -> dict[str, dict[str, Any]]:
         """Return the answers in a file."""
+
+    async def delete(self, file_id: str) -> None:
+        """Delete a file."""
 
 
 class Batches:
@@ -98,6 +103,7 @@ class Batches:
             if batch.ended is None:
                 batches[number], found = await self._collect(number, batch)
                 answered |= found
+            batches[number] = await self._tidied(number, batches[number])
         waiting = [batch for batch in batches if batch.ended is None]
         known = answered.union(*(batch.keys for batch in batches if batch.tried))
         new = {key: request for key, request in todo.items() if key not in known}
@@ -157,8 +163,9 @@ class Batches:
                 return await self._create(number, batch), set()
             batch = self._write(number, batch.model_copy(update={"id": found}))
         state = await self.account.state(str(batch.id))
+        files = tuple(filter(None, (state.uploaded, *state.files)))
         if state.status == "failed" and not state.files:
-            return self._rejected(number, batch, state), set()
+            return await self._rejected(number, batch.model_copy(update={"files": files}), state), set()
         if state.status not in {"completed", "expired", "cancelled", "failed"}:
             log.info("batch %s: %s, %d of %d requests", batch.id, state.status, state.done, len(batch.keys))
             return batch, set()
@@ -168,12 +175,21 @@ class Batches:
         own = {key: {**answer, "batch": True} for key, answer in answers.items() if key in set(batch.keys)}
         self.keep(own)
         log.info("batch %s: %s, with answers to %d of %d requests", batch.id, state.status, len(own), len(batch.keys))
-        return self._write(number, batch.model_copy(update={"ended": state.status})), set(own)
+        return self._write(number, batch.model_copy(update={"ended": state.status, "files": files})), set(own)
 
-    def _rejected(self, number: int, batch: Batch, state: State) -> Batch:
+    async def _tidied(self, number: int, batch: Batch) -> Batch:
+        """Return a batch whose files are deleted at the vendor, once its answers are kept."""
+        if not batch.files:
+            return batch
+        for file in batch.files:
+            await self.account.delete(file)
+        return self._write(number, batch.model_copy(update={"files": ()}))
+
+    async def _rejected(self, number: int, batch: Batch, state: State) -> Batch:
         """Return a rejected batch, whose requests may be in another one. Raise JudgeRefused unless it was the queue."""
         batch = self._write(number, batch.model_copy(update={"ended": state.status, "tried": False}))
         if QUEUE_FULL not in state.codes:
+            await self._tidied(number, batch)
             raise JudgeRefused(
                 f"the batch {batch.id} was rejected: {state.problem or 'without a reason'}. Fix that, or run it "
                 "without --batch"

@@ -112,7 +112,8 @@ class Budget:
         return CostLimit(
             f"stopped at the limit of {self.limit:g} USD: {self.spent:.4f} USD are spent, and {len(left)} of {total} "
             f"judgements are left, for about {rest:.4f} USD. Finished ones are kept. Raise --max-cost to "
-            f"{enough:.2f} (in Airflow, limits.run in the policy file) and run it again"
+            f"{enough:.2f} (in Airflow, limits.run in the policy file, which all judges of a run share); then run it "
+            "again"
         )
 
 

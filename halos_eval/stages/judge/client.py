@@ -17,6 +17,7 @@ from halos_eval.errors import EvaluationFailed, HalosEvalError, Incomplete, Judg
 from halos_eval.stages.judge.answers import Answers
 from halos_eval.stages.judge.batches import Batches
 from halos_eval.stages.judge.budget import Budget
+from halos_eval.stages.judge.connection import Connection
 from halos_eval.stages.judge.endpoint import Endpoint
 from halos_eval.stages.judge.money import Bill
 from halos_eval.stages.judge.pace import Pace
@@ -113,8 +114,8 @@ class Completions:
         log.info("%d of %d pairs already have judgements", self.kept, len(requests))
         if todo:
             log.info("%d requests to send: %s", len(todo), self.budget.estimate(todo.values(), bool(self.batch_owner)))
-        async with self.endpoint.connect(self.timeout) as client:
-            run = _Run(self, Sender(self.endpoint, client, Pace(self.concurrency)), done, len(requests))
+        async with Connection(self.endpoint, self.timeout) as connection:
+            run = _Run(self, Sender(connection, Pace(self.concurrency)), done, len(requests))
             try:
                 if not any(map(self.read, done.values())):
                     await run.request(dict(list(todo.items())[: max(FIRST - len(done), 0)]))
@@ -125,10 +126,10 @@ class Completions:
                         )
                     self._check(list(done.values()))
                 if self.batch_owner:
+                    left = {key: request for key, request in todo.items() if key not in done}
                     with claimed(filesystem.join(self.answers.batches, "claims"), self.batch_owner):
-                        await self._batches(client, run, by_key).advance(
-                            {key: request for key, request in todo.items() if key not in done}
-                        )
+                        async with self.endpoint.account(self.timeout) as client:
+                            await self._batches(client, run, by_key).advance(left)
                 await run.request({key: request for key, request in todo.items() if key not in done})
             finally:
                 self.answers.save()

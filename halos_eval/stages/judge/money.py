@@ -8,7 +8,7 @@ from halos_eval.config.judge import Judge
 from halos_eval.config.prices import Tokens
 
 
-def tokens_of(usage: Any) -> Tokens | None:
+def tokens_of(usage: dict[str, Any] | None) -> Tokens | None:
     """Return the tokens that an endpoint counted; None if it counted none.
 
     Hidden reasoning is a part of the completion, except at vendors whose total shows that it comes on top.
@@ -17,14 +17,14 @@ def tokens_of(usage: Any) -> Tokens | None:
         return None
     cached = _detail(usage, "prompt_tokens_details", "cached_tokens")
     reasoning = _detail(usage, "completion_tokens_details", "reasoning_tokens")
-    prompt, completion = usage.prompt_tokens, usage.completion_tokens
-    if reasoning and getattr(usage, "total_tokens", None) == prompt + completion + reasoning:
+    prompt, completion = usage["prompt_tokens"], usage["completion_tokens"]
+    if reasoning and usage.get("total_tokens") == prompt + completion + reasoning:
         completion += reasoning
     return Tokens(prompt, completion, min(cached, prompt), min(reasoning, completion))
 
 
-def _detail(usage: Any, group: str, name: str) -> int:
-    count = getattr(getattr(usage, group, None), name, None)
+def _detail(usage: dict[str, Any], group: str, name: str) -> int:
+    count = (usage.get(group) or {}).get(name)
     return count if isinstance(count, int) and count > 0 else 0
 
 

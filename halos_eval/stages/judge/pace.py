@@ -12,7 +12,7 @@ import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 
-START = 16
+START = 24
 """Requests at a time before the first answer."""
 FASTER, SLOWER = 0.998, 1.1
 """Factors of the pause between two requests: for each answer, and for a 429 after an answer."""

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import random
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from halos_eval.errors import Incomplete, JudgeRefused
+from halos_eval.stages.judge.connection import Connection, NoReply, Reply
 from halos_eval.stages.judge.endpoint import Endpoint
 from halos_eval.stages.judge.money import tokens_of
 from halos_eval.stages.judge.pace import Pace, seconds_to_wait
-
-if TYPE_CHECKING:
-    from openai import AsyncOpenAI
 
 log = logging.getLogger(__name__)
 
@@ -30,12 +27,12 @@ NO_ANSWER = "status 200 with a body that is not a valid answer"
 class Sender:
     """Sends requests and repeats them: after 429 whenever the endpoint allows it, after other failures a few times."""
 
-    def __init__(self, endpoint: Endpoint, client: AsyncOpenAI, pace: Pace) -> None:
-        self.endpoint = endpoint
-        self.client = client
+    def __init__(self, connection: Connection, pace: Pace) -> None:
+        self.connection = connection
+        self.endpoint = connection.endpoint
         self.pace = pace
-        self.options = endpoint.request_options()
-        self.retries = RETRIES if endpoint.client.max_retries is None else endpoint.client.max_retries
+        retries = self.endpoint.client.max_retries
+        self.retries = RETRIES if retries is None else retries
 
     async def answer(self, request: dict[str, Any]) -> dict[str, Any]:
         """Return the answer: its text, the choice, the usage; or the endpoint's error for this prompt alone.
@@ -59,49 +56,34 @@ class Sender:
 
     async def _once(self, request: dict[str, Any], sent: float) -> dict[str, Any] | None:
         """Return the answer; None after a 429. Raise _Failed, JudgeRefused, Incomplete."""
-        import openai
-
         try:
-            reply = await self._post(request)
-        except openai.APIConnectionError as error:
-            raise self._no_answer(error) from None
-        except openai.RateLimitError as error:
-            self._rate_limited(error, sent)
+            reply = await self.connection.post(body_of(request), request.get("timeout"))
+        except NoReply as error:
+            if error.timeout:
+                raise _Failed("timeout", str(error), TIMEOUT_RETRIES) from None
+            raise _Failed("connection", f"cannot be reached: {self.words(str(error))}", RETRIES) from None
+        if reply.status == 429:
+            self._rate_limited(reply, sent)
             return None
-        except openai.APIStatusError as error:
-            return self._status(error, request)
-        except (json.JSONDecodeError, openai.APIResponseValidationError):
-            raise _Failed("body", NO_ANSWER, UNREADABLE_RETRIES) from None  # such as a proxy's page
+        if reply.status >= 400:
+            return self._status(reply, request)
+        said = None
         try:
-            return _read(reply)
-        except (AttributeError, IndexError, TypeError):
-            said = getattr(reply, "error", None)  # of a gateway that has status 200 for its models' errors
+            body = reply.body()
+            said = body.get("error")  # of a gateway that has status 200 for its models' errors
+            return read_body(body)
+        except (AttributeError, LookupError, TypeError, ValueError):
+            pass  # such as a proxy's page
         if isinstance(said, dict) and said.get("code") == 429:
             self._throttle(sent, None, str(said))
             return None
-        raise _Failed(
-            "body", f"{NO_ANSWER}: {self.endpoint.hide(str(said))}" if said else NO_ANSWER, UNREADABLE_RETRIES
-        )
+        raise _Failed("body", f"{NO_ANSWER}: {self.words(str(said))}" if said else NO_ANSWER, UNREADABLE_RETRIES)
 
-    async def _post(self, request: dict[str, Any]) -> Any:
-        """Return the reply. ``chat.completions.create`` takes a fifth more CPU: it copies each request by its types."""
-        from openai.types.chat import ChatCompletion
-
-        body = body_of(request)
-        options = self.options | ({"timeout": request["timeout"]} if "timeout" in request else {})
-        return await self.client.post("/chat/completions", cast_to=ChatCompletion, body=body, options=options)
-
-    def _no_answer(self, error: Any) -> _Failed:
-        """Return the failure of a request without an answer. openai 3.54 takes every lost connection for a timeout."""
-        cause = error.__cause__ and (error.__cause__.__cause__ or error.__cause__)
-        if isinstance(cause, TimeoutError):
-            return _Failed("timeout", f"no answer within {self.client.timeout:g} s", TIMEOUT_RETRIES)
-        return _Failed("connection", f"cannot be reached: {self.words(cause or error)}", RETRIES)
-
-    def _rate_limited(self, error: Any, sent: float) -> None:
-        if error.code == "insufficient_quota":  # has the status of a rate limit
-            raise JudgeRefused(f"the judge's quota is spent: {self.words(error)}. Raise it, then run it again")
-        self._throttle(sent, seconds_to_wait(error.response.headers), self.words(error))
+    def _rate_limited(self, reply: Reply, sent: float) -> None:
+        code, message = reply.error()
+        if code == "insufficient_quota":  # has the status of a rate limit
+            raise JudgeRefused(f"the judge's quota is spent: {self.words(message)}. Raise it, then run it again")
+        self._throttle(sent, seconds_to_wait(reply.headers), self.words(message))
 
     def _throttle(self, sent: float, wait: float | None, words: str) -> None:
         """Slow down. Raise Incomplete if the endpoint refuses everything for too long."""
@@ -109,17 +91,17 @@ class Sender:
             raise Incomplete(f"rate limit, with no answer for {RATE_LIMIT_PATIENCE_SECONDS:.0f} s: {words}")
         self.pace.throttled(sent, wait)
 
-    def _status(self, error: Any, request: dict[str, Any]) -> dict[str, Any]:
-        words, status = self.words(error), error.status_code
-        if status in {401, 402, 404}:
+    def _status(self, reply: Reply, request: dict[str, Any]) -> dict[str, Any]:
+        words = self.words(reply.error()[1])
+        if reply.status in {401, 402, 404}:
             raise JudgeRefused(refusal(self.endpoint, request["model"], words))
-        if status in {408, 409} or status >= 500:
-            raise _Failed("status", words, RETRIES, seconds_to_wait(error.response.headers))
+        if reply.status in {408, 409} or reply.status >= 500:
+            raise _Failed("status", words, RETRIES, seconds_to_wait(reply.headers))
         return {"text": "", "error": words, "usage": (0, 0)}
 
-    def words(self, error: BaseException) -> str:
+    def words(self, text: str) -> str:
         """Return an error of the endpoint on one line, without the key."""
-        return " ".join(self.endpoint.hide(str(error)).split())[:300]
+        return " ".join(self.endpoint.hide(text).split())[:300]
 
 
 class _Failed(Exception):
@@ -148,26 +130,24 @@ def body_of(request: dict[str, Any]) -> dict[str, Any]:
 
 
 def read_body(body: dict[str, Any]) -> dict[str, Any]:
-    """Return the answer in the JSON body of a reply. Raise AttributeError, LookupError, TypeError if it is none."""
-    from openai.types.chat import ChatCompletion
+    """Return the answer in the JSON body of a reply, as alpaca_eval's parsers expect it.
 
-    return _read(ChatCompletion.construct(**body))
-
-
-def _read(reply: Any) -> dict[str, Any]:
-    """Return an answer as alpaca_eval's parsers expect it. Its text is the arguments of a call, if it has one."""
-    choice = reply.choices[0]
-    message = choice.message
-    text = message.content or " "  # as in alpaca_eval: its parsers raise an error for an empty text
-    if message.function_call:
-        text = message.function_call.arguments
-    if message.tool_calls:
-        text = message.tool_calls[0].function.arguments
+    Its text is the arguments of a call, if it has one. Raise AttributeError, LookupError, TypeError if it is none.
+    """
+    choice = body["choices"][0]
+    message = choice["message"]
+    text = message.get("content") or " "  # as in alpaca_eval: its parsers raise an error for an empty text
+    if message.get("function_call"):
+        text = message["function_call"]["arguments"]
+    if message.get("tool_calls"):
+        text = message["tool_calls"][0]["function"]["arguments"]
     return {
-        **choice.model_dump(),
+        "finish_reason": None,
+        "logprobs": None,
+        **choice,
         "text": text,
         "error": None,
-        "usage": tokens_of(reply.usage),
-        "model": reply.model,
-        "system_fingerprint": reply.system_fingerprint,
+        "usage": tokens_of(body.get("usage")),
+        "model": body.get("model"),
+        "system_fingerprint": body.get("system_fingerprint"),
     }

@@ -126,7 +126,10 @@ def _work(
     began = time.monotonic()
     judge = served.judge
     if config.batch and judge.client.azure_endpoint:
-        raise BadInput(f"--batch does not support Azure ({judge.client.azure_endpoint}). Run it without --batch")
+        raise BadInput(
+            f"--batch does not support Azure ({judge.client.azure_endpoint}), whose deployments for batches answer no "
+            "single requests. Run it without --batch"
+        )
     reference = prompts.load(config.reference, "reference", manifest)
     rows = _pair(rows, reference, config.outputs)
     controlled = config.reference == ALPACA_EVAL

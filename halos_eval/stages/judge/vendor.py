@@ -6,6 +6,7 @@ https://platform.openai.com/docs/guides/batch
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime, timedelta
@@ -17,6 +18,8 @@ from halos_eval.stages.judge.sending import body_of, read_body
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
+
+log = logging.getLogger(__name__)
 
 NAME = "halos_eval"
 """Key of a batch's metadata that has its name."""
@@ -40,6 +43,8 @@ class State(NamedTuple):
     """Why it was rejected."""
     codes: frozenset[str] = frozenset()
     """The vendor's codes of these reasons."""
+    uploaded: str | None = None
+    """Id of the file with its requests."""
 
 
 class Vendor:
@@ -83,6 +88,7 @@ class Vendor:
             files=tuple(filter(None, (batch.output_file_id, batch.error_file_id))),
             problem=self._words(words),
             codes=frozenset(str(one.code) for one in errors),
+            uploaded=batch.input_file_id,
         )
 
     async def answers(self, file_id: str) -> dict[str, dict[str, Any]]:
@@ -98,6 +104,15 @@ class Vendor:
             except (ValueError, LookupError, TypeError, AttributeError):
                 continue  # its request is sent singly
         return found
+
+    async def delete(self, file_id: str) -> None:
+        """Delete a file. Log why if that fails: the vendor deletes files of batches after 30 days."""
+        import openai
+
+        try:
+            await self.client.files.delete(file_id)
+        except (openai.APIConnectionError, openai.APIStatusError) as error:
+            log.warning("file %s is still at %s: %s", file_id, self.endpoint.place, self._words(str(error)))
 
     @contextmanager
     def _errors(self) -> Iterator[None]:

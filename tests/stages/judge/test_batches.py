@@ -38,6 +38,8 @@ class Vendor:
         self.batches = {}
         self.names = {}
         self.failing = set()
+        self.files = set()
+        """Files at the vendor."""
         self.event = lambda name: None
 
     async def find(self, name, since):
@@ -49,6 +51,7 @@ class Vendor:
         found = f"batch-{len(self.batches) + 1}"
         self.batches[found] = [State("in_progress"), dict(requests)]
         self.names[name] = found
+        self.files.add(f"{found}.requests")
         self.event("after submit")
         return found
 
@@ -58,13 +61,21 @@ class Vendor:
 
     async def answers(self, file_id):
         self.event("before answers")
+        assert file_id in self.files
         requests = self.batches[file_id.removesuffix(".answers")][1]
         return {key: answer(key) for key in requests if key not in self.failing} | {"of nobody": answer("x")}
+
+    async def delete(self, file_id):
+        self.event("before delete")
+        self.files.discard(file_id)
+        self.event("after delete")
 
     def end(self, status="completed", files=True, **state):
         for found, one in self.batches.items():
             if one[0].status == "in_progress":
-                one[0] = State(status, files=(f"{found}.answers",) if files else (), **state)
+                answers = (f"{found}.answers",) if files else ()
+                self.files.update(answers)
+                one[0] = State(status, files=answers, uploaded=f"{found}.requests", **state)
 
 
 @pytest.fixture
@@ -148,6 +159,7 @@ def test_a_kill_at_any_point_neither_submits_twice_nor_loses_an_answer(advance, 
     assert len(vendor.batches) == 1
     assert found.keys() == REQUESTS.keys()
     assert starts == 2 + (left[0] < 0)
+    assert vendor.files == set()  # the lab's prompts and answers do not stay there
 
 
 def test_failed_requests_are_left_to_be_sent_singly(advance, vendor):
@@ -176,6 +188,7 @@ def test_a_rejected_batch_is_no_answer_and_may_be_submitted_again(advance, vendo
     vendor.end("failed", files=False, problem="the model has no batches", codes=frozenset({"invalid_model"}))
     with pytest.raises(JudgeRefused, match=r"batch-1 was rejected: the model has no batches\. Fix that, or run it wit"):
         advance()
+    assert vendor.files == set()
     with pytest.raises(Waiting):
         advance()  # somebody ran it again
     assert len(vendor.batches) == 2

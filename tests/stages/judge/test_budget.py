@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-from contextlib import asynccontextmanager
 
 import pytest
 from hypothesis import given, settings
@@ -17,6 +16,7 @@ from halos_eval.stages.judge import client
 from halos_eval.stages.judge.answers import Answers
 from halos_eval.stages.judge.budget import MARGIN, Budget
 from halos_eval.stages.judge.client import Completions
+from halos_eval.stages.judge.endpoint import Endpoint
 
 GPT = load_judge("gpt-4.1")  # 2 USD per million input tokens, 8 for output, of which it makes one
 REQUESTS = [{"messages": [{"role": "user", "content": f"{number:03d} " + 396 * "x"}]} for number in range(100)]
@@ -28,7 +28,7 @@ def judged(tmp_path, monkeypatch):
     """``judged(max_cost)`` runs a judge on the requests; ``judged.sent`` has what it sent, in all runs."""
 
     class Sender:
-        def __init__(self, endpoint, connection, pace):
+        def __init__(self, connection, pace):
             self.pace = pace
 
         async def answer(self, request):
@@ -37,17 +37,17 @@ def judged(tmp_path, monkeypatch):
             content = {"content": [{"token": "m"}]}
             return {"text": "m", "error": None, "usage": judged.usage(request), "logprobs": content}
 
-    class Endpoint:
-        place = "here"
-
-        @asynccontextmanager
-        async def connect(self, timeout):
-            yield None
-
     monkeypatch.setattr(client, "Sender", Sender)
 
     def judged(max_cost=None, judge=GPT, answers="answers"):
-        made = Completions(Endpoint(), judge, Answers(str(tmp_path / answers)), 16, 60, max_cost=max_cost)
+        made = Completions(
+            Endpoint(base_url="http://nowhere.example", key=None),
+            judge,
+            Answers(str(tmp_path / answers)),
+            16,
+            60,
+            max_cost=max_cost,
+        )
         judged.budget = made.budget
         return asyncio.run(made._complete(REQUESTS, {"model": judge.model, "logprobs": True}))
 
@@ -66,7 +66,7 @@ def test_a_run_stops_before_the_limit_and_continues_without_paying_twice(judged)
     assert str(caught.value) == (
         f"stopped at the limit of {limit:g} USD: {60 * PRICE:.4f} USD are spent, and 40 of 100 judgements are left, "
         f"for about {40 * PRICE:.4f} USD. Finished ones are kept. Raise --max-cost to 0.03 (in Airflow, limits.run in "
-        "the policy file) and run it again"
+        "the policy file, which all judges of a run share); then run it again"
     )
     with pytest.raises(CostLimit, match="40 of 100 judgements are left"):
         judged(limit)

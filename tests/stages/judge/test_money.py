@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import pytest
 
 from halos_eval.config.judge import load_judge
@@ -16,13 +14,13 @@ UNPRICED = GPT.model_copy(update={"completions_kwargs": {"model_name": "mine"}})
 
 def usage(prompt, completion, total=None, cached=None, reasoning=None):
     """What an endpoint counted."""
-    return SimpleNamespace(
-        prompt_tokens=prompt,
-        completion_tokens=completion,
-        total_tokens=prompt + completion if total is None else total,
-        prompt_tokens_details=None if cached is None else SimpleNamespace(cached_tokens=cached),
-        completion_tokens_details=None if reasoning is None else SimpleNamespace(reasoning_tokens=reasoning),
-    )
+    return {
+        "prompt_tokens": prompt,
+        "completion_tokens": completion,
+        "total_tokens": prompt + completion if total is None else total,
+        "prompt_tokens_details": None if cached is None else {"cached_tokens": cached},
+        "completion_tokens_details": None if reasoning is None else {"reasoning_tokens": reasoning},
+    }
 
 
 def answer(*tokens, **keys):
@@ -46,7 +44,7 @@ def bill(judge, *answers):
         (usage(100, 10, total=118, reasoning=8), Tokens(100, 18, 0, 8)),  # on top of it
         (usage(100, 10, cached="many", reasoning=-1), Tokens(100, 10)),
         (usage(100, 10, cached=1000), Tokens(100, 10, 100)),
-        (SimpleNamespace(prompt_tokens=1, completion_tokens=2), Tokens(1, 2)),
+        ({"prompt_tokens": 1, "completion_tokens": 2}, Tokens(1, 2)),
     ],
 )
 def test_what_an_endpoint_counts(counted, expected):

@@ -51,14 +51,14 @@ def account(client):
 
 
 def batch(status="in_progress", **fields):
-    usual = {"errors": None, "request_counts": None, "output_file_id": None, "error_file_id": None}
+    usual = dict.fromkeys(("errors", "request_counts", "input_file_id", "output_file_id", "error_file_id"))
     return SimpleNamespace(status=status, **usual | fields)
 
 
 @pytest.mark.parametrize(
     ("found", "state"),
     [
-        (batch("validating"), State("validating")),
+        (batch("validating", input_file_id="i"), State("validating", uploaded="i")),
         (batch(request_counts=SimpleNamespace(completed=3, failed=1)), State("in_progress", 4)),
         (batch("completed", output_file_id="o", error_file_id="e"), State("completed", 0, ("o", "e"))),
         (batch("expired", error_file_id="e"), State("expired", 0, ("e",))),
@@ -124,6 +124,14 @@ def test_errors_that_a_retry_can_fix_are_retried(client, error, kind):
     assert KEY not in str(caught.value)
     assert "https://vendor.example/v1" in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("error", [Lost("gone"), Refused(403), Refused(404)])
+def test_a_file_that_cannot_be_deleted_costs_nothing_else(client, caplog, error):
+    client.files.delete = answered(error)
+    asyncio.run(account(client).delete("file-1"))
+    assert "file file-1 is still at https://vendor.example/v1" in caplog.text
+    assert KEY not in caplog.text
 
 
 def test_each_line_of_a_file_is_a_request_with_its_key():
