@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from datetime import datetime
 from typing import Literal
 
 from pydantic import BaseModel, Field
@@ -46,6 +47,8 @@ class Plan(BaseModel):
     """Digest of the checkpoint's metadata that determine scores: chat template and stop strings."""
     tags: dict[str, str] = {}
     """The checkpoint's tags."""
+    registered: datetime | None = None
+    """UTC time of its registration; None if it was given by its location, and in older plans."""
     jobs: tuple[PlannedJob, ...]
     """sample, the judges, then the tasks in the suite's order."""
     unavailable: dict[str, str] = {}
@@ -100,6 +103,7 @@ def make_plan(
         checkpoint=reference,
         metadata=digest_json([template, checkpoint.metadata.stop]),
         tags=checkpoint.metadata.tags,
+        registered=checkpoint.registered,
         jobs=tuple(jobs),
         unavailable=unavailable,
         known=planner.known,

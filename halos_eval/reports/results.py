@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from types import MappingProxyType
 from typing import TypeVar
 
@@ -92,6 +93,13 @@ class Row:
     judges: Mapping[str, str] = field(default_factory=dict)
     """Models of the judges beside the main one, by label. Their columns end with @LABEL."""
 
+    tags: Mapping[str, str] = field(default_factory=dict)
+    """The checkpoint's tags."""
+    registered: datetime | None = None
+    """UTC time of its registration; None if it is unknown."""
+    gate: str = ""
+    """Outcome of the policy's gate; empty without one."""
+
     @property
     def complete(self) -> bool:
         """Whether nothing is missing."""
@@ -148,6 +156,8 @@ def row_of_plan(plan: Plan, outdated: Mapping[str, str] = MappingProxyType({})) 
         trial=trial_of(records),
         warnings=(*warnings_of(records, plan.warn_above), *warnings_beside(further, plan.warn_above)),
         counts=counts_of(records) | beside(further, lambda record: counts_of([record])),
+        tags=plan.tags,
+        registered=plan.registered,
     )
 
 
