@@ -4,8 +4,8 @@
 downloads and pins data that is not pinned yet, and copies a checkpoint from object storage. `plan` finds the jobs to
 run. `sample` and one `judge` for each judge (AlpacaEval) run beside one `harness` task for each lm_eval task. If it
 executes a model's code, it has two tasks, in the group `code`. `summarize` writes the suite's table, even if tasks
-failed. `verdict` fails if a result is missing. After a failure you can trigger the DAG again: finished work is not run
-again.
+failed. `verdict` fails if a result is missing, or if the policy's gate blocks the checkpoint. After a failure you can
+trigger the DAG again: finished work is not run again.
 
 #### Triage
 * **prepare or plan failed**: the input is wrong (the message names the remedy). Nothing was spent. Fix it and trigger
@@ -13,6 +13,8 @@ again.
 * **fetch failed**: often the hub is unavailable. Tasks whose data is pinned run anyway. Trigger the DAG again for the
   rest.
 * **verdict reports unavailable data**: fix the reason (a gated dataset needs `HF_TOKEN`) and trigger the DAG again.
+* **verdict reports that the checkpoint is worse**: the policy blocks such a checkpoint. `halos-eval compare` has the
+  numbers and the documents. Nothing has to run again.
 * **one harness task failed**: only its cell is empty; other results are unaffected. The last log line is the reason.
   Clear that task.
 * **one judge failed**: only its columns are empty. Clear that task.
@@ -36,7 +38,7 @@ from halos_eval.config.cluster import GPU_POOL, JUDGE_POOL
 from halos_eval.config.suite import TASK_NAME
 from halos_eval.orchestration import params
 from halos_eval.orchestration.defaults import DEFAULT_ARGS
-from halos_eval.orchestration.evaluate import check_complete, plan_evaluation
+from halos_eval.orchestration.evaluate import check, plan_evaluation
 from halos_eval.orchestration.operator import stage_operator
 from halos_eval.orchestration.turns import Prepare, end_turn
 from halos_eval.storage.layout import ORIGINAL_PART
@@ -93,9 +95,10 @@ def evaluate_checkpoint() -> None:
         return plan_evaluation(dict(get_current_context()["params"]))
 
     @task
-    def verdict(checkpoint: str, jobs: dict[str, str], unavailable: dict[str, str]) -> None:
-        end_turn(checkpoint, get_current_context()["params"]["suite"])
-        check_complete(jobs, unavailable)
+    def verdict(checkpoint: str, jobs: dict[str, str], unavailable: dict[str, str], gated: bool) -> None:
+        suite = get_current_context()["params"]["suite"]
+        end_turn(checkpoint, suite)
+        check(jobs, unavailable, checkpoint if gated else None, suite)
 
     @task
     def sampling(job: dict[str, Any]) -> list[dict[str, Any]]:
@@ -153,7 +156,7 @@ def evaluate_checkpoint() -> None:
     (
         [judge, harness, executed]
         >> summarize.as_teardown(setups=planned)
-        >> verdict(planned["checkpoint"], planned["jobs"], planned["unavailable"])
+        >> verdict(planned["checkpoint"], planned["jobs"], planned["unavailable"], planned["gated"])
     )
 
 

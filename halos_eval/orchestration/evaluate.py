@@ -24,7 +24,9 @@ from halos_eval.planning.costs import History, excess, read_history
 from halos_eval.planning.jobs import PlannedJob, StageJob, fetch_job, summary_job
 from halos_eval.planning.plan import Plan, make_plan, save_plan, suite_manifest
 from halos_eval.planning.progress import some_stage_loads
+from halos_eval.reports.comparison import read_gate
 from halos_eval.reports.results import why_missing, why_unavailable
+from halos_eval.storage import filesystem, layout
 from halos_eval.storage.records import readable_record
 
 log = logging.getLogger(__name__)
@@ -62,6 +64,7 @@ def plan_evaluation(params: dict[str, Any]) -> list[dict[str, Any]]:
     - ``jobs``: titles and record URLs of all jobs
     - ``unavailable``: the parts whose data is unavailable, with the reasons
     - ``summarize``: the job that writes the table
+    - ``gated``: whether the policy compares the checkpoint with another one
     - ``cost``: the estimate
     """
     with _failing_at_once():
@@ -94,7 +97,13 @@ def plan_evaluation(params: dict[str, Any]) -> list[dict[str, Any]]:
     exchange.xcom_push("checkpoint", plan.checkpoint.name)
     exchange.xcom_push("jobs", {job.title: job.record for job in plan.jobs})
     exchange.xcom_push("unavailable", plan.unavailable)
-    exchange.xcom_push("summarize", _job(summary_job(suite.name, checkpoint.name, root, cluster)))
+    policy = load_policy()
+    gate = policy.gate_for(suite.name, checkpoint.name, plan.tags)
+    # The outcome of an earlier evaluation says nothing of this one.
+    filesystem.delete_file(layout.gate_url(root, suite.name, checkpoint.name))
+    exchange.xcom_push("gated", gate is not None)
+    summary = summary_job(suite.name, checkpoint.name, root, cluster, gate, policy.margin)
+    exchange.xcom_push("summarize", _job(summary))
     halves = [
         {"generate": _job(job.generate) if job.generate else {}, "score": _job(job.score)}
         for job in to_run
@@ -163,8 +172,34 @@ def _job(job: StageJob) -> dict[str, Any]:
     return StageJob.model_validate(fields).model_dump(mode="json")
 
 
-def check_complete(jobs: dict[str, str], unavailable: dict[str, str]) -> None:
-    """Raise AirflowFailException if a part has no job, or a job no record; name each one with its reason."""
+def check(jobs: dict[str, str], unavailable: dict[str, str], gated: str | None = None, suite: str = "") -> None:
+    """Raise AirflowFailException if a result is missing, or if the policy's gate blocks; name each reason.
+
+    ``gated`` is the checkpoint's name if the policy compares it with another one.
+    """
+    problems = _missing(jobs, unavailable)
+    if gated is not None:
+        problems += _gate(gated, suite)
+    if problems:
+        raise AirflowFailException("; ".join(problems))
+
+
+def _gate(checkpoint: str, suite: str) -> list[str]:
+    """Return why the gate blocks, from the JSON that ``summarize`` wrote; log its outcome."""
+    outcome = read_gate(Settings().store, suite, checkpoint)
+    if outcome is None:
+        return ["the gate of the policy has no outcome: the log of the task `summarize` has the reason"]
+    log.info("gate (%s): %s", outcome.rule, outcome)
+    for task in outcome.tasks:
+        log.info("gate: %s", task.in_words)
+    if not outcome.blocked:
+        return []
+    flips = ", ".join(f"{flip.task} {flip.id}" for flip in outcome.flips)
+    return [f"worse than {outcome.baseline} in {', '.join(outcome.blocked)}, which blocks (see the items {flips})"]
+
+
+def _missing(jobs: dict[str, str], unavailable: dict[str, str]) -> list[str]:
+    """Return the parts without a job or a record, with the reasons."""
     missing = {part: why_unavailable(reason) for part, reason in unavailable.items()}
     for title, url in jobs.items():
         record, damage = readable_record(url)
@@ -172,5 +207,4 @@ def check_complete(jobs: dict[str, str], unavailable: dict[str, str]) -> None:
             missing[title] = damage or why_missing(url)
         elif record.stage == "harness" and record.missing:
             missing[title] = "; ".join(f"{metric}: {reason}" for metric, reason in record.missing.items())
-    if missing:
-        raise AirflowFailException("missing: " + "; ".join(f"{title} ({why})" for title, why in missing.items()))
+    return ["missing: " + "; ".join(f"{title} ({why})" for title, why in missing.items())] if missing else []

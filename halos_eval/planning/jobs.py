@@ -11,6 +11,7 @@ from pydantic import BaseModel, Field
 from halos_eval.checkpoints.registry import Checkpoint
 from halos_eval.checkpoints.weights import in_storage, to_fetch
 from halos_eval.config.cluster import CPU_PROFILE, Cluster
+from halos_eval.config.policy import Gate
 from halos_eval.config.settings import FROZEN
 from halos_eval.config.suite import ALPACA_EVAL, Suite, place_of, title_of
 from halos_eval.stages.fetch import unfetched
@@ -150,10 +151,17 @@ def fetch_job(
     return StageJob(stage="fetch", image="worker", argv=argv, profile=CPU_PROFILE)
 
 
-def summary_job(suite: str, checkpoint: str, root: str, cluster: Cluster) -> StageJob:
-    """Return the job that writes the table of ``suite``, in which the row of ``checkpoint`` changed."""
+def summary_job(
+    suite: str, checkpoint: str, root: str, cluster: Cluster, gate: Gate | None = None, margin: float = 0
+) -> StageJob:
+    """Return the job that writes the table of ``suite``, in which the row of ``checkpoint`` changed.
+
+    With a ``gate`` of the policy it also compares the checkpoint.
+    """
     output = layout.report_url(root, suite)
     argv = ["summarize", root, f"--suite={suite}", f"--checkpoint={checkpoint}", f"--output={output}"]
     if outbox := cluster.outbox:
         argv.append(f"--outbox={outbox.mount_path}")
+    if gate:
+        argv += [f"--gate={gate.model_dump_json(exclude_defaults=True)}", f"--margin={margin:g}"]
     return StageJob(stage="summarize", image="judge", argv=tuple(argv), profile=CPU_PROFILE)

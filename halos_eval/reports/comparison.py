@@ -93,6 +93,16 @@ class TaskComparison(BaseModel):
     worse: tuple[str, ...] = ()
     """Ids of the items on which A is worse, the largest difference first."""
 
+    @property
+    def in_words(self) -> str:
+        """The difference with its interval."""
+        if self.difference is None:
+            return f"{self.task}: {self.verdict} ({self.reason})"
+        return (
+            f"{self.task}: {self.verdict}, {self.difference:+.4g} {self.metric} "
+            f"({self.low:+.4g} to {self.high:+.4g}, {len(self.better)} items better, {len(self.worse)} worse)"
+        )
+
 
 class Comparison(BaseModel):
     """Checkpoint A compared with checkpoint B over the tasks of a suite."""
@@ -135,7 +145,7 @@ class GateOutcome(BaseModel):
     baseline: str | None = None
     """Checkpoint that it was compared with; None if there is none."""
     verdict: Verdict | None = None
-    """That of the comparison; None without a baseline."""
+    """That of the comparison; None without one."""
     blocked: tuple[str, ...] = ()
     """Tasks that are worse and block: the task ``verdict`` fails."""
     warned: tuple[str, ...] = ()
@@ -148,6 +158,15 @@ class GateOutcome(BaseModel):
     """The three most telling items of a regression."""
     at: datetime
     """UTC time of the comparison."""
+
+    def __str__(self) -> str:
+        if self.baseline is None or self.verdict is None:
+            return f"not compared: {self.reason}"
+        kinds = {"worse, blocks": self.blocked, "worse": self.warned}
+        parts = [f"{kind}: {', '.join(names)}" for kind, names in kinds.items() if names]
+        better = [one.task for one in self.tasks if one.verdict == Verdict.BETTER]
+        parts += [f"better: {', '.join(better)}"] if better else []
+        return f"{self.verdict} beside {self.baseline}" + (f" ({'; '.join(parts)})" if parts else "")
 
 
 def read_comparison(root: str, suite: str, a: str, b: str) -> Comparison | None:

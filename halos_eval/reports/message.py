@@ -11,14 +11,18 @@ from halos_eval.config.settings import FROZEN
 from halos_eval.errors import BadInput, StoreError
 from halos_eval.planning.plan import read_plan
 from halos_eval.planning.selection import Evaluation, Selection
+from halos_eval.reports.comparison import GateOutcome
 from halos_eval.reports.markdown import code, first, number, table
 from halos_eval.reports.results import Cell, Row
 from halos_eval.reports.suite_rows import SuiteRows
 from halos_eval.reports.table import COMPLETE, short_status
 from halos_eval.storage import layout
+from halos_eval.storage.records import readable
 
 ROWS, REASONS, NAMES = 20, 10, 5
 """Maximum numbers of rows, of reasons, and of names per reason. The table in the store has all of them."""
+TEXT = 100
+"""Characters of a prompt or answer."""
 # Airflow's states of a run that has not ended.
 PENDING = {"queued", "running"}
 
@@ -45,6 +49,8 @@ class _Outcome:
     """success, pending, unknown or failed; failed also if the store has no readable result."""
     row: Row | None = None
     """Its row of the table, if any."""
+    gate: GateOutcome | None = None
+    """Outcome of the policy's gate, if any."""
     troubles: tuple[str, ...] = ()
     """Missing parts, each with its reason, as code spans or as text of this module."""
 
@@ -98,6 +104,7 @@ def compose(title: str, selection: Selection | None, states: dict[str, str], roo
     counts = _counts(outcomes, selection)
     parts = [f"**{counts.capitalize()}.** Evaluated earlier: {len(selection.complete)}."]
     parts += _new(outcomes)
+    parts += _compared(outcomes)
     parts += _by_reason("**Failed or missing, and why**", ((one.name, why) for one in outcomes for why in one.troubles))
     parts += _by_reason("**Warnings**", ((one.name, code(why)) for one in outcomes for why in one.warnings))
     parts += _pending(outcomes)
@@ -120,10 +127,11 @@ def _outcome(evaluation: Evaluation, states: dict[str, str], rows: SuiteRows) ->
     try:
         plan = read_plan(layout.plan_url(rows.root, evaluation.suite, evaluation.checkpoint))
         row = rows.row(plan) if plan else None
+        gate, _ = readable(layout.gate_url(rows.root, evaluation.suite, evaluation.checkpoint), GateOutcome)
     except (BadInput, StoreError) as error:
         return _Outcome(evaluation, "failed", troubles=(code(f"{type(error).__name__}: {error}"),))
-    if row and (row.missing or state == "success"):
-        return _Outcome(evaluation, state, row, tuple(code(str(one)) for one in row.missing or ()))
+    if row and (row.missing or state == "success" or (gate and gate.blocked)):
+        return _Outcome(evaluation, state, row, gate, tuple(code(str(one)) for one in row.missing or ()))
     if state == "success":
         return _Outcome(evaluation, "failed", troubles=("the run succeeded, but its plan is not in the store",))
     # A plan with all results belongs to an earlier run, so its numbers are not new.
@@ -152,6 +160,23 @@ def _new(outcomes: list[_Outcome]) -> list[str]:
     header = ["checkpoint", "suite", "LC win rate (%)", "win rate (%)", "avg", "status"]
     more = [f"and {len(rows) - ROWS} more"] if len(rows) > ROWS else []
     return ["**New**", table(header, rows[:ROWS]), *more]
+
+
+def _compared(outcomes: list[_Outcome]) -> list[str]:
+    """Return one line for each checkpoint that the policy compares; a worse one with its most telling items."""
+    found = [(outcome.name, outcome.gate) for outcome in outcomes if outcome.gate]
+    found.sort(key=lambda one: (not one[1].blocked, not one[1].warned))  # worse ones first
+    lines = ["\n".join([f"{name}: {code(str(gate))}", *_telling(gate)]) for name, gate in found]
+    return ["**Compared**", "- " + first(lines, REASONS, "\n- ")] if lines else []
+
+
+def _telling(gate: GateOutcome) -> list[str]:
+    """Return the items of a regression, with texts only in code spans, because a model wrote them."""
+    return [
+        f"  - {code(f'{one.task} {one.id}')}: {code(one.prompt[-TEXT:])} now {code(one.answer_a, TEXT)}, before "
+        f"{code(one.answer_b, TEXT)}"
+        for one in gate.flips
+    ]
 
 
 def _by_reason(heading: str, reasons: Iterable[tuple[str, str]]) -> list[str]:

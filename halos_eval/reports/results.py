@@ -105,6 +105,8 @@ class Row:
     """Price of the judgements; None without judgements, or if one price is unknown."""
     samples: Mapping[str, str] = field(default_factory=dict)
     """FINGERPRINT-DIGEST of each result with samples, by the title of its job."""
+    gate: str = ""
+    """Outcome of the policy's gate; empty without one."""
 
     @property
     def complete(self) -> bool:

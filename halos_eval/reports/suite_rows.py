@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,6 +20,7 @@ from halos_eval.planning.current import Standing, files_of, judged_again, standi
 from halos_eval.planning.definition import PartDefinition, read_definition
 from halos_eval.planning.jobs import PlannedJob
 from halos_eval.planning.plan import Plan, as_defined
+from halos_eval.reports.comparison import GateOutcome
 from halos_eval.reports.results import Missing, Row, row_of_plan
 from halos_eval.stages.identity import Identity
 from halos_eval.storage import filesystem, layout
@@ -55,7 +56,18 @@ class SuiteRows:
     def row(self, plan: Plan) -> Row:
         """Return the row of one checkpoint. Raise StoreError."""
         current, outdated, series = self._shown(plan)
-        return replace(row_of_plan(current, outdated), series=series)
+        return replace(row_of_plan(current, outdated), series=series, gate=self._gate(plan.checkpoint.name))
+
+    def _gate(self, checkpoint: str) -> str:
+        """Return the outcome of a checkpoint's gate in words; empty without one. The folder is listed only once."""
+        if f"{layout.folder_name(checkpoint)}.json" not in self._gates:
+            return ""
+        outcome, damage = readable(layout.gate_url(self.root, self.suite, checkpoint), GateOutcome)
+        return str(outcome) if outcome else damage
+
+    @cached_property
+    def _gates(self) -> frozenset[str]:
+        return frozenset(filesystem.entries(layout.gates_url(self.root, self.suite)))
 
     def shown(self, plan: Plan) -> tuple[Plan, dict[str, str]]:
         """Return the plan with the jobs whose records are shown, and the reasons of those that are not current."""

@@ -7,12 +7,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import AfterValidator, BaseModel, model_validator
+from pydantic import AfterValidator, BaseModel, Field, model_validator
 from pydantic_settings import CliPositionalArg
 
+from halos_eval.config.policy import Gate
 from halos_eval.config.settings import FROZEN
 from halos_eval.errors import BadInput
 from halos_eval.reports import kept_rows
+from halos_eval.reports.gate import run_gate
 from halos_eval.reports.halos_logs.read import read_logs
 from halos_eval.reports.pages import write as pages
 from halos_eval.reports.results import Row
@@ -53,6 +55,10 @@ class SummarizeConfig(BaseModel):
     """Folder with the results of tasks without network access. They are moved into the store first."""
     logs: str | None = None
     """Read *.log files of lm_eval and alpaca_eval instead of records: a folder of them, or one file."""
+    gate: Gate | None = None
+    """Gate of the policy file, as JSON: compare the checkpoint, and write the outcome beside the table."""
+    margin: float = Field(0.01, ge=0)
+    """Differences up to this do not matter to the gate; 0.01 is one percentage point."""
     output: str = "summary.csv"
     """File or URL of the CSV."""
 
@@ -64,6 +70,8 @@ class SummarizeConfig(BaseModel):
             raise ValueError("--outbox requires a store")
         if self.checkpoint and not self.suite:
             raise ValueError("--checkpoint requires --suite")
+        if self.gate and not self.checkpoint:
+            raise ValueError("--gate requires --checkpoint")
         return self
 
 
@@ -87,6 +95,8 @@ def _kept(root: str, suite: str, config: SummarizeConfig) -> list[Row]:
     """Write the table and its rows. No other process writes them meanwhile, so none replaces a row by an older one."""
     if config.checkpoint:
         kept_rows.mark(root, config.checkpoint)
+    if config.checkpoint and config.gate:
+        run_gate(root, suite, config.checkpoint, config.gate, config.margin)
     with claimed(layout.report_claims_url(root, suite), this_process(), WAIT) as confirm:
         found = kept_rows.compute(root, suite, config.checkpoint)
         if config.checkpoint and layout.folder_name(config.checkpoint) not in found.rows:

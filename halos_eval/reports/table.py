@@ -20,7 +20,7 @@ from halos_eval.storage.records import readable_record
 
 JUDGE = "alpacaeval_judge"
 FIRST = ["model_name", *ALPACA_COLUMNS.values(), JUDGE]
-LAST = ["avg", "avg_stderr", "series", "status"]
+LAST = ["avg", "avg_stderr", "gate", "series", "status"]
 COMPLETE = "complete"
 SEPARATOR = "; "
 
@@ -126,6 +126,8 @@ def document(row: Row) -> dict[str, str | float]:
         flat["avg"] = row.average
     if row.average_stderr is not None:
         flat["avg_stderr"] = row.average_stderr
+    if row.gate:
+        flat["gate"] = row.gate
     if row.series is not None:
         flat["series"] = row.series
     if reasons := status(row):

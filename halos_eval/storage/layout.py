@@ -187,7 +187,12 @@ def comparison_url(root: str, suite: str, a: str, b: str) -> str:
 
 def gate_url(root: str, suite: str, checkpoint: str) -> str:
     """Return the URL of the outcome of the policy's gate for a checkpoint. Raises BadInput for an invalid name."""
-    return filesystem.join(root, "reports", suite, "gates", f"{folder_name(checkpoint)}.json")
+    return filesystem.join(gates_url(root, suite), f"{folder_name(checkpoint)}.json")
+
+
+def gates_url(root: str, suite: str) -> str:
+    """Return the folder with the outcomes of the policy's gate."""
+    return filesystem.join(root, "reports", suite, "gates")
 
 
 def report_claims_url(root: str, suite: str) -> str:

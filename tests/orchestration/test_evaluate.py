@@ -355,16 +355,16 @@ def test_the_verdict_names_everything_that_is_missing(plan):
         write_model(jobs[title], make_record("sample"))
     write_failure(layout.failure_beside(jobs["demo_cloze"]), "no data", "DataUnavailable")
     with pytest.raises(AirflowFailException) as caught:
-        evaluate.check_complete(jobs, {})
+        evaluate.check(jobs, {})
     assert str(caught.value) == (
         "missing: demo_arithmetic (no result (not run, or killed)); demo_cloze (DataUnavailable: no data)"
     )
     for title in ("demo_arithmetic", "demo_cloze"):
         write_model(jobs[title], make_record(task=title))
         assert read_record(jobs[title])
-    evaluate.check_complete(jobs, {})
+    evaluate.check(jobs, {})
     with pytest.raises(AirflowFailException, match=r"^missing: gpqa \(unavailable: it is gated\)$"):
-        evaluate.check_complete(jobs, {"gpqa": "it is gated"})
+        evaluate.check(jobs, {"gpqa": "it is gated"})
 
 
 @pytest.mark.parametrize("task", [evaluate.prepare_evaluation, evaluate.plan_evaluation])
@@ -386,7 +386,7 @@ def test_each_judge_is_a_job_and_the_verdict_names_the_one_that_failed(plan, sui
         write_model(pushed["jobs"][title], make_record(title))
     write_failure(layout.failure_beside(pushed["jobs"]["judge@gpt-4.1-mini"]), "no quota", "JudgeRefused")
     with pytest.raises(AirflowFailException) as caught:
-        evaluate.check_complete(pushed["jobs"], {})
+        evaluate.check(pushed["jobs"], {})
     assert str(caught.value) == "missing: judge@gpt-4.1-mini (JudgeRefused: no quota)"
     _, one = plan(suite="two", judge="gpt-4.1-mini")
     assert list(one["jobs"]) == ["sample", "judge@gpt-4.1-mini"]

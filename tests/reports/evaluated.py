@@ -1,0 +1,79 @@
+"""Evaluations that never ran: plans, records, samples and annotations of checkpoints in a store."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from datetime import timedelta
+
+import pytest
+
+from halos_eval.checkpoints.registry import Checkpoint, Metadata
+from halos_eval.config.cluster import load_cluster
+from halos_eval.config.suite import load_suite
+from halos_eval.digests import digest_bytes
+from halos_eval.planning.plan import make_plan, save_plan
+from halos_eval.storage import filesystem, result_files
+from halos_eval.storage.records import Coverage, Score
+from tests.doubles import NOW, finish, make_checkpoint, make_provenance
+
+
+def sample(number, value, **parts):
+    """One document as lm_eval writes it."""
+    usual = {
+        "doc_id": number, "doc": {"question": f"question {number}"}, "target": "right", "filter": "none",
+        "arguments": [[f"prompt {number}", {}]], "resps": [["right" if value else "wrong"]],
+        "filtered_resps": ["right" if value else "wrong"], "metrics": ["acc"], "acc": value, "doc_hash": str(number),
+    }  # fmt: skip
+    return usual | parts
+
+
+@pytest.fixture
+def evaluate(root, tmp_path):
+    """``evaluate(name, TASK=values, alpaca_eval=preferences, ...)`` writes the results of a suite on a checkpoint.
+
+    A value is that of a document, or the whole document.
+    """
+    moments = iter(range(1000))
+
+    def evaluate(name, suite="own", tags=None, registered=None, **values):
+        own = load_suite(suite)
+        folder = make_checkpoint(tmp_path / "checkpoints" / name)
+        metadata = Metadata(tags=tags or {})
+        checkpoint = Checkpoint(name=name, location=str(folder), registered=registered, metadata=metadata)
+        plan = make_plan(own, checkpoint, root, load_cluster())
+        save_plan(plan, own, root)
+        for job in plan.jobs:
+            provenance = make_provenance(
+                NOW + timedelta(minutes=next(moments)), judge_model="judge", outputs_sha256="abc"
+            )
+            if job.stage == "sample":
+                finish(job, provenance=provenance)
+            elif job.part in values:
+                write = _annotations if job.stage == "judge" else _samples
+                write(job, values[job.part], provenance)
+        return plan
+
+    return evaluate
+
+
+def _samples(job, values, provenance):
+    rows = [value if isinstance(value, dict) else sample(number, value) for number, value in enumerate(values)]
+    numbers = [row["acc"] for row in rows]
+    data = gzip.compress(b"\n".join(json.dumps(row).encode() for row in rows))
+    files = result_files.write(job.record.rpartition("/")[0], {f"samples/{job.task}.jsonl.gz": data})
+    score = Score(task=job.task, metric="acc", value=sum(numbers) / len(numbers), stderr=0.1, higher_is_better=True)
+    coverage = Coverage(attempted=len(rows), scored=len(rows))
+    finish(job, scores=(score,), files=files, coverage=coverage, provenance=provenance)
+
+
+def _annotations(job, values, provenance):
+    rows = [
+        {"instruction": f"prompt {number}", "output_1": "reference", "output_2": f"answer {one}", "preference": one}
+        for number, one in enumerate(values)
+    ]
+    data = json.dumps(rows).encode()
+    filesystem.write_bytes(f"{job.record.rpartition('/')[0]}/annotations.json", data)
+    read = [one for one in values if one is not None]
+    score = Score(task="alpaca_eval", metric="win_rate", value=100 * (sum(read) / len(read) - 1))
+    finish(job, scores=(score,), files={"annotations.json": digest_bytes(data)}, provenance=provenance)
