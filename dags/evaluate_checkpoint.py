@@ -35,6 +35,7 @@ from typing import Any
 from airflow.sdk import Param, dag, get_current_context, task, task_group
 
 from halos_eval.config.cluster import GPU_POOL, JUDGE_POOL
+from halos_eval.config.judge import shipped_names
 from halos_eval.config.suite import TASK_NAME
 from halos_eval.orchestration import params
 from halos_eval.orchestration.defaults import DEFAULT_ARGS
@@ -63,7 +64,7 @@ PARAMS = {
         None,
         type=["string", "null"],
         pattern=JUDGE,
-        examples=["gpt-4.1", "gpt-4.1-mini", "demo"],
+        examples=shipped_names(),
         title="Judge",
         description="Judge to use instead of the suite's judges.",
     ),

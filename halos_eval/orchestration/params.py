@@ -7,6 +7,7 @@ from typing import get_args
 from airflow.sdk import Param
 
 from halos_eval.config.cluster import BACKFILL_SLOTS, Priority
+from halos_eval.config.suite import suite_names
 from halos_eval.orchestration.names import AT_MOST
 
 
@@ -16,7 +17,7 @@ def suite() -> Param:
         "halos",
         type="string",
         pattern="^[A-Za-z0-9][A-Za-z0-9_-]*$",
-        examples=["halos", "quick", "demo"],
+        examples=suite_names(),
         title="Suite",
         description="Suite to evaluate: halos (everything), quick (minutes), demo, or your own.",
     )

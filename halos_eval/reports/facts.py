@@ -13,8 +13,8 @@ PAGES = ("samples/", "annotations")
 
 
 def evaluated(records: Iterable[Record]) -> datetime | None:
-    """Return the UTC time at which the newest result ended; None without one."""
-    return max((record.provenance.ended for record in records), default=None)
+    """Return the UTC time at which the newest result with scores ended; None without one."""
+    return max((record.provenance.ended for record in records if record.stage != "sample"), default=None)
 
 
 def gpu_hours(records: Sequence[Record]) -> float | None:

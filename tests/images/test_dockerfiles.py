@@ -111,7 +111,7 @@ def test_the_build_context_has_only_needed_files():
     lines = [line for line in (ROOT / ".dockerignore").read_text().splitlines() if line and not line.startswith("#")]
     assert lines[0] == "*"
     kept = {line.removeprefix("!") for line in lines if line.startswith("!")}
-    assert kept == {"LICENSE", "README.md", "pyproject.toml", "dags", "halos_eval", "images"}
+    assert kept == {"LICENSE", "README.md", "pyproject.toml", "dags", "plugins", "halos_eval", "images"}
 
 
 @pytest.mark.parametrize("image", IMAGES)

@@ -7,6 +7,7 @@ import hashlib
 import json
 import re
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -56,10 +57,12 @@ def _read(name: str) -> str:
 @cache
 def table_script() -> tuple[str, str]:
     """Return the script and the style of tables that sort and filter: DataTables (MIT), which itables bundles."""
-    from itables.utils import find_package_file
-
-    bundle = find_package_file("html/dt_bundle.js").read_text(encoding="utf-8")
-    style = find_package_file("html/dt_bundle.css").read_text(encoding="utf-8")
+    found = find_spec("itables")
+    if found is None or not found.submodule_search_locations:
+        raise RuntimeError("itables is not installed; install the requirements of the image judge")
+    folder = Path(found.submodule_search_locations[0], "html")  # not imported: it would load pandas
+    bundle = (folder / "dt_bundle.js").read_text(encoding="utf-8")
+    style = (folder / "dt_bundle.css").read_text(encoding="utf-8")
     # A module exports its names at its end. The page is one module, so it uses the bundle's own name.
     exported = re.search(r"export\s*\{[^}]*?([\w$]+) as ITable[^}]*\}", bundle)
     if exported is None:

@@ -52,6 +52,7 @@ const plain = (value, type) => (type === "display" || type === "filter" ? escape
 const columns = [
   {
     title: "Rank",
+    type: "num",
     render: (rank, type) => {
       if (type !== "display") return rank ? rank[0] * 1e6 + rank[1] : 1e12;
       return rank ? (rank[0] === rank[1] ? `${rank[0]}` : `${rank[0]}–${rank[1]}`) : "–";
@@ -59,15 +60,17 @@ const columns = [
   },
   {
     title: "Checkpoint",
+    type: "string",
     className: "name",
     render: ([name, page], type) => (type === "display" ? `<a href="${escaped(encodeURI(page))}">${escaped(name)}</a>` : name),
   },
-  { title: "Tags", className: "tags", render: plain },
-  { title: "Registered", className: "date", render: plain },
+  { title: "Tags", className: "tags", type: "string", render: plain },
+  { title: "Registered", className: "date", type: "string", render: plain },
   ...scores.map((title, at) => ({ title: escaped(title), className: "number", type: "num", render: score(at) })),
-  { title: "Series", render: plain },
+  { title: "Series", type: "num", render: plain },
   {
     title: "Status",
+    type: "string",
     render: ([first, ...more], type) => {
       const [title, ...list] = [first, ...more].map((at) => escaped(reasons[at]));
       if (type !== "display" || !list.length) return title;
@@ -90,6 +93,7 @@ const table = new ITable(field("table"), {
   pageLength: 25,
   deferRender: true,
   autoWidth: false,
+  columnDefs: [{ targets: "_all", searchable: false }], // the fields above search
   layout: { topStart: "pageLength", topEnd: { buttons: [{ extend: "colvis", text: "Columns" }] }, bottomStart: "info", bottomEnd: "paging" },
   language: { lengthMenu: "_MENU_ rows", info: "_START_ to _END_ of _TOTAL_", infoFiltered: "(_MAX_ in all)" },
 }).dt;

@@ -1,0 +1,138 @@
+"""Serve the report's pages from the store in Airflow's API server, to users who may read evaluate_checkpoint.
+
+Airflow shows them in a frame of its own origin. Their header ``sandbox`` gives them another one, so that a script in a
+page could neither read Airflow's cookies nor call its API.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Callable
+from typing import Any
+from urllib.parse import quote, urlsplit
+
+from airflow.api_fastapi.auth.managers.models.resource_details import DagAccessEntity
+from airflow.api_fastapi.common.db.common import SessionDep
+from airflow.api_fastapi.core_api.security import requires_access_dag
+from airflow.configuration import conf
+from airflow.models.dagrun import DagRun
+from fastapi import Depends, FastAPI, Request
+from fastapi.responses import RedirectResponse, Response
+
+from halos_eval.config.settings import Settings
+from halos_eval.errors import BadInput, HalosEvalError
+from halos_eval.reports.pages import document
+from halos_eval.reports.pages.links import INDEX, checkpoint_page
+from halos_eval.storage import filesystem, layout
+
+log = logging.getLogger(__name__)
+
+PREFIX = "/halos-eval"
+DAG = "evaluate_checkpoint"
+SUITE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+_PART = r"(?!.*\.\.)[A-Za-z0-9][A-Za-z0-9._@-]{0,300}"
+PAGE = re.compile(rf"(index|charts)\.html|summary\.csv|(checkpoints|samples|pairs)/({_PART}/)?{_PART}\.html")
+"""Files of a suite's report that are served; everything else in the store is not."""
+HEADERS = {
+    "Content-Security-Policy": "sandbox allow-scripts allow-downloads; frame-ancestors 'self'; object-src 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "private, no-cache",
+}
+
+
+def external_views() -> list[dict[str, Any]]:
+    """Return the entry in the navigation, and that of each run. The latter is shown for runs of all DAGs."""
+    base = urlsplit(conf.get("api", "base_url", fallback="")).path.rstrip("/")
+    return [
+        {"name": "Leaderboard", "href": f"{base}{PREFIX}/", "destination": "nav", "url_route": "leaderboard"},
+        {
+            "name": "Results",
+            "href": f"{base}{PREFIX}/runs/{{DAG_ID}}/{{RUN_ID}}",
+            "destination": "dag_run",
+            "url_route": "results",
+        },
+    ]
+
+
+def app() -> FastAPI:
+    """Return the app. Each request needs a user who may read runs of evaluate_checkpoint: else 401 or 403."""
+    allowed = Depends(requires_access_dag("GET", DagAccessEntity.RUN, DAG))
+    pages = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, dependencies=[allowed])
+    pages.get("/")(_suites)
+    pages.get("/runs/{dag_id}/{run_id:path}")(_run)
+    pages.get("/{suite}/{path:path}")(_page)
+    return pages
+
+
+def _suites() -> Response:
+    """Show the suites with a report; if there is one, show its leaderboard."""
+
+    def found() -> Response:
+        folder = filesystem.join(Settings().store, "reports")
+        names = sorted(name for name, entry in filesystem.entries(folder).items() if entry.is_folder)
+        names = [name for name in names if SUITE.fullmatch(name)]
+        if len(names) == 1:
+            return RedirectResponse(f"{names[0]}/{INDEX}", headers=HEADERS)
+        if not names:
+            return _message(404, "No report yet", "It is written when the first evaluation of a suite ends.")
+        return _message(200, "Leaderboards", "Select a suite.", {name: f"{name}/{INDEX}" for name in names})
+
+    return _answered(found)
+
+
+def _page(suite: str, path: str) -> Response:
+    """Show one page of a suite's report."""
+
+    def found() -> Response:
+        if not (SUITE.fullmatch(suite) and PAGE.fullmatch(path)):
+            return _message(404, "Page not found", "Reports have no page of this name.")
+        root = Settings().store
+        url = filesystem.join(layout.report_folder(root, suite), path)
+        if not filesystem.inside(root, url):
+            return _message(404, "Page not found", "A folder of the report is a link, which is not followed.")
+        try:
+            content = filesystem.read_bytes(url)
+        except FileNotFoundError:
+            return _message(404, "Page not found", "Nothing has been evaluated yet, or the page was removed.")
+        kind = "text/csv" if path.endswith(".csv") else "text/html"
+        return Response(content, media_type=f"{kind}; charset=utf-8", headers=HEADERS)
+
+    return _answered(found)
+
+
+def _run(request: Request, dag_id: str, run_id: str, session: SessionDep) -> Response:
+    """Show the page of the checkpoint that a run evaluates."""
+    if dag_id != DAG:
+        return _message(404, "No results", f"Only runs of {DAG} have results.")
+    run = session.query(DagRun).filter(DagRun.dag_id == DAG, DagRun.run_id == run_id).one_or_none()
+    params = (run.conf or {}) if run else {}
+    checkpoint, suite = str(params.get("checkpoint", "")), str(params.get("suite", "halos"))
+
+    def found() -> Response:
+        try:
+            page = checkpoint_page(checkpoint)
+        except BadInput:
+            return _message(404, "No results", "The run is unknown, or names no checkpoint.")
+        url = filesystem.join(layout.report_folder(Settings().store, suite), page)
+        if not SUITE.fullmatch(suite) or not filesystem.exists(url):
+            return _message(404, "No results yet", "They are written by the task summarize.")
+        return RedirectResponse(f"{request.scope['root_path']}/{suite}/{quote(page)}", headers=HEADERS)
+
+    return _answered(found)
+
+
+def _answered(found: Callable[[], Response]) -> Response:
+    """Return what ``found`` returns, or a page that says that the store is not available; the log says why."""
+    try:
+        return found()
+    except HalosEvalError:
+        log.exception("the report cannot be read")
+        words = "The store of the results is not available. The log of Airflow's API server has the reason."
+        return _message(503, "Store not available", f"{words} Try again later.")
+
+
+def _message(status: int, title: str, words: str, links: dict[str, str] | None = None) -> Response:
+    content = document.render("message.html.jinja", title=title, words=words, links=links or {})
+    return Response(content, status, media_type="text/html; charset=utf-8", headers=HEADERS)
