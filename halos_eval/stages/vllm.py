@@ -11,6 +11,7 @@ from pydantic import BaseModel
 from halos_eval.checkpoints.weights import Weights
 from halos_eval.config.settings import FROZEN
 from halos_eval.stages.adapter import check_applied_by_vllm
+from halos_eval.stages.compile_cache import use_compile_cache
 from halos_eval.stages.engine import Engine, VllmEngine
 
 if TYPE_CHECKING:
@@ -79,6 +80,7 @@ Load = Callable[[Weights, EngineOptions], Engine]
 def load_engine(weights: Weights, options: EngineOptions) -> Engine:
     """Load ``weights``. Raise EvaluationFailed if vLLM does not apply their adapter."""
     os.environ.update(VLLM_ENVIRONMENT)
+    use_compile_cache()
     from vllm import LLM
 
     lora = _adapter(weights)
@@ -141,7 +143,7 @@ def batched_tokens(config: Mapping[str, Any], most: int) -> int:
 
 
 def largest_share(config: Mapping[str, Any], tokens: int, total: int) -> float:
-    """Return the share of ``total`` bytes that leaves room for the logits of ``tokens`` and for other allocations."""
+    """Return the share of ``total`` bytes that leaves space for the logits of ``tokens`` and for other allocations."""
     free = tokens * _vocabulary(config) * LOGIT_BYTES + OTHER_MEMORY
     return max(SMALLEST_SHARE, round(1 - free / total, 3))
 
