@@ -80,7 +80,7 @@ def test_another_version_has_another_folder(monkeypatch, package):
     assert key() != before
 
 
-@pytest.mark.parametrize("text", ["{(None, 0, 'inductor'): {", "{1: nonsense()}", ""])
+@pytest.mark.parametrize("text", ["{(None, 0, 'inductor'): {", "{1: call()}", ""])
 def test_a_half_written_index_is_removed(text, tmp_path):
     whole, half = tmp_path / "a" / INDEX, tmp_path / "b" / INDEX
     for path, content in ((whole, "{(None, 0, 'inductor'): ('a', 'b')}"), (half, text)):
