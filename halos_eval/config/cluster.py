@@ -35,6 +35,8 @@ CACHE = "cache"
 """Name of the volume for models and datasets from the hub; HF_HOME is on it."""
 OUTBOX = "outbox"
 """Name of the volume for results of pods without a network. The summarize stage moves them into the store."""
+COMPILE = "compile"
+"""Name of the volume for what vLLM compiles. Only pods with a GPU that sample or score with a model have it."""
 ANSWERS = "/answers"
 """Where a pod that executes a model's code has the answers."""
 
@@ -207,7 +209,7 @@ class Kubernetes(BaseModel):
     weights_gib: int = Field(WEIGHTS_GIB, ge=1)
     """GiB of the cache for copies of checkpoints in object storage; the least recently used ones are removed."""
     volumes: dict[str, Volume] = {}
-    """Volumes of all pods, by name. The names cache and outbox have a meaning; others are only mounted."""
+    """Volumes of all pods, by name. The names cache, outbox and compile have a meaning; others are only mounted."""
     priority_classes: dict[Priority, str] = {}
     """Priority class for each priority of a run."""
 

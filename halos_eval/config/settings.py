@@ -45,6 +45,8 @@ class Settings(BaseSettings):
     """URL that is requested after each night's message, so that a monitoring service notices missing nights."""
     environments: Location = str(Path.cwd() / ".venv")
     """Folder with the virtual environments `worker` and `judge`. Only used without a cluster."""
+    compile_cache: Location | None = None
+    """Folder for what vLLM compiles (default: ~/.cache/halos-eval/compile, unless VLLM_CACHE_ROOT is set)."""
     accept_weak_sandbox: bool = False
     """Execute model-written code also where the kernel has no Landlock; it can then read and change files."""
     commit: str | None = None

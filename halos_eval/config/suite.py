@@ -38,6 +38,10 @@ def _json_list(value: Any) -> Any:
 StopStrings = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], NoDecode, BeforeValidator(_json_list)]
 
 
+# Without it the settings have the same fingerprint as before there was this key.
+Reproducible = Annotated[bool, Field(exclude_if=lambda value: not value)]
+
+
 class SamplingSettings(BaseModel):
     """Settings for sampling answers; the defaults are those of HALOs."""
 
@@ -59,6 +63,8 @@ class SamplingSettings(BaseModel):
     """Additional stop strings, as a JSON list. The model's end token and the template's end of a turn always stop."""
     max_model_len: int | None = None
     """Longest prompt and answer in tokens (default: the model's own limit)."""
+    reproducible: Reproducible = False
+    """Use vLLM's batch-invariant mode: a result does not depend on what else is computed. Slower; needs an H100."""
 
 
 class HarnessSettings(BaseModel):
@@ -84,6 +90,8 @@ class HarnessSettings(BaseModel):
     """lm_eval's seeds of Python, NumPy, PyTorch and of the choice of few-shot examples."""
     max_model_len: int | None = None
     """Longest prompt and answer in tokens (default: the model's own limit)."""
+    reproducible: Reproducible = False
+    """Use vLLM's batch-invariant mode: a result does not depend on what else is computed. Slower; needs an H100."""
     confirm_unsafe_code: bool = False
     """Allow tasks that execute model-written code (humaneval, mbpp). It runs in a sandbox."""
 
@@ -93,6 +101,8 @@ class HarnessSettings(BaseModel):
             raise ValueError("fewshot_as_multiturn requires apply_chat_template")
         if self.backend == "hf" and self.batch_size == "auto":
             raise ValueError("batch_size auto fails with the hf backend (in gsm8k_cot). Set a number")
+        if self.backend == "hf" and self.reproducible:
+            raise ValueError("reproducible is a mode of vllm, and backend is hf. Set reproducible: false for this task")
         return self
 
 
@@ -173,6 +183,19 @@ class TaskSettings(HarnessSettings):
         return HarnessSettings.model_validate(self.model_dump(include=set(HarnessSettings.model_fields)))
 
 
+def _reproducible(data: dict[str, Any]) -> dict[str, Any]:
+    """Return the document of a suite with ``reproducible`` in the settings of its parts."""
+    found = {**data, "harness": _with(data.get("harness"))}
+    alpaca = data.get("alpaca_eval")
+    if isinstance(alpaca, dict):
+        found["alpaca_eval"] = {**alpaca, "sampling": _with(alpaca.get("sampling"))}
+    return found
+
+
+def _with(settings: Any) -> Any:
+    return {"reproducible": True, **(settings or {})} if isinstance(settings or {}, dict) else settings
+
+
 class Suite(BaseModel):
     """A suite of evaluations."""
 
@@ -192,6 +215,8 @@ class Suite(BaseModel):
     """Share of each GPU's memory that vLLM may use. Without a GPU, the model's length sets the size of the KV cache."""
     max_num_batched_tokens: int | None = Field(None, ge=1)
     """Limit of the tokens that vLLM computes in one step (default: by the vocabulary, so that log-likelihoods fit)."""
+    reproducible: bool = False
+    """Whether all stages with a model use vLLM's batch-invariant mode; a task's own setting overrides it."""
     include_path: str | None = None
     """Folder with your own lm_eval task files."""
     warn_above: float = Field(WARN_ABOVE, ge=0, le=1)
@@ -204,7 +229,10 @@ class Suite(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _inherit(cls, data: Any) -> Any:
-        if not isinstance(data, dict) or not isinstance(data.get("tasks"), dict):
+        if not isinstance(data, dict):
+            return data
+        data = _reproducible(data) if data.get("reproducible") is True else data
+        if not isinstance(data.get("tasks"), dict):
             return data
         common = data["harness"] if isinstance(data.get("harness"), dict) else {}
         merged = {

@@ -6,7 +6,7 @@ import re
 from pathlib import PurePosixPath
 from typing import Any
 
-from halos_eval.config.cluster import ANSWERS, CACHE, OUTBOX, Kubernetes, Priority, Profile, Trust, Volume
+from halos_eval.config.cluster import ANSWERS, CACHE, COMPILE, OUTBOX, Kubernetes, Priority, Profile, Trust, Volume
 from halos_eval.orchestration.failures import BASE
 from halos_eval.orchestration.pod_overrides import overridden
 from halos_eval.orchestration.secrets import HUB, allowed
@@ -154,6 +154,8 @@ def _environment(job: StageJob, kubernetes: Kubernetes, volumes: dict[str, Volum
     plain = dict(kubernetes.environment)
     if CACHE in volumes:
         plain["HF_HOME"] = volumes[CACHE].mount_path
+    if COMPILE in volumes:
+        plain["HALOS_EVAL_COMPILE_CACHE"] = volumes[COMPILE].mount_path
     if job.outbox:
         plain |= OFFLINE
     secrets = {name: secret for name, secret in kubernetes.secrets.items() if _gets(name, job)}
@@ -172,6 +174,9 @@ def _volumes(job: StageJob, kubernetes: Kubernetes, profile: Profile) -> dict[st
     volumes = {**kubernetes.volumes, **profile.volumes}
     if not (job.outbox or job.answers or job.stage == "summarize"):
         volumes.pop(OUTBOX, None)
+    # The next pod executes what is in it, so only pods that run no code but this project's may write it.
+    if trust_of(job) != "gpu" or not profile.gpus:
+        volumes.pop(COMPILE, None)
     if job.outbox:  # of shared data it sees only what it needs, and it gets a /tmp of its own
         needed = {OUTBOX, *_read_from(volumes, job)}
         volumes = {name: one for name, one in volumes.items() if name in needed or one.empty_dir or one.config_map}

@@ -1,4 +1,4 @@
-"""A loaded engine, and the one loop that feeds it: a finished request makes room for the next one at once.
+"""A loaded engine, and the one loop that feeds it: a finished request is replaced at once.
 
 ``LLM.generate`` of vLLM returns nothing before its slowest request has ended. So do batches that are cut from a list of
 requests: at the end of each, the hardware computes a few long answers and nothing else.
@@ -66,7 +66,7 @@ class Engine(Protocol):
     """Maximum tokens of a prompt with its answer."""
 
     def finished(self, asks: Iterable[Ask], at_once: int | None = None) -> Generator[Finished]:
-        """Yield each result when it is there. Requests are taken from ``asks`` when there is room for them.
+        """Yield each result when it is there. Requests are taken from ``asks`` when it can take them.
 
         ``at_once`` limits the requests in the engine (default: more than it computes at once). Close the iterator to
         drop what is not finished.

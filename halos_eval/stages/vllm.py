@@ -10,7 +10,9 @@ from pydantic import BaseModel
 
 from halos_eval.checkpoints.weights import Weights
 from halos_eval.config.settings import FROZEN
+from halos_eval.errors import BadInput
 from halos_eval.stages.adapter import check_applied_by_vllm
+from halos_eval.stages.compile_cache import use_compile_cache
 from halos_eval.stages.engine import Engine, VllmEngine
 
 if TYPE_CHECKING:
@@ -63,6 +65,8 @@ class EngineOptions(BaseModel):
     """Share of each GPU's memory that vLLM may take."""
     max_num_batched_tokens: int | None
     """Limit of the tokens that one step computes; None for that of ``batched_tokens``."""
+    reproducible: bool
+    """Whether vLLM's batch-invariant mode is used."""
     enforce_eager: bool
     """Whether compilation and CUDA graphs are skipped."""
 
@@ -79,6 +83,9 @@ Load = Callable[[Weights, EngineOptions], Engine]
 def load_engine(weights: Weights, options: EngineOptions) -> Engine:
     """Load ``weights``. Raise EvaluationFailed if vLLM does not apply their adapter."""
     os.environ.update(VLLM_ENVIRONMENT)
+    use_compile_cache()
+    if options.reproducible:
+        use_batch_invariance()
     from vllm import LLM
 
     lora = _adapter(weights)
@@ -99,6 +106,23 @@ def load_engine(weights: Weights, options: EngineOptions) -> Engine:
     )
     check_applied_by_vllm(llm, lora)  # vLLM reads an adapter when it is first used
     return VllmEngine(llm, llm.get_tokenizer(), lora)
+
+
+def use_batch_invariance() -> None:
+    """Switch vLLM's batch-invariant mode on. Raise BadInput if it does not have it on this hardware.
+
+    vLLM 0.32 requires compute capability 9.0 (vllm/envs.py). Elsewhere it would compute on, with other results in
+    another batch. Its modules read the variable when they are imported, so it must be set before.
+    """
+    os.environ["VLLM_BATCH_INVARIANT"] = "1"
+    from vllm.platforms import current_platform
+
+    if not (current_platform.is_cuda() and current_platform.has_device_capability(90)):
+        raise BadInput(
+            f"reproducible is not possible on this hardware ({current_platform.get_device_name() or 'unknown'}); "
+            "expected an NVIDIA GPU with compute capability 9.0 or higher, such as an H100. Choose another profile, or "
+            "remove reproducible from the suite"
+        )
 
 
 def _adapter(weights: Weights) -> LoRARequest | None:
@@ -141,7 +165,7 @@ def batched_tokens(config: Mapping[str, Any], most: int) -> int:
 
 
 def largest_share(config: Mapping[str, Any], tokens: int, total: int) -> float:
-    """Return the share of ``total`` bytes that leaves room for the logits of ``tokens`` and for other allocations."""
+    """Return the share of ``total`` bytes that leaves space for the logits of ``tokens`` and for other allocations."""
     free = tokens * _vocabulary(config) * LOGIT_BYTES + OTHER_MEMORY
     return max(SMALLEST_SHARE, round(1 - free / total, 3))
 

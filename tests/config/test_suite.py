@@ -68,6 +68,17 @@ def test_tasks_start_from_the_suites_settings(load):
     }
 
 
+def test_a_reproducible_suite_is_so_in_all_its_parts(load):
+    suite = load("reproducible: true\nalpaca_eval: {sampling: {seed: 3}}\ntasks: {a: {reproducible: false}, b: }")
+    assert (suite.alpaca_eval.sampling.reproducible, suite.alpaca_eval.sampling.seed) == (True, 3)
+    assert {name: task.harness().reproducible for name, task in suite.tasks.items()} == {"a": False, "b": True}
+
+
+def test_without_the_key_its_settings_are_as_they_were_before_it_existed(load):
+    suite = load("alpaca_eval: {}\ntasks: {a: }")
+    assert "reproducible" not in suite.alpaca_eval.sampling.model_dump() | suite.tasks["a"].harness().model_dump()
+
+
 def test_a_task_with_parentheses(load):
     task = "egymmlu_arabic_language_(general)"
     assert list(load(f"tasks: {{{task}: {{}}}}").keep([task]).tasks) == [task]

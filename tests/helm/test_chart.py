@@ -69,6 +69,7 @@ def test_what_a_release_is_made_of(render):
         ("NetworkPolicy", "halos-eval-egress-judge"),
         ("PersistentVolumeClaim", "halos-eval-cache"),
         ("PersistentVolumeClaim", "halos-eval-checkpoints"),
+        ("PersistentVolumeClaim", "halos-eval-compile"),
         ("PersistentVolumeClaim", "halos-eval-outbox"),
         ("PriorityClass", "halos-eval-backfill"),
         ("PriorityClass", "halos-eval-manual"),

@@ -62,6 +62,7 @@ def test_it_checks_what_the_values_name(render):
         ("--checkpoints", "/checkpoints"),
         ("--writable", "/cache"),
         ("--writable", "/outbox"),
+        ("--writable", "/compile"),
     ]
     assert judge["args"] == ["doctor", "--store", "s3://bucket/halos-eval", "--judge", "--sandbox"]
 

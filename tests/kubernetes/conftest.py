@@ -90,7 +90,7 @@ def folders(checkpoints):
     """Folders of this machine that are behind the claims: below one that any user may traverse."""
     root = Path(tempfile.mkdtemp(prefix="halos-eval-", dir="/var/tmp"))
     root.chmod(0o755)
-    found = {name: root / name for name in ("cache", "outbox", "logs")}
+    found = {name: root / name for name in ("cache", "outbox", "compile", "logs")}
     for folder in found.values():
         folder.mkdir()
         folder.chmod(0o777)  # pods run as other users
@@ -161,6 +161,7 @@ def namespace(admin, folders):
         "checkpoints": folders.checkpoints,
         "halos-eval-cache": folders.cache,
         "halos-eval-outbox": folders.outbox,
+        "halos-eval-compile": folders.compile,
         "airflow-logs": folders.logs,
     }
     for name, folder in claims.items():

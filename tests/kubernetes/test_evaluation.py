@@ -207,7 +207,7 @@ def test_helm_test_finds_what_is_missing(admin, lab):
     assert checks["judge"] == ["ok      store", "ok      judge", "ok      sandbox"]
     assert checks["worker"] == [
         "ok      store", "ok      checkpoints", "ok      folder /cache", "ok      folder /outbox",
-        "FAILED  hub", "FAILED  GPU",
+        "ok      folder /compile", "FAILED  hub", "FAILED  GPU",
     ]  # fmt: skip
 
 

@@ -285,6 +285,41 @@ def test_a_read_only_cache_is_written_by_fetch_alone(job):
     assert environment(pod)["HF_HOME"] == "/cache"
 
 
+COMPILING = KUBERNETES | {
+    "volumes": KUBERNETES["volumes"] | {"compile": {"mountPath": "/compile", "persistentVolumeClaim": "compile"}}
+}
+
+
+@pytest.mark.parametrize("stage", ["sample", "harness"])
+def test_a_gpu_pod_writes_the_compile_cache(stage):
+    pod = make(make_job(stage), COMPILING)
+    assert mounts(pod)["compile"] == {"name": "compile", "mountPath": "/compile"}
+    assert environment(pod)["HALOS_EVAL_COMPILE_CACHE"] == "/compile"
+
+
+@pytest.mark.parametrize(
+    "job",
+    [*map(make_job, ("fetch", "judge", "summarize")), make_served(), make_code_job(("/compile/a",)), make_code_job()],
+    ids=["fetch", "judge", "summarize", "served judge", "code that names it", "code"],
+)
+def test_no_other_pod_has_the_compile_cache(job):
+    """Whoever may write it could let a GPU pod, with the store's secrets, execute what it wants."""
+    pod = make(job, COMPILING)
+    assert "compile" not in json.dumps(pod).lower()
+
+
+def test_a_pod_without_a_gpu_compiles_nothing():
+    pod = make(make_job("harness"), COMPILING, CPU)
+    assert "compile" not in mounts(pod)
+    assert "HALOS_EVAL_COMPILE_CACHE" not in environment(pod)
+
+
+@pytest.mark.parametrize("source", [{"emptyDir": "1Gi"}, {"configMap": "compile"}], ids=str)
+def test_a_profile_cannot_give_it_to_code(source):
+    profile = PROFILE | {"volumes": {"compile": {"mountPath": "/compile", **source}}}
+    assert "/compile" not in paths(make(make_code_job(), COMPILING, profile))
+
+
 def test_volumes_come_from_their_source():
     assert volumes(make(make_job("summarize"))) == {
         "checkpoints": {"persistentVolumeClaim": {"claimName": "checkpoints"}},

@@ -68,6 +68,7 @@ CONFIGS = {
         "top_p": SHARE,
         "max_tokens": COUNT,
         "samples_per_prompt": COUNT,
+        "reproducible": st.booleans(),
         "seed": st.integers(),
         "stop": STOP,
         "prompts": TEXT,
@@ -83,6 +84,7 @@ CONFIGS = {
         "seed": st.tuples(*[st.integers()] * 4),
         "confirm_unsafe_code": st.booleans(),
         "backend": st.sampled_from(["vllm", "hf"]),
+        "reproducible": st.just(False),
         "task": st.from_regex(TASK_NAME, fullmatch=True).map(str.strip).filter(lambda text: text not in UNSPEAKABLE),
         "output_dir": TEXT,
         "include_path": OPTIONAL_TEXT,
@@ -120,10 +122,11 @@ MODEL_PLACEMENT = COMMON_PLACEMENT | {
 SCORED = {
     SampleConfig: {
         "dtype", "temperature", "top_p", "max_tokens", "samples_per_prompt", "seed", "stop", "max_model_len",
+        "reproducible",
     },
     HarnessConfig: {
         "backend", "dtype", "num_fewshot", "batch_size", "limit", "apply_chat_template", "fewshot_as_multiturn",
-        "seed", "max_model_len", "confirm_unsafe_code",
+        "seed", "max_model_len", "confirm_unsafe_code", "reproducible",
     },
     ScoreConfig: set(),
     JudgeConfig: {SWAP},

@@ -101,7 +101,14 @@ def test_a_name_of_ones_own(options):
 
 @pytest.mark.parametrize(
     "change",
-    [{"seed": 1}, {"temperature": 0}, {"stop": ("###",)}, {"max_tokens": 5}, {"chat_template": "chatml"}],
+    [
+        {"seed": 1},
+        {"temperature": 0},
+        {"stop": ("###",)},
+        {"max_tokens": 5},
+        {"reproducible": True},
+        {"chat_template": "chatml"},
+    ],
     ids=str,
 )
 def test_another_way_of_sampling_is_another_job(options, change):

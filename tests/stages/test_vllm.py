@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from types import SimpleNamespace
 
@@ -10,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from halos_eval.checkpoints.weights import Weights
+from halos_eval.errors import BadInput
 from halos_eval.stages.harness.options import HarnessConfig
 from halos_eval.stages.sample import SampleConfig
 from halos_eval.stages.vllm import (
@@ -24,6 +26,7 @@ from halos_eval.stages.vllm import (
     kv_cache_bytes,
     largest_share,
     memory_arguments,
+    use_batch_invariance,
 )
 
 WEIGHTS = Weights(name="m", model="/m", digest="d")
@@ -128,7 +131,9 @@ def platform(monkeypatch):
 
 def options(**changes):
     defaults = {"dtype": "float32", "max_model_len": 1024, "tensor_parallel_size": 1, "gpu_memory_utilization": 0.8}
-    return EngineOptions(**defaults | {"max_num_batched_tokens": None, "enforce_eager": False} | changes)
+    return EngineOptions(
+        **defaults | {"max_num_batched_tokens": None, "reproducible": False, "enforce_eager": False} | changes
+    )
 
 
 def test_a_cpu_gets_bytes(platform):
@@ -159,3 +164,20 @@ def test_stages_with_the_same_options_can_share_an_engine():
     scoring = HarnessConfig(**common, task="t", output_dir="o", num_fewshot=2)
     assert EngineOptions.of(sampling) == EngineOptions.of(scoring)
     assert EngineOptions.of(scoring.model_copy(update={"max_model_len": 1024})) != EngineOptions.of(scoring)
+
+
+@pytest.mark.parametrize(
+    ("cuda", "capability", "possible"), [(True, 90, True), (True, 100, True), (True, 89, False), (False, 0, False)]
+)
+def test_the_batch_invariant_mode_needs_hardware_that_has_it(cuda, capability, possible, monkeypatch):
+    found = SimpleNamespace(
+        is_cuda=lambda: cuda, has_device_capability=lambda least: capability >= least, get_device_name=lambda: "L4"
+    )
+    monkeypatch.setitem(sys.modules, "vllm.platforms", SimpleNamespace(current_platform=found))
+    monkeypatch.setenv("VLLM_BATCH_INVARIANT", "0")
+    if possible:
+        use_batch_invariance()
+        assert os.environ["VLLM_BATCH_INVARIANT"] == "1"
+    else:
+        with pytest.raises(BadInput, match=r"hardware \(L4\); expected .* 9\.0 .* remove reproducible from the suite"):
+            use_batch_invariance()

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 TOKENIZED = 256
-"""Requests that are tokenized together, when the engine has room for the first: all of MMLU's would take gigabytes."""
+"""Requests that are tokenized together, when the engine can take the first: all of MMLU's would take gigabytes."""
 
 
 class Item(NamedTuple):

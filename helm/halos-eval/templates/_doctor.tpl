@@ -6,6 +6,7 @@
 {{- $profile := index . 2 -}}
 {{- $kubernetes := $root.Values.kubernetes -}}
 {{- $volumes := include "halos-eval.volumes" $root | fromYaml -}}
+{{- if ne $class "gpu" }}{{ $_ := unset $volumes "compile" }}{{ end -}}
 {{- $own := dict "mountPath" "/tmp" "emptyDir" "1Gi" -}}
 {{- range $volumes -}}
 {{- if eq .mountPath "/tmp" }}{{ $own = dict }}{{ end -}}
@@ -78,6 +79,9 @@ spec:
         {{- end }}
         {{- with $volumes.cache }}
         - {name: HF_HOME, value: {{ .mountPath }}}
+        {{- end }}
+        {{- with $volumes.compile }}
+        - {name: HALOS_EVAL_COMPILE_CACHE, value: {{ .mountPath }}}
         {{- end }}
         {{- with $base.env }}
         {{- toYaml . | nindent 8 }}

@@ -34,6 +34,7 @@ def job(**options):
     [
         ({"fewshot_as_multiturn": True}, "requires apply_chat_template"),
         ({"backend": "hf", "batch_size": "auto"}, "Set a number"),
+        ({"backend": "hf", "reproducible": True}, "Set reproducible: false for this task"),
         ({"task": "../x"}, "pattern"),
         ({"task": "a b"}, "pattern"),
         ({"task": "--x"}, "pattern"),
@@ -84,6 +85,11 @@ def test_a_template_is_pinned_by_its_text(tmp_path):
     assert before.inputs.keys() == {"model", "chat_template"}
     template.write_text("{{ messages[0] }}")
     assert job(**options).fingerprint != before.fingerprint
+
+
+def test_the_batch_invariant_mode_is_a_setting_where_it_is_used():
+    assert job(reproducible=True).document["settings"]["reproducible"] is True
+    assert "reproducible" not in job().document["settings"]
 
 
 def test_stop_strings_are_settings():
