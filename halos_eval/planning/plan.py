@@ -14,6 +14,7 @@ from halos_eval.config.settings import FROZEN
 from halos_eval.config.suite import WARN_ABOVE, Suite
 from halos_eval.digests import digest_json
 from halos_eval.errors import DataUnavailable
+from halos_eval.planning.chat import scored_metadata
 from halos_eval.planning.definition import UNKNOWN, Definitions, PartDefinition, SuiteDefinition
 from halos_eval.planning.jobs import PlannedJob
 from halos_eval.planning.planner import Planner
@@ -43,7 +44,7 @@ class Plan(BaseModel):
     checkpoint: CheckpointRef
     """The checkpoint with its digest."""
     metadata: str = ""
-    """Digest of the checkpoint's metadata that determine scores: chat template and stop strings."""
+    """Digest of the checkpoint's metadata that determine scores: chat template, stop strings, thinking."""
     tags: dict[str, str] = {}
     """The checkpoint's tags."""
     jobs: tuple[PlannedJob, ...]
@@ -98,7 +99,7 @@ def make_plan(
         version=2,
         suite=suite.name,
         checkpoint=reference,
-        metadata=digest_json([template, checkpoint.metadata.stop]),
+        metadata=digest_json([template, *scored_metadata(checkpoint.metadata)]),
         tags=checkpoint.metadata.tags,
         jobs=tuple(jobs),
         unavailable=unavailable,

@@ -27,8 +27,9 @@ from halos_eval.stages.chat_template import read_template
 from halos_eval.stages.identity import Identity, Job
 from halos_eval.stages.on_disk import on_disk
 from halos_eval.stages.options import ModelConfig
-from halos_eval.stages.prompt import Prompting, Stops
+from halos_eval.stages.prompt import Prompting
 from halos_eval.stages.run import Outcome, check_still_named, loading, reason_kept, run
+from halos_eval.stages.sampled import check_not_all_cut, counts, row_of, thinking_removed, turns_of
 from halos_eval.stages.vllm import VLLM_ENVIRONMENT, memory_arguments
 from halos_eval.storage import filesystem, layout, result_files
 from halos_eval.storage.journal import Journal
@@ -76,7 +77,7 @@ def sample_identity(
     return Identity(
         stage="sample",
         checkpoint=checkpoint,
-        settings=settings.model_dump(mode="json", include=set(SamplingSettings.model_fields)),
+        settings=settings.counted,
         inputs=inputs,
         packages=("vllm",),
     )
@@ -111,14 +112,16 @@ def _work(config: SampleConfig, weights: Weights, job: Job, manifest: Manifest |
         with loading(weights):
             llm = _load(config, weights)
             check_applied_by_vllm(llm, _adapter(weights))  # vLLM reads an adapter when it is first used
-        way = Prompting.chat(llm.get_tokenizer(), config.chat_template, config.stop, config.model)
+        way = Prompting.chat(llm.get_tokenizer(), config.chat_template, config.stop, config.model, config)
         prompting = way.described()
-        token_ids = {key: _tokenize(way, row, llm.model_config.max_model_len) for key, row in todo.items()}
+        texts = {key: way.render(turns_of(row, config.system_instruction)) for key, row in todo.items()}
+        limit = llm.model_config.max_model_len
+        token_ids = {key: _tokenize(way, row, limit, config.system_instruction) for key, row in todo.items()}
         loaded = time.monotonic()
         with journal:
-            for number, (key, answer) in enumerate(_generate(llm, config, weights, way.stops, token_ids), 1):
-                done[key] = answer
-                journal.add(key, answer)
+            for number, (key, answer) in enumerate(_generate(llm, config, weights, way, token_ids), 1):
+                done[key] = thinking_removed(answer, texts[key], way)
+                journal.add(key, done[key])
                 if number == 1:
                     journal.add(PROMPTING, prompting)
                 if number % max(1, len(todo) // 20) == 0:
@@ -135,6 +138,7 @@ def _work(config: SampleConfig, weights: Weights, job: Job, manifest: Manifest |
 
 def _check_answers(config: SampleConfig, done: dict[str, Any], journal: Journal) -> None:
     """Raise EvaluationFailed if all answers are empty. They are not kept, so that a retry samples again."""
+    check_not_all_cut(done.values(), config.max_tokens)
     if any(one["text"] for answer in done.values() for one in answer["samples"]):
         return
     filesystem.delete(journal.url)
@@ -178,9 +182,9 @@ def _adapter(weights: Weights) -> LoRARequest | None:
     return LoRARequest("adapter", 1, weights.adapter)
 
 
-def _tokenize(prompting: Prompting, row: dict[str, Any], limit: int) -> list[int]:
+def _tokenize(prompting: Prompting, row: dict[str, Any], limit: int, system: str | None = None) -> list[int]:
     """Return the token ids of a prompt. Raise BadInput if they and one more do not fit in ``limit`` tokens."""
-    ids = prompting.encode(prompting.render([{"role": "user", "content": row["instruction"]}]))
+    ids = prompting.encode(prompting.render(turns_of(row, system)))
     if len(ids) >= limit:
         raise BadInput(
             f"a prompt is too long ({len(ids)} tokens: {row['instruction'][:80]!r}); expected fewer than {limit}. "
@@ -189,7 +193,7 @@ def _tokenize(prompting: Prompting, row: dict[str, Any], limit: int) -> list[int
     return ids
 
 
-def _generate(llm: LLM, config: SampleConfig, weights: Weights, stops: Stops, todo: dict[str, list[int]]) -> Any:
+def _generate(llm: LLM, config: SampleConfig, weights: Weights, way: Prompting, todo: dict[str, list[int]]) -> Any:
     """Yield (key, answer) in the order in which prompts finish; all prompts are in flight at once.
 
     The loop steps the engine itself, because ``LLM.generate`` returns nothing before the last prompt is finished.
@@ -199,7 +203,7 @@ def _generate(llm: LLM, config: SampleConfig, weights: Weights, stops: Stops, to
     lora = _adapter(weights)
     engine = llm.llm_engine
     for key, ids in todo.items():
-        engine.add_request(key, TokensPrompt(prompt_token_ids=ids), _params(config, key, stops), lora_request=lora)
+        engine.add_request(key, TokensPrompt(prompt_token_ids=ids), _params(config, key, way), lora_request=lora)
     while engine.has_unfinished_requests():
         for output in engine.step():
             if output.finished:
@@ -215,21 +219,24 @@ def _generate(llm: LLM, config: SampleConfig, weights: Weights, stops: Stops, to
                 )
 
 
-def _params(config: SampleConfig, key: str, stops: Stops) -> SamplingParams:
+def _params(config: SampleConfig, key: str, way: Prompting) -> SamplingParams:
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind
 
     # One seed per prompt: a resumed run draws the same numbers, whatever else is in the batch.
     seed = int.from_bytes(hashlib.sha256(f"{config.seed}:{key}".encode()).digest()[:4], "big") >> 1
+    more = {name: getattr(config, name) for name in ("top_k", "min_p", "presence_penalty")}
     return SamplingParams(
         n=config.samples_per_prompt,
         temperature=config.temperature,
         top_p=config.top_p,
         max_tokens=config.max_tokens,
         seed=seed,
-        stop=list(stops.texts),
+        stop=list(way.stops.texts),
         # vLLM looks for stop strings in the text without special tokens
-        stop_token_ids=list(stops.tokens.values()),
+        stop_token_ids=list(way.stops.tokens.values()),
+        skip_special_tokens=way.thinking is None,  # the tags of some models are special tokens
+        **{name: value for name, value in more.items() if value is not None},
         output_kind=RequestOutputKind.FINAL_ONLY,
     )
 
@@ -251,6 +258,7 @@ def _write(
             "prompt_id": prompt_id,
             "sample_id": sample_id,
             "type": "sample",
+            **row_of(one),
         }
         for prompt_id, prompt in enumerate(prompt_set.rows)
         for sample_id, one in enumerate(done[_key(prompt)]["samples"])
@@ -264,8 +272,8 @@ def _write(
         coverage=Coverage(attempted=len(prompt_set.rows) * config.samples_per_prompt, scored=len(rows)),
         details={
             "avg_length": sum(len(row["output"]) for row in rows) / len(rows),
-            "cut_at_max_tokens": sum(one["finish"] == "length" for one in answers),
             "empty": sum(not row["output"] for row in rows),
+            **counts(done.values(), config.mode),
         },
         usage=Usage(
             prompt_tokens=sum(answer["prompt_tokens"] for answer in done.values()),

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from halos_eval.digests import digest_json
 from halos_eval.errors import BadInput
 from halos_eval.stages.prompt import Prompting
+from halos_eval.stages.thinking import CUT
 from halos_eval.storage.journal import Journal
 
 if TYPE_CHECKING:
@@ -65,6 +66,7 @@ class Watch:
     def __init__(self, model: LM, backend: str, prompting: Prompting) -> None:
         """Wrap the two methods of ``model`` that get token ids, as lm_eval 0.4.13 has them."""
         self._model, self._special = model, prompting.special
+        self._marks_cut = prompting.thinking is not None
         self._truncated: set[int] = set()
         self._cut = 0
         scored = model._loglikelihood_tokens
@@ -102,7 +104,10 @@ class Watch:
         def generate(requests: list[list[int]], generate: bool = False, **options: Any) -> Any:
             outputs = original(requests=requests, generate=generate, **options)
             if generate:
-                self._cut += sum(output.outputs[0].finish_reason == "length" for output in outputs)
+                cut = [output.outputs[0] for output in outputs if output.outputs[0].finish_reason == "length"]
+                self._cut += len(cut)
+                for one in cut if self._marks_cut else ():
+                    one.text += CUT
             return outputs
 
         return generate

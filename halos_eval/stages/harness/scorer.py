@@ -27,6 +27,7 @@ from halos_eval.stages.harness.results import scored
 from halos_eval.stages.harness.score import ERROR, OUTCOME, REQUEST
 from halos_eval.stages.harness.task_index import task_manager
 from halos_eval.stages.harness.tasks import dataset_revisions, evaluate, include_paths, leaves, load_tasks
+from halos_eval.stages.harness.thinking import Thoughts
 from halos_eval.stages.harness.warned import warnings_counted
 from halos_eval.stages.run import Outcome, named
 from halos_eval.storage.manifest import Manifest
@@ -77,10 +78,12 @@ def _score(folder: Path) -> Outcome:
         for task in leaves(tasks):
             items.wrap(task)
         with warnings_counted() as warned:
+            thoughts = answers.thoughts or Thoughts()
+            thoughts.leave_out(tasks)
             results = evaluate(config, replayer(answers), manager, tasks)
     about = dict(answers.about)
     results["config"] |= about.pop("config", {})
-    outcome = scored(config.output_dir, results | about, warned)
+    outcome = scored(config.output_dir, results | about, warned, thoughts)
     details = outcome.details | {"stopped_items": items.stopped}
     return outcome.model_copy(update={"details": details, "inputs": dataset_revisions(tasks) | outcome.inputs})
 

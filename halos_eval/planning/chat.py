@@ -1,0 +1,43 @@
+"""The settings of a stage on one checkpoint: the suite's, with what the checkpoint's metadata say of its prompts.
+
+The checkpoint says how it is asked: its stop strings, system text, arguments of its template, and the tags of its
+thinking. The suite says how answers are generated, so that the scores of its checkpoints can be compared.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from halos_eval.checkpoints.registry import Metadata
+from halos_eval.config.chat import ChatSettings
+from halos_eval.config.suite import HarnessSettings, SamplingSettings, TaskSettings
+
+OF_CHECKPOINTS = ("stop", *ChatSettings.model_fields)
+"""Settings that may differ between the checkpoints of one suite."""
+
+
+def sampling_of(settings: SamplingSettings, metadata: Metadata) -> SamplingSettings:
+    """Return the settings of the sample stage on a checkpoint with these metadata."""
+    stop = (*settings.stop, *metadata.stop)
+    return settings.model_copy(update={"stop": stop, **_chat(settings, metadata)})
+
+
+def harness_of(settings: TaskSettings, metadata: Metadata) -> HarnessSettings:
+    """Return the settings of a task on a checkpoint with these metadata, which count with the chat template only."""
+    own = settings.harness()
+    return own.model_copy(update=_chat(own, metadata)) if own.apply_chat_template else own
+
+
+def scored_metadata(metadata: Metadata) -> list[Any]:
+    """Return the metadata that determine scores, except the chat template, for a digest.
+
+    Those that are newer than digests in stores count only if they are set.
+    """
+    return [metadata.stop, *([metadata.chat] if metadata.chat else [])]
+
+
+def _chat(settings: ChatSettings, metadata: Metadata) -> dict[str, Any]:
+    own = metadata.chat
+    if "chat_template_args" in own:
+        own["chat_template_args"] = {**settings.chat_template_args, **own["chat_template_args"]}
+    return own
