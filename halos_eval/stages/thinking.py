@@ -46,7 +46,7 @@ class Answer(NamedTuple):
     """An answer without its thinking."""
 
     text: str
-    """What is judged and scored; empty if the thinking has no end."""
+    """The text that is judged and scored; empty if the thinking has no end."""
     thinking: str = ""
     """The thinking with its tags; empty if there is none."""
     cut: bool = False
