@@ -16,7 +16,7 @@ def suite() -> Param:
         "halos",
         type="string",
         pattern="^[A-Za-z0-9][A-Za-z0-9_-]*$",
-        examples=["halos", "quick", "demo"],
+        examples=["halos", "halos-reasoning", "quick", "demo"],
         title="Suite",
         description="Suite to evaluate: halos (everything), quick (minutes), demo, or your own.",
     )

@@ -23,6 +23,12 @@ def prepare(config: HarnessConfig, tasks: Iterable[Any]) -> None:
             f"{scored[0]} measures log-likelihoods, for which a model cannot think (thinking: {config.declared}). Set "
             "thinking: null for this task"
         )
+    begun = [task.task_name for task in tasks if getattr(task.config, "gen_prefix", None)]
+    if begun and config.declared in {"on", "default"}:
+        raise BadInput(
+            f"{begun[0]} begins the answer for the model (gen_prefix), so that it cannot think first (thinking: "
+            f"{config.declared}). Set thinking: off or null for this task, or use another one"
+        )
     if len(scored) == len(tasks) and (options := [name for name in ("gen_kwargs", "repeats") if getattr(config, name)]):
         raise BadInput(
             f"{' and '.join(options)} has no effect on {config.task}, which measures log-likelihoods. Remove it for "

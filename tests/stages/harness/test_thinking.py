@@ -155,12 +155,12 @@ def test_thinking_is_kept_with_the_samples_and_with_answers_that_are_scored_late
     assert (name, json.loads(gzip.decompress(content))) == ("cut/t.jsonl.gz", row)
 
 
-def task(kind="generate_until", filters=None, **options):
+def task(kind="generate_until", filters=None, prefix=None, **options):
     changed = {}
     return SimpleNamespace(
         task_name="t",
         OUTPUT_TYPE=kind,
-        config=SimpleNamespace(filter_list=filters, generation_kwargs=options),
+        config=SimpleNamespace(filter_list=filters, generation_kwargs=options, gen_prefix=prefix),
         changed=changed,
         set_config=changed.__setitem__,
     )
@@ -181,6 +181,7 @@ SAMPLED = {"temperature": 0.2, "do_sample": True}
     ("options", "of_task", "words"),
     [
         ({"apply_chat_template": True, "thinking": "off"}, task("multiple_choice"), "Set thinking: null for this task"),
+        ({"apply_chat_template": True, "thinking": "on"}, task(prefix="def"), "begins the answer for the model"),
         ({"gen_kwargs": {"top_p": 0.9}}, task("loglikelihood"), "gen_kwargs has no effect on t"),
         ({"repeats": 4}, task("loglikelihood"), "repeats has no effect on t"),
         ({"repeats": 4}, task(**SAMPLED), "t scores only the first answer"),
