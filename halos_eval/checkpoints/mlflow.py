@@ -40,7 +40,12 @@ if TYPE_CHECKING:
 
 SCHEMES = ("mlflow+http://", "mlflow+https://")
 OWN_TAG = "halos_eval."
-OWN = ("chat_template", "stop", "profile")
+OWN = tuple(name for name in Metadata.model_fields if name != "tags")
+"""Metadata that tags of this project have."""
+EXPECTED = {
+    "stop": 'a JSON list of strings, such as ["###"]',
+    "chat_template_args": 'a JSON object, such as {"reasoning_effort": "low"}',
+}
 # By default MLflow's client retries for minutes. With these settings it gives up after 3 seconds if nothing listens,
 # and after half a minute if the server does not answer. Telemetry is switched off.
 CLIENT = {
@@ -202,8 +207,9 @@ def _metadata(version: ModelVersion, model: RegisteredModel) -> Metadata:
             own["stop"] = json.loads(own["stop"])
         return Metadata(**own, tags=tags)
     except (ValidationError, json.JSONDecodeError) as error:
+        wrong = error.errors()[0]["loc"][0] if isinstance(error, ValidationError) else "stop"
         raise BadInput(
-            f'tag {OWN_TAG}stop is not valid ({error}); expected a JSON list of strings, such as ["###"]'
+            f"tag {OWN_TAG}{wrong} is not valid ({error}); expected {EXPECTED.get(str(wrong), 'a text')}"
         ) from error
 
 

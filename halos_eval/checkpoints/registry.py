@@ -7,8 +7,9 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, date, datetime, time
 from typing import Annotated, Any, NamedTuple, Protocol, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, Field
+from pydantic import BaseModel, BeforeValidator, Field, field_validator
 
+from halos_eval.config.chat import SWITCHES, ChatSettings, Scalar, TemplateArguments, Text
 from halos_eval.config.settings import FROZEN
 from halos_eval.errors import BadInput, DataUnavailable, StoreError
 from halos_eval.storage.layout import is_original, safe_name
@@ -47,10 +48,30 @@ class Metadata(BaseModel):
     """chatml, or a Jinja file beside the weights (default: the checkpoint's own template)."""
     stop: tuple[Annotated[str, Field(min_length=1)], ...] = ()
     """Additional stop strings for sampling, and for tasks with the chat template."""
+    system_instruction: Text | None = None
+    """Text of the system turn for this model (default: the suite's)."""
+    chat_template_args: TemplateArguments = {}
+    """Arguments of the chat template for this model, such as reasoning_effort; they override the suite's."""
+    think_start_token: Text | None = None
+    """Text that begins the model's thinking (default: the suite's, or <think>)."""
+    think_end_token: Text | None = None
+    """Text that ends the model's thinking (default: the suite's, or </think>). It declares that the model may think."""
     profile: str | None = None
     """GPU profile from the cluster file (default: the suite's)."""
     tags: dict[str, str] = {}
     """Keys and values for selecting and comparing checkpoints: base model, method, ..."""
+
+    @field_validator("chat_template_args")
+    @classmethod
+    def _no_switch(cls, arguments: dict[str, Scalar]) -> dict[str, Scalar]:
+        if wrong := [name for name in SWITCHES if name in arguments]:
+            raise ValueError(f"{wrong[0]} is the suite's choice. Remove it here, and set thinking in the suite")
+        return arguments
+
+    @property
+    def chat(self) -> dict[str, Any]:
+        """What it says of prompts and thinking, by the names of ``ChatSettings``; without what it does not say."""
+        return {name: value for name in ChatSettings.model_fields if (value := getattr(self, name, None))}
 
     def over(self, below: Metadata) -> Metadata:
         """Return ``below``, overridden by the values that are set here; tags are merged."""
@@ -74,7 +95,7 @@ class Checkpoint(BaseModel):
     root: str | None = None
     """Folder of the registry, into which links of the checkpoint may lead; None: links stay in its own folder."""
     metadata: Metadata = Metadata()
-    """Chat template, stop strings, GPU profile, tags."""
+    """Chat template, stop strings, thinking, GPU profile, tags."""
 
 
 def with_safe_name(original: str, metadata: Metadata) -> tuple[str, Metadata]:

@@ -5,15 +5,16 @@ from __future__ import annotations
 import json
 from typing import Annotated, Any
 
-from pydantic import BaseModel, Field, model_validator
+from pydantic import Field, model_validator
 from pydantic_settings import CliPositionalArg
 
-from halos_eval.config.settings import FROZEN
+from halos_eval.config.chat import ChatSettings
 from halos_eval.config.suite import ALPACA_EVAL, TASK_NAME, StopStrings
 from halos_eval.data import prompts
 from halos_eval.stages.harness.options import HarnessConfig
 from halos_eval.stages.harness.requests import requests_of
 from halos_eval.stages.prompt import Prompting, Request
+from halos_eval.stages.sampled import turns_of
 from halos_eval.stages.tokenizer import load_tokenizer
 
 OF_A_TASK = (
@@ -26,13 +27,11 @@ OF_A_TASK = (
 )
 
 
-class PromptConfig(BaseModel):
+class PromptConfig(ChatSettings):
     """Print the token ids and the text that `sample`, or `harness` with --task, sends to MODEL, and the stop strings.
 
     Only the tokenizer is loaded. Give the options that you give to the stage.
     """
-
-    model_config = FROZEN
 
     model: CliPositionalArg[str]
     """Folder of a checkpoint or of a LoRA adapter, or NAMESPACE/NAME on the hub."""
@@ -73,7 +72,8 @@ class PromptConfig(BaseModel):
 
     def harness(self, task: str) -> HarnessConfig:
         """Return the options of the harness stage. Raises ValidationError."""
-        chosen = self.model_dump(include={"model", "revision", "chat_template", "stop", *OF_A_TASK})
+        own = {"model", "revision", "chat_template", "stop", *OF_A_TASK, *ChatSettings.model_fields}
+        chosen = self.model_dump(include=own)
         return HarnessConfig(**chosen, task=task, limit=self.first, output_dir="")
 
 
@@ -84,7 +84,7 @@ def prompt(config: PromptConfig) -> None:
     if harness and not harness.apply_chat_template:
         prompting = Prompting(tokenizer)
     else:
-        prompting = Prompting.chat(tokenizer, config.chat_template, config.stop, config.model)
+        prompting = Prompting.chat(tokenizer, config.chat_template, config.stop, config.model, config)
     requests = requests_of(harness, prompting) if harness else _sampled(config, prompting)
     if config.json_output:
         print(json.dumps(_document(prompting, requests), indent=2, ensure_ascii=False))
@@ -103,7 +103,7 @@ def _sampled(config: PromptConfig, prompting: Prompting) -> list[Request]:
     return [
         Request(
             title=f"{config.prompts}, prompt {number}",
-            token_ids=prompting.encode(prompting.render([{"role": "user", "content": row["instruction"]}])),
+            token_ids=prompting.encode(prompting.render(turns_of(row, config.system_instruction))),
             stop=prompting.stops.all,
         )
         for number, row in enumerate(rows)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, BeforeValidator, Field, field_validator, model_validator
 from pydantic_settings import NoDecode
 
+from halos_eval.config.chat import ChatSettings, GenerationOptions, counted
 from halos_eval.config.cluster import DEFAULT_PROFILE
 from halos_eval.config.served_judge import Dtype, JudgeChoice, ServedJudge
 from halos_eval.config.settings import FROZEN, Settings
@@ -38,14 +40,33 @@ def _json_list(value: Any) -> Any:
 StopStrings = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], NoDecode, BeforeValidator(_json_list)]
 
 
-# Without it the settings have the same fingerprint as before there was this key.
-Reproducible = Annotated[bool, Field(exclude_if=lambda value: not value)]
+def _limit(value: Any) -> Any:
+    """Return a number of documents, or a share of them. lm_eval would take 1.0 for one document."""
+    if value is None:
+        return None
+    found = value
+    if isinstance(value, str):
+        with suppress(ValueError):
+            found = int(value) if value.isdecimal() else float(value)
+    if isinstance(found, bool) or not isinstance(found, int | float):
+        raise ValueError(f"expected a number of documents, or a share such as 0.1 (value: {value!r})")
+    if not (found >= 1 if isinstance(found, int) else 0 < found < 1):
+        raise ValueError(
+            f"expected a whole number of documents from 1 on, or a share between 0 and 1 (value: {value!r}). Leave it "
+            "out for all documents"
+        )
+    return found
 
 
-class SamplingSettings(BaseModel):
+Limit = Annotated[int | float, BeforeValidator(_limit)]
+
+
+class SamplingSettings(ChatSettings):
     """Settings for sampling answers; the defaults are those of HALOs."""
 
-    model_config = FROZEN
+    LATER: ClassVar = frozenset(ChatSettings.model_fields) | {
+        "top_k", "min_p", "presence_penalty", "reproducible"
+    }  # fmt: skip
 
     dtype: Dtype = "auto"
     """Data type of the weights; auto takes the checkpoint's own."""
@@ -53,8 +74,14 @@ class SamplingSettings(BaseModel):
     """Sampling temperature; 0 is greedy."""
     top_p: float = Field(0.95, gt=0, le=1)
     """Nucleus sampling: the probability mass to sample from."""
+    top_k: int | None = Field(None, ge=1)
+    """Sample from this number of the most likely tokens (default: from all)."""
+    min_p: float | None = Field(None, ge=0, le=1)
+    """Least probability of a token, as a share of that of the most likely one (default: none)."""
+    presence_penalty: float | None = Field(None, ge=-2, le=2)
+    """Penalty for tokens that occur in the answer (default: none)."""
     max_tokens: int = Field(2048, ge=1)
-    """Maximum tokens of one answer."""
+    """Maximum tokens of one answer, thinking included: the budget."""
     samples_per_prompt: int = Field(1, ge=1)
     """Number of answers to each prompt."""
     seed: int = 0
@@ -63,14 +90,19 @@ class SamplingSettings(BaseModel):
     """Additional stop strings, as a JSON list. The model's end token and the template's end of a turn always stop."""
     max_model_len: int | None = None
     """Longest prompt and answer in tokens (default: the model's own limit)."""
-    reproducible: Reproducible = False
+    reproducible: bool = False
     """Use vLLM's batch-invariant mode: a result does not depend on what else is computed. Slower; needs an H100."""
 
+    @property
+    def counted(self) -> dict[str, Any]:
+        """The settings for a fingerprint."""
+        return counted(self, SamplingSettings, self.LATER)
 
-class HarnessSettings(BaseModel):
+
+class HarnessSettings(ChatSettings):
     """Settings for running a task. By default it gets plain text, with the task's own number of examples."""
 
-    model_config = FROZEN
+    LATER: ClassVar = frozenset(ChatSettings.model_fields) | {"gen_kwargs", "repeats", "reproducible"}
 
     backend: Literal["vllm", "hf"] = "vllm"
     """Library that runs the model: vllm, or hf (transformers, split over all GPUs)."""
@@ -80,8 +112,14 @@ class HarnessSettings(BaseModel):
     """Examples in the prompt (default: the task's own number)."""
     batch_size: int | Literal["auto"] | None = None
     """Requests at a time (default: auto for vllm; 4 for hf, where auto makes gsm8k_cot fail)."""
-    limit: int | None = Field(None, ge=1)
-    """Evaluate only the first documents of each task. Use it for trials, not for reported scores."""
+    limit: Limit | None = None
+    """Evaluate only the first documents of each task: their number, or a share such as 0.1. Use it for trials, not for
+    reported scores."""
+    gen_kwargs: GenerationOptions = Field({})
+    """Options of a task that generates: max_gen_toks, temperature, top_p, top_k, min_p, repetition_penalty,
+    presence_penalty (default: the task's own)."""
+    repeats: int | None = Field(None, ge=1)
+    """Answers to each prompt, for a task with pass@k or a majority vote (default: the task's own number)."""
     apply_chat_template: bool = False
     """Apply the chat template to the prompts."""
     fewshot_as_multiturn: bool = False
@@ -90,7 +128,7 @@ class HarnessSettings(BaseModel):
     """lm_eval's seeds of Python, NumPy, PyTorch and of the choice of few-shot examples."""
     max_model_len: int | None = None
     """Longest prompt and answer in tokens (default: the model's own limit)."""
-    reproducible: Reproducible = False
+    reproducible: bool = False
     """Use vLLM's batch-invariant mode: a result does not depend on what else is computed. Slower; needs an H100."""
     confirm_unsafe_code: bool = False
     """Allow tasks that execute model-written code (humaneval, mbpp). It runs in a sandbox."""
@@ -104,6 +142,25 @@ class HarnessSettings(BaseModel):
         if self.backend == "hf" and self.reproducible:
             raise ValueError("reproducible is a mode of vllm, and backend is hf. Set reproducible: false for this task")
         return self
+
+    @model_validator(mode="after")
+    def _chat(self) -> HarnessSettings:
+        """Check that the settings of chat models have an effect."""
+        chosen = [name for name in ChatSettings.model_fields if getattr(self, name)]
+        if chosen and not self.apply_chat_template:
+            raise ValueError(f"{', '.join(chosen)} requires apply_chat_template: true")
+        only_vllm = [*(["thinking"] if self.mode else []), *(["repeats"] if self.repeats else [])]
+        only_vllm += ["presence_penalty"] if "presence_penalty" in self.gen_kwargs else []
+        if only_vllm and self.backend != "vllm":
+            raise ValueError(f"{', '.join(only_vllm)} requires backend: vllm (backend: {self.backend})")
+        if (self.repeats or 1) > 1 and self.gen_kwargs.get("temperature") == 0:
+            raise ValueError("repeats are all equal with temperature 0. Raise temperature, or remove repeats")
+        return self
+
+    @property
+    def counted(self) -> dict[str, Any]:
+        """The settings for a fingerprint."""
+        return counted(self, HarnessSettings, self.LATER)
 
 
 class AlpacaEvalSettings(BaseModel):

@@ -20,6 +20,7 @@ from halos_eval.config.served_judge import JudgeChoice, ServedJudge
 from halos_eval.config.settings import FROZEN
 from halos_eval.config.suite import ALPACA_EVAL, AlpacaEvalSettings, Suite
 from halos_eval.errors import StoreError
+from halos_eval.planning.chat import OF_CHECKPOINTS
 from halos_eval.planning.jobs import PlannedJob
 from halos_eval.planning.plan import Plan, read_plan
 from halos_eval.planning.planner import profile_of
@@ -174,14 +175,15 @@ def _finished(suite: Suite, urls: list[str], pool: Executor) -> list[tuple[Plann
 
 
 def _as_now(job: PlannedJob, suite: Suite) -> bool:
-    """Return whether a job was planned with the settings that the suite has now; a checkpoint may add stop strings."""
+    """Return whether a job was planned with the settings that the suite has now; a checkpoint may add its own."""
     if job.part not in suite.parts or job.identity is None:
         return False
     settings = suite.settings_of(job.part)
     if job.stage == JUDGE:
         return True
     own = settings.sampling if isinstance(settings, AlpacaEvalSettings) else settings.harness()
-    return {**own.model_dump(mode="json"), "stop": None} == {**job.identity.settings, "stop": None}
+    found = job.identity.settings
+    return {**own.counted, **dict.fromkeys(OF_CHECKPOINTS)} == {**found, **dict.fromkeys(OF_CHECKPOINTS)}
 
 
 def _plan(url: str) -> Plan | None:

@@ -23,6 +23,7 @@ from halos_eval.config.settings import FROZEN
 from halos_eval.config.suite import AlpacaEvalSettings, Suite, TaskSettings, label_of
 from halos_eval.digests import digest_file, digest_json
 from halos_eval.errors import BadInput, DataUnavailable
+from halos_eval.planning.chat import harness_of, sampling_of
 from halos_eval.stages import tools
 from halos_eval.stages.harness.options import harness_identity
 from halos_eval.stages.identity import Identity
@@ -96,7 +97,7 @@ class Definitions:
     ) -> None:
         """``judge`` replaces the suite's judges. The store ``root`` keeps digests of the weights of served judges."""
         self.suite, self.manifest, self.judge, self.root = suite, manifest, judge, root
-        self._known: dict[tuple[str, str | None, tuple[str, ...]], tuple[Identity, ...]] = {}
+        self._known: dict[tuple[str, str], tuple[Identity, ...]] = {}
         self._weights: dict[ServedJudge, Weights] = {}
 
     @cached_property
@@ -115,7 +116,7 @@ class Definitions:
         if alpaca := suite.alpaca_eval:
             files = [path for path in (alpaca.prompts, alpaca.reference) if Path(path).is_file()]
             parts += [alpaca.prompts, alpaca.reference, *(digest_file(Path(path)) for path in files)]
-            parts.append(alpaca.sampling.model_dump(mode="json"))
+            parts.append(alpaca.sampling.counted)
             parts += [load_judge(one).inputs() for one in alpaca.judges] + ([SWAP] if alpaca.swap else [])
             for one in alpaca.judges:
                 if isinstance(one, ServedJudge):
@@ -135,7 +136,7 @@ class Definitions:
 
         Raise BadInput, DataUnavailable.
         """
-        key = part, metadata.chat_template, metadata.stop
+        key = part, metadata.model_dump_json(exclude={"profile", "tags"})
         if key not in self._known:
             self._known[key] = self._read(part, metadata)
         return chained([one.of(checkpoint) for one in self._known[key]], tools.versions())
@@ -148,10 +149,11 @@ class Definitions:
             return self._alpaca_eval(settings, metadata)
         template, stop = (metadata.chat_template, metadata.stop) if settings.apply_chat_template else (None, ())
         path = self.suite.include_path
-        return (harness_identity(part, settings.harness(), path, template, ANY, self.manifest, stop),)
+        own = harness_of(settings, metadata)
+        return (harness_identity(part, own, path, template, ANY, self.manifest, stop),)
 
     def _alpaca_eval(self, settings: AlpacaEvalSettings, metadata: Metadata) -> tuple[Identity, ...]:
-        sampling = settings.sampling.model_copy(update={"stop": (*settings.sampling.stop, *metadata.stop)})
+        sampling = sampling_of(settings.sampling, metadata)
         sample = sample_identity(sampling, settings.prompts, metadata.chat_template, ANY, self.manifest)
         judges = [
             judge_identity(

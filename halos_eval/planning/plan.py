@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from datetime import datetime
 from typing import Literal
 
 from pydantic import BaseModel, Field
@@ -15,6 +14,7 @@ from halos_eval.config.settings import FROZEN
 from halos_eval.config.suite import WARN_ABOVE, Suite
 from halos_eval.digests import digest_json
 from halos_eval.errors import DataUnavailable
+from halos_eval.planning.chat import scored_metadata
 from halos_eval.planning.definition import UNKNOWN, Definitions, PartDefinition, SuiteDefinition
 from halos_eval.planning.jobs import PlannedJob
 from halos_eval.planning.planner import Planner
@@ -44,7 +44,7 @@ class Plan(BaseModel):
     checkpoint: CheckpointRef
     """The checkpoint with its digest."""
     metadata: str = ""
-    """Digest of the checkpoint's metadata that determine scores: chat template and stop strings."""
+    """Digest of the checkpoint's metadata that determine scores: chat template, stop strings, thinking."""
     tags: dict[str, str] = {}
     """The checkpoint's tags."""
     registered: Moment | None = None
@@ -101,7 +101,7 @@ def make_plan(
         version=2,
         suite=suite.name,
         checkpoint=reference,
-        metadata=digest_json([template, checkpoint.metadata.stop]),
+        metadata=digest_json([template, *scored_metadata(checkpoint.metadata)]),
         tags=checkpoint.metadata.tags,
         registered=checkpoint.registered,
         jobs=tuple(jobs),

@@ -17,6 +17,7 @@ from halos_eval.config.suite import AlpacaEvalSettings, Suite, TaskSettings
 from halos_eval.errors import BadInput
 from halos_eval.hub import cache_root
 from halos_eval.planning.changes import changes, newest_record
+from halos_eval.planning.chat import check_template, harness_of, sampling_of
 from halos_eval.planning.definition import Definitions
 from halos_eval.planning.jobs import PlannedJob, StageJob
 from halos_eval.stages.harness.options import HarnessConfig, ScoreConfig
@@ -131,7 +132,8 @@ class Planner:
         profile = profile_of(self.suite, self.checkpoint, settings.profile)
         metadata = self.checkpoint.metadata
         self.weights.limits.check(self.cluster.gpu_profile(profile).parts, settings.sampling.max_model_len)
-        sampling = settings.sampling.model_copy(update={"stop": (*settings.sampling.stop, *metadata.stop)})
+        sampling = sampling_of(settings.sampling, metadata)
+        check_template(sampling, self.checkpoint)
         outputs = filesystem.join(self._folder(identity), "outputs.json")
         config = SampleConfig(
             **dict(sampling),
@@ -147,7 +149,8 @@ class Planner:
         """Return the job of one lm_eval task."""
         task = str(identity.task)
         profile = profile_of(self.suite, self.checkpoint, settings.profile)
-        harness = settings.harness()
+        harness = harness_of(settings, self.checkpoint.metadata)
+        check_template(harness, self.checkpoint)
         gpus = self.cluster.gpu_profile(profile).parts if harness.backend == "vllm" else 1
         self.weights.limits.check(gpus, harness.max_model_len)
         metadata = self.checkpoint.metadata

@@ -15,6 +15,7 @@ from halos_eval.config.settings import FROZEN
 from halos_eval.config.suite import ALPACA_EVAL, Suite, load_suite
 from halos_eval.digests import digest_json
 from halos_eval.errors import BadInput
+from halos_eval.planning.chat import scored_metadata
 from halos_eval.planning.costs import Cost, read_history, within
 from halos_eval.planning.definition import Definitions
 from halos_eval.planning.interrupted import interrupted
@@ -211,7 +212,7 @@ def _parts(suite: Suite, state: Progress | None) -> list[str]:
 def _run_id(checkpoint: Checkpoint, suite: str, definition: str, origin: str) -> str:
     """Return the name of a run. It changes if the checkpoint or the suite changes, but not with new tools."""
     registered = checkpoint.registered.isoformat() if checkpoint.registered else None
-    state = [state_of([checkpoint.location]), _template(checkpoint), checkpoint.metadata.stop]
+    state = [state_of([checkpoint.location]), _template(checkpoint), *scored_metadata(checkpoint.metadata)]
     digest = digest_json([checkpoint.name, registered, checkpoint.revision, state, definition, origin])
     return f"{suite}__{layout.folder_name(checkpoint.name)[:LONGEST]}__{digest[:12]}"
 

@@ -160,7 +160,7 @@ def _labels(rows: Collection[Parts]) -> dict[str, str | None]:
     return labels
 
 
-def _widest(rows: Iterable[Parts], task: str) -> int | None:
+def _widest(rows: Iterable[Parts], task: str) -> int | float | None:
     """Return the highest limit of ``task`` in all rows; None if it ran in full."""
     limits = [limit_of(best["harness", task]) for best in rows if ("harness", task) in best]
     return None if None in limits else max(limit for limit in limits if limit)
@@ -170,7 +170,7 @@ def _row(
     name: str,
     best: Parts,
     found: Sequence[Record],
-    limits: Mapping[str, int | None],
+    limits: Mapping[str, int | float | None],
     labels: Mapping[str, str | None],
 ) -> Row:
     further = {

@@ -12,6 +12,16 @@ from halos_eval.storage.records import Record
 _DETAILS = {
     "cut_at_max_tokens": ("n_cut", "answers were cut at max_tokens"),
     "empty": ("n_empty", "answers are empty"),
+    "unended_thinking": ("n_unended_thinking", "answers ended within their thinking, so they are empty"),
+    "without_thinking": (
+        "n_without_thinking",
+        "answers have no thinking that think_start_token and think_end_token mark, although it is on",
+    ),
+    "undeclared_thinking": (
+        "n_undeclared_thinking",
+        "answers contain thinking that nothing declares, so it was scored as the answer (set thinking in the suite, or "
+        "think_end_token in halos_eval.yaml)",
+    ),
     "truncated_prompts": ("n_truncated_prompts", "prompts were truncated"),
     "dropped_system_texts": ("n_dropped_system_texts", "prompts lost their system text"),
 }
@@ -19,7 +29,7 @@ UNREAD = f"{ALPACA_EVAL}-n_total"
 """Key of ``Record.missing`` with the reason for judgements that could not be read."""
 
 
-def counts_of(records: Iterable[Record]) -> dict[str, int]:
+def counts_of(records: Iterable[Record]) -> dict[str, int | float]:
     """Return the counts by column: PART-n_cut and so on for a task, and ``alpacaeval_n_cut`` for AlpacaEval.
 
     A count that a stage did not make is absent; 0 means that it was counted.
@@ -44,10 +54,10 @@ def answered_as(record: Record) -> tuple[str, ...]:
     return tuple(json.loads(record.provenance.inputs.get("judge_answered_as", "[]")))
 
 
-def limit_of(record: Record) -> int | None:
-    """Return the number of documents to which a trial was limited; None for a full run."""
+def limit_of(record: Record) -> int | float | None:
+    """Return the number of documents to which a trial was limited, or their share below 1; None for a full run."""
     limit = record.identity.get("settings", {}).get("limit")
-    return int(limit) if limit else None
+    return limit if isinstance(limit, int | float) and limit else None
 
 
 def trial_of(records: Sequence[Record]) -> str:
@@ -56,7 +66,7 @@ def trial_of(records: Sequence[Record]) -> str:
     return describe_limits(tasks)
 
 
-def describe_limits(tasks: Mapping[str, int | str | None]) -> str:
+def describe_limits(tasks: Mapping[str, float | str | None]) -> str:
     """Return the limits in words, with their tasks unless all have the same one; empty without a limit."""
     limits = sorted({limit for limit in tasks.values() if limit}, key=float)
     if set(tasks.values()) == set(limits) and len(limits) == 1:

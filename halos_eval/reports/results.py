@@ -87,7 +87,7 @@ class Row:
     """How the evaluation was limited, such as ``limit 100``; empty for a full run."""
     warnings: tuple[str, ...] = ()
     """Reasons why a score that is shown may mislead. A row with warnings can still be complete."""
-    counts: Mapping[str, int] = field(default_factory=dict)
+    counts: Mapping[str, int | float] = field(default_factory=dict)
     """Numbers of cut, empty, truncated and unreadable items by column, see `remarks`."""
     judge_versions: tuple[str, ...] = ()
     """The names under which the judge's model answered; empty if they are unknown."""

@@ -16,6 +16,7 @@ import halos_eval
 from halos_eval.config.suite import ALPACA_EVAL, title_of
 from halos_eval.digests import digest_files, digest_json
 from halos_eval.planning.changes import changes, newest_record, same_judge
+from halos_eval.planning.chat import OF_CHECKPOINTS
 from halos_eval.planning.current import Standing, files_of, judged_again, standing
 from halos_eval.planning.definition import PartDefinition, read_definition
 from halos_eval.planning.jobs import PlannedJob
@@ -27,7 +28,7 @@ from halos_eval.storage import filesystem, layout
 from halos_eval.storage.records import StageName, readable
 from halos_eval.storage.series import read_series
 
-OWN = frozenset({"model", "outputs", "chat_template", "stop"})
+OWN = frozenset({"model", "outputs", "chat_template", *OF_CHECKPOINTS})
 """Keys of an identity that differ between checkpoints, so they are no change of the suite."""
 
 

@@ -72,7 +72,7 @@ def argv_of(config: BaseModel) -> list[str]:
         option = name.replace("_", "-")
         if isinstance(value, bool):
             words.append(f"--{option}" if value else f"--no-{option}")
-        elif isinstance(value, tuple):
+        elif isinstance(value, tuple | dict):
             words.append(f"--{option}={json.dumps(value)}")  # commas in an item would split it otherwise
         else:
             words.append(f"--{option}={value}")

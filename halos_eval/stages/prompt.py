@@ -8,19 +8,24 @@ one itself; lm_eval and this module do not.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from jinja2 import TemplateError
 from pydantic import BaseModel
 
+from halos_eval.config.chat import ChatSettings
 from halos_eval.config.settings import FROZEN
 from halos_eval.digests import digest_bytes
 from halos_eval.errors import BadInput
+from halos_eval.stages import thinking
 from halos_eval.stages.chat_template import read_template
+from halos_eval.stages.thinking import Thinking, template_arguments
 
 CHATML_END = "<|im_end|>"
 PROBE = "halos-eval"  # a text that no template changes
+PLAIN = ChatSettings()
 
 Turns = Sequence[dict[str, Any]]
 
@@ -57,10 +62,25 @@ class Request(BaseModel):
 class Prompting:
     """How one model gets its prompts."""
 
-    def __init__(self, tokenizer: Any, template: str | None = None, stop: Sequence[str] = ()) -> None:
-        """Use the chat template with this text (None: plain text), and ``stop`` besides the end of the model's turn."""
+    def __init__(
+        self,
+        tokenizer: Any,
+        template: str | None = None,
+        stop: Sequence[str] = (),
+        arguments: Mapping[str, Any] = MappingProxyType({}),
+        thinking: Thinking | None = None,
+    ) -> None:
+        """Use the chat template with this text (None: plain text), and ``stop`` besides the end of the model's turn.
+
+        :param arguments: arguments of the chat template.
+        :param thinking: how the model's thinking is recognized; None if it is not declared.
+        """
         self.tokenizer = tokenizer
         self.template = template
+        self.arguments = arguments
+        self.thinking = thinking
+        self.after_thinking = tuple(stop) if thinking else ()
+        """Stop strings that end the answer but not the thinking, so that they are not sent to the model."""
         self.without_system: set[str] = set()
         """Rendered prompts in which the text of a system turn is missing."""
         # vLLM's tokenizer for files in Mistral's own format has no such list.
@@ -69,11 +89,16 @@ class Prompting:
         """Special tokens with their ids."""
         first = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
         self._beginning = "" if first is None else tokenizer.decode(first)
-        self.stops = self._stops(stop)
+        self.stops = self._stops(() if thinking else stop)
 
     @classmethod
-    def chat(cls, tokenizer: Any, name: str | None, stop: Sequence[str], model: str) -> Prompting:
-        """Use the chat template ``name`` (see ``read_template``) or the tokenizer's own. Raise BadInput without one."""
+    def chat(
+        cls, tokenizer: Any, name: str | None, stop: Sequence[str], model: str, settings: ChatSettings = PLAIN
+    ) -> Prompting:
+        """Use the chat template ``name`` (see ``read_template``) or the tokenizer's own.
+
+        Raise BadInput without one, or if it does not know what ``settings`` want.
+        """
         own = getattr(tokenizer, "chat_template", None)
         template = read_template(name) or (own.get("default") if isinstance(own, dict) else own)
         if not template:
@@ -81,7 +106,8 @@ class Prompting:
                 f"{model} has no chat template; it may be a base model. Set --chat-template chatml for HALOs' own, or "
                 "the path of a Jinja file; a harness task can also run without apply_chat_template"
             )
-        return cls(tokenizer, template, stop)
+        arguments = template_arguments(settings, template, model)
+        return cls(tokenizer, template, stop, arguments, Thinking.of(settings))
 
     def render(self, turns: Turns, add_generation_prompt: bool = True) -> str:
         """Return the text of ``turns``; without a generation prompt, the last turn is left open.
@@ -100,7 +126,7 @@ class Prompting:
 
     def _apply(self, turns: Turns, **ending: bool) -> str:
         text: str = self.tokenizer.apply_chat_template(
-            list(turns), chat_template=self.template, tokenize=False, **ending
+            list(turns), chat_template=self.template, tokenize=False, **ending, **self.arguments
         )
         return text
 
@@ -152,5 +178,6 @@ class Prompting:
         return {
             "prompt:chat_template": "none" if self.template is None else digest_bytes(self.template.encode()),
             "prompt:bos": str(getattr(self.tokenizer, "bos_token", bos)) if sent else "none",
-            "prompt:stop": json.dumps(self.stops.all),
+            "prompt:stop": json.dumps([*self.stops.all, *self.after_thinking]),
+            **thinking.described(self.arguments, self.thinking),
         }

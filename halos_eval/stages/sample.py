@@ -26,8 +26,9 @@ from halos_eval.stages.engine import Ask, Engine, Finished, seed_of
 from halos_eval.stages.identity import Identity, Job
 from halos_eval.stages.on_disk import on_disk
 from halos_eval.stages.options import ModelConfig
-from halos_eval.stages.prompt import Prompting, Stops
+from halos_eval.stages.prompt import Prompting
 from halos_eval.stages.run import Outcome, check_still_named, loading, reason_kept, run
+from halos_eval.stages.sampled import check_not_all_cut, counts, row_of, thinking_removed, turns_of
 from halos_eval.stages.vllm import EngineOptions, Load, load_engine
 from halos_eval.storage import filesystem, layout, result_files
 from halos_eval.storage.journal import Journal
@@ -73,7 +74,7 @@ def sample_identity(
     return Identity(
         stage="sample",
         checkpoint=checkpoint,
-        settings=settings.model_dump(mode="json", include=set(SamplingSettings.model_fields)),
+        settings=settings.counted,
         inputs=inputs,
         packages=("vllm",),
     )
@@ -110,14 +111,16 @@ def _work(config: SampleConfig, weights: Weights, job: Job, manifest: Manifest |
     if todo:
         with loading(weights):
             engine = load(weights, EngineOptions.of(config))
-        way = Prompting.chat(engine.tokenizer, config.chat_template, config.stop, config.model)
+        way = Prompting.chat(engine.tokenizer, config.chat_template, config.stop, config.model, config)
         prompting = way.described()
-        token_ids = {key: _tokenize(way, row, engine.max_model_len) for key, row in todo.items()}
+        texts = {key: way.render(turns_of(row, config.system_instruction)) for key, row in todo.items()}
+        limit = engine.max_model_len
+        token_ids = {key: _tokenize(way, row, limit, config.system_instruction) for key, row in todo.items()}
         loaded = time.monotonic()
-        with journal, closing(_generate(engine, config, way.stops, token_ids)) as answers:
+        with journal, closing(_generate(engine, config, way, token_ids)) as answers:
             for number, (key, answer) in enumerate(answers, 1):
-                done[key] = answer
-                journal.add(key, answer)
+                done[key] = thinking_removed(answer, texts[key], way)
+                journal.add(key, done[key])
                 if number == 1:
                     journal.add(PROMPTING, prompting)
                 if number % max(1, len(todo) // 20) == 0:
@@ -134,6 +137,7 @@ def _work(config: SampleConfig, weights: Weights, job: Job, manifest: Manifest |
 
 def _check_answers(config: SampleConfig, done: dict[str, Any], journal: Journal) -> None:
     """Raise EvaluationFailed if all answers are empty. They are not kept, so that a retry samples again."""
+    check_not_all_cut(done.values(), config.max_tokens)
     if any(one["text"] for answer in done.values() for one in answer["samples"]):
         return
     filesystem.delete(journal.url)
@@ -147,9 +151,9 @@ def _key(row: dict[str, Any]) -> str:
     return digest_bytes(row["instruction"].encode())[:32]
 
 
-def _tokenize(prompting: Prompting, row: dict[str, Any], limit: int) -> list[int]:
+def _tokenize(prompting: Prompting, row: dict[str, Any], limit: int, system: str | None = None) -> list[int]:
     """Return the token ids of a prompt. Raise BadInput if they and one more do not fit in ``limit`` tokens."""
-    ids = prompting.encode(prompting.render([{"role": "user", "content": row["instruction"]}]))
+    ids = prompting.encode(prompting.render(turns_of(row, system)))
     if len(ids) >= limit:
         raise BadInput(
             f"a prompt is too long ({len(ids)} tokens: {row['instruction'][:80]!r}); expected fewer than {limit}. "
@@ -159,10 +163,10 @@ def _tokenize(prompting: Prompting, row: dict[str, Any], limit: int) -> list[int
 
 
 def _generate(
-    engine: Engine, config: SampleConfig, stops: Stops, todo: dict[str, list[int]]
+    engine: Engine, config: SampleConfig, way: Prompting, todo: dict[str, list[int]]
 ) -> Generator[tuple[str, dict[str, Any]]]:
     """Yield (key, answer) in the order in which prompts finish."""
-    asks = (Ask(key, ids, _params(config, key, stops)) for key, ids in todo.items())
+    asks = (Ask(key, ids, _params(config, key, way)) for key, ids in todo.items())
     for finished in engine.finished(asks):
         yield finished.key, _answer(finished)
 
@@ -172,7 +176,8 @@ def _answer(finished: Finished) -> dict[str, Any]:
     return {"prompt_tokens": finished.prompt_tokens, "samples": samples}
 
 
-def _params(config: SampleConfig, key: str, stops: Stops) -> dict[str, Any]:
+def _params(config: SampleConfig, key: str, way: Prompting) -> dict[str, Any]:
+    more = {name: getattr(config, name) for name in ("top_k", "min_p", "presence_penalty")}
     return {
         "n": config.samples_per_prompt,
         "temperature": config.temperature,
@@ -180,9 +185,11 @@ def _params(config: SampleConfig, key: str, stops: Stops) -> dict[str, Any]:
         "max_tokens": config.max_tokens,
         # One seed per prompt: a resumed run draws the same numbers, whatever else is in the batch.
         "seed": seed_of(config.seed, key),
-        "stop": list(stops.texts),
+        "stop": list(way.stops.texts),
         # vLLM looks for stop strings in the text without special tokens
-        "stop_token_ids": list(stops.tokens.values()),
+        "stop_token_ids": list(way.stops.tokens.values()),
+        "skip_special_tokens": way.thinking is None,  # the tags of some models are special tokens
+        **{name: value for name, value in more.items() if value is not None},
     }
 
 
@@ -203,6 +210,7 @@ def _write(
             "prompt_id": prompt_id,
             "sample_id": sample_id,
             "type": "sample",
+            **row_of(one),
         }
         for prompt_id, prompt in enumerate(prompt_set.rows)
         for sample_id, one in enumerate(done[_key(prompt)]["samples"])
@@ -216,8 +224,8 @@ def _write(
         coverage=Coverage(attempted=len(prompt_set.rows) * config.samples_per_prompt, scored=len(rows)),
         details={
             "avg_length": sum(len(row["output"]) for row in rows) / len(rows),
-            "cut_at_max_tokens": sum(one["finish"] == "length" for one in answers),
             "empty": sum(not row["output"] for row in rows),
+            **counts(done.values(), config.mode),
         },
         usage=Usage(
             prompt_tokens=sum(answer["prompt_tokens"] for answer in done.values()),

@@ -372,7 +372,7 @@ def test_the_terminal_interprets_nothing_of_a_tag(call, checkpoints):
     [
         (["--since=20331"], "--since: "),
         (["--since=soon"], "--since: "),
-        (["--suite=nothing"], "unknown suite 'nothing'; available: demo, halos, quick"),
+        (["--suite=nothing"], "unknown suite 'nothing'; available: demo, halos, halos-reasoning, quick"),
         (["--suite=../demo"], "unknown suite '../demo'; available:"),
     ],
 )

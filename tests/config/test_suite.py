@@ -59,6 +59,38 @@ def test_only_tasks_that_execute_code_may():
     assert {name for name, task in suite.tasks.items() if task.confirm_unsafe_code} == {"humaneval", "mbpp"}
 
 
+def test_the_reasoning_suite_declares_thinking_everywhere_within_its_length():
+    suite = load_suite("halos-reasoning")
+    sampling = suite.alpaca_eval.sampling
+    assert (sampling.mode, sampling.max_tokens) == ("default", 32768)
+    assert sampling.max_tokens < sampling.max_model_len
+    for task in suite.tasks.values():
+        assert task.mode == "default"
+        assert task.gen_kwargs["max_gen_toks"] < task.max_model_len
+
+
+def test_options_of_generation(load):
+    suite = load(
+        "harness: {apply_chat_template: true, thinking: on, gen_kwargs: {temperature: 0.6}}\n"
+        "tasks:\n  a: {thinking: off, limit: 0.1}\n  b: {thinking: null, gen_kwargs: {max_gen_toks: 9}, repeats: 4}\n"
+        "  c: {thinking: null, chat_template_args: {enable_thinking: false}}\n  d: {thinking: null, think_end_token: T}"
+    )
+    assert [task.mode for task in suite.tasks.values()] == ["off", None, "off", "default"]
+    assert suite.tasks["a"].gen_kwargs == {"temperature": 0.6}
+    assert suite.tasks["b"].gen_kwargs == {"max_gen_toks": 9}
+    assert (suite.tasks["a"].limit, suite.tasks["b"].repeats) == (0.1, 4)
+
+
+def test_settings_count_in_a_fingerprint_only_if_they_are_set(load):
+    task = load("tasks: {a: {}}").tasks["a"].harness()
+    assert set(task.counted) == {
+        "backend", "dtype", "num_fewshot", "batch_size", "limit", "apply_chat_template", "fewshot_as_multiturn", "seed",
+        "max_model_len", "confirm_unsafe_code",
+    }  # fmt: skip
+    more = load("tasks: {a: {apply_chat_template: true, thinking: on, gen_kwargs: {top_k: 20}}}").tasks["a"].harness()
+    assert more.counted.items() >= {"thinking": "on", "gen_kwargs": {"top_k": 20}}.items()
+
+
 def test_tasks_start_from_the_suites_settings(load):
     suite = load("harness: {limit: 5, dtype: float32}\ntasks:\n  a: {}\n  b:\n  c: {limit: 7, metric: acc}")
     assert {name: (task.limit, task.dtype, task.metric) for name, task in suite.tasks.items()} == {
@@ -116,6 +148,22 @@ def test_a_misspelt_key_is_named(error, text, key):
         ("tasks: {a: {fewshot_as_multiturn: true}}", "fewshot_as_multiturn requires apply_chat_template"),
         ("tasks: {a: {backend: hf, batch_size: auto}}", "Set a number"),
         ("tasks: {a: 5}", "tasks.a"),
+        ("tasks: {a: {limit: 1.0}}", "from 1 on, or a share between 0 and 1 (value: 1.0). Leave it out"),
+        ("tasks: {a: {limit: true}}", "tasks.a.limit"),
+        ("tasks: {a: {thinking: on}}", "thinking requires apply_chat_template: true"),
+        ("tasks: {a: {thinking: sometimes, apply_chat_template: true}}", "tasks.a.thinking"),
+        ("tasks: {a: {thinking: on, apply_chat_template: true, backend: hf}}", "thinking requires backend: vllm"),
+        (
+            "tasks: {a: {thinking: on, apply_chat_template: true, chat_template_args: {enable_thinking: false}}}",
+            "thinking is on, but chat_template_args sets enable_thinking to False. Remove one of them",
+        ),
+        ("tasks: {a: {apply_chat_template: true, chat_template_args: {thinking: 1}}}", "expected true or false"),
+        ("tasks: {a: {gen_kwargs: {tempreature: 1}}}", "tasks.a.gen_kwargs"),
+        ("tasks: {a: {gen_kwargs: {temperature: 0, top_p: 0.9}}}", "top_p has no effect with temperature 0"),
+        ("tasks: {a: {gen_kwargs: {max_gen_toks: 0}}}", "tasks.a.gen_kwargs"),
+        ("tasks: {a: {gen_kwargs: {temperature: 0}, repeats: 2}}", "repeats are all equal with temperature 0"),
+        ("tasks: {a: {gen_kwargs: {presence_penalty: 1}, backend: hf}}", "presence_penalty requires backend: vllm"),
+        ("tasks: {a: {system_instruction: Be brief.}}", "system_instruction requires apply_chat_template: true"),
         ("tasks: [a]", "tasks"),
         ("harness: [a]\ntasks: {a: {}}", "harness"),
         ("harness: 5\ntasks: {a: {}}", "harness"),

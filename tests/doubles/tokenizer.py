@@ -45,7 +45,7 @@ class Tokenizer:
         return "".join(texts.get(one) or chr(one) for one in ([ids] if isinstance(ids, int) else ids))
 
     def apply_chat_template(
-        self, turns, chat_template, tokenize, add_generation_prompt=False, continue_final_message=False
+        self, turns, chat_template, tokenize, add_generation_prompt=False, continue_final_message=False, **arguments
     ):
         assert not tokenize
 
@@ -59,5 +59,6 @@ class Tokenizer:
             raise_exception=refuse,
             bos_token=self.bos_token,
             eos_token=self.eos_token,
+            **arguments,
         )
         return text[: text.rindex(turns[-1]["content"]) + len(turns[-1]["content"])] if continue_final_message else text

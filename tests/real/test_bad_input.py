@@ -58,7 +58,8 @@ def test_no_suite(run, model):
     assert done.returncode == 2
     assert (
         failure(done)
-        == "BadInput: unknown suite 'demmo'; available: demo, halos, quick. Name one of these or a YAML file"
+        == "BadInput: unknown suite 'demmo'; available: demo, halos, halos-reasoning, quick. Name one of these or "
+        "a YAML file"
     )
 
 

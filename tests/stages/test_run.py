@@ -11,6 +11,7 @@ from pydantic_settings import CliApp, get_subcommand
 
 from halos_eval.checkpoints.weights import inspect
 from halos_eval.cli.main import HalosEval
+from halos_eval.config.chat import SWITCHES, ChatSettings
 from halos_eval.config.suite import TASK_NAME, HarnessSettings, SamplingSettings
 from halos_eval.errors import BadInput, EvaluationFailed, Incomplete, StoreError
 from halos_eval.stages import run
@@ -62,8 +63,24 @@ VLLM = {
     "max_num_batched_tokens": st.none() | COUNT,
     "enforce_eager": st.booleans(),
 }
+CHAT = {
+    "system_instruction": OPTIONAL_TEXT.filter(lambda text: text != ""),
+    "chat_template_args": st.dictionaries(TEXT, st.booleans() | st.integers() | TEXT).filter(
+        lambda found: not found.keys() & set(SWITCHES)
+    ),
+}
+THINKING = {
+    "thinking": st.sampled_from([None, "on", "off", "default"]),
+    "think_start_token": OPTIONAL_TEXT.filter(lambda text: text != ""),
+    "think_end_token": OPTIONAL_TEXT.filter(lambda text: text != ""),
+}
 CONFIGS = {
     SampleConfig: {
+        "top_k": st.none() | COUNT,
+        "min_p": st.none() | SHARE,
+        "presence_penalty": st.none() | st.floats(-2, 2),
+        **CHAT,
+        **THINKING,
         "temperature": st.floats(0, allow_infinity=False),
         "top_p": SHARE,
         "max_tokens": COUNT,
@@ -78,7 +95,10 @@ CONFIGS = {
     HarnessConfig: {
         "num_fewshot": st.none() | st.integers(0),
         "batch_size": st.none() | st.integers(),
-        "limit": st.none() | COUNT,
+        "limit": st.none() | COUNT | st.floats(0.001, 0.999),
+        "gen_kwargs": st.fixed_dictionaries({}, optional={"temperature": SHARE, "max_gen_toks": COUNT}),
+        **CHAT,
+        **dict.fromkeys(["repeats", *THINKING], st.none()),  # not with transformers
         "apply_chat_template": st.just(True),
         "fewshot_as_multiturn": st.booleans(),
         "seed": st.tuples(*[st.integers()] * 4),
@@ -122,11 +142,12 @@ MODEL_PLACEMENT = COMMON_PLACEMENT | {
 SCORED = {
     SampleConfig: {
         "dtype", "temperature", "top_p", "max_tokens", "samples_per_prompt", "seed", "stop", "max_model_len",
-        "reproducible",
+        "reproducible", "top_k", "min_p", "presence_penalty", *ChatSettings.model_fields,
     },
     HarnessConfig: {
         "backend", "dtype", "num_fewshot", "batch_size", "limit", "apply_chat_template", "fewshot_as_multiturn",
-        "seed", "max_model_len", "confirm_unsafe_code", "reproducible",
+        "seed", "max_model_len", "confirm_unsafe_code", "reproducible", "gen_kwargs", "repeats",
+        *ChatSettings.model_fields,
     },
     ScoreConfig: set(),
     JudgeConfig: {SWAP},
@@ -156,6 +177,7 @@ def parse(argv):
 @given(ANY_CONFIG)
 @example(SampleConfig(model="--force", name="--force", output="-h", stop=("\n\n", '"', "a,b", "--force", "]")))
 @example(JudgeConfig(outputs="-x", output_dir="--x", judge='{"a": 1}', reference="[1]", name=""))
+@example(HarnessConfig(model="m", task="t", output_dir="o", apply_chat_template=True, thinking=True, repeats=4))
 @example(HarnessConfig(model="-1", task="1", output_dir="a b", batch_size="auto", seed=(0, 0, 0, -1)))
 def test_options_survive_the_command_line(config):
     assert parse([COMMANDS[type(config)], *config.argv()]) == config

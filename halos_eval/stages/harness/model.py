@@ -71,7 +71,7 @@ def prompting_of(config: HarnessConfig, model: LM) -> Prompting:
     """Return how the model gets its prompts, and let lm_eval ask there. Raise BadInput without a chat template."""
     if not config.apply_chat_template:
         return Prompting(model.tokenizer)
-    prompting = Prompting.chat(model.tokenizer, config.chat_template, config.stop, config.model)
+    prompting = Prompting.chat(model.tokenizer, config.chat_template, config.stop, config.model, config)
     model.apply_chat_template = prompting.render
     model.tokenizer.chat_template = prompting.template  # lm_eval writes it to its results
     return prompting

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from pydantic import Field
 from pydantic_settings import CliPositionalArg
@@ -77,7 +76,7 @@ def harness_identity(
     inputs = {"model": checkpoint.digest}
     if manifest and manifest.needs(task):
         inputs["data"] = manifest.digest(task)
-    chosen: dict[str, Any] = settings.model_dump(mode="json", include=set(HarnessSettings.model_fields))
+    chosen = settings.counted
     template = read_template(chat_template)
     if template and settings.apply_chat_template:
         inputs["chat_template"] = digest_bytes(template.encode())

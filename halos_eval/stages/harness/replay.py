@@ -14,6 +14,7 @@ from halos_eval.config.settings import FROZEN
 from halos_eval.digests import digest_bytes, digest_json
 from halos_eval.errors import EvaluationFailed, StoreError
 from halos_eval.stages.harness.tasks import leaves
+from halos_eval.stages.harness.thinking import Thoughts
 from halos_eval.storage import filesystem, result_files
 from halos_eval.storage.records import Record
 
@@ -49,6 +50,8 @@ class Answers(BaseModel):
     """Conversations as text, by the digest of their turns; empty without a chat template."""
     about: dict[str, Any] = {}
     """What lm_eval writes about the model to its results."""
+    thoughts: Thoughts | None = None
+    """The thinking that was removed from the answers; None of a model that is not declared to think."""
 
 
 class Keeper:
@@ -203,7 +206,8 @@ def replayer(answers: Answers) -> LM:
 def write_answers(folder: str, answers: Answers) -> dict[str, str]:
     """Write the answers to ``folder``; return the digest by the name of the file. Raise StoreError."""
     # ASCII, because a text may contain characters that UTF-8 cannot encode; mtime=0: the same answers, the same bytes.
-    data = gzip.compress(json.dumps(answers.model_dump(), default=str).encode(), mtime=0)
+    document = answers.model_dump(exclude=None if answers.thoughts else {"thoughts"})
+    data = gzip.compress(json.dumps(document, default=str).encode(), mtime=0)
     return result_files.write(folder, {FILE: data})
 
 

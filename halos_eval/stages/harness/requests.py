@@ -72,7 +72,8 @@ def _recorder(prompting: Prompting, requests: list[Request]) -> LM:  # noqa: C90
         def generate_until(self, asked: list[Instance], **_: Any) -> list[str]:
             for one in asked:
                 context, options = as_sent(one, prompting.stops.all).args
-                requests.append(Request(title=_title(one), token_ids=prompting.encode(context), stop=options["until"]))
+                stop = prompting.stops.all if prompting.thinking else options["until"]
+                requests.append(Request(title=_title(one), token_ids=prompting.encode(context), stop=stop))
             return ["none"] * len(asked)
 
     return Recorder()

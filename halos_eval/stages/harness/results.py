@@ -11,6 +11,7 @@ from typing import Any
 
 from halos_eval.errors import EvaluationFailed
 from halos_eval.stages.harness.clusters import clustered_error
+from halos_eval.stages.harness.thinking import Thoughts
 from halos_eval.stages.run import Outcome
 from halos_eval.storage import result_files
 from halos_eval.storage.records import Coverage, Score, Usage
@@ -24,14 +25,18 @@ NO_USAGE = Usage(load_seconds=0, work_seconds=0)
 """Stands for the usage of an outcome until its stage knows it."""
 
 
-def scored(output_dir: str, results: dict[str, Any], warned: Mapping[str, int]) -> Outcome:
+def scored(
+    output_dir: str, results: dict[str, Any], warned: Mapping[str, int], thoughts: Thoughts | None = None
+) -> Outcome:
     """Write lm_eval's results to ``output_dir``; return what is recorded of them. Raise EvaluationFailed, StoreError.
 
     :param warned: counts of warnings, by the name of the detail in the record.
+    :param thoughts: the thinking of the model's answers.
     """
-    files = result_files.write(output_dir, contents_of(results))
+    thoughts = thoughts or Thoughts()
+    files = result_files.write(output_dir, contents_of(thoughts.noted(results)) | thoughts.contents())
     scores, missing = scores_of(results)
-    return Outcome(
+    outcome = Outcome(
         scores=tuple(scores),
         missing=missing,
         coverage=coverage_of(results),
@@ -40,6 +45,7 @@ def scored(output_dir: str, results: dict[str, Any], warned: Mapping[str, int]) 
         files=files,
         inputs=examples_of(results),
     )
+    return thoughts.corrected(outcome, results)
 
 
 def contents_of(results: dict[str, Any]) -> dict[str, bytes]:

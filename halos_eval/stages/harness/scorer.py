@@ -29,6 +29,7 @@ from halos_eval.stages.harness.results import scored
 from halos_eval.stages.harness.score import ERROR, OUTCOME, REQUEST
 from halos_eval.stages.harness.task_index import task_manager
 from halos_eval.stages.harness.tasks import dataset_revisions, evaluate, include_paths, leaves, load_tasks
+from halos_eval.stages.harness.thinking import Thoughts
 from halos_eval.stages.harness.warned import warnings_counted
 from halos_eval.stages.run import Outcome, named
 from halos_eval.storage.manifest import Manifest
@@ -77,13 +78,15 @@ def _score(folder: Path) -> Outcome:
         manager = task_manager([config.task], include_paths(config.include_path))
         tasks = load_tasks(config, manager)
         sandbox.install(sandbox.network_filter())
+        thoughts = answers.thoughts or Thoughts()
         with closing(Items(item, readable(config, manifest))) as items, warnings_counted() as warned:
             for task in leaves(tasks):
                 items.wrap(task)
+            thoughts.leave_out(tasks)
             results = evaluate(config, replayer(answers), manager, tasks)
     about = dict(answers.about)
     results["config"] |= about.pop("config", {})
-    outcome = scored(config.output_dir, results | about, warned)
+    outcome = scored(config.output_dir, results | about, warned, thoughts)
     details = outcome.details | {"stopped_items": items.stopped}
     return outcome.model_copy(update={"details": details, "inputs": dataset_revisions(tasks) | outcome.inputs})
 

@@ -28,6 +28,7 @@ from halos_eval.stages.harness.score import deliver, score
 from halos_eval.stages.harness.streamed import Streamed
 from halos_eval.stages.harness.task_index import task_manager
 from halos_eval.stages.harness.tasks import dataset_revisions, evaluate, include_paths, load_tasks
+from halos_eval.stages.harness.thinking import Thoughts, separating
 from halos_eval.stages.harness.warned import warnings_counted
 from halos_eval.stages.identity import Job
 from halos_eval.stages.on_disk import on_disk
@@ -106,7 +107,8 @@ def _work(config: HarnessConfig, weights: Weights, job: Job, load: Load) -> Outc
     loaded = time.monotonic()
     with Journal(job.journal(parts, config.force)) as journal:
         tally = _journaled(config, model, engine, journal, prompting)
-        save_all = (_generate if generates else _evaluate)(config, model, manager, tasks)
+        thoughts = separating(model, config, prompting)
+        save_all = (_generate if generates else _evaluate)(config, model, manager, tasks, thoughts)
     check_still_named(weights, journal)
     outcome = save_all()
     usage = Usage(
@@ -115,7 +117,7 @@ def _work(config: HarnessConfig, weights: Weights, job: Job, load: Load) -> Outc
         resumed=tally.requests["resumed"] / max(1, tally.requests.total()),
     )
     inputs = dataset_revisions(tasks) | prompting.described() | outcome.inputs
-    details = {**tally.details, **outcome.details}
+    details = {**tally.details, **thoughts.details, **outcome.details}
     return outcome.model_copy(update={"usage": usage, "inputs": inputs, "details": details, "parts": parts})
 
 
@@ -131,21 +133,22 @@ def _journaled(
     return streamed.tally
 
 
-def _evaluate(config: HarnessConfig, model: LM, manager: TaskManager, tasks: list[Any]) -> Save:
+def _evaluate(config: HarnessConfig, model: LM, manager: TaskManager, tasks: list[Any], thoughts: Thoughts) -> Save:
     """Let lm_eval ask the model and score its answers."""
+    thoughts.leave_out(tasks)
     with warnings_counted() as warned:
         results = evaluate(config, model, manager, tasks)
-    return lambda: scored(config.output_dir, results, warned)
+    return lambda: scored(config.output_dir, results, warned, thoughts)
 
 
-def _generate(config: HarnessConfig, model: LM, manager: TaskManager, tasks: list[Any]) -> Save:
+def _generate(config: HarnessConfig, model: LM, manager: TaskManager, tasks: list[Any], thoughts: Thoughts) -> Save:
     """Let lm_eval ask the model, and keep its answers."""
     keeper = Keeper(model)
     with stopped_before_scoring(tasks):
         evaluate(config, model, manager, tasks)
 
     def save_answers() -> Outcome:
-        answers = keeper.answers
+        answers = keeper.answers.model_copy(update={"thoughts": thoughts if thoughts.documents else None})
         count = sum(map(len, answers.answers.values()))
         files = write_answers(config.output_dir, answers)
         return Outcome(coverage=Coverage(attempted=count, scored=count), usage=NO_USAGE, files=files)

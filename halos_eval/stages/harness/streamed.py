@@ -16,6 +16,7 @@ from halos_eval.digests import digest_json
 from halos_eval.stages.engine import Ask, Engine, Finished, seed_of
 from halos_eval.stages.harness.answers import Tally, as_sent, longest_answer
 from halos_eval.stages.prompt import Prompting
+from halos_eval.stages.thinking import CUT
 from halos_eval.storage.journal import Journal
 
 if TYPE_CHECKING:
@@ -71,9 +72,13 @@ class Streamed:
         sent = [as_sent(request, self._prompting.stops.all) for request in requests]
         texts = []
         for request, entry in zip(sent, self._answered("generate_until", sent, self._prompts), strict=True):
-            texts.append(postprocess_generated_text(entry["text"], self._settings(request)[1], None))
-            self.tally.add_answer(texts[-1])
-            self.tally.answers["cut_at_max_tokens"] += entry["finish"] == "length"
+            text, cut = (
+                postprocess_generated_text(entry["text"], self._settings(request)[1], None),
+                entry["finish"] == "length",
+            )
+            self.tally.add_answer(text)
+            self.tally.answers["cut_at_max_tokens"] += cut
+            texts.append(text + CUT if cut and self._prompting.thinking else text)
         return texts
 
     def _pairs(self, requests: Iterable[Instance]) -> Iterator[Item]:

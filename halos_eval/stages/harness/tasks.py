@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from halos_eval.errors import BadInput, DataUnavailable, EvaluationFailed, Incomplete
 from halos_eval.hub import hub_errors
 from halos_eval.shipped import shipped
+from halos_eval.stages.harness.generation import options_of, prepare
 from halos_eval.stages.harness.options import HarnessConfig
 
 if TYPE_CHECKING:
@@ -50,6 +51,7 @@ def load_tasks(config: HarnessConfig, manager: TaskManager) -> list[Any]:
         ) from error
     if not config.confirm_unsafe_code and any(getattr(task, "UNSAFE_CODE", False) for task in found["tasks"].values()):
         raise BadInput(UNCONFIRMED.format(config.task))
+    prepare(config, found["tasks"].values())
     group = found["groups"].get(config.task)
     return [group] if group else list(found["tasks"].values())
 
@@ -78,6 +80,8 @@ def evaluate(
         task_manager=manager,
         num_fewshot=config.num_fewshot,
         limit=config.limit,
+        gen_kwargs=options_of(config),
+        system_instruction=config.system_instruction,
         apply_chat_template=config.apply_chat_template,
         fewshot_as_multiturn=config.fewshot_as_multiturn,
         random_seed=python_seed,
@@ -102,7 +106,7 @@ def rehearse(config: HarnessConfig, manager: TaskManager, tasks: list[Any]) -> N
 
     model = DummyLM()
     model.tokenizer = None  # by default it is fetched from the hub
-    plain = {"limit": 1, "apply_chat_template": False, "fewshot_as_multiturn": False}
+    plain = {"limit": 1, "apply_chat_template": False, "fewshot_as_multiturn": False, "system_instruction": None}
     try:
         evaluate(config.model_copy(update=plain), model, manager, tasks)
     except (DataUnavailable, Incomplete, ImportError):

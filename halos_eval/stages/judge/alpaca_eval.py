@@ -10,7 +10,7 @@ import logging
 import math
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 from functools import partial
@@ -46,15 +46,19 @@ def evaluate_pairs(
     calibration: str | None,
     name: str,
     swap: bool = False,
+    cut: Collection[str] = (),
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Return alpaca_eval's figures for the pairs, and the annotation of each pair.
 
     ``calibration`` is the commit of the data for length control; None without length control. With ``swap`` the judge
-    is asked in both orders.
+    is asked in both orders. Pairs with instructions in ``cut`` have no preference.
     """
     import pandas as pd
 
     def metric(annotations: list[dict[str, Any]], **options: Any) -> Any:
+        for one in annotations:
+            if one["instruction"] in cut:
+                one["preference"] = None
         # Equal outputs are draws that need no answer of the judge. On their own they would give a win rate of 50.
         asked = completions.asked // (2 if swap else 1)
         draws = len(reference.rows) - asked

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 from halos_eval.data.prompts import check_whole
 from halos_eval.digests import digest_bytes
-from halos_eval.errors import BadInput
+from halos_eval.errors import BadInput, EvaluationFailed
+from halos_eval.stages.thinking import LEAST_ENDED
 from halos_eval.storage import filesystem, layout
 from halos_eval.storage.records import Record, read_record
 from halos_eval.storage.result_files import plain_name
@@ -35,6 +37,21 @@ def find_outputs(url: str) -> tuple[str, bytes, Record | None]:
     if data is None or digest_bytes(data) != digest:
         raise BadInput(f"{file} is missing or damaged; {record_url} names it. Sample again with --force")
     return file, data, sampled
+
+
+def cut_outputs(rows: Sequence[dict[str, Any]]) -> frozenset[str]:
+    """Return the instructions whose output has no end, because the model used up its budget: no win and no loss.
+
+    Raise EvaluationFailed, before the judge is paid, if they are too many for a win rate over the others.
+    """
+    cut = frozenset(row["instruction"] for row in rows if row.get("cut") is True)
+    if len(cut) > (1 - LEAST_ENDED) * len(rows):
+        raise EvaluationFailed(
+            f"{len(cut)} of {len(rows)} outputs were cut at max_tokens; expected at most {1 - LEAST_ENDED:.0%}. A win "
+            "rate over the others would not represent the set. Raise max_tokens and max_model_len in the suite's "
+            "sampling"
+        )
+    return cut
 
 
 def _content(url: str) -> bytes | None:

@@ -25,7 +25,7 @@ from halos_eval.stages.judge.alpaca_eval import TooFewReadError, evaluate_pairs
 from halos_eval.stages.judge.answers import Answers
 from halos_eval.stages.judge.client import Completions, unreadable
 from halos_eval.stages.judge.options import JudgeConfig, judge_identity, timeout_of
-from halos_eval.stages.judge.outputs import find_outputs, read_outputs
+from halos_eval.stages.judge.outputs import cut_outputs, find_outputs, read_outputs
 from halos_eval.stages.judge.served import Served, present
 from halos_eval.stages.judge.swapped import BOTH_ORDERS, FLIP_RATE, FLIPS, flips
 from halos_eval.stages.run import Outcome, run
@@ -132,6 +132,7 @@ def _work(
         )
     reference = prompts.load(config.reference, "reference", manifest)
     rows = _pair(rows, reference, config.outputs)
+    cut = cut_outputs(rows)
     controlled = config.reference == ALPACA_EVAL
     inputs = reference.inputs("reference") | {
         "outputs_sha256": digest,
@@ -152,7 +153,7 @@ def _work(
             completions.batch_owner = config.owner or this_process()
         try:
             figures, annotations = evaluate_pairs(
-                judge, rows, reference, completions, calibration, job.checkpoint.name, config.swap
+                judge, rows, reference, completions, calibration, job.checkpoint.name, config.swap, cut
             )
         except TooFewReadError as error:
             raise _no_judgement(completions, judge, error.read) from None
@@ -169,7 +170,7 @@ def _work(
     data = ("[\n" + ",\n".join(json.dumps(one, ensure_ascii=False) for one in annotations) + "\n]\n").encode()
     files = result_files.write(config.output_dir, {"annotations.json": data})
     scores, missing = _scores(figures, len(reference.rows), completions)
-    details = {"avg_length": float(figures["avg_length"])}
+    details = {"avg_length": float(figures["avg_length"])} | ({"cut_outputs": len(cut)} if cut else {})
     if config.swap:
         flipped, both = flips(annotations)
         details |= {FLIPS: flipped, BOTH_ORDERS: both}

@@ -39,7 +39,7 @@ def job(**options):
         ({"task": "a b"}, "pattern"),
         ({"task": "--x"}, "pattern"),
         ({"task": "a\n"}, "pattern"),
-        ({"limit": 0}, "greater than or equal to 1"),
+        ({"limit": 0}, "a whole number of documents from 1 on, or a share between 0 and 1"),
         ({"num_fewshot": -1}, "greater than or equal to 0"),
         ({"seed": (1, 2)}, "seed"),
         ({"gpu_memory_utilization": 0}, "greater than 0"),

@@ -1,0 +1,70 @@
+"""The settings of a stage on one checkpoint: the suite's, with what the checkpoint's metadata say of its prompts.
+
+The checkpoint says how it is asked: its stop strings, system text, arguments of its template, and the tags of its
+thinking. The suite says how answers are generated, so that the scores of its checkpoints can be compared.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from halos_eval.checkpoints.registry import Checkpoint, Metadata
+from halos_eval.checkpoints.safetensors import read_json
+from halos_eval.config.chat import ChatSettings
+from halos_eval.config.suite import HarnessSettings, SamplingSettings, TaskSettings
+from halos_eval.stages.chat_template import read_template
+from halos_eval.stages.thinking import template_arguments
+
+OF_CHECKPOINTS = ("stop", *ChatSettings.model_fields)
+"""Settings that may differ between the checkpoints of one suite."""
+
+
+def sampling_of(settings: SamplingSettings, metadata: Metadata) -> SamplingSettings:
+    """Return the settings of the sample stage on a checkpoint with these metadata."""
+    stop = (*settings.stop, *metadata.stop)
+    return settings.model_copy(update={"stop": stop, **_chat(settings, metadata)})
+
+
+def harness_of(settings: TaskSettings, metadata: Metadata) -> HarnessSettings:
+    """Return the settings of a task on a checkpoint with these metadata, which count with the chat template only."""
+    own = settings.harness()
+    return own.model_copy(update=_chat(own, metadata)) if own.apply_chat_template else own
+
+
+def check_template(settings: ChatSettings, checkpoint: Checkpoint) -> None:
+    """Raise BadInput if the checkpoint's chat template does not know what ``settings`` want.
+
+    The template of a hub repository, and of an adapter without one, is checked when the model is loaded.
+    """
+    if not settings.chat_template_args and settings.declared in {None, "default"}:
+        return
+    template = read_template(checkpoint.metadata.chat_template) or _own_template(Path(checkpoint.location))
+    if template:
+        template_arguments(settings, template, checkpoint.name)
+
+
+def _own_template(folder: Path) -> str | None:
+    if (folder / "chat_template.jinja").is_file():
+        return (folder / "chat_template.jinja").read_text(encoding="utf-8")
+    if not (folder / "tokenizer_config.json").is_file():
+        return None
+    found = read_json(str(folder / "tokenizer_config.json")).get("chat_template")
+    if isinstance(found, list):  # several templates by name
+        found = next((one.get("template") for one in found if one.get("name") == "default"), None)
+    return found if isinstance(found, str) else None
+
+
+def scored_metadata(metadata: Metadata) -> list[Any]:
+    """Return the metadata that determine scores, except the chat template, for a digest.
+
+    Those that are newer than digests in stores count only if they are set.
+    """
+    return [metadata.stop, *([metadata.chat] if metadata.chat else [])]
+
+
+def _chat(settings: ChatSettings, metadata: Metadata) -> dict[str, Any]:
+    own = metadata.chat
+    if "chat_template_args" in own:
+        own["chat_template_args"] = {**settings.chat_template_args, **own["chat_template_args"]}
+    return own
