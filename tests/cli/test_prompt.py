@@ -95,3 +95,13 @@ def test_a_chat_needs_a_template(tokenizer, asked, options):
 def test_options_of_the_other_stage_are_rejected():
     with pytest.raises(ValidationError, match="include_path requires --task"):
         PromptConfig(model="m", include_path="/i")
+
+
+def test_thinking_changes_what_is_sent(tokenizer, rows, capsys):
+    tokenizer.chat_template = CHATML + "{% if enable_thinking %}<think>{% endif %}"
+    prompt(PromptConfig(model="m", prompts=rows, thinking="on", system_instruction="Be brief.", stop=("###",)))
+    shown = capsys.readouterr().out
+    assert "Be brief." in shown
+    assert "<think>" in shown
+    assert '--- ends at: ["<|im_end|>"]' in shown
+    assert "thinking: on: <think>...</think>" in shown

@@ -45,6 +45,31 @@ def test_each_count_has_its_column():
     assert trial_of(records) == "limit 20 for arc"
 
 
+def test_thinking_has_columns_and_warnings():
+    coverage = Coverage(attempted=20, scored=19)
+    details = {"cut_at_max_tokens": 1, "unended_thinking": 2, "without_thinking": 0}
+    records = [
+        make_record(task="aime", details=details, coverage=coverage, identity={"settings": {"limit": 0.1}}),
+        sampled(undeclared_thinking=800),
+    ]
+    assert (
+        counts_of(records).items()
+        >= {
+            "aime-n_cut": 1,
+            "aime-n_unended_thinking": 2,
+            "aime-n_without_thinking": 0,
+            "aime-n_unscored": 1,
+            "aime-limit": 0.1,
+            "alpacaeval_n_undeclared_thinking": 800,
+        }.items()
+    )
+    warnings = warnings_of(records, 0.06)
+    assert warnings[0] == "aime: 2 of 20 answers ended within their thinking, so they are empty"
+    assert warnings[1].startswith("alpacaeval: 800 of 805 answers contain thinking that nothing declares")
+    assert len(warnings) == 2
+    assert trial_of(records) == "limit 0.1"
+
+
 def judged_by(*names, checkpoint="one", judge="gpt-4.1", series=1):
     return Row(checkpoint, judge=judge, judge_versions=names, series=series)
 
