@@ -36,7 +36,7 @@ from halos_eval.config.cluster import GPU_POOL, JUDGE_POOL
 from halos_eval.config.suite import TASK_NAME
 from halos_eval.orchestration import params
 from halos_eval.orchestration.defaults import DEFAULT_ARGS
-from halos_eval.orchestration.evaluate import check_complete, plan_evaluation
+from halos_eval.orchestration.evaluate import check_complete, plan_evaluation, write_to_mlflow
 from halos_eval.orchestration.operator import stage_operator
 from halos_eval.orchestration.turns import Prepare, end_turn
 from halos_eval.storage.layout import ORIGINAL_PART
@@ -94,7 +94,9 @@ def evaluate_checkpoint() -> None:
 
     @task
     def verdict(checkpoint: str, jobs: dict[str, str], unavailable: dict[str, str]) -> None:
-        end_turn(checkpoint, get_current_context()["params"]["suite"])
+        suite = get_current_context()["params"]["suite"]
+        end_turn(checkpoint, suite)
+        write_to_mlflow(checkpoint, suite)
         check_complete(jobs, unavailable)
 
     @task

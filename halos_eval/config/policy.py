@@ -67,6 +67,8 @@ class EvaluationPolicy(BaseModel):
     """Cost limits."""
     batch: tuple[Priority, ...] = ()
     """Priorities of runs whose judge uses the vendor's Batch API, for half the price and up to a day later."""
+    mlflow_results: bool = False
+    """Write each result to its model version in MLflow, if that is the registry."""
     rules: tuple[Rule, ...]
     """The first matching rule applies."""
 
