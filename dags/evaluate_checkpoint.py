@@ -39,7 +39,7 @@ from halos_eval.config.judge import shipped_names
 from halos_eval.config.suite import TASK_NAME
 from halos_eval.orchestration import params
 from halos_eval.orchestration.defaults import DEFAULT_ARGS
-from halos_eval.orchestration.evaluate import check, plan_evaluation
+from halos_eval.orchestration.evaluate import check, plan_evaluation, write_to_mlflow
 from halos_eval.orchestration.operator import stage_operator
 from halos_eval.orchestration.turns import Prepare, end_turn
 from halos_eval.storage.layout import ORIGINAL_PART
@@ -99,6 +99,7 @@ def evaluate_checkpoint() -> None:
     def verdict(checkpoint: str, jobs: dict[str, str], unavailable: dict[str, str], gated: bool) -> None:
         suite = get_current_context()["params"]["suite"]
         end_turn(checkpoint, suite)
+        write_to_mlflow(checkpoint, suite)
         check(jobs, unavailable, checkpoint if gated else None, suite)
 
     @task

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -40,6 +40,10 @@ if TYPE_CHECKING:
 
 SCHEMES = ("mlflow+http://", "mlflow+https://")
 OWN_TAG = "halos_eval."
+RESULT_TAG = "halos_eval.result."
+"""Beginning of tags that are results, see `halos_eval.exporters.mlflow`."""
+OTHERS = ("mlflow.", RESULT_TAG)
+"""Beginnings of tags that are no tags of the checkpoint."""
 OWN = tuple(name for name in Metadata.model_fields if name != "tags")
 """Metadata that tags of this project have."""
 EXPECTED = {
@@ -89,17 +93,46 @@ class MlflowRegistry:
 
     def get(self, name: str) -> Checkpoint:
         """Return MODEL/vVERSION, or the version that has the alias of MODEL/ALIAS now. As in ``Registry``."""
+        with self._client() as client:
+            version, model = self._find(client, name)
+        return self._look(version, model)
+
+    def _find(self, client: MlflowClient, name: str) -> tuple[ModelVersion, RegisteredModel | None]:
         safe_name(name)
         model_name, _, wanted = name.partition("/")
+        model_name = original_part(model_name, lambda: (one.name for one in _models(client)))
+        model = _known(client.get_registered_model, model_name)
+        number = model.aliases.get(wanted, wanted.removeprefix("v")) if model else ""
+        version = _known(client.get_model_version, model_name, number) if str(number).isdecimal() else None
+        if version is None:
+            newest = client.search_model_versions(order_by=[NEWEST_FIRST], max_results=SHOWN)
+            raise not_registered(name, f"MLflow at {self.server}", map(_name, newest))
+        return version, model
+
+    def write(self, name: str, prefix: str, tags: Mapping[str, str], metrics: Mapping[str, float]) -> None:
+        """Set tags of a version, and metrics of the run that logged its model; all their names get the ``prefix``.
+
+        Other tags that begin with it are deleted; the run's metrics keep their history. As in ``get`` for errors.
+        """
         with self._client() as client:
-            model_name = original_part(model_name, lambda: (one.name for one in _models(client)))
-            model = _known(client.get_registered_model, model_name)
-            number = model.aliases.get(wanted, wanted.removeprefix("v")) if model else ""
-            version = _known(client.get_model_version, model_name, number) if str(number).isdecimal() else None
-            if version is None:
-                newest = client.search_model_versions(order_by=[NEWEST_FIRST], max_results=SHOWN)
-                raise not_registered(name, f"MLflow at {self.server}", map(_name, newest))
-        return self._look(version, model)
+            version, _ = self._find(client, name)
+            wanted = {f"{prefix}{key}": value for key, value in tags.items()}
+            for key, value in wanted.items() - version.tags.items():
+                client.set_model_version_tag(version.name, version.version, key, value)
+            for key in version.tags.keys() - wanted.keys():
+                if key.startswith(prefix):
+                    client.delete_model_version_tag(version.name, version.version, key)
+            run = _known(client.get_run, version.run_id) if version.run_id else None
+            if run and run.info.lifecycle_stage == "active":
+                numbers = {f"{prefix}{key}": number for key, number in metrics.items()}
+                for key, number in numbers.items() - run.data.metrics.items():
+                    client.log_metric(run.info.run_id, key, number)
+
+    def set_alias(self, name: str, alias: str) -> None:
+        """Give an alias of the model to this version; no other version keeps it. As in ``get`` for errors."""
+        with self._client() as client:
+            version, _ = self._find(client, name)
+            client.set_registered_model_alias(version.name, alias, version.version)
 
     @contextmanager
     def _client(self) -> Iterator[MlflowClient]:
@@ -198,7 +231,7 @@ def _created(version: ModelVersion) -> datetime:
 
 
 def _metadata(version: ModelVersion, model: RegisteredModel) -> Metadata:
-    tags = {key: value for key, value in (model.tags | version.tags).items() if not key.startswith("mlflow.")}
+    tags = {key: text for key, text in (model.tags | version.tags).items() if not key.startswith(OTHERS)}
     if aliases := [alias for alias, number in model.aliases.items() if str(number) == str(version.version)]:
         tags.setdefault("aliases", ", ".join(sorted(aliases)))
     own: dict[str, Any] = {key: tags.pop(f"{OWN_TAG}{key}") for key in OWN if f"{OWN_TAG}{key}" in tags}

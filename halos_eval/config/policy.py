@@ -108,6 +108,8 @@ class EvaluationPolicy(BaseModel):
     """Differences up to this do not matter: 0.01 is one percentage point."""
     gates: tuple[Gate, ...] = ()
     """The first matching gate applies; a checkpoint that matches none is compared with nothing."""
+    mlflow_results: bool = False
+    """Write each result to its model version in MLflow, if that is the registry."""
     rules: tuple[Rule, ...]
     """The first matching rule applies."""
 

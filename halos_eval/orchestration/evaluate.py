@@ -20,6 +20,8 @@ from halos_eval.config.policy import load_policy
 from halos_eval.config.settings import Settings
 from halos_eval.config.suite import Suite, load_suite
 from halos_eval.errors import BadInput, DataUnavailable, HalosEvalError
+from halos_eval.exporters.mlflow import wanted as mlflow_wanted
+from halos_eval.exporters.mlflow import write_results
 from halos_eval.planning.costs import History, excess, read_history
 from halos_eval.planning.jobs import PlannedJob, StageJob, fetch_job, summary_job
 from halos_eval.planning.plan import Plan, make_plan, save_plan, suite_manifest
@@ -35,6 +37,7 @@ log = logging.getLogger(__name__)
 def prepare_evaluation(params: dict[str, Any]) -> dict[str, Any]:
     """Check the params without reading weights. Return the job that fetches unpinned data; {} if all is pinned."""
     with _failing_at_once():
+        mlflow_wanted()
         root = Settings().store
         checkpoint, suite, tasks = _requested(params)
         cluster, force = load_cluster(), params["force"]
@@ -170,6 +173,12 @@ def _by_policy(jobs: list[PlannedJob], priority: str, history: History) -> list[
 def _job(job: StageJob) -> dict[str, Any]:
     fields = job.model_dump(include=set(StageJob.model_fields))
     return StageJob.model_validate(fields).model_dump(mode="json")
+
+
+def write_to_mlflow(checkpoint: str, suite: str) -> None:
+    """Write the results to the registry, if the policy file wants it."""
+    with _failing_at_once():
+        write_results(checkpoint, load_suite(suite).name)
 
 
 def check(jobs: dict[str, str], unavailable: dict[str, str], gated: str | None = None, suite: str = "") -> None:

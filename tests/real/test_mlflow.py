@@ -135,6 +135,35 @@ def test_tags_of_the_version_over_those_of_the_model_over_the_file(lab):
     )
 
 
+def test_results_are_written_to_the_version_and_the_run_that_logged_it(lab):
+    """Twice: a missing score has no tag, and what is there already is not written again."""
+    name = lab.add("kto", "tags: {method: kto}")
+    registered = lab.registry.get(name)
+    run = lab.runs["kto"].info.run_id
+    for scores, status in (({"avg": 0.5, "a-acc": 0.5}, "complete"), ({"a-acc": 0.5}, "b: failed")):
+        tags = {key: str(value) for key, value in scores.items()} | {"status": status}
+        lab.registry.write(name, "halos_eval.result.quick.", tags, scores)
+        assert lab.client.get_model_version("kto", "1").tags == {
+            f"halos_eval.result.quick.{key}": value for key, value in tags.items()
+        }
+    assert lab.client.get_run(run).data.metrics == {f"halos_eval.result.quick.{key}": 0.5 for key in ("avg", "a-acc")}
+    assert len(lab.client.get_metric_history(run, "halos_eval.result.quick.a-acc")) == 1
+    assert lab.registry.get(name) == registered  # they are no tags of the checkpoint
+    lab.client.delete_run(run)
+    lab.registry.write(name, "halos_eval.result.quick.", {"status": "complete"}, {"avg": 1})
+    assert lab.client.get_model_version("kto", "1").tags == {"halos_eval.result.quick.status": "complete"}
+    with pytest.raises(NotRegistered):
+        lab.registry.write("kto/v2", "halos_eval.result.quick.", {}, {})
+
+
+def test_an_alias_is_given_to_one_version(lab):
+    lab.add("kto")
+    lab.version("kto")
+    for number in ("1", "2"):
+        lab.registry.set_alias(f"kto/v{number}", "best")
+        assert lab.client.get_registered_model("kto").aliases == {"best": number}
+
+
 @pytest.mark.parametrize("stop", ["###", '{"a": 1}', "[1]"])
 def test_a_tag_that_is_wrong_costs_its_own_version_only(lab, stop):
     lab.add("kto")

@@ -1,0 +1,94 @@
+"""What is written to MLflow, and when."""
+
+from __future__ import annotations
+
+import pytest
+
+from halos_eval.errors import BadInput
+from halos_eval.exporters import mlflow
+from halos_eval.exporters.mlflow import tags_of, wanted, write_results
+from halos_eval.reports.kept_rows import KeptRow, KeptRows
+from halos_eval.reports.results import Cell, Missing, Row
+from halos_eval.storage import filesystem, layout
+
+ROW = Row(
+    checkpoint="kto/v1",
+    cells={"alpacaeval_lcwr": Cell(33.333333333), "alpacaeval_wr@b,c": Cell(0.0), "gsm8k-exact_match": None},
+    judge="gpt-4.1",
+    missing=(Missing("gsm8k", "out of memory"),),
+    series=2,
+)
+REPORT = "s3://lab/reports/quick/summary.csv"
+
+
+@pytest.fixture
+def written(tmp_path, monkeypatch):
+    """What ``write_results`` writes to a registry whose results the policy file wants."""
+    calls = []
+
+    class Registry:
+        def __init__(self, url):
+            assert url == "mlflow+http://mlflow:5000"
+
+        def write(self, *arguments):
+            calls.append(arguments)
+
+    (tmp_path / "policy.yaml").write_text("{mlflow_results: true, rules: []}")
+    monkeypatch.setenv("HALOS_EVAL_POLICY", str(tmp_path / "policy.yaml"))
+    monkeypatch.setenv("HALOS_EVAL_STORE", f"file://{tmp_path}/store")
+    monkeypatch.setenv("HALOS_EVAL_CHECKPOINTS", "mlflow+http://mlflow:5000")
+    monkeypatch.setattr(mlflow, "MlflowRegistry", Registry)
+    return calls
+
+
+def keep(tmp_path, row):
+    rows = {layout.folder_name(row.checkpoint): KeptRow(plan="1", mark="", row=row)}
+    found = KeptRows(version=1, made_with="m", rows=rows)
+    filesystem.write_bytes(layout.rows_url(f"file://{tmp_path}/store", "quick"), found.encoded())
+
+
+def test_a_missing_score_has_no_tag():
+    assert tags_of(ROW, REPORT) == {
+        "alpacaeval_lcwr": "33.3333",
+        "alpacaeval_wr_b_c": "0",  # MLflow allows no @ and no comma
+        "status": "gsm8k: out of memory",
+        "judge": "gpt-4.1",
+        "series": "2",
+        "report": REPORT,
+    }
+    assert tags_of(Row("kto/v1", {"a-acc": Cell(0.5)}, average=0.5), REPORT) == {
+        "a-acc": "0.5",
+        "avg": "0.5",
+        "status": "complete",
+        "report": REPORT,
+    }
+
+
+def test_the_row_of_the_checkpoint_is_written(written, tmp_path):
+    keep(tmp_path, ROW)
+    write_results("kto/v1", "quick")
+    ((name, prefix, tags, numbers),) = written
+    assert (name, prefix) == ("kto/v1", "halos_eval.result.quick.")
+    assert tags["report"] == f"file://{tmp_path}/store/reports/quick/summary.csv"
+    assert numbers == {"alpacaeval_lcwr": 33.333333333, "alpacaeval_wr_b_c": 0.0}
+
+
+def test_without_a_row_nothing_is_written(written, tmp_path, caplog):
+    write_results("kto/v1", "quick")
+    keep(tmp_path, ROW)
+    write_results("kto/v2", "quick")
+    assert written == []
+    assert "kto/v2 has no row in the table of quick" in caplog.text
+
+
+def test_it_is_off_by_default(written, tmp_path):
+    keep(tmp_path, ROW)
+    (tmp_path / "policy.yaml").write_text("rules: []")
+    write_results("kto/v1", "quick")
+    assert written == []
+
+
+def test_another_registry_is_rejected(written, monkeypatch):
+    monkeypatch.setenv("HALOS_EVAL_CHECKPOINTS", "/checkpoints")
+    with pytest.raises(BadInput, match=r"HALOS_EVAL_CHECKPOINTS is /checkpoints; expected mlflow\+http"):
+        wanted()
