@@ -32,7 +32,7 @@ COMMIT = $(shell git describe --always --abbrev=40 --exclude '*' --dirty=+dirty)
 # An image is for a cluster with GPUs, unless somebody says otherwise; the environments above are for this machine.
 WORKER_IMAGE = $(if $(filter file,$(origin WORKER)),cuda,$(WORKER))
 
-.PHONY: help demo preflight test test-all test-fast cluster-test cluster-test-all lint index bench-table bench-judge docs up locks images \
+.PHONY: help demo preflight test test-all test-fast cluster-test cluster-test-all lint index bench-table bench-report bench-judge docs up locks images \
     $(IMAGES:%=image-%) clean
 
 help: ## this list
@@ -74,6 +74,9 @@ index: $(VENV)/judge/.done ## write the index of alpaca_eval's judges again, aft
 
 bench-table: $(VENV)/dev/.done ## time, requests and memory of a large table, beside HALOs' rule on logs
 	$(VENV)/dev/bin/python -m benchmarks.table
+
+bench-report: $(VENV)/dev/.done ## time, requests, memory and bytes of the report of 2,000 checkpoints
+	$(VENV)/dev/bin/python -m benchmarks.report
 
 bench-judge: $(VENV)/judge/.done ## time of judging 805 pairs, beside alpaca_eval's own command and a bare client
 	$(VENV)/judge/bin/python -m benchmarks.judge

@@ -130,7 +130,7 @@ def _answered(found: Callable[[], Response]) -> Response:
     except HalosEvalError:
         log.exception("the report cannot be read")
         words = "The store of the results is not available. The log of Airflow's API server has the reason."
-        return _message(503, "Store not available", f"{words} Try again later.")
+        return _message(503, "Store not available", f"{words} Reload the page later.")
 
 
 def _message(status: int, title: str, words: str, links: dict[str, str] | None = None) -> Response:

@@ -121,9 +121,9 @@ def test_with_all_results_nothing_is_started_and_the_table_is_written(demo, tmp_
     finish(tmp_path, INTACT, ROUNDED)
     lines = demo()
     assert lines[:2] == [f"{name}: all results exist" for name in (INTACT, ROUNDED)]
-    assert max(map(len, lines[:-2])) <= 80
+    assert max(map(len, lines[:-3])) <= 80
     report = tmp_path / "var" / "store" / "reports" / "demo" / "summary.csv"
-    assert lines[-1] == f"summary: {report}"
+    assert lines[-2:] == [f"report: {report.with_name('index.html')}", f"summary: {report}"]
     table = pd.read_csv(report)
     assert list(table["model_name"]) == [INTACT, ROUNDED]
     assert list(table["avg"]) == [0.5, 0.5]

@@ -40,8 +40,16 @@ def shown(text: Any) -> str:
 
 def data(document: Any) -> Markup:
     """Return JSON for a <script type="application/json">; it can not end the element."""
-    text = json.dumps(document, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-    return Markup(_UNSEEN.sub("\ufffd", text).translate(_IN_SCRIPT))  # noqa: S704 (escaped here)
+    text = json.dumps(_visible(document), ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    return Markup(text.translate(_IN_SCRIPT))  # noqa: S704 (escaped here)
+
+
+def _visible(value: Any) -> Any:
+    if isinstance(value, str):
+        return shown(value)
+    if isinstance(value, list | tuple):
+        return [_visible(one) for one in value]
+    return {key: _visible(one) for key, one in value.items()} if isinstance(value, dict) else value
 
 
 def _allowed(content: str) -> str:

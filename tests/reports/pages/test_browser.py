@@ -77,7 +77,7 @@ def test_it_filters_by_name_tag_and_date(browser, report):
     page.fill("#name", "")
     page.fill("#tag", "")
     page.fill("#from", "2026-01-11")
-    assert sorted(names(page)) == [f"llama3-8b-{['kto', 'dpo', 'sft', 'ppo'][at % 4]}-{at:04d}" for at in (36, 37, 38)]
+    assert set(names(page)) == {"llama3-8b-kto-0036", "llama3-8b-dpo-0037", "llama3-8b-sft-0038"}
     assert page.messages == []
 
 

@@ -31,7 +31,7 @@ ATTACKS = [
     "\u2028\u2029&lt;b&gt;",
 ]
 TEXTS = st.one_of(
-    st.sampled_from(ATTACKS), st.text(max_size=60), st.tuples(*[st.sampled_from(ATTACKS)] * 2).map("".join)
+    st.sampled_from(ATTACKS), st.text(min_size=1, max_size=60), st.tuples(*[st.sampled_from(ATTACKS)] * 2).map("".join)
 )
 
 
@@ -113,8 +113,9 @@ def test_the_policy_allows_only_the_page_s_own_script_and_style(name):
     contents += re.findall(r'<script type="module">(.*?)</script>', page, re.DOTALL)
     digests = [base64.b64encode(hashlib.sha256(one.encode()).digest()).decode() for one in contents]
     assert re.findall(r"'sha256-([^']*)'", policy) == digests
-    assert not re.search(r' (style|on\w+)="', page)
-    assert not re.search(r'(src|href)="(https?:)?//', page)
+    markup = re.sub(r"<(style|script).*?</\1>", "", page, flags=re.DOTALL)
+    assert not re.search(r' (style|on\w+)="', markup)
+    assert not re.search(r'(src|href)="(https?:)?//', markup)
 
 
 def test_a_long_answer_is_cut_with_the_number_of_characters():

@@ -55,7 +55,7 @@ def test_samples_show_prompt_answer_and_reference_the_worst_first(tmp_path):
     (page,) = pages(tmp_path, "samples")
     text = page.read_text()
     assert text.index("A wrong answer") < text.index("An answer")
-    for words in ("Prompt 1", "42", ">T</pre>", "wrong", "right", "2 of 2 samples"):
+    for words in ("Prompt 1", "42", "\nT</pre>", "wrong", "right", "2 of 2 samples"):
         assert words in text
     (own,) = pages(tmp_path, "checkpoints")
     assert f"../samples/m/{page.name}" in own.read_text()
