@@ -64,6 +64,7 @@ def main() -> int:
         return error.exit_code
     path = report.removeprefix("file://")
     console.print(Summary(rows, path))
+    _compare()
     console.print("The judge has 135 million parameters, so the win rates are meaningless.")
     console.print(f"{time.monotonic() - began:.0f} s; logs in {LOGS}; `make up` shows the runs in Airflow's UI")
     if failed:
@@ -71,6 +72,17 @@ def main() -> int:
     print(f"report: {path.rpartition('/')[0]}/{INDEX}")
     print(f"summary: {path}")
     return 1 if failed else 0
+
+
+def _compare() -> None:
+    """Print the comparison of the two checkpoints, and keep it in the store, by the judge's environment.
+
+    Its exit code is the verdict, and no failure of the demo: it says what is missing.
+    """
+    command = ENVIRONMENTS / "judge" / "bin" / "halos-eval"
+    if command.exists():
+        words = ["compare", ROUNDED, INTACT, f"--suite={SUITE}", f"--store={STORE}", "--save"]
+        subprocess.run([command, *words], check=False)  # noqa: S603
 
 
 def _open_plans() -> list[Plan]:

@@ -10,9 +10,10 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from halos_eval.config.suite import ALPACA_EVAL
-from halos_eval.errors import BadInput
+from halos_eval.errors import BadInput, StoreError
 from halos_eval.reports.items import Item, annotations_of, has_samples, items_of, outputs_of
 from halos_eval.reports.results import Row, judge_of
+from halos_eval.reports.scores import scores
 from halos_eval.reports.shown import shown
 from halos_eval.reports.table import cells_by_column, read_rows
 from halos_eval.storage import filesystem, layout
@@ -48,6 +49,13 @@ class Results:
 
         columns, lines = cells_by_column(self._rows(suite))
         return pd.DataFrame(lines, columns=columns)
+
+    def scores(self, suite: str, groups: bool = False) -> pd.DataFrame:
+        """Return all scores of a suite, one in each row, with the columns of `halos_eval.reports.scores.Line`.
+
+        With ``groups``, also those of the members of groups. Raise BadInput, StoreError.
+        """
+        return scores(self.url, suite, groups)
 
     def samples(self, checkpoint: str, task: str, suite: str | None = None) -> pd.DataFrame:
         """Return the documents of a task, or of a subtask of a group, with the columns ``SAMPLE_COLUMNS``.
@@ -120,7 +128,10 @@ class Results:
         outputs = judged.identity.get("inputs", {}).get("outputs", "")
         url = filesystem.join(layout.runs_url(self.url, checkpoint), layout.record_tail("sample", None, outputs))
         record, _ = readable_record(url)
-        rows: list[dict[str, Any]] = outputs_of(url, record) if record else []
+        try:
+            rows: list[dict[str, Any]] = outputs_of(url, record) if record else []
+        except StoreError:
+            return {}  # the judgement is whole without them
         return {str(row.get("instruction")): row["dataset"] for row in rows if row.get("dataset")}
 
 

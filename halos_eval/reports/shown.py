@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import NamedTuple
 
 from halos_eval.config.suite import ALPACA_EVAL
@@ -26,6 +27,8 @@ class Shown(NamedTuple):
     """The suite's metric of the task; None: the first that lm_eval prints."""
     reason: str
     """Why there is no record, or why it is not current; empty otherwise."""
+    gpus: int
+    """GPUs of its job."""
 
 
 class ShownParts(NamedTuple):
@@ -35,6 +38,8 @@ class ShownParts(NamedTuple):
     """Name of the checkpoint."""
     tags: dict[str, str]
     """Its tags."""
+    registered: datetime | None
+    """UTC time of its registration, if it is known."""
     parts: tuple[Shown, ...]
     """sample, the judges, then the tasks."""
 
@@ -53,5 +58,5 @@ def shown(root: str, suite: str, checkpoint: str, rows: SuiteRows | None = None)
     for job, (record, damage) in zip(current.jobs, read, strict=True):
         part = labelled(ALPACA_EVAL, job.label) if job.stage == "judge" else job.task or job.stage
         reason = outdated.get(job.title, "") if record else damage or why_missing(job.record)
-        parts.append(Shown(part, job.record, record, job.metric, reason))
-    return ShownParts(plan.checkpoint.name, plan.tags, tuple(parts))
+        parts.append(Shown(part, job.record, record, job.metric, reason, job.gpus))
+    return ShownParts(plan.checkpoint.name, plan.tags, plan.registered, tuple(parts))

@@ -18,6 +18,7 @@ from halos_eval.reports.gate import run_gate
 from halos_eval.reports.halos_logs.read import read_logs
 from halos_eval.reports.pages import write as pages
 from halos_eval.reports.results import Row
+from halos_eval.reports.scores import encoded, scores
 from halos_eval.reports.table import csv_of, in_order, read_rows
 from halos_eval.storage import filesystem, layout
 from halos_eval.storage.claims import WAIT, claimed, this_process
@@ -59,6 +60,10 @@ class SummarizeConfig(BaseModel):
     """Gate of the policy file, as JSON: compare the checkpoint, and write the outcome beside the table."""
     margin: float = Field(0.01, ge=0)
     """Differences up to this do not matter to the gate; 0.01 is one percentage point."""
+    scores: str | None = None
+    """Also write all scores of the suite to this file or URL, one in each row: .csv, .parquet or .json."""
+    groups: bool = False
+    """In `scores`, also those of the members of groups."""
     output: str = "summary.csv"
     """File or URL of the CSV."""
 
@@ -72,6 +77,8 @@ class SummarizeConfig(BaseModel):
             raise ValueError("--checkpoint requires --suite")
         if self.gate and not self.checkpoint:
             raise ValueError("--gate requires --checkpoint")
+        if self.scores and not self.suite:
+            raise ValueError("--scores requires --suite")
         return self
 
 
@@ -82,6 +89,10 @@ def summarize(config: SummarizeConfig) -> list[Row]:
     elif config.root is not None:
         if config.outbox is not None:
             collect(Path(config.outbox), config.root)
+        if config.suite and config.scores:
+            filesystem.write_bytes(
+                config.scores, encoded(scores(config.root, config.suite, config.groups), config.scores)
+            )
         if config.suite and (config.checkpoint or config.output == layout.report_url(config.root, config.suite)):
             return _kept(config.root, config.suite, config)
         rows = read_rows(config.root, config.suite)

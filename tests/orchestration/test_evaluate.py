@@ -19,10 +19,11 @@ from halos_eval.config.suite import load_suite
 from halos_eval.errors import StoreError
 from halos_eval.orchestration import evaluate
 from halos_eval.planning.plan import Plan, make_plan, save_plan, suite_manifest
+from halos_eval.reports.comparison import Flip, GateOutcome, Verdict, write_gate
 from halos_eval.stages.fetch import fetch
 from halos_eval.storage import filesystem, layout
 from halos_eval.storage.records import Usage, read_record, write_model
-from tests.doubles import finish, make_checkpoint, make_manifest, make_provenance, make_record, write_failure
+from tests.doubles import NOW, finish, make_checkpoint, make_manifest, make_provenance, make_record, write_failure
 from tests.doubles.s3 import bucket, upload
 from tests.stages.test_run import parse
 
@@ -365,6 +366,39 @@ def test_the_verdict_names_everything_that_is_missing(plan):
     evaluate.check(jobs, {})
     with pytest.raises(AirflowFailException, match=r"^missing: gpqa \(unavailable: it is gated\)$"):
         evaluate.check(jobs, {"gpqa": "it is gated"})
+
+
+def test_a_gate_is_part_of_the_table_s_job_and_its_outcome_decides(plan, root, tmp_path, monkeypatch):
+    (tmp_path / "policy.yaml").write_text(
+        "margin: 0.02\nrules: []\ngates: [{against: fixed, checkpoint: base, block: [demo_cloze]}]"
+    )
+    monkeypatch.setenv("HALOS_EVAL_POLICY", str(tmp_path / "policy.yaml"))
+    outcome = GateOutcome(
+        checkpoint="kto", suite="demo", rule="a fixed one", baseline="base", verdict=Verdict.WORSE,
+        blocked=("demo_cloze",), warned=("demo_choice",), at=NOW,
+        flips=(Flip(task="demo_cloze", id="7", a=0, b=1, answer_a="a secret text"),),
+    )  # fmt: skip
+    write_gate(root, outcome)
+    _, pushed = plan()
+    argv = pushed["summarize"]["argv"]
+    assert '--gate={"against":"fixed","checkpoint":"base","block":["demo_cloze"]}' in argv
+    assert "--margin=0.02" in argv
+    assert pushed["gated"] is True
+    # The plan removed the outcome of an earlier evaluation.
+    with pytest.raises(AirflowFailException, match="the gate of the policy has no outcome"):
+        evaluate.check({}, {}, "kto", "demo")
+    write_gate(root, outcome)
+    with pytest.raises(AirflowFailException) as caught:
+        evaluate.check({}, {}, "kto", "demo")
+    assert str(caught.value) == "worse than base in demo_cloze, which blocks (see the items demo_cloze 7)"
+    write_gate(root, outcome.model_copy(update={"blocked": ()}))
+    evaluate.check({}, {}, "kto", "demo")
+
+
+def test_without_a_gate_nothing_is_compared(plan):
+    _, pushed = plan()
+    assert pushed["gated"] is False
+    assert not any(word.startswith("--gate") for word in pushed["summarize"]["argv"])
 
 
 @pytest.mark.parametrize("task", [evaluate.prepare_evaluation, evaluate.plan_evaluation])
