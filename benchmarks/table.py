@@ -32,6 +32,7 @@ from halos_eval.storage import filesystem, layout
 
 BUCKET = "s3://bucket"
 KEYS = {"AWS_ACCESS_KEY_ID": "bench-access", "AWS_SECRET_ACCESS_KEY": "bench-secret", "AWS_DEFAULT_REGION": "us-east-1"}
+LATENCY, COUNTS = "BENCH_LATENCY", "BENCH_COUNTS"
 CASES = {
     "HALOs' rule on all logs": "logs",
     "rebuild, files": "files all",
@@ -41,37 +42,46 @@ CASES = {
 }
 
 
-def measure(case: str, folder: Path, latency: float) -> dict[str, float]:
+def measure(case: str, folder: Path) -> dict[str, float]:
     """Run one case in this process. Return seconds, requests and the most memory in MB."""
-    requests = [0]
     pages.installed = lambda: False  # benchmarks.report measures the pages
     where, _, what = case.partition(" ")
-    if where == "s3":
-        _delay(requests, latency)
-    filesystem.exists(str(folder))
-    began, used = time.perf_counter(), time.process_time()
+    filesystem.exists(f"{BUCKET}/none" if where == "s3" else str(folder))  # connects
+    Path(os.environ[COUNTS]).write_bytes(b"")
+    began, used = time.perf_counter(), _processor()
     if where == "logs":
         halos_rule.write_table(folder / "logs", folder / "logs.csv")
     else:
         root = BUCKET if where == "s3" else str(folder / "store" / "bucket")
         one = {"checkpoint": store.reference(7).name} if what == "one" else {}
         summarize(SummarizeConfig(root=root, suite=store.SUITE, output=layout.report_url(root, store.SUITE), **one))
-    seconds, used = time.perf_counter() - began, time.process_time() - used
-    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return {"seconds": seconds, "processor": used, "requests": requests[0], "memory": memory}
+    seconds, used = time.perf_counter() - began, _processor() - used
+    requests = Path(os.environ[COUNTS]).stat().st_size
+    peaks = [resource.getrusage(who).ru_maxrss / 1024 for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return {"seconds": seconds, "processor": used, "requests": requests, "memory": max(peaks)}
 
 
-def _delay(requests: list[int], latency: float) -> None:
+def _processor() -> float:
+    """Return the seconds of processor time of this process and those that it started."""
+    return sum(os.times()[:4])
+
+
+def _delay(counts: str, latency: float) -> None:
+    """Delay each request of this process, and add a byte to the file ``counts``."""
     call = S3FileSystem._call_s3
+    file = os.open(counts, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
 
     async def delayed(self: Any, *args: Any, **kwargs: Any) -> Any:
-        requests[0] += 1
+        os.write(file, b".")
         await asyncio.sleep(latency)
         return await call(self, *args, **kwargs)
 
     S3FileSystem._call_s3 = delayed
-    S3FileSystem(use_listings_cache=False).exists(f"{BUCKET}/none")  # connects
-    requests[0] = 0
+
+
+# Also in processes that a measured one starts: they import this module, too.
+if LATENCY in os.environ:
+    _delay(os.environ[COUNTS], float(os.environ[LATENCY]))
 
 
 @contextmanager
@@ -96,7 +106,8 @@ def main(checkpoints: int, latency: float) -> None:
         with served(folder / "store") as environment:
             found = {}
             for title, case in CASES.items():
-                words = [sys.executable, "-m", "benchmarks.table", "case", case, folder, str(latency)]
+                environment |= {LATENCY: str(latency), COUNTS: str(folder / "requests")}
+                words = [sys.executable, "-m", "benchmarks.table", "case", case, folder]
                 done = subprocess.run(words, env=environment, stdout=subprocess.PIPE, check=True)
                 found[title] = json.loads(done.stdout.splitlines()[-1])
         print(f"{checkpoints} checkpoints x {len(store.TASKS)} tasks, {1000 * latency:.0f} ms for each request to S3")
@@ -113,7 +124,7 @@ def main(checkpoints: int, latency: float) -> None:
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["case"]:
-        print(json.dumps(measure(sys.argv[2], Path(sys.argv[3]), float(sys.argv[4]))))
+        print(json.dumps(measure(sys.argv[2], Path(sys.argv[3]))))
     else:
         numbers = [float(word) for word in sys.argv[1:]] + [2000, 10][len(sys.argv) - 1 :]
         main(int(numbers[0]), numbers[1] / 1000)

@@ -44,6 +44,7 @@ from halos_eval.errors import BadInput, DataUnavailable, Incomplete, StoreError
 from halos_eval.hub import below_cache, cache_root
 from halos_eval.storage import filesystem
 from halos_eval.storage.claims import claimed, holder, process_alive, this_process
+from halos_eval.storage.etags import Etag
 from halos_eval.storage.filesystem import PIECE, Entry
 from halos_eval.storage.records import read_model, write_model
 
@@ -178,7 +179,7 @@ def _fetch(url: str, entry: Entry, path: Path, stop: threading.Event) -> str:
     size = 0
     for _ in range(2):
         try:
-            size, sha256, md5 = _append(url, entry, path, stop)
+            size, sha256, etag = _append(url, entry, path, stop)
         except (filesystem.Replaced, FileNotFoundError) as error:
             raise Incomplete(
                 f"{url} was replaced or removed while it was copied. Run it again when it is saved"
@@ -187,7 +188,7 @@ def _fetch(url: str, entry: Entry, path: Path, stop: threading.Event) -> str:
             raise StoreError(
                 f"{path}: {error}. Free space in HF_HOME and run it again; finished work is kept"
             ) from error
-        if size == entry.size and not filesystem.damaged(url, entry.state, md5):
+        if size == entry.size and not filesystem.damaged(url, entry.state, etag):
             return sha256
         log.warning("%s arrived damaged (%d of %d bytes)", url, size, entry.size)
         path.unlink(missing_ok=True)
@@ -197,22 +198,22 @@ def _fetch(url: str, entry: Entry, path: Path, stop: threading.Event) -> str:
 
 
 def _append(url: str, entry: Entry, path: Path, stop: threading.Event) -> tuple[int, str, str]:
-    """Copy what is missing of a file; return its size, SHA-256 and MD5. Raise Incomplete if others have failed."""
-    sha256, md5 = hashlib.sha256(), hashlib.md5(usedforsecurity=False)
+    """Copy what is missing of a file; return its size, SHA-256 and ETag. Raise Incomplete if others have failed."""
+    sha256, etag = hashlib.sha256(), Etag(filesystem.part_size(url, entry))
     with path.open("r+b" if path.exists() else "w+b") as file:
         start = _arrived(path)
         file.truncate(start)
         while piece := file.read(PIECE):
             sha256.update(piece)
-            md5.update(piece)
+            etag.update(piece)
         for piece in filesystem.stream(url, entry.state, start):
             if stop.is_set():
                 raise Incomplete(f"{url} was not copied to its end. Run it again; finished work is kept")
             file.write(piece)
             filesystem.synced(file)
             sha256.update(piece)
-            md5.update(piece)
-        return file.tell(), sha256.hexdigest(), md5.hexdigest()
+            etag.update(piece)
+        return file.tell(), sha256.hexdigest(), etag.value
 
 
 def _arrived(path: Path) -> int:

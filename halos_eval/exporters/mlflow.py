@@ -55,8 +55,8 @@ def write_results(checkpoint: str, suite: str) -> None:
     if found is None:
         log.warning("%s has no row in the table of %s, so nothing is written to MLflow", checkpoint, suite)
         return
-    tags = tags_of(found.row, layout.report_url(settings.store, suite))
-    MlflowRegistry(settings.checkpoints).write(checkpoint, f"{RESULT_TAG}{suite}.", tags, scores_of(found.row))
+    tags = tags_of(found, layout.report_url(settings.store, suite))
+    MlflowRegistry(settings.checkpoints).write(checkpoint, f"{RESULT_TAG}{suite}.", tags, scores_of(found))
 
 
 def scores_of(row: Row) -> dict[str, float]:

@@ -34,8 +34,11 @@ from halos_eval.storage.records import readable_record
 log = logging.getLogger(__name__)
 
 
-def prepare_evaluation(params: dict[str, Any]) -> dict[str, Any]:
-    """Check the params without reading weights. Return the job that fetches unpinned data; {} if all is pinned."""
+def prepare_evaluation(params: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Check the params without reading weights.
+
+    Return the checkpoint's name in the store, and the job that fetches unpinned data; {} if all is pinned.
+    """
     with _failing_at_once():
         mlflow_wanted()
         root = Settings().store
@@ -45,7 +48,7 @@ def prepare_evaluation(params: dict[str, Any]) -> dict[str, Any]:
         loaded = force or not in_storage(checkpoint.location)
         loaded = loaded or some_stage_loads(root, checkpoint, cluster, suite.name, tasks)
         job = fetch_job(suite, checkpoint, root, cluster, tasks, force=force, loaded=loaded)
-    return _job(job) if job else {}
+    return checkpoint.name, _job(job) if job else {}
 
 
 def requested_name(params: dict[str, Any]) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 from airflow.sdk import BaseSensorOperator, Context, PokeReturnValue, get_current_context
 
 from halos_eval.config.settings import Settings
-from halos_eval.orchestration.evaluate import prepare_evaluation, requested_name
+from halos_eval.orchestration.evaluate import prepare_evaluation
 from halos_eval.orchestration.find import run_exists
 from halos_eval.orchestration.names import EVALUATION
 from halos_eval.storage import layout
@@ -37,8 +37,8 @@ class Prepare(BaseSensorOperator):
     def poke(self, context: Context) -> PokeReturnValue:
         """Look once. Raise AirflowFailException for wrong params."""
         params = dict(context["params"])
-        job = prepare_evaluation(params)
-        return PokeReturnValue(is_done=take_turn(requested_name(params), params["suite"]), xcom_value=job)
+        name, job = prepare_evaluation(params)
+        return PokeReturnValue(is_done=take_turn(name, params["suite"]), xcom_value=job)
 
 
 def take_turn(checkpoint: str, suite: str) -> bool:

@@ -19,15 +19,14 @@ from halos_eval.config.policy import Limit
 from halos_eval.config.served_judge import JudgeChoice, ServedJudge
 from halos_eval.config.settings import FROZEN
 from halos_eval.config.suite import ALPACA_EVAL, AlpacaEvalSettings, Suite
-from halos_eval.errors import StoreError
 from halos_eval.planning.chat import OF_CHECKPOINTS
 from halos_eval.planning.jobs import PlannedJob
-from halos_eval.planning.plan import Plan, read_plan
+from halos_eval.planning.plan import Plan
 from halos_eval.planning.planner import profile_of
 from halos_eval.planning.progress import READERS
 from halos_eval.stages.judge.options import SWAP
 from halos_eval.storage import filesystem, layout
-from halos_eval.storage.records import Record, read_record
+from halos_eval.storage.records import Model, Record, readable, readable_record
 
 log = logging.getLogger(__name__)
 
@@ -187,19 +186,18 @@ def _as_now(job: PlannedJob, suite: Suite) -> bool:
 
 
 def _plan(url: str) -> Plan | None:
-    try:
-        return read_plan(url)
-    except StoreError as error:
-        log.warning("excluded from the estimate: %s", error)
-        return None
+    return _without_damage(readable(url, Plan))
 
 
 def _record(url: str) -> Record | None:
-    try:
-        return read_record(url)
-    except StoreError as error:
-        log.warning("excluded from the estimate: %s", error)
-        return None
+    return _without_damage(readable_record(url))
+
+
+def _without_damage(found: tuple[Model | None, str]) -> Model | None:
+    document, damage = found
+    if damage:
+        log.warning("excluded from the estimate: %s", damage)
+    return document
 
 
 def _history(finished: list[tuple[PlannedJob, Record]]) -> History:

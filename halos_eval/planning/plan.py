@@ -20,7 +20,7 @@ from halos_eval.planning.jobs import PlannedJob
 from halos_eval.planning.planner import Planner
 from halos_eval.stages import tools
 from halos_eval.stages.chat_template import read_template
-from halos_eval.storage import layout
+from halos_eval.storage import changes, layout
 from halos_eval.storage.claims import WAIT, claimed, this_process
 from halos_eval.storage.manifest import Manifest, read_manifest
 from halos_eval.storage.records import CheckpointRef, read_model, readable, update_model
@@ -129,6 +129,7 @@ def save_plan(plan: Plan, suite: Suite, root: str, manifest: Manifest | None = N
         merged = _merged(plan, _earlier(url), suite, definition)
         confirm()
         update_model(url, merged)
+    changes.note(root, plan.suite, plan.checkpoint.name)
 
 
 def _merged(plan: Plan, earlier: Plan | None, suite: Suite, definition: SuiteDefinition) -> Plan:

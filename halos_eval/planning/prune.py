@@ -30,7 +30,7 @@ from halos_eval.planning.definition import Definitions, chained
 from halos_eval.planning.plan import Plan, read_plan, suite_manifest
 from halos_eval.stages import tools
 from halos_eval.stages.identity import Identity
-from halos_eval.storage import filesystem, layout
+from halos_eval.storage import changes, filesystem, layout
 from halos_eval.storage.claims import Busy, claimed, holder, process_alive, this_process
 from halos_eval.storage.filesystem import Entry
 from halos_eval.storage.records import CheckpointRef, Record, read_model, readable_record
@@ -220,7 +220,7 @@ class Pruner:
                 wanted = {one.url for one in found.removals} - turns.keys()
                 for one in again.removals:
                     if one.url in wanted:
-                        one.remove(self.rules.before)
+                        self._remove(name, one)
                         removed.append(one)
         except Busy as error:
             return Found(tuple(removed), str(error), busy=True)
@@ -230,6 +230,15 @@ class Pruner:
                 filesystem.remove_empty(url)
         removed += [one for one in found.removals if one.url in turns]
         return Found(tuple(removed), again.kept, again.busy)
+
+    def _remove(self, name: str, one: Removal) -> None:
+        """Remove it. If it is a plan, the checkpoint's row goes as well, wherever this process is killed."""
+        plans = [suite for suite in self.planned if one.url == layout.plan_url(self.root, suite, name)]
+        for suite in plans:
+            changes.note(self.root, suite, name)
+        one.remove(self.rules.before)
+        for suite in plans:
+            changes.note(self.root, suite, name)
 
     def find(self, name: str) -> Found:
         """Return what can be removed of one checkpoint. Raise StoreError."""

@@ -1,20 +1,22 @@
 """Rows that are kept in the store beside a suite's table, so that after an evaluation only its own row is computed.
 
-A kept row is used while everything that it was computed from is unchanged. The code, the suite's definition and the
-series are one digest for all rows. For each checkpoint there are the states of its plan and of its mark, a file that
-is written after each evaluation of the checkpoint in any suite, because suites share records. Both folders are listed
-each time, so a row that another process lost, or a plan that was removed, is noticed.
+Whoever changes what a row is computed from notes it (`halos_eval.storage.changes`): a plan that is saved, an
+evaluation that ends, in all suites, because suites share records, and `prune`. The rows are kept with the names of the
+notes that they consider. The code, the suite's definition and the series are one digest for all rows.
 
-Records that are written without an evaluation (a stage by hand) are noticed by ``summarize`` without a checkpoint.
+A change without a note (a stage by hand, a plan that somebody removed) is noticed by ``summarize`` without a
+checkpoint.
 """
 
 from __future__ import annotations
 
 import gzip
 import logging
-import uuid
+import multiprocessing
+import os
 import zlib
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from typing import Literal
 
 from pydantic import BaseModel, Field, ValidationError
@@ -23,22 +25,14 @@ from halos_eval.config.settings import FROZEN
 from halos_eval.planning.progress import READERS
 from halos_eval.reports.results import Row
 from halos_eval.reports.suite_rows import SuiteRows
-from halos_eval.storage import filesystem, layout
+from halos_eval.storage import changes, filesystem, layout
 
 log = logging.getLogger(__name__)
 
-
-class KeptRow(BaseModel):
-    """One row with the states of the files that it was computed from."""
-
-    model_config = FROZEN
-
-    plan: str
-    """State of the plan."""
-    mark: str
-    """State of the checkpoint's mark; empty if it has none."""
-    row: Row
-    """The row."""
+PROCESSES = 4
+"""Processes that read records. The S3 client needs about 2 ms of processor time for each request."""
+SHARE = 100
+"""Rows from which on another process is worth its start."""
 
 
 class KeptRows(BaseModel):
@@ -46,63 +40,81 @@ class KeptRows(BaseModel):
 
     model_config = FROZEN
 
-    version: Literal[1]
+    version: Literal[2]
     """Version of this format."""
     made_with: str
     """Digest of everything that all rows depend on, see `SuiteRows.made_with`."""
-    rows: dict[str, KeptRow]
+    considered: tuple[str, ...]
+    """Names of the notes that the rows consider, sorted."""
+    rows: dict[str, Row]
     """Rows by the checkpoint's name in file names, sorted."""
     computed: frozenset[str] = Field(frozenset(), exclude=True)
     """Names of the rows that were computed just now; the others were kept."""
 
-    @property
-    def table(self) -> list[Row]:
-        """The rows alone."""
-        return [one.row for one in self.rows.values()]
-
     def encoded(self) -> bytes:
         """The file's content; equal rows give equal bytes."""
-        return gzip.compress(self.model_dump_json(exclude_defaults=True).encode(), compresslevel=6, mtime=0)
+        return gzip.compress(self.model_dump_json(exclude_defaults=True).encode(), compresslevel=1, mtime=0)
 
 
-def mark(root: str, checkpoint: str) -> None:
-    """Make all kept rows of a checkpoint outdated, because its records changed. Raise StoreError."""
-    url = filesystem.join(layout.changes_url(root), layout.folder_name(checkpoint))
-    filesystem.write_bytes(url, uuid.uuid4().hex.encode())
+def rebuild(root: str, suite: str, processes: int = 1) -> KeptRows:
+    """Return the rows of all plans of a suite, from the records alone. Raise StoreError.
 
-
-def compute(root: str, suite: str, again: str | None = None) -> KeptRows:
-    """Return the rows of all plans of a suite. Raise StoreError.
-
-    With ``again``, only the row of this checkpoint is computed, and those that are not kept or outdated. The states are
-    listed before the files are read: what changes in between is computed again the next time.
+    With several ``processes``, the main module of the program is imported in each.
     """
-    folder = filesystem.join(layout.plans_url(root), suite)
+    # Notes are listed first: what changes in between is computed again the next time.
+    return _rebuild(SuiteRows(root, suite), changes.read(root, suite), processes)
+
+
+def _rebuild(source: SuiteRows, notes: Iterable[str], processes: int) -> KeptRows:
+    listed = filesystem.entries(filesystem.join(layout.plans_url(source.root), source.suite))
+    names = [name.removesuffix(".json") for name in listed if name.endswith(".json")]
+    return _kept(source, notes, {}, _computed(source, names, processes))
+
+
+def with_row(root: str, suite: str, own: str, noted: str) -> tuple[KeptRows, list[str]]:
+    """Return the kept rows with the row of the checkpoint ``own``, which the note ``noted`` is about.
+
+    Only this row is computed, and those that other notes are about. Also return the notes to remove once the rows are
+    written. Raise StoreError.
+    """
     with ThreadPoolExecutor() as pool:  # the requests do not depend on each other
-        listed = [pool.submit(_states, url) for url in (folder, layout.changes_url(root))]
-        reading = pool.submit(read, root, suite) if again else None
+        listing = pool.submit(changes.read, root, suite)
+        reading = pool.submit(read, root, suite)
         source = SuiteRows(root, suite)
-    plans, marks = (one.result() for one in listed)
-    plans = {name.removesuffix(".json"): state for name, state in plans.items() if name.endswith(".json")}
-    kept = reading.result() if reading else None
-    own = layout.folder_name(again) if again else None
-    states = {name: (plan, marks.get(name, "")) for name, plan in plans.items()}
-    known = kept.rows if kept and kept.made_with == source.made_with else {}
-    current = {name: one for name, one in known.items() if states.get(name) == (one.plan, one.mark) and name != own}
+        computing = pool.submit(source.read, own)
+        notes, kept = listing.result(), reading.result()
+        if kept is None or kept.made_with != source.made_with:
+            return _rebuild(source, [*notes, noted], PROCESSES), []
+        considered = frozenset(kept.considered)
+        outdated = {changes.checkpoint_of(name) for name in notes.keys() - considered} - {own}
+        computed = _computed(source, sorted(outdated), PROCESSES) | {own: computing.result()}
+    removable = changes.settled(notes, considered)
+    left = {name: entry for name, entry in notes.items() if name not in removable}
+    return _kept(source, [*left, noted], kept.rows, computed), removable
 
-    def computed(name: str) -> KeptRow:
-        plan, mark = states[name]
-        return KeptRow(plan=plan, mark=mark, row=source.read(filesystem.join(folder, f"{name}.json")))
 
-    outdated = sorted(plans.keys() - current.keys())
+def _kept(source: SuiteRows, notes: Iterable[str], kept: Mapping[str, Row], new: Mapping[str, Row | None]) -> KeptRows:
+    found = {name: row for name, row in sorted({**kept, **new}.items()) if row}
+    return KeptRows.model_construct(
+        version=2, made_with=source.made_with, considered=tuple(sorted(set(notes))), rows=found, computed=frozenset(new)
+    )
+
+
+def _computed(source: SuiteRows, names: Sequence[str], processes: int) -> dict[str, Row | None]:
+    """Return the rows of checkpoints; None for those without a plan. Many are shared between processes."""
+    processes = min(processes, len(os.sched_getaffinity(0)), len(names) // SHARE)
+    if processes < 2:
+        return _read(source, names)
+    shares = [names[start::processes] for start in range(processes)]
+    # Not forked: the threads of the S3 client would be lost.
+    with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
+        found = pool.map(_read, [source] * processes, shares)
+        return {name: row for one in found for name, row in one.items()}
+
+
+def _read(source: SuiteRows, names: Sequence[str]) -> dict[str, Row | None]:
     with ThreadPoolExecutor(READERS) as pool:
-        found = current | dict(zip(outdated, pool.map(computed, outdated), strict=True))
-    rows = {name: found[name] for name in sorted(found)}
-    return KeptRows(version=1, made_with=source.made_with, rows=rows, computed=frozenset(outdated))
-
-
-def _states(folder: str) -> dict[str, str]:
-    return {name: entry.state for name, entry in filesystem.entries(folder).items()}
+        return dict(zip(names, pool.map(source.read, names), strict=True))
 
 
 def read(root: str, suite: str) -> KeptRows | None:

@@ -73,8 +73,8 @@ class Line:
     """Documents or pairs with a score; empty for a member of a group."""
     clusters: int | None = None
     """Independent groups of these; empty if each is independent."""
-    limit: int | None = None
-    """Number of documents to which a trial was limited."""
+    limit: float | None = None
+    """Number of documents to which a trial was limited, or their share below 1."""
 
 
 COLUMNS = tuple(one.name for one in fields(Line))

@@ -7,6 +7,7 @@ with the reason, but has no part in the average.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import cache, cached_property
 from pathlib import Path
@@ -37,8 +38,10 @@ class SuiteRows:
 
     def __init__(self, root: str, suite: str) -> None:
         self.root, self.suite = root, suite
-        self.definition = read_definition(root, suite)
-        self.series = read_series(root)
+        with ThreadPoolExecutor(2) as pool:
+            series = pool.submit(read_series, root)
+            self.definition = read_definition(root, suite)
+            self.series = series.result()
 
     @property
     def made_with(self) -> str:
@@ -46,13 +49,15 @@ class SuiteRows:
         definition = self.definition.model_dump(mode="json") if self.definition else None
         return digest_json([definition, self.series.model_dump(mode="json"), _code(), self.root])
 
-    def read(self, url: str) -> Row:
-        """Return the row of the plan at ``url``. If the plan is damaged, the row says so. Raise StoreError."""
-        plan, damage = readable(url, Plan)
-        if plan:
-            return self.row(plan)
-        name = url.rsplit("/", 1)[-1].removesuffix(".json").replace("__", "/")
-        return Row(name, missing=(Missing("plan", damage or f"{url} was removed while it was read"),))
+    def read(self, name: str) -> Row | None:
+        """Return the row of a checkpoint, whose name is as in file names; None if it has no plan.
+
+        If the plan is damaged, the row says so. Raise StoreError.
+        """
+        plan, damage = readable(filesystem.join(layout.plans_url(self.root), self.suite, f"{name}.json"), Plan)
+        if damage:
+            return Row(name.replace("__", "/"), missing=(Missing("plan", damage),))
+        return self.row(plan) if plan else None
 
     def row(self, plan: Plan) -> Row:
         """Return the row of one checkpoint. Raise StoreError."""

@@ -16,11 +16,12 @@ from halos_eval.errors import BadInput
 from halos_eval.reports import kept_rows
 from halos_eval.reports.gate import run_gate
 from halos_eval.reports.halos_logs.read import read_logs
+from halos_eval.reports.kept_rows import KeptRows
 from halos_eval.reports.pages import write as pages
 from halos_eval.reports.results import Row
 from halos_eval.reports.scores import encoded, scores
 from halos_eval.reports.table import csv_of, in_order, read_rows
-from halos_eval.storage import filesystem, layout
+from halos_eval.storage import changes, filesystem, layout
 from halos_eval.storage.claims import WAIT, claimed, this_process
 from halos_eval.storage.outbox import collect
 
@@ -104,24 +105,45 @@ def summarize(config: SummarizeConfig) -> list[Row]:
 
 def _kept(root: str, suite: str, config: SummarizeConfig) -> list[Row]:
     """Write the table and its rows. No other process writes them meanwhile, so none replaces a row by an older one."""
-    if config.checkpoint:
-        kept_rows.mark(root, config.checkpoint)
     if config.checkpoint and config.gate:
         run_gate(root, suite, config.checkpoint, config.gate, config.margin)
-    with claimed(layout.report_claims_url(root, suite), this_process(), WAIT) as confirm:
-        found = kept_rows.compute(root, suite, config.checkpoint)
-        if config.checkpoint and layout.folder_name(config.checkpoint) not in found.rows:
-            raise BadInput(f"{root} contains no plan of {suite} for {config.checkpoint}: evaluate it first")
-        rows = in_order(found.table)
-        contents = {layout.rows_url(root, suite): found.encoded(), config.output: csv_of(rows)}
-        if pages.installed():
-            folder = layout.report_folder(root, suite)
-            contents |= {filesystem.join(folder, path): page for path, page in pages.overview(suite, rows).items()}
-        confirm()
-        with ThreadPoolExecutor() as pool:
+    with ThreadPoolExecutor() as pool:  # requests that need not wait for each other do not
+        noting = pool.submit(_note, root, suite, config.checkpoint)
+        with claimed(layout.report_claims_url(root, suite), this_process(), WAIT) as confirm:
+            found, removable = _rows(root, suite, config.checkpoint, noting.result())
+            confirming = pool.submit(confirm)  # extends the lease by minutes, and what follows takes less than a second
+            rows = in_order(found.rows.values())
+            contents = {layout.rows_url(root, suite): found.encoded(), config.output: csv_of(rows)}
+            if pages.installed():
+                folder = layout.report_folder(root, suite)
+                contents |= {filesystem.join(folder, path): page for path, page in pages.overview(suite, rows).items()}
+            confirming.result()
             list(pool.map(filesystem.write_bytes, contents.keys(), contents.values()))
+    changes.remove(root, suite, removable)
     if pages.installed():
-        pages.write_checkpoints(root, suite, [found.rows[name].row for name in sorted(found.computed)])
+        pages.write_checkpoints(root, suite, [found.rows[name] for name in sorted(found.computed & found.rows.keys())])
     else:
         log.warning("the pages of the report are not written: this environment lacks their libraries (image judge)")
     return rows
+
+
+def _note(root: str, suite: str, checkpoint: str | None) -> str:
+    """Note in all suites that a checkpoint was evaluated; return the name of the note in this one."""
+    if checkpoint is None:
+        return ""
+    with ThreadPoolExecutor() as pool:
+        others = pool.submit(changes.note_in_others, root, suite, checkpoint)
+        noted = changes.note(root, suite, checkpoint)
+        others.result()
+    return noted
+
+
+def _rows(root: str, suite: str, checkpoint: str | None, noted: str) -> tuple[KeptRows, list[str]]:
+    """Return all rows, and the notes to remove once they are written. Raise BadInput if the checkpoint has no plan."""
+    if checkpoint is None:
+        return kept_rows.rebuild(root, suite, kept_rows.PROCESSES), []
+    own = layout.folder_name(checkpoint)
+    found, removable = kept_rows.with_row(root, suite, own, noted)
+    if own not in found.rows:
+        raise BadInput(f"{root} contains no plan of {suite} for {checkpoint}: evaluate it first")
+    return found, removable

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from halos_eval.errors import BadInput
-from halos_eval.reports.kept_rows import compute
+from halos_eval.reports.kept_rows import rebuild
 from halos_eval.reports.records import rows_of_records
 from halos_eval.reports.results import ALPACA_COLUMNS, Missing, Row, labelled
 from halos_eval.storage import filesystem, layout
@@ -33,7 +33,7 @@ def read_rows(root: str, suite: str | None = None) -> list[Row]:
     Raise BadInput if there are none, or StoreError.
     """
     if suite:
-        rows = compute(root, suite).table
+        rows = list(rebuild(root, suite).rows.values())
     else:
         read = [(url, *readable_record(url)) for url in filesystem.find(root, layout.RECORD)]
         rows = rows_of_records(record for _, record, _ in read if record)
@@ -78,16 +78,15 @@ def _with_damaged(rows: Sequence[Row], damaged: Mapping[str, str]) -> list[Row]:
 
 
 def csv_of(rows: Sequence[Row]) -> bytes:
-    """Return the CSV of rows, one per checkpoint. It has the bytes that pandas writes, which takes much longer."""
+    """Return the CSV of rows, one per checkpoint. It has the bytes that pandas writes, which takes much longer.
+
+    ``series`` is the exception: a whole number also if another row has none.
+    """
     header, lines = cells_by_column(rows)
-    # pandas has no whole numbers in a column with empty cells.
-    number = int if all("series" in line for line in lines) else float
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(header)
     for line in lines:
-        if "series" in line:
-            line["series"] = number(line["series"])
         empty = {column for column, cell in line.items() if isinstance(cell, float) and math.isnan(cell)}
         writer.writerow(["" if column in empty else line.get(column, "") for column in header])
     return text.getvalue().encode()

@@ -144,10 +144,12 @@ def claimed(folder: str, owner: str, wait: timedelta = timedelta(0)) -> Iterator
         ended.set()
         keeper.join()
         with suppress(StoreError):
-            numbers = _numbers(folder)
-            if numbers[-1:] == [_parts(url)[1]]:  # otherwise it is another process's
-                for number in numbers:
-                    filesystem.delete_file(_url(folder, number))
+            number = _parts(url)[1]
+            # The first of them has no earlier ones to remove. Later ones are another process's.
+            numbers = [1] if number == 1 else _numbers(folder)
+            if numbers[-1:] == [number]:
+                for one in numbers:
+                    filesystem.delete_file(_url(folder, one))
                 filesystem.remove_empty(folder)
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import os
-import re
 import stat
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -19,15 +18,15 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, cast
 
 import fsspec
-from fsspec.asyn import AsyncFileSystem
+from fsspec.asyn import AsyncFileSystem, sync
 from fsspec.implementations.local import LocalFileSystem
 
 from halos_eval.errors import BadInput, StoreError
+from halos_eval.storage.etags import parts_of
 
 PROTOCOLS = {"file", "s3", "memory"}  # memory: for tests
 
 PIECE = 16 << 20  # bytes of an object that are read at once
-MD5 = re.compile(r"[0-9a-f]{32}")
 
 
 class Replaced(Exception):
@@ -84,7 +83,8 @@ def _open(url: str) -> tuple[Any, str]:
             f"{protocol}:// is not supported ({url}); expected a folder or s3://. Other object storage often has S3's "
             "interface too: use s3:// with its address in AWS_ENDPOINT_URL"
         )
-    fs = fsspec.filesystem(protocol, use_listings_cache=False)
+    options = {"config_kwargs": {"user_agent": "halos-eval"}} if protocol == "s3" else {}
+    fs = fsspec.filesystem(protocol, use_listings_cache=False, **options)
     if protocol == "s3" and fs.session is None:
         fs.session = _s3_session(fs)
     return fs, fs._strip_protocol(url)
@@ -149,13 +149,33 @@ def synced(file: BinaryIO) -> None:
     os.fsync(file.fileno())
 
 
-def damaged(url: str, state: str, md5: str) -> bool:
-    """Return whether an object has another MD5 than what was read of it. False if its ETag, ``state``, is no MD5.
+def part_size(url: str, entry: Entry) -> int | None:
+    """Return the bytes of each part but the last of an object that was uploaded in parts. Raises StoreError.
 
-    It is none for an upload in several parts, nor with a key of the owner's or of KMS. Raises StoreError.
+    None if it was not, or if the server does not say, or if the parts differ.
     """
-    etag = state.strip('"')
-    if etag == md5 or not MD5.fullmatch(etag):
+    parts = parts_of(entry.state)
+    if parts < 1 or "-" not in entry.state:
+        return None
+    with _store_errors(url):
+        fs, path = _open(url)
+        bucket, key, _ = fs.split_path(path)
+        # Of an upload that fsspec streamed, each part has another size. Then the last one is not what is left.
+        first, last = (
+            int(fs.call_s3("head_object", Bucket=bucket, Key=key, PartNumber=number)["ContentLength"])
+            for number in (1, parts)
+        )
+    return first if first and first * (parts - 1) + last == entry.size and last <= first else None
+
+
+def damaged(url: str, state: str, etag: str) -> bool:
+    """Return whether an object has another ETag than what was read of it, ``etag``. Raises StoreError.
+
+    False if its own, ``state``, does not say: with a key of the owner's or of KMS, and if one has parts and the other
+    has none, because their size is unknown.
+    """
+    own = state.strip('"')
+    if etag == own or parts_of(own) == 0 or ("-" in own) != ("-" in etag):
         return False
     with _store_errors(url):
         fs, path = _open(url)
@@ -263,12 +283,19 @@ def entries(url: str) -> dict[str, Entry]:
         if isinstance(fs, LocalFileSystem):
             return _scan(path)
         try:
-            listed = fs.ls(path, detail=True)
+            listed = _listed(fs, path)
         except FileNotFoundError:
             return {}
         children = {one["name"].removeprefix(f"{path.rstrip('/')}/"): one for one in listed}
         # Skip the empty object that some tools write for the folder itself. The listing of a file is the file.
         return {name: _entry(fs, one) for name, one in children.items() if name and "/" not in name}
+
+
+def _listed(fs: Any, path: str) -> list[dict[str, Any]]:
+    if not isinstance(fs, AsyncFileSystem):
+        return list(fs.ls(path, detail=True))
+    # s3fs's `ls` sends a second request if a folder is empty.
+    return list(sync(fs.loop, fs._lsdir, path))
 
 
 def _entry(fs: Any, listed: dict[str, Any]) -> Entry:

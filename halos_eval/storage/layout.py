@@ -200,9 +200,9 @@ def report_claims_url(root: str, suite: str) -> str:
     return filesystem.join(root, "reports", suite, "claims")
 
 
-def changes_url(root: str) -> str:
-    """Return the folder with one file for each checkpoint, which is written again after each of its evaluations."""
-    return filesystem.join(root, "changes")
+def changes_url(root: str, suite: str) -> str:
+    """Return the folder of the notes on rows of a suite's summary that changed, see `halos_eval.storage.changes`."""
+    return filesystem.join(root, "reports", suite, "changes")
 
 
 def turn_url(root: str, suite: str, checkpoint: str) -> str:

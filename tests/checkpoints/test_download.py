@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -9,6 +10,7 @@ from pathlib import Path
 from uuid import uuid4
 
 import pytest
+import s3fs
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -18,6 +20,7 @@ from halos_eval.checkpoints.weights import inspect, scored_files, state_of_stamp
 from halos_eval.errors import BadInput, DataUnavailable, HalosEvalError, Incomplete, StoreError
 from halos_eval.storage import filesystem
 from halos_eval.storage.claims import release, take
+from halos_eval.storage.etags import Etag
 from tests.doubles import make_checkpoint, write_safetensors
 from tests.doubles.s3 import bucket, upload
 
@@ -375,3 +378,40 @@ def test_other_folders_are_not_locked(folder):
 def test_an_unreachable_bucket_is_a_store_error(monkeypatch):
     with pytest.raises((HalosEvalError,), match="s3://nowhere"):
         copied("s3://nowhere/kto")
+
+
+@pytest.mark.parametrize(("sizes", "known"), [((6, 6, 1), True), ((6, 7, 1), False), ((6,), True)])
+def test_an_upload_in_parts_of_one_size_is_verified(server, sizes, known, monkeypatch):
+    monkeypatch.setattr(download, "PIECE", 1 << 20)
+    bucket_name, key = server.removeprefix("s3://"), f"{uuid4()}/tensors"
+    parts = [bytes([number]) * (size << 20) for number, size in enumerate(sizes)]
+    files = s3fs.S3FileSystem()
+    upload_id = files.call_s3("create_multipart_upload", Bucket=bucket_name, Key=key)["UploadId"]
+    to = {"Bucket": bucket_name, "Key": key, "UploadId": upload_id}
+    done = [
+        {"PartNumber": number, "ETag": files.call_s3("upload_part", **to, PartNumber=number, Body=part)["ETag"]}
+        for number, part in enumerate(parts, start=1)
+    ]
+    files.call_s3("complete_multipart_upload", **to, MultipartUpload={"Parts": done})
+    url = f"{server}/{key}"
+    entry = filesystem.entries(url.rpartition("/")[0])["tensors"]
+    size = filesystem.part_size(url, entry)
+    assert size == (6 << 20 if known else None)
+    found, other = Etag(size), Etag(size)
+    found.update(b"".join(parts))
+    other.update(b"x" + b"".join(parts)[1:])
+    assert not filesystem.damaged(url, entry.state, found.value)
+    assert filesystem.damaged(url, entry.state, other.value) is known
+
+
+@given(st.lists(st.binary(max_size=40)), st.integers(1, 50))
+def test_an_etag_does_not_depend_on_the_pieces(pieces, size):
+    whole, one_by_one = Etag(size), Etag(size)
+    whole.update(b"".join(pieces))
+    for piece in pieces:
+        one_by_one.update(piece)
+    assert whole.value == one_by_one.value
+    content = b"".join(pieces)
+    parts = [content[start : start + size] for start in range(0, len(content), size)] or [b""]
+    md5s = b"".join(hashlib.md5(part, usedforsecurity=False).digest() for part in parts)
+    assert whole.value == f"{hashlib.md5(md5s, usedforsecurity=False).hexdigest()}-{len(parts)}"

@@ -1,4 +1,4 @@
-"""What is written to MLflow, and when."""
+"""Results in MLflow: their names, and when they are written."""
 
 from __future__ import annotations
 

@@ -79,11 +79,18 @@ def plan(staged, monkeypatch):
     return plan
 
 
+def prepared(params):
+    """The job that `prepare` returns."""
+    name, job = evaluate.prepare_evaluation(params)
+    assert name == params["checkpoint"]
+    return job
+
+
 def test_unpinned_data_gets_a_fetch_job(root):
-    job = evaluate.prepare_evaluation(PARAMS)
+    job = prepared(PARAMS)
     assert job["argv"] == ["fetch", f"--manifest={root}/manifests/demo.json", "--", "demo"]
     assert job.keys() == KEYS
-    some = evaluate.prepare_evaluation(PARAMS | {"tasks": ["demo_cloze"]})
+    some = prepared(PARAMS | {"tasks": ["demo_cloze"]})
     assert '--tasks=["demo_cloze"]' in some["argv"]
 
 
@@ -94,7 +101,7 @@ def test_a_checkpoint_in_a_bucket_is_fetched_until_its_weights_are_no_longer_nee
     with bucket() as registry:
         url = upload(tmp_path / "checkpoints" / "kto" / "FINAL", f"{registry}/kto/FINAL")
         monkeypatch.setenv("HALOS_EVAL_CHECKPOINTS", registry)
-        job = evaluate.prepare_evaluation(PARAMS)
+        job = prepared(PARAMS)
         assert job["argv"][2:] == [
             f"--store={root}", "--name=kto", "--weights-gib=500", "--", "demo", json.dumps([url]),
         ]  # fmt: skip
@@ -102,26 +109,26 @@ def test_a_checkpoint_in_a_bucket_is_fetched_until_its_weights_are_no_longer_nee
         suite, checkpoint = load_suite("demo"), from_location(url)
         plan = make_plan(suite, checkpoint, root, load_cluster(), manifest=suite_manifest("demo", root, load_cluster()))
         save_plan(plan, suite, root)
-        assert evaluate.prepare_evaluation(PARAMS) == job  # only fetch knows whether the copy is still there
+        assert prepared(PARAMS) == job  # only fetch knows whether the copy is still there
         for planned in plan.jobs:
             if planned.stage != "judge":
                 finish(planned)
-        assert evaluate.prepare_evaluation(PARAMS) == {}
-        assert evaluate.prepare_evaluation(PARAMS | {"force": True}) == job
+        assert prepared(PARAMS) == {}
+        assert prepared(PARAMS | {"force": True}) == job
 
 
 def test_pinned_data_needs_no_fetch_job(staged):
     staged()
-    assert evaluate.prepare_evaluation(PARAMS) == {}
-    assert evaluate.prepare_evaluation(PARAMS | {"force": True})["stage"] == "fetch"
+    assert prepared(PARAMS) == {}
+    assert prepared(PARAMS | {"force": True})["stage"] == "fetch"
     staged(demo_cloze="it is gated")
-    assert evaluate.prepare_evaluation(PARAMS)
-    assert evaluate.prepare_evaluation(PARAMS | {"tasks": ["demo_choice"]}) == {}
+    assert prepared(PARAMS)
+    assert prepared(PARAMS | {"tasks": ["demo_choice"]}) == {}
 
 
 def test_without_a_shared_cache_stages_read_from_the_hub(plan, staged, without_cache):
     staged(demo_cloze="it is gated")
-    assert evaluate.prepare_evaluation(PARAMS) == {}
+    assert prepared(PARAMS) == {}
     harness, pushed = plan()
     assert pushed["unavailable"] == {}
     assert not [word for job in (*harness, pushed["sample"]) for word in job["argv"] if "--manifest" in word]
@@ -216,7 +223,7 @@ def test_another_judge(plan):
 @pytest.mark.parametrize("step", ["prepare", "plan"])
 def test_errors_that_a_retry_cannot_fix_are_not_retried(plan, root, step, params, words):
     with pytest.raises(AirflowFailException) as caught:
-        plan(**params) if step == "plan" else evaluate.prepare_evaluation(PARAMS | params)
+        plan(**params) if step == "plan" else prepared(PARAMS | params)
     assert words in str(caught.value)
     assert not filesystem.exists(f"{root}/plans")
 
@@ -346,7 +353,7 @@ def test_an_unavailable_store_is_retried(plan, tmp_path):
     with pytest.raises(StoreError):
         plan()
     with pytest.raises(StoreError):
-        evaluate.prepare_evaluation(PARAMS)
+        prepared(PARAMS)
 
 
 def test_the_verdict_names_everything_that_is_missing(plan):

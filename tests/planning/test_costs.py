@@ -12,6 +12,7 @@ from halos_eval.checkpoints.registry import Checkpoint, Metadata
 from halos_eval.config.cluster import load_cluster
 from halos_eval.config.policy import Limit
 from halos_eval.config.suite import load_suite
+from halos_eval.errors import StoreError
 from halos_eval.planning import costs
 from halos_eval.planning.costs import Cost, History, excess, read_history, within
 from halos_eval.planning.plan import make_plan, save_plan
@@ -226,6 +227,21 @@ def test_unreadable_records_and_plans_are_excluded(root, evaluated, plan_of, cap
     filesystem.write_bytes(layout.plan_url(root, "own", "orpo"), b"{")
     assert history(root).of_plan(plan_of()) == Cost(pods=4, gpu_hours=6, judge_dollars=4.1)
     assert caplog.text.count("excluded from the estimate: ") == 2
+
+
+def test_an_outage_of_the_store_is_no_missing_history(root, evaluated, monkeypatch):
+    evaluated("kto")
+    read = filesystem.read_bytes
+
+    def fail(url):
+        if "/runs/" in url:
+            raise StoreError(f"{url}: unreachable")
+        return read(url)
+
+    monkeypatch.setattr(filesystem, "read_bytes", fail)
+    monkeypatch.setattr(filesystem, "read_many", lambda urls: {url: fail(url) for url in urls})
+    with pytest.raises(StoreError, match="unreachable"):
+        history(root)
 
 
 def test_plans_without_records_do_not_hide_those_with_records(root, evaluated, plan_of, tmp_path, monkeypatch):

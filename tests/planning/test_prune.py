@@ -19,6 +19,7 @@ from halos_eval.errors import StoreError
 from halos_eval.planning.plan import make_plan, save_plan
 from halos_eval.planning.progress import overview
 from halos_eval.planning.prune import Pruner, Retention
+from halos_eval.reports.summarize import SummarizeConfig, summarize
 from halos_eval.reports.table import read_rows
 from halos_eval.storage import filesystem, layout, result_files
 from halos_eval.storage.claims import Busy, Claim, this_process
@@ -380,8 +381,24 @@ def test_a_deleted_checkpoint_stays_until_somebody_says_so(lab):
     lately = "not in the registry, but changed lately"
     assert lab.found(month_ago, listing=gone, deleted_checkpoints=True) == ([], lately)
     lab.prune(listing=gone, deleted_checkpoints=True)
-    assert lab.files() == {"series.json", "suites/own.json"}
+    notes = {name for name in lab.files() if name.startswith("reports/own/changes/")}  # for the next summary
+    assert lab.files() - notes == {"series.json", "suites/own.json"}
     assert lab.pruner().checkpoints() == []
+
+
+def test_the_row_of_a_deleted_checkpoint_goes_with_its_plan(lab):
+    def summary(name):
+        output = layout.report_url(lab.root, "own")
+        config = SummarizeConfig(root=lab.root, suite="own", checkpoint=name, output=output)
+        return [row.checkpoint for row in summarize(config)]
+
+    lab.evaluate()
+    other = lab.checkpoint.model_copy(update={"name": "other"})
+    own = load_suite("own")
+    save_plan(make_plan(own, other, lab.root, load_cluster()), own, lab.root)
+    assert summary(NAME) == [NAME, "other"]
+    lab.prune(listing=Listing([other], {}), deleted_checkpoints=True)
+    assert summary("other") == ["other"]
 
 
 def test_a_checkpoint_that_the_registry_skips_is_not_deleted(lab):

@@ -14,5 +14,5 @@ def frame(rows: Sequence[Row]) -> pd.DataFrame:
     """Rows as a table, one per checkpoint, with the CSV's order of columns."""
     lines = [document(row) for row in rows]
     table = pd.DataFrame([{**row.counts, **line} for row, line in zip(rows, lines, strict=True)])[columns(lines)]
-    counts = {column for row in rows for column in row.counts} & set(table.columns)
-    return table.astype(dict.fromkeys(counts, "Int64"))  # whole numbers also in columns with empty cells
+    whole = {"series", *(column for row in rows for column in row.counts)} & set(table.columns)
+    return table.astype(dict.fromkeys(whole, "Int64"))  # whole numbers also in columns with empty cells

@@ -18,11 +18,11 @@ from halos_eval.config.suite import load_suite
 from halos_eval.errors import BadInput
 from halos_eval.planning.plan import make_plan, save_plan
 from halos_eval.reports import kept_rows
-from halos_eval.reports.kept_rows import KeptRow, KeptRows
+from halos_eval.reports.kept_rows import KeptRows
 from halos_eval.reports.results import Cell, Missing, Row
 from halos_eval.reports.summarize import SummarizeConfig, summarize
 from halos_eval.reports.table import csv_of, read_rows
-from halos_eval.storage import filesystem, layout
+from halos_eval.storage import changes, filesystem, layout
 from halos_eval.storage.records import Score
 from tests.doubles import finish, make_checkpoint, write_failure
 from tests.reports.pandas_table import frame
@@ -54,7 +54,7 @@ def table(root, suite):
 
 def rebuilt(root, suite):
     """The same from the records alone, in another place."""
-    return frame(read_rows(root, suite)).to_csv(index=False).encode(), kept_rows.compute(root, suite).encoded()
+    return frame(read_rows(root, suite)).to_csv(index=False).encode(), kept_rows.rebuild(root, suite).encoded()
 
 
 @pytest.fixture
@@ -83,6 +83,7 @@ def test_any_sequence_of_evaluations_and_edits_gives_the_table_of_a_rebuild(suit
             suite(SUITE.replace("5", values[0]) + f"\nwarn_above: {values[1]}")
         elif kind == "remove":
             filesystem.delete(f"{root}/plans/own/{values[0]}.json")
+            changes.note(root, "own", values[0].replace("__", "/"))  # as `prune` does
         else:
             evaluate(root, folder, *values)
             assert table(root, values[0]) == rebuilt(root, values[0])
@@ -122,8 +123,8 @@ def test_the_csv_is_that_of_pandas(rows):
 
 @given(ROWS)
 def test_a_row_is_kept_exactly(row):
-    kept = KeptRows(version=1, made_with="m", rows={"one": KeptRow(plan="p", mark="", row=row)})
-    read = KeptRows.model_validate_json(gzip.decompress(kept.encoded())).table[0]
+    kept = KeptRows(version=2, made_with="m", considered=("one.1",), rows={"one": row})
+    read = KeptRows.model_validate_json(gzip.decompress(kept.encoded())).rows["one"]
     assert repr(read) == repr(row)
     assert list(read.cells) == list(row.cells)
 
@@ -159,14 +160,14 @@ def test_an_earlier_version_and_another_definition_make_all_rows_again(suite, ro
     suite(SUITE)
     evaluate(root, folder, "own", "a", 0.25)
     kept = kept_rows.read(root, "own")
-    wrong = {name: one.model_copy(update={"row": replace(one.row, judge="stale")}) for name, one in kept.rows.items()}
+    wrong = {name: replace(row, judge="stale") for name, row in kept.rows.items()}
     filesystem.write_bytes(layout.rows_url(root, "own"), kept.model_copy(update={"rows": wrong}).encoded())
     assert [row.judge for row in evaluate(root, folder, "own", "b")] == ["stale", None]  # kept rows are used
     monkeypatch.setattr("halos_eval.reports.suite_rows._code", lambda: "new")
     assert [row.judge for row in add(root, "own", "b")] == [None, None]
 
 
-NEWER = gzip.compress(b'{"version": 2}', mtime=0)
+NEWER = gzip.compress(b'{"version": 3}', mtime=0)
 
 
 @pytest.mark.parametrize("data", [b"", b"text", gzip.compress(b"{}", mtime=0), NEWER, NEWER[:15]])
@@ -229,4 +230,29 @@ def test_processes_that_end_together_lose_no_row(suite, root, folder):
         worker.join()
     assert [worker.exitcode for worker in workers] == [0, 0]
     assert table(root, "own") == rebuilt(root, "own")
-    assert all(one.row.complete for one in kept_rows.read(root, "own").rows.values())
+    assert all(row.complete for row in kept_rows.read(root, "own").rows.values())
+
+
+def test_a_row_that_another_process_lost_is_noticed(suite, root, folder):
+    suite(SUITE)
+    evaluate(root, folder, "own", "a")
+    before = filesystem.read_bytes(layout.rows_url(root, "own"))
+    evaluate(root, folder, "own", "b")
+    filesystem.write_bytes(layout.rows_url(root, "own"), before)  # its store has no conditional writes
+    assert [row.checkpoint for row in evaluate(root, folder, "own", "c")] == ["a", "b", "c"]
+
+
+def test_a_plan_without_a_summary_is_in_the_next_one(suite, root, folder):
+    suite(SUITE)
+    evaluate(root, folder, "own", "a")
+    plan = make_plan(load_suite("own"), Checkpoint(name="b", location=str(folder)), root, load_cluster())
+    save_plan(plan, load_suite("own"), root)
+    assert [row.checkpoint for row in evaluate(root, folder, "own", "c")] == ["a", "b", "c"]
+
+
+def test_many_rows_are_read_by_several_processes(suite, root, folder, monkeypatch):
+    suite(SUITE)
+    for name in "abc":
+        evaluate(root, folder, "own", name)
+    monkeypatch.setattr(kept_rows, "SHARE", 1)
+    assert kept_rows.rebuild(root, "own", processes=2) == kept_rows.rebuild(root, "own")

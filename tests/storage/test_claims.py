@@ -107,7 +107,7 @@ def test_a_claim_with_the_same_number_is_not_taken_for_ones_own(folder):
 def test_the_end_of_an_overtaken_process_leaves_the_claim_of_its_successor(folder):
     with claimed(folder, "one"):
         filesystem.write_bytes(f"{folder}/000002.json", filesystem.read_bytes(f"{folder}/000001.json"))
-    assert sorted(filesystem.entries(folder)) == ["000001.json", "000002.json"]
+    assert sorted(filesystem.entries(folder)) == ["000002.json"]
 
 
 def test_owners_at_work_below_a_folder(folder):
