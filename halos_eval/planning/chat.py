@@ -27,9 +27,17 @@ def sampling_of(settings: SamplingSettings, metadata: Metadata) -> SamplingSetti
 
 
 def harness_of(settings: TaskSettings, metadata: Metadata) -> HarnessSettings:
-    """Return the settings of a task on a checkpoint with these metadata, which count with the chat template only."""
+    """Return the settings of a task on a checkpoint with these metadata, which count with the chat template only.
+
+    Tags of the thinking count with vllm only. With transformers its answers are counted as undeclared thinking.
+    """
     own = settings.harness()
-    return own.model_copy(update=_chat(own, metadata)) if own.apply_chat_template else own
+    if not own.apply_chat_template:
+        return own
+    found = _chat(own, metadata)
+    if own.backend != "vllm":
+        found = {name: value for name, value in found.items() if not name.startswith("think_")}
+    return own.model_copy(update=found)
 
 
 def check_template(settings: ChatSettings, checkpoint: Checkpoint) -> None:

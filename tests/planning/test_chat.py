@@ -29,6 +29,11 @@ def test_it_counts_only_with_the_chat_template():
     assert harness_of(TaskSettings(apply_chat_template=True, thinking="off"), THINKS).mode == "off"
 
 
+def test_transformers_cannot_separate_the_thinking():
+    found = harness_of(TaskSettings(apply_chat_template=True, backend="hf"), THINKS)
+    assert (found.mode, found.system_instruction) == (None, "Think.")
+
+
 def test_the_switch_is_the_suites_choice():
     with pytest.raises(ValueError, match="enable_thinking is the suite's choice"):
         Metadata(chat_template_args={"enable_thinking": True})
