@@ -83,9 +83,8 @@ def test_a_pod_that_takes_too_much_memory(lab):
     assert state == harness(lab, run_id) == "failed", states
     [tries] = [one["try_number"] for one in lab.instances(run_id) if one["task_id"] == "harness"]
     # Retries would be four. Airflow loses a try if the task is resumed and runs before the scheduler has read that it
-    # was deferred: both have one key, so it takes the end of the first part for that of the task ("state mismatch",
-    # process_executor_events of scheduler_job_runner.py). It knows only the case that the task is scheduled, not queued
-    # or running. A pod that ends within seconds, on a busy machine, is enough for that.
+    # was deferred. Both parts have one key, so it takes the end of the first for that of the task ("state mismatch" in
+    # process_executor_events of its scheduler), unless the task is still only scheduled.
     assert tries <= 2
     log = lab.log(run_id, "harness", 0, attempt=tries)
     assert "OutOfMemory" in log

@@ -561,7 +561,7 @@ def test_the_job_of_a_pod_is_part_of_the_plan():
 def test_a_model_of_the_hub_runs_at_the_commit_that_was_planned(monkeypatch, tmp_path):
     asked = []
 
-    def inspect(model, revision, manifest, digests):
+    def inspect(model, revision, manifest, digests, root):
         asked.append((model, revision))
         return Weights(name="m", model=model, revision="c0ffee", digest="hub:c0ffee")
 
