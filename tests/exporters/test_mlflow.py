@@ -1,4 +1,4 @@
-"""What is written to MLflow, and when."""
+"""Tags and metrics for MLflow, and when they are written."""
 
 from __future__ import annotations
 
