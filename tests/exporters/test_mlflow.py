@@ -1,4 +1,4 @@
-"""Results in MLflow: their names, and when they are written."""
+"""Tags and metrics for MLflow, and when they are written."""
 
 from __future__ import annotations
 

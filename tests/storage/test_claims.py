@@ -88,6 +88,54 @@ def test_a_successor_takes_over_after_the_lease_or_the_owners_end(folder, lease,
     extend(second, "two")
 
 
+@pytest.fixture
+def clock(monkeypatch):
+    """``clock(hours)`` makes this the process of a machine whose clock is wrong by so much."""
+
+    def clock(hours):
+        class Wrong(datetime):
+            @classmethod
+            def now(cls, tz=None):
+                return datetime.now(tz) + timedelta(hours=hours)
+
+        monkeypatch.setattr(claims, "datetime", Wrong)
+
+    return clock
+
+
+def test_a_claim_by_a_late_clock_is_taken_over_and_its_owner_notices(folder, clock):
+    """The work is done twice, and the result is written once."""
+    clock(-1)
+    url = take(folder, "late", unknown)
+    clock(0)
+    assert holder(folder, unknown) is None
+    take(folder, "right", unknown)
+    clock(-1)
+    with pytest.raises(Busy, match=r"right took this work over\. Nothing was saved"):
+        extend(url, "late")
+    assert holder(folder, unknown) == "right"
+
+
+def test_a_claim_by_an_early_clock_delays_its_successor_by_the_difference(folder, clock):
+    clock(1)
+    take(folder, "early, and then killed", unknown)
+    clock(0)
+    with pytest.raises(Busy):
+        take(folder, "right", unknown)
+    clock(1 + LEASE / timedelta(hours=1))
+    take(folder, "right", unknown)
+
+
+def test_an_early_clock_takes_over_from_an_owner_that_notices(folder, clock):
+    clock(0)
+    url = take(folder, "right", unknown)
+    clock(1)
+    take(folder, "early", unknown)
+    clock(0)
+    with pytest.raises(Busy, match="early took this work over"):
+        extend(url, "right")
+
+
 def test_an_owner_that_is_known_to_be_at_work_needs_no_lease(folder):
     take(folder, "one", unknown, GONE)
     with pytest.raises(Busy, match="one does this work"):

@@ -10,6 +10,7 @@ from uuid import uuid4
 
 import pytest
 from aiohttp import ClientPayloadError
+from botocore.exceptions import ClientError
 from botocore.utils import parse_timestamp
 from fsspec.implementations.memory import MemoryFileSystem
 from s3fs import S3FileSystem
@@ -145,6 +146,30 @@ class TestS3(Behaviour):
         monkeypatch.setattr(S3FileSystem, "_cat_file", lost)
         with pytest.raises(StoreError, match="Response payload is not completed"):
             filesystem.read_many([f"{root}/a", f"{root}/b"])
+
+    @pytest.mark.parametrize("code", ["ExpiredToken", "InvalidAccessKeyId", "SlowDown", "XMinioStorageFull"])
+    def test_a_store_that_refuses_is_no_missing_file(self, root, monkeypatch, code):
+        """Credentials that expired while it ran, or a bucket that is full or too busy."""
+        filesystem.write_bytes(f"{root}/a", b"old")
+        filesystem.write_bytes(f"{root}/b/c", b"old")
+
+        async def refused(*_, **__):
+            raise ClientError({"Error": {"Code": code, "Message": f"the server says {code}"}}, "Any")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(S3FileSystem, "_call_s3", refused)
+            for call in (
+                lambda: filesystem.read_bytes(f"{root}/a"),
+                lambda: filesystem.read_many([f"{root}/a"]),
+                lambda: filesystem.write_bytes(f"{root}/a", b"new"),
+                lambda: filesystem.create(f"{root}/new", b"new"),
+                lambda: filesystem.exists(f"{root}/a"),
+                lambda: filesystem.entries(f"{root}/b"),
+                lambda: filesystem.find(root, "c"),
+            ):
+                with pytest.raises(StoreError, match=f"the server says {code}"):
+                    call()
+        assert filesystem.read_bytes(f"{root}/a") == b"old"
 
 
 @pytest.mark.parametrize(
