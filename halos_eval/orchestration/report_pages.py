@@ -59,7 +59,7 @@ def external_views() -> list[dict[str, Any]]:
 def app() -> FastAPI:
     """Return the app. Each request needs a user who may read runs of evaluate_checkpoint: else 401 or 403."""
     allowed = Depends(requires_access_dag("GET", DagAccessEntity.RUN, DAG))
-    pages = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, dependencies=[allowed])
+    pages = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False, dependencies=[allowed])
     pages.get("/")(_suites)
     pages.get("/runs/{dag_id}/{run_id:path}")(_run)
     pages.get("/{suite}/{path:path}")(_page)
