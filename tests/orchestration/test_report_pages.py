@@ -11,6 +11,7 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
 from halos_eval.orchestration import report_pages
+from halos_eval.orchestration.report_views import PREFIX
 from tests.conftest import ROOT
 
 
@@ -54,7 +55,7 @@ def client(monkeypatch):
         if user:
             app.dependency_overrides[security.get_user] = lambda: user
         app.dependency_overrides[_get_session] = lambda: Runs(conf)
-        airflow.mount(report_pages.PREFIX, app)
+        airflow.mount(PREFIX, app)
         return TestClient(airflow, follow_redirects=False)
 
     return client
@@ -156,9 +157,13 @@ def test_a_store_that_is_down_has_a_page_that_says_so(client, monkeypatch):
         assert "ftp" not in reply.text
 
 
-def test_airflow_finds_the_plugin():
+def test_airflow_finds_the_plugin(store, client):
+    client()
     scope = {}
     exec((ROOT / "plugins" / "halos_eval_plugin.py").read_text(), scope)
     plugin = scope["HalosEvalPlugin"]
     assert [view["destination"] for view in plugin.external_views] == ["nav", "dag_run"]
-    assert plugin.fastapi_apps[0]["url_prefix"] == "/halos-eval"
+    (mounted,) = plugin.fastapi_apps
+    airflow = FastAPI()
+    airflow.mount(mounted["url_prefix"], mounted["app"])
+    assert TestClient(airflow).get(plugin.external_views[0]["href"]).status_code == 401
