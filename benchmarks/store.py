@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from halos_eval.planning.definition import PartDefinition, SuiteDefinition
@@ -15,6 +16,7 @@ from halos_eval.storage.series import save_series
 from tests.doubles import make_provenance
 
 SUITE = "bench"
+BEGAN = datetime(2026, 1, 1, tzinfo=UTC)
 TASKS = [f"task_{number:02d}" for number in range(12)]
 PACKAGES = {f"package-{number}": "1.2.3" for number in range(25)}  # as many as a real record names
 BARS = "".join(
@@ -66,7 +68,10 @@ def make(folder: Path, checkpoints: int, root: str) -> None:
                 f"|{task}  |      1|none  |     0|acc     |↑  |{value:.4f}|±  |0.0123|",
                 f"|         |       |none  |     0|acc_norm|↑  |{value:.4f}|±  |0.0123|",
             ]
-        plan = Plan(version=2, suite=SUITE, checkpoint=checkpoint, jobs=tuple(jobs), definitions=digests)
+        plan = Plan(
+            version=2, suite=SUITE, checkpoint=checkpoint, jobs=tuple(jobs), definitions=digests,
+            registered=BEGAN + timedelta(hours=4 * number),
+        )  # fmt: skip
         _write(store / "plans" / SUITE / f"{checkpoint.name}.json", plan.model_dump_json(indent=2))
         log = BARS + "\n" + HEADER + TABLE + "\n".join(lines) + "\n\n" + BOARD
         _write(logs / f"{checkpoint.name}.log", log.format(name=checkpoint.name))

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from airflow.plugins_manager import AirflowPlugin
 
-from halos_eval.orchestration.report_pages import PREFIX, app, external_views
+from halos_eval.orchestration.report_views import PREFIX, ReportApp, external_views
 
 
 class HalosEvalPlugin(AirflowPlugin):
     """Airflow shows the external views in frames, and the app serves the pages in them."""
 
     name = "halos_eval"
-    fastapi_apps = [{"app": app(), "url_prefix": PREFIX, "name": "halos-eval"}]  # noqa: RUF012 (Airflow's interface)
+    fastapi_apps = [{"app": ReportApp(), "url_prefix": PREFIX, "name": "halos-eval"}]  # noqa: RUF012 (Airflow's interface)
     external_views = external_views()

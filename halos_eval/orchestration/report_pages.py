@@ -9,13 +9,11 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Callable
-from typing import Any
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
 from airflow.api_fastapi.auth.managers.models.resource_details import DagAccessEntity
 from airflow.api_fastapi.common.db.common import SessionDep
 from airflow.api_fastapi.core_api.security import requires_access_dag
-from airflow.configuration import conf
 from airflow.models.dagrun import DagRun
 from fastapi import Depends, FastAPI, Request
 from fastapi.responses import RedirectResponse, Response
@@ -28,7 +26,6 @@ from halos_eval.storage import filesystem, layout
 
 log = logging.getLogger(__name__)
 
-PREFIX = "/halos-eval"
 DAG = "evaluate_checkpoint"
 SUITE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 _PART = r"(?!.*\.\.)[A-Za-z0-9][A-Za-z0-9._@-]{0,300}"
@@ -42,24 +39,10 @@ HEADERS = {
 }
 
 
-def external_views() -> list[dict[str, Any]]:
-    """Return the entry in the navigation, and that of each run. The latter is shown for runs of all DAGs."""
-    base = urlsplit(conf.get("api", "base_url", fallback="")).path.rstrip("/")
-    return [
-        {"name": "Leaderboard", "href": f"{base}{PREFIX}/", "destination": "nav", "url_route": "leaderboard"},
-        {
-            "name": "Results",
-            "href": f"{base}{PREFIX}/runs/{{DAG_ID}}/{{RUN_ID}}",
-            "destination": "dag_run",
-            "url_route": "results",
-        },
-    ]
-
-
 def app() -> FastAPI:
     """Return the app. Each request needs a user who may read runs of evaluate_checkpoint: else 401 or 403."""
     allowed = Depends(requires_access_dag("GET", DagAccessEntity.RUN, DAG))
-    pages = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, dependencies=[allowed])
+    pages = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False, dependencies=[allowed])
     pages.get("/")(_suites)
     pages.get("/runs/{dag_id}/{run_id:path}")(_run)
     pages.get("/{suite}/{path:path}")(_page)

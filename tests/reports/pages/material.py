@@ -1,13 +1,11 @@
-"""Made rows for the report's pages, and a store with the pages of many checkpoints."""
+"""Made rows for the report's pages."""
 
 from __future__ import annotations
 
 import math
 from datetime import UTC, datetime, timedelta
 
-from halos_eval.reports.pages import write
 from halos_eval.reports.results import Cell, Missing, Row
-from halos_eval.storage import filesystem, layout
 
 SUITE = "made"
 TASKS = [f"task_{number:02d}" for number in range(12)]
@@ -47,12 +45,3 @@ def row(number, **changes):
         "warnings": ("alpacaeval: 22 of 805 answers were cut at max_tokens",) if number % 9 == 4 else (),
     }
     return Row(f"llama3-8b-{METHODS[number % 4]}-{number:04d}", **{**values, **changes})
-
-
-def made_store(folder, count):
-    """A store with the leaderboard and charts of made checkpoints, and the pages of the first forty by rank."""
-    rows = [row(number) for number in range(count)]
-    for path, content in write.overview(SUITE, rows).items():
-        filesystem.write_bytes(filesystem.join(layout.report_folder(str(folder), SUITE), path), content)
-    write.write_checkpoints(str(folder), SUITE, rows)
-    return rows

@@ -70,6 +70,7 @@ const columns = [
   { title: "Series", type: "num", render: plain },
   {
     title: "Status",
+    className: "status",
     type: "string",
     render: ([first, ...more], type) => {
       const [title, ...list] = [first, ...more].map((at) => escaped(reasons[at]));
