@@ -23,6 +23,14 @@ EXIT_CODES = {
     Verdict.NOT_COMPARABLE: 23,
 }
 """Exit codes, apart from those of `halos_eval.errors`."""
+TITLES = (
+    "task", "metric", "items", "A", "B", "A - B", "95 %", "p", "could find", "better / worse", "verdict"
+)  # fmt: skip
+TEXTS = {"task", "metric", "verdict"}
+NARROW = {"task", "A", "B", "A - B", "p", "verdict"}
+"""Columns that a terminal of 80 characters has place for; `--json` has all."""
+WIDE = 160
+"""Characters from which on a terminal shows all columns."""
 
 
 class CompareConfig(BaseModel):
@@ -67,11 +75,13 @@ def compare_checkpoints(config: CompareConfig) -> int:
 
 def show_comparison(found: Comparison) -> None:
     """Print a comparison as a table, with the items that changed most."""
-    right = [Column(title, justify="right") for title in ("items", "A", "B", "A - B", "95 %", "p", "could find")]
-    table = Table("task", "metric", *right, Column("better / worse"), "verdict", title=f"A {found.a}, B {found.b}")
-    for one in found.tasks:
-        table.add_row(*_cells(one))
     console = Console(markup=False)
+    shown = [title for title in TITLES if title in NARROW or console.width >= WIDE]
+    columns = (Column(title, justify="left" if title in TEXTS else "right") for title in shown)
+    table = Table(*columns, title=f"A {found.a}, B {found.b}")
+    for one in found.tasks:
+        cells = dict(zip(TITLES, _cells(one), strict=True))
+        table.add_row(*(cells[title] for title in shown))
     console.print(table)
     for one in found.tasks:
         if one.reason:

@@ -82,6 +82,7 @@ def _compare() -> None:
     command = ENVIRONMENTS / "judge" / "bin" / "halos-eval"
     if command.exists():
         words = ["compare", ROUNDED, INTACT, f"--suite={SUITE}", f"--store={STORE}", "--save"]
+        sys.stdout.flush()  # the table comes first, also in a file
         subprocess.run([command, *words], check=False)  # noqa: S603
 
 

@@ -16,7 +16,7 @@ from pydantic import BaseModel
 
 from halos_eval.config.settings import FROZEN
 from halos_eval.storage import layout
-from halos_eval.storage.records import read_model, write_model
+from halos_eval.storage.records import read_model, update_model, write_model
 
 
 class Verdict(StrEnum):
@@ -175,8 +175,8 @@ def read_comparison(root: str, suite: str, a: str, b: str) -> Comparison | None:
 
 
 def write_comparison(root: str, comparison: Comparison) -> None:
-    """Keep a comparison in the store. Raise StoreError."""
-    write_model(layout.comparison_url(root, comparison.suite, comparison.a, comparison.b), comparison)
+    """Keep a comparison in the store, unless the same is there. Raise StoreError."""
+    update_model(layout.comparison_url(root, comparison.suite, comparison.a, comparison.b), comparison)
 
 
 def read_gate(root: str, suite: str, checkpoint: str) -> GateOutcome | None:

@@ -136,6 +136,7 @@ SPECIAL = {
 """Columns without scores; None for one that is part of another."""
 NOTES: dict[str, Callable[[Row], Sequence[object]]] = {
     "Missing, and why:": lambda row: row.missing or (),
+    "Compared by the policy's gate:": lambda row: (row.gate,) if row.gate else (),
     "Trials:": lambda row: (row.trial,) if row.trial else (),
     "Warnings:": lambda row: row.warnings,
 }

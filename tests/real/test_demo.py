@@ -48,6 +48,7 @@ def test_a_second_run_starts_nothing(evaluated, environments):
     touched = database.stat().st_mtime_ns
     lines = demo(environments)
     assert lines[-1] == f"summary: {evaluated}"
+    assert any(line.startswith("smollm2-135m-rounded beside smollm2-135m: worse in demo_") for line in lines)
     assert not any("vllm" in line.lower() or "sampled" in line for line in lines)
     assert {path: path.stat().st_mtime_ns for path in store.rglob("*") if path.is_file()} == before
     assert database.stat().st_mtime_ns == touched
