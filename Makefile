@@ -32,7 +32,8 @@ COMMIT = $(shell git describe --always --abbrev=40 --exclude '*' --dirty=+dirty)
 # An image is for a cluster with GPUs, unless somebody says otherwise; the environments above are for this machine.
 WORKER_IMAGE = $(if $(filter file,$(origin WORKER)),cuda,$(WORKER))
 
-.PHONY: help demo preflight test test-all test-fast cluster-test cluster-test-all lint index bench-table bench-report bench-judge docs up locks images \
+.PHONY: help demo preflight test test-all test-fast cluster-test cluster-test-all lint index bench-table bench-report \
+    bench-judge bench-parse docs up locks images \
     $(IMAGES:%=image-%) clean
 
 help: ## this list
@@ -80,6 +81,9 @@ bench-report: $(VENV)/dev/.done ## time, requests, memory and bytes of the repor
 
 bench-judge: $(VENV)/judge/.done ## time of judging 805 pairs, beside alpaca_eval's own command and a bare client
 	$(VENV)/judge/bin/python -m benchmarks.judge
+
+bench-parse: $(VENV)/airflow/.done ## processor time of parsing each DAG, beside its Airflow imports
+	$(VENV)/airflow/bin/python -m benchmarks.parse
 
 docs: $(VENV)/dev/.done ## write docs/settings.md from the code
 	$(VENV)/dev/bin/python -m halos_eval.config.settings_page > docs/settings.md
