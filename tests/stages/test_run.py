@@ -57,6 +57,7 @@ VLLM = {
     "max_model_len": st.none() | st.integers(),
     "chat_template": OPTIONAL_TEXT,
     "tensor_parallel_size": COUNT,
+    "engines": st.none() | COUNT,
     "gpu_memory_utilization": SHARE,
     "max_num_batched_tokens": st.none() | COUNT,
     "enforce_eager": st.booleans(),
@@ -115,8 +116,8 @@ COMMANDS = {SampleConfig: "sample", HarnessConfig: "harness", ScoreConfig: "scor
 # The whole classification: each new option must be added to one side.
 COMMON_PLACEMENT = {"name", "suite", "expect", "owner", "force", "manifest"}
 MODEL_PLACEMENT = COMMON_PLACEMENT | {
-    "model", "revision", "location", "known", "chat_template", "tensor_parallel_size", "gpu_memory_utilization",
-    "max_num_batched_tokens", "enforce_eager",
+    "model", "revision", "location", "known", "chat_template", "tensor_parallel_size", "engines",
+    "gpu_memory_utilization", "max_num_batched_tokens", "enforce_eager",
 }  # fmt: skip
 SCORED = {
     SampleConfig: {
