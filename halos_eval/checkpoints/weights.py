@@ -97,6 +97,12 @@ class Weights(BaseModel):
             return self.adapter
         return self.model
 
+    @property
+    def size(self) -> int | None:
+        """Bytes of the weight files, with the adapter's; None for a hub repository."""
+        files = [file for folder in self.folders for file in folder.stamps.items()]
+        return sum(stamp.size for name, stamp in files if name.endswith(".safetensors")) or None
+
     def reference(self, name: str | None, location: str) -> CheckpointRef:
         """Return the reference of records to the checkpoint at ``location``, with ``name`` or its short name."""
         return CheckpointRef(name=name or self.name, location=location, digest=self.digest)

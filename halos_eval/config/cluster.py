@@ -73,9 +73,11 @@ class Profile(BaseModel):
     model_config = CAMEL
 
     gpus: int = Field(0, ge=0)
-    """Number of GPUs; a model is split over all of them."""
+    """Number of GPUs. A model that takes at most half of the memory of one runs on each, a larger one is split."""
     tensor_parallel_size: int | None = Field(None, ge=1)
     """Number of GPUs that a model is split over (default: gpus)."""
+    engines: int | None = Field(None, ge=1)
+    """Number of copies of the model that share the GPUs evenly (default: by the size of the model)."""
     gpu_resource: str = "nvidia.com/gpu"
     """Name of the device plugin's GPU resource."""
     cpu: str = "4"
@@ -109,10 +111,23 @@ class Profile(BaseModel):
     infrastructure_budget_seconds: int = Field(24 * 3600, ge=0)
     """How long after its first preemption, lost node or similar failure a stage may still start a new pod."""
 
+    @model_validator(mode="after")
+    def _shared_evenly(self) -> Profile:
+        if self.engines and self.engines * (self.tensor_parallel_size or 1) > max(1, self.gpus):
+            raise ValueError(
+                f"engines: {self.engines} engines need more than {self.gpus} GPUs. Lower it, or raise gpus"
+            )
+        return self
+
     @property
     def parts(self) -> int:
         """Value of vLLM's tensor_parallel_size."""
-        return self.tensor_parallel_size or max(1, self.gpus)
+        return self.tensor_parallel_size or max(1, self.gpus) // (self.engines or 1)
+
+    @property
+    def copies(self) -> int | None:
+        """Number of engines; None if the size of the model decides it."""
+        return 1 if self.tensor_parallel_size and not self.engines else self.engines
 
 
 class SecretKey(BaseModel):

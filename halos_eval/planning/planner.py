@@ -234,6 +234,7 @@ class Planner:
             "root": self.checkpoint.root,
             "revision": self._revision(),
             "tensor_parallel_size": self.cluster.gpu_profile(profile).parts,
+            "engines": self.cluster.gpu_profile(profile).copies,
             "gpu_memory_utilization": self.suite.gpu_memory_utilization,
             "max_num_batched_tokens": self.suite.max_num_batched_tokens,
             "enforce_eager": self.suite.enforce_eager,

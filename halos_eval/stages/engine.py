@@ -64,6 +64,8 @@ class Engine(Protocol):
     """The checkpoint's tokenizer, as vLLM loads it."""
     max_model_len: int
     """Maximum tokens of a prompt with its answer."""
+    capacity: int
+    """Requests that it takes at once: more than it computes at once."""
 
     def finished(self, asks: Iterable[Ask], at_once: int | None = None) -> Generator[Finished]:
         """Yield each result when it is there. Requests are taken from ``asks`` when it can take them.
@@ -81,14 +83,14 @@ class VllmEngine:
         self.tokenizer = tokenizer
         self.max_model_len = int(llm.model_config.max_model_len)
         self._engine, self._lora = llm.llm_engine, lora
-        self._room = AHEAD * int(self._engine.vllm_config.scheduler_config.max_num_seqs)
+        self.capacity = AHEAD * int(self._engine.vllm_config.scheduler_config.max_num_seqs)
 
     def finished(self, asks: Iterable[Ask], at_once: int | None = None) -> Generator[Finished]:
         """See ``Engine``."""
         coming = iter(asks)
         scored: dict[str, int | None] = {}
         try:
-            self._add(islice(coming, at_once or self._room), scored)
+            self._add(islice(coming, at_once or self.capacity), scored)
             while scored:
                 for output in self._engine.step():
                     if output.finished:

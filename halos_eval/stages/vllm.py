@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 
 from pydantic import BaseModel
@@ -14,9 +16,12 @@ from halos_eval.errors import BadInput
 from halos_eval.stages.adapter import check_applied_by_vllm
 from halos_eval.stages.compile_cache import use_compile_cache
 from halos_eval.stages.engine import Engine, VllmEngine
+from halos_eval.stages.engines import DEVICES, Engines
 
 if TYPE_CHECKING:
     from vllm.lora.request import LoRARequest
+
+log = logging.getLogger(__name__)
 
 VLLM_ENVIRONMENT = {
     # Runs the engine in this process. Requests are then scheduled the same way in every run (vLLM's advice for
@@ -61,6 +66,8 @@ class EngineOptions(BaseModel):
     """Maximum tokens of a prompt with its answer; None for the model's own length."""
     tensor_parallel_size: int
     """GPUs to split the model over."""
+    engines: int | None
+    """Number of engines; None for that of ``engines_that_fit``."""
     gpu_memory_utilization: float
     """Share of each GPU's memory that vLLM may take."""
     max_num_batched_tokens: int | None
@@ -81,11 +88,49 @@ Load = Callable[[Weights, EngineOptions], Engine]
 
 
 def load_engine(weights: Weights, options: EngineOptions) -> Engine:
-    """Load ``weights``. Raise EvaluationFailed if vLLM does not apply their adapter."""
+    """Load ``weights``, in several engines if each fits. Raise BadInput, EvaluationFailed."""
+    # Before vLLM is imported, here and in the processes of several engines.
     os.environ.update(VLLM_ENVIRONMENT)
     use_compile_cache()
     if options.reproducible:
         use_batch_invariance()
+    count = engines_that_fit(weights, options) if options.engines is None else options.engines
+    if count == 1:
+        return load_one(weights, options)
+    each = 1 if options.engines is None else options.tensor_parallel_size
+    log.info("%d engines with %d GPUs each", count, each)
+    own = options.model_copy(update={"tensor_parallel_size": each})
+    return Engines(partial(load_one, weights, own), _devices(count, each))
+
+
+def engines_that_fit(weights: Weights, options: EngineOptions) -> int:
+    """Return the number of engines on the GPUs that the model would be split over: one on each, or one on all.
+
+    One engine for each GPU exchanges nothing between them. The weights may take half of the memory, so that as much is
+    left for the KV cache.
+    """
+    from vllm.platforms import current_platform
+
+    if options.tensor_parallel_size == 1 or not current_platform.is_cuda():
+        return 1
+    size = weights.size
+    fits = size is not None and size <= current_platform.get_device_total_memory() / 2
+    return options.tensor_parallel_size if fits else 1
+
+
+def _devices(count: int, each: int) -> list[str]:
+    """Return the GPUs of each engine, among those that this process may use."""
+    gpus = [one for one in os.environ.get(DEVICES, "").split(",") if one] or [*map(str, range(count * each))]
+    if len(gpus) < count * each:
+        raise BadInput(
+            f"{count} engines with {each} GPUs each need {count * each} GPUs, and {DEVICES} has {len(gpus)}. Lower "
+            "engines of the profile, or raise its gpus"
+        )
+    return [",".join(gpus[number * each : (number + 1) * each]) for number in range(count)]
+
+
+def load_one(weights: Weights, options: EngineOptions) -> Engine:
+    """Load ``weights`` in this process. Raise EvaluationFailed if vLLM does not apply their adapter."""
     from vllm import LLM
 
     lora = _adapter(weights)

@@ -346,3 +346,26 @@ def test_a_stage_must_fit_in_its_pool(gpus, slots):
         return
     with pytest.raises(BadInput, match=f"profile own requests {gpus} GPUs, but the pool has only {slots}"):
         cluster.gpu_profile("own")
+
+
+@pytest.mark.parametrize(
+    ("profile", "parts", "copies"),
+    [
+        ({}, 1, None),
+        ({"gpus": 8}, 8, None),
+        ({"gpus": 8, "engines": 2}, 4, 2),
+        ({"gpus": 8, "engines": 1}, 8, 1),
+        ({"gpus": 8, "tensorParallelSize": 2}, 2, 1),
+        ({"gpus": 8, "tensorParallelSize": 2, "engines": 4}, 2, 4),
+    ],
+    ids=str,
+)
+def test_gpus_are_shared_by_engines_or_split(profile, parts, copies):
+    found = Profile.model_validate(profile)
+    assert (found.parts, found.copies) == (parts, copies)
+
+
+@pytest.mark.parametrize("profile", [{"gpus": 2, "engines": 3}, {"gpus": 4, "engines": 2, "tensorParallelSize": 4}])
+def test_more_engines_than_gpus_are_rejected(profile):
+    with pytest.raises(ValidationError, match="engines need more than"):
+        Profile.model_validate(profile)

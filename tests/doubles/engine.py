@@ -13,7 +13,7 @@ class Answering:
 
     def __init__(self, tokenizer, max_model_len=1000, patience=math.inf):
         self.tokenizer, self.max_model_len, self.patience = tokenizer, max_model_len, patience
-        self.asked, self.at_once = [], None
+        self.asked, self.at_once, self.capacity = [], None, 4
 
     def finished(self, asks, at_once=None):
         """Finish the requests from the last to the first: no order is promised."""

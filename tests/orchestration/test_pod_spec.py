@@ -435,7 +435,7 @@ OF_THE_OPERATOR = {
     "schedule_timeout_seconds",
     "start_timeout_seconds",
 }  # tests/orchestration/test_pods.py
-OF_THE_PLAN = {"tensor_parallel_size"}  # tests/planning/test_plan.py
+OF_THE_PLAN = {"engines", "tensor_parallel_size"}  # tests/planning/test_plan.py
 CHANGES = {
     "gpus": 3,
     "gpu_resource": "intel.com/gpu",

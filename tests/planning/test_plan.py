@@ -386,15 +386,17 @@ def test_the_checkpoints_profile_comes_before_all(plan, cluster, checkpoint):
     assert profiles_of(found) == dict.fromkeys(TITLES, "four") | {"judge": "cpu"}
 
 
-@pytest.mark.parametrize(("profile", "gpus", "parts"), [("default", 1, 1), ("two", 2, 2), ("four", 4, 2)])
-def test_a_model_is_split_over_its_profiles_gpus(plan, cluster, profile, gpus, parts):
+@pytest.mark.parametrize(
+    ("profile", "gpus", "parts", "engines"), [("default", 1, 1, None), ("two", 2, 2, None), ("four", 4, 2, 1)]
+)
+def test_a_model_is_split_over_its_profiles_gpus(plan, cluster, profile, gpus, parts, engines):
     cluster()
     for job in plan(with_profiles(suite=profile)).jobs:
         config = parse(list(job.argv))
         if job.stage == "judge":
             assert job.gpus == 0
         else:
-            assert (job.gpus, config.tensor_parallel_size) == (gpus, parts)
+            assert (job.gpus, config.tensor_parallel_size, config.engines) == (gpus, parts, engines)
 
 
 def test_a_profile_that_cannot_run_is_found_before_anything_runs(plan, cluster, checkpoint):

@@ -59,6 +59,7 @@ VLLM = {
     "max_model_len": st.none() | st.integers(),
     "chat_template": OPTIONAL_TEXT,
     "tensor_parallel_size": COUNT,
+    "engines": st.none() | COUNT,
     "gpu_memory_utilization": SHARE,
     "max_num_batched_tokens": st.none() | COUNT,
     "enforce_eager": st.booleans(),
@@ -136,7 +137,7 @@ COMMANDS = {SampleConfig: "sample", HarnessConfig: "harness", ScoreConfig: "scor
 # The whole classification: each new option must be added to one side.
 COMMON_PLACEMENT = {"name", "suite", "expect", "owner", "force", "manifest"}
 MODEL_PLACEMENT = COMMON_PLACEMENT | {
-    "model", "revision", "location", "known", "root", "chat_template", "tensor_parallel_size",
+    "model", "revision", "location", "known", "root", "chat_template", "tensor_parallel_size", "engines",
     "gpu_memory_utilization", "max_num_batched_tokens", "enforce_eager",
 }  # fmt: skip
 SCORED = {

@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from halos_eval.checkpoints.weights import Weights
+from halos_eval.checkpoints.weights import ScoredFolder, Stamp, Weights
 from halos_eval.errors import BadInput
+from halos_eval.stages import vllm
 from halos_eval.stages.harness.options import HarnessConfig
 from halos_eval.stages.sample import SampleConfig
 from halos_eval.stages.vllm import (
@@ -23,8 +24,10 @@ from halos_eval.stages.vllm import (
     SMALLEST_SHARE,
     EngineOptions,
     batched_tokens,
+    engines_that_fit,
     kv_cache_bytes,
     largest_share,
+    load_engine,
     memory_arguments,
     use_batch_invariance,
 )
@@ -130,7 +133,8 @@ def platform(monkeypatch):
 
 
 def options(**changes):
-    defaults = {"dtype": "float32", "max_model_len": 1024, "tensor_parallel_size": 1, "gpu_memory_utilization": 0.8}
+    defaults = {"dtype": "float32", "max_model_len": 1024, "tensor_parallel_size": 1, "engines": None}
+    defaults |= {"gpu_memory_utilization": 0.8}
     return EngineOptions(
         **defaults | {"max_num_batched_tokens": None, "reproducible": False, "enforce_eager": False} | changes
     )
@@ -181,3 +185,59 @@ def test_the_batch_invariant_mode_needs_hardware_that_has_it(cuda, capability, p
     else:
         with pytest.raises(BadInput, match=r"hardware \(L4\); expected .* 9\.0 .* remove reproducible from the suite"):
             use_batch_invariance()
+
+
+def weighing(gigabytes):
+    stamps = {"model.safetensors": Stamp(int(gigabytes * 10**9), 0, 0), "tokenizer.json": Stamp(10**11, 0, 0)}
+    return WEIGHTS.model_copy(update={"folders": (ScoredFolder(path="/m", stamps=stamps, digest="d"),)})
+
+
+@pytest.mark.parametrize(
+    ("weights", "gpus", "cuda", "count"),
+    [
+        (weighing(12), 4, True, 4),
+        (weighing(12.1), 4, True, 1),
+        (weighing(12), 1, True, 1),
+        (weighing(12), 4, False, 1),
+        (WEIGHTS, 4, True, 1),
+    ],
+    ids=["fits", "too large", "one GPU", "no GPU", "on the hub"],
+)
+def test_a_model_that_fits_on_one_gpu_runs_on_each(weights, gpus, cuda, count, monkeypatch):
+    found = SimpleNamespace(is_cuda=lambda: cuda, get_device_total_memory=lambda: 24 * 10**9)
+    monkeypatch.setitem(sys.modules, "vllm.platforms", SimpleNamespace(current_platform=found))
+    assert engines_that_fit(weights, options(tensor_parallel_size=gpus)) == count
+
+
+@pytest.fixture
+def alone(monkeypatch):
+    """``load_engine`` leaves the environment of the tests as it is."""
+    monkeypatch.setattr(vllm, "VLLM_ENVIRONMENT", {})
+    monkeypatch.setattr(vllm, "use_compile_cache", lambda: None)
+
+
+@pytest.mark.usefixtures("alone")
+@pytest.mark.parametrize(
+    ("changes", "visible", "devices", "each"),
+    [
+        ({"tensor_parallel_size": 2}, "", ["0", "1"], 1),
+        ({"tensor_parallel_size": 2, "engines": 2}, "", ["0,1", "2,3"], 2),
+        ({"engines": 2}, "GPU-a,GPU-b", ["GPU-a", "GPU-b"], 1),
+        ({"tensor_parallel_size": 2, "engines": 1}, "", None, 2),
+    ],
+    ids=str,
+)
+def test_each_engine_has_gpus_of_its_own(changes, visible, devices, each, monkeypatch):
+    monkeypatch.setattr(vllm, "engines_that_fit", lambda *_: 2)
+    monkeypatch.setattr(vllm, "Engines", lambda load, devices: (load, devices))
+    monkeypatch.setattr(vllm, "load_one", lambda _, options: (options.tensor_parallel_size, None))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    load, found = load_engine(WEIGHTS, options(**changes))
+    assert (load()[0] if callable(load) else load, found) == (each, devices)
+
+
+@pytest.mark.usefixtures("alone")
+def test_more_engines_than_gpus_are_rejected(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    with pytest.raises(BadInput, match="2 engines with 1 GPUs each need 2 GPUs, and CUDA_VISIBLE_DEVICES has 1"):
+        load_engine(WEIGHTS, options(engines=2))

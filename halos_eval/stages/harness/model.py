@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from typing import TYPE_CHECKING, Any
 
@@ -59,7 +60,8 @@ def vllm_model(engine: Engine) -> LM:
 
         def __init__(self) -> None:
             TemplateLM.__init__(self)
-            self.tokenizer = configure_pad_token(engine.tokenizer)
+            # A copy, because the task's chat template is written to it, and the engine outlives the task.
+            self.tokenizer = configure_pad_token(copy.copy(engine.tokenizer))
             self._max_length, self._max_gen_toks = engine.max_model_len, LONGEST_ANSWER
             self.add_bos_token = self.custom_prefix_token_id = None
             self.enable_thinking = self.think_end_token = None

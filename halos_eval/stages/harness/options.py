@@ -33,6 +33,8 @@ class HarnessConfig(HarnessSettings, ModelConfig):
     """Additional stop strings, as a JSON list; used with apply_chat_template. The end of a turn always stops then."""
     tensor_parallel_size: int = Field(1, ge=1)
     """GPUs to split the model over (vllm)."""
+    engines: int | None = Field(None, ge=1)
+    """Engines with tensor_parallel_size GPUs each (default: one on each GPU if the model fits there, else one)."""
     gpu_memory_utilization: float = Field(0.9, gt=0, le=1)
     """Share of each GPU's memory that vLLM may take; without a GPU the cache is sized by the model's length."""
     max_num_batched_tokens: int | None = Field(None, ge=1)

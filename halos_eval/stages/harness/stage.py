@@ -129,7 +129,8 @@ def _journaled(
         journal.seconds = 0  # a chunk takes long
         return in_chunks(model, journal, config.save_every, prompting, Watch(model, prompting))
     streamed = Streamed(model, engine, journal, prompting, config.seed[2])
-    streamed.at_once = config.batch_size if isinstance(config.batch_size, int) else None
+    if isinstance(config.batch_size, int) and config.batch_size > 0:
+        streamed.at_once = config.batch_size
     return streamed.tally
 
 

@@ -178,8 +178,7 @@ def _entry(item: Item, results: list[Finished]) -> dict[str, Any]:
     """Return the entry of a finished request for the journal."""
     entry: dict[str, Any] = {"truncated": item.truncated}
     if results and results[0].samples:
-        (sample,) = results[0].samples
-        return entry | sample._asdict()
+        return entry | results[0].samples[0]._asdict()
     ordered = sorted(results, key=lambda result: int(result.key.partition(".")[2]))
     scores = [result.score for result in ordered if result.score]
     return entry | {"score": [sum(value for value, _ in scores), all(greedy for _, greedy in scores)]}
