@@ -192,6 +192,8 @@ class Suite(BaseModel):
     """Share of each GPU's memory that vLLM may use. Without a GPU, the model's length sets the size of the KV cache."""
     max_num_batched_tokens: int | None = Field(None, ge=1)
     """Limit of the tokens that vLLM computes in one step (default: by the vocabulary, so that log-likelihoods fit)."""
+    packing: Literal["auto", "none"] = "auto"
+    """auto: short stages with the same engine settings share a pod and load the model once. none: a pod for each."""
     include_path: str | None = None
     """Folder with your own lm_eval task files."""
     warn_above: float = Field(WARN_ABOVE, ge=0, le=1)

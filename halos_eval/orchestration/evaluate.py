@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from typing import Any
 
 from airflow.sdk import get_current_context
@@ -19,9 +20,12 @@ from halos_eval.config.policy import load_policy
 from halos_eval.config.settings import Settings
 from halos_eval.config.suite import Suite, load_suite
 from halos_eval.errors import BadInput, DataUnavailable, HalosEvalError
-from halos_eval.planning.costs import excess, read_history
-from halos_eval.planning.jobs import PlannedJob, StageJob, fetch_job, summary_job
-from halos_eval.planning.plan import Plan, make_plan, save_plan, suite_manifest
+from halos_eval.planning.costs import Cost, excess, read_history
+from halos_eval.planning.expected import packing_of
+from halos_eval.planning.jobs import Packed, PlannedJob, StageJob, fetch_job, summary_job
+from halos_eval.planning.packing import Packing
+from halos_eval.planning.packs import loads_model, packs_of
+from halos_eval.planning.plan import make_plan, save_plan, suite_manifest
 from halos_eval.planning.progress import some_stage_loads
 from halos_eval.reports.results import why_missing, why_unavailable
 from halos_eval.storage.records import readable_record
@@ -57,6 +61,7 @@ def plan_evaluation(params: dict[str, Any]) -> list[dict[str, Any]]:
     - ``sample``: the job to run; {} if there is none (an XCom cannot be None)
     - ``judges``: the jobs to run, one for each judge; [{}] if there is none
     - ``code``: for each task that executes a model's code, its halves ``generate`` ({} if it is done) and ``score``
+    - ``packs``: the jobs that run several of these in one pod; the others then wait for their records
     - ``checkpoint``: the checkpoint's name in the store
     - ``jobs``: titles and record URLs of all jobs
     - ``unavailable``: the parts whose data is unavailable, with the reasons
@@ -82,11 +87,17 @@ def plan_evaluation(params: dict[str, Any]) -> list[dict[str, Any]]:
             judge=params["judge"],
             manifest=manifest,
         )
-        _check_cost(plan, suite, root)
+        history = read_history(suite, root)
+        titles = [job.title for job in plan.jobs if loads_model(job)]
+        packing = packing_of(suite, checkpoint, titles, history.expected)
+        _check_cost(history.of_plan(plan, packing))
+        _log_packing(packing)
         save_plan(plan, suite, root, manifest)
     to_run = [job for job in plan.jobs if not job.done]
+    packs = packs_of(to_run, packing, datetime.now(UTC), params["force"])
+    packed = packs.packed
     exchange = get_current_context()["ti"]
-    exchange.xcom_push("sample", next((_job(job) for job in to_run if job.stage == "sample"), {}))
+    exchange.xcom_push("sample", next((_job(job, packed) for job in to_run if job.stage == "sample"), {}))
     judges = [_job(_by_policy(job, params["priority"])) for job in to_run if job.stage == "judge"]
     exchange.xcom_push("judges", judges or [{}])
     exchange.xcom_push("checkpoint", plan.checkpoint.name)
@@ -94,12 +105,13 @@ def plan_evaluation(params: dict[str, Any]) -> list[dict[str, Any]]:
     exchange.xcom_push("unavailable", plan.unavailable)
     exchange.xcom_push("summarize", _job(summary_job(suite.name, checkpoint.name, root, cluster)))
     halves = [
-        {"generate": _job(job.generate) if job.generate else {}, "score": _job(job.score)}
+        {"generate": _job(job.generate, packed) if job.generate else {}, "score": _job(job.score)}
         for job in to_run
         if job.score
     ]
     exchange.xcom_push("code", halves)
-    return [_job(job) for job in to_run if job.stage == "harness" and not job.score]
+    exchange.xcom_push("packs", [_job(job) for job in packs.jobs])
+    return [_job(job, packed) for job in to_run if job.stage == "harness" and not job.score]
 
 
 def _requested(params: dict[str, Any]) -> tuple[Checkpoint, Suite, list[str]]:
@@ -125,13 +137,17 @@ def _failing_at_once() -> Iterator[None]:
         raise AirflowFailException(f"{type(error).__name__}: {error}") from error
 
 
-def _check_cost(plan: Plan, suite: Suite, root: str) -> None:
-    """Estimate the cost of ``plan``, in the log and as XCom ``cost``. Raise BadInput if it is over the limit."""
-    cost = read_history(suite, root).of_plan(plan)
+def _check_cost(cost: Cost) -> None:
+    """Show the estimated cost in the log and as XCom ``cost``. Raise BadInput if it is over the limit."""
     log.info("estimated cost of this run: %s", cost)
     get_current_context()["ti"].xcom_push("cost", cost.model_dump(mode="json"))
     if over := excess(cost, load_policy().limits.run):
         raise BadInput(over)
+
+
+def _log_packing(packing: Packing) -> None:
+    for title, why in packing.why.items():
+        log.info("%s: %s", title, why)
 
 
 def _by_policy(job: PlannedJob, priority: str) -> PlannedJob:
@@ -151,9 +167,11 @@ def _by_policy(job: PlannedJob, priority: str) -> PlannedJob:
     return job.model_copy(update={"argv": job.argv_with(*options)})
 
 
-def _job(job: StageJob) -> dict[str, Any]:
+def _job(job: StageJob, packed: Mapping[str, Packed] | None = None) -> dict[str, Any]:
+    """Return the fields of a job, with the pack that runs it if there is one among ``packed``."""
     fields = job.model_dump(include=set(StageJob.model_fields))
-    return StageJob.model_validate(fields).model_dump(mode="json")
+    found = StageJob.model_validate(fields)
+    return found.model_copy(update={"packed": (packed or {}).get(job.title)}).model_dump(mode="json")
 
 
 def check_complete(jobs: dict[str, str], unavailable: dict[str, str]) -> None:

@@ -170,7 +170,7 @@ def _gets(secret: str, job: StageJob) -> bool:
 
 def _volumes(job: StageJob, kubernetes: Kubernetes, profile: Profile) -> dict[str, Volume]:
     volumes = {**kubernetes.volumes, **profile.volumes}
-    if not (job.outbox or job.answers or job.stage == "summarize"):
+    if not (job.outbox or job.answers or job.boxes or job.stage == "summarize"):
         volumes.pop(OUTBOX, None)
     if job.outbox:  # of shared data it sees only what it needs, and it gets a /tmp of its own
         needed = {OUTBOX, *_read_from(volumes, job)}
@@ -194,7 +194,11 @@ def _source(volume: Volume) -> dict[str, Any]:
 def _mounts(volumes: dict[str, Volume], job: StageJob) -> list[dict[str, Any]]:
     """Return the mounts of ``volumes``. A job with an outbox sees single files and folders, most of them read-only."""
     if not job.outbox:
-        return [_mount(name, volume, job) for name, volume in volumes.items()]
+        own = [_mount(name, volume, job) for name, volume in volumes.items() if not (name == OUTBOX and job.boxes)]
+        return own + [
+            {"name": OUTBOX, "mountPath": f"{volumes[OUTBOX].mount_path}/{number}", "subPath": box}
+            for number, box in enumerate(job.boxes)
+        ]
     boxes: list[dict[str, Any]] = []
     if volume := volumes.get(OUTBOX):
         boxes.append({"name": OUTBOX, "mountPath": volume.mount_path, "subPath": job.outbox})

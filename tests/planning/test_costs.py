@@ -20,6 +20,7 @@ from halos_eval.storage.records import Usage, write_model
 from tests.doubles import make_checkpoint, make_provenance, make_record
 
 SUITE = """
+packing: none
 alpaca_eval: {prompts: demo, reference: demo, judge: gpt-4.1}
 tasks: {demo_choice: {num_fewshot: 0}, demo_cloze: {profile: large}}
 """
