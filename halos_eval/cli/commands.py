@@ -88,7 +88,7 @@ def plan(config: PlanConfig) -> None:
     packing = packing_of(suite, checkpoint, titles, history.expected)
     cost = history.of_plan(found, packing)
     if config.json_output:
-        more = {"cost": cost.model_dump(mode="json"), "packs": packing.packs, "packing": dict(packing.why)}
+        more = {"cost": cost.model_dump(mode="json"), "packing": packing._asdict()}
         print(json.dumps(found.model_dump(mode="json") | more, indent=2))
         return
     show_plan(found, packing, cost, excess(cost, load_policy().limits.run))

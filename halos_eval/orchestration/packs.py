@@ -127,9 +127,7 @@ def waits(operator: BaseOperator, context: Context, packed: Packed) -> bool:
         trigger = PackTrigger(task.dag_id, str(context["run_id"]), packed.model_dump(mode="json"))
         operator.defer(trigger=trigger, method_name=METHOD)
     if cleared:
-        operator.log.info(
-            "task %s %d left no record: this stage runs in a pod of its own now", PACK, packed.pack
-        )
+        operator.log.info("task %s %d left no record: this stage runs in a pod of its own now", PACK, packed.pack)
         return False
     check_result(operator, packed)
     return True

@@ -169,9 +169,7 @@ def _members(config: PackConfig) -> list[Member]:
         commands = json.loads(config.commands)
         return [_member([str(word) for word in words], config.owner) for words in commands]
     except (ValueError, TypeError, SettingsError) as error:
-        raise BadInput(
-            f"the stages of this pack are invalid ({error}); expected a JSON list of commands"
-        ) from error
+        raise BadInput(f"the stages of this pack are invalid ({error}); expected a JSON list of commands") from error
 
 
 def _member(words: list[str], owner: str | None) -> Member:

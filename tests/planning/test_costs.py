@@ -82,7 +82,7 @@ def history(root):
 
 
 def test_a_suite_that_has_never_run(root, plan_of):
-    assert history(root) == ({}, {})
+    assert history(root) == ({}, {}, ({}, {}), {})
     cost = history(root).of_plan(plan_of())
     assert cost == Cost(pods=4, unknown=("sample", "judge", "demo_choice", "demo_cloze"))
     assert str(cost) == (
