@@ -90,7 +90,7 @@ def finished(packed: Packed) -> bool:
 def final_note(packed: Packed) -> Failure | None:
     """Return the failure note of this run that no new pod or process can replace by a record; None without one.
 
-    A fault of a GPU, or memory that is exhausted, can end with some exit codes. Then the pack may try again.
+    A fault of a GPU, or memory that is exhausted, can end with some exit codes. Then a new pod or process may follow.
     """
     note = new_note(packed)
     kinds = {one.exit_code for one in _subclasses(HalosEvalError) if not one.retryable} - GPU_CODES
