@@ -3,9 +3,10 @@
 `prepare` checks the params, and waits while another run evaluates the same suite on the same checkpoint. `fetch`
 downloads and pins data that is not pinned yet, and copies a checkpoint from object storage. `plan` finds the jobs to
 run. `sample` and one `judge` for each judge (AlpacaEval) run beside one `harness` task for each lm_eval task. If it
-executes a model's code, it has two tasks, in the group `code`. `summarize` writes the suite's table, even if tasks
-failed. `verdict` fails if a result is missing, or if the policy's gate blocks the checkpoint. After a failure you can
-trigger the DAG again: finished work is not run again.
+executes a model's code, it has two tasks, in the group `code`. Short stages share a pod, which loads the model once:
+the pod belongs to a task `pack`, and the stages' own tasks wait for their results. `summarize` writes the suite's
+table, even if tasks failed. `verdict` fails if a result is missing, or if the policy's gate blocks the checkpoint.
+After a failure you can trigger the DAG again: finished work is not run again.
 
 #### Triage
 * **prepare or plan failed**: the input is wrong (the message names the remedy). Nothing was spent. Fix it and trigger
@@ -16,7 +17,8 @@ trigger the DAG again: finished work is not run again.
 * **verdict reports that the checkpoint is worse**: the policy blocks such a checkpoint. `halos-eval compare` has the
   numbers and the documents. Nothing has to run again.
 * **one harness task failed**: only its cell is empty; other results are unaffected. The last log line is the reason.
-  Clear that task.
+  Clear that task: if it shared a pod, it now runs in a pod of its own.
+* **pack failed**: some of its stages failed, and their own tasks have the reasons. Clear these, not `pack`.
 * **one judge failed**: only its columns are empty. Clear that task.
 * **code.score failed**: it executes the answers that `code.harness` generated for `humaneval` and `mbpp`. Clear it; the
   answers are kept.
@@ -40,6 +42,7 @@ from halos_eval.config.suite import TASK_NAME
 from halos_eval.orchestration import params
 from halos_eval.orchestration.defaults import DEFAULT_ARGS
 from halos_eval.orchestration.evaluate import check, plan_evaluation, write_to_mlflow
+from halos_eval.orchestration.names import PACK
 from halos_eval.orchestration.operator import stage_operator
 from halos_eval.orchestration.turns import Prepare, end_turn
 from halos_eval.storage.layout import ORIGINAL_PART
@@ -113,6 +116,11 @@ def evaluate_checkpoint() -> None:
         return jobs
 
     @task
+    def packing(jobs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Return the jobs of the packs, for the same reason."""
+        return jobs
+
+    @task
     def coding(halves: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """Return the halves of tasks that execute a model's code, for the same reason."""
         return halves
@@ -127,6 +135,10 @@ def evaluate_checkpoint() -> None:
     planned = plan()
     [prepared, fetch] >> planned
     # Mapped, although it is one job: its pool slots are set when it is expanded, which is after the plan.
+    # Stages that share a pod. Their own tasks, below, wait for their records and take no GPUs.
+    pack = operator.partial(task_id=PACK, pool=GPU_POOL, map_index_template="{{ task.job['task'] }}").expand(
+        job=packing(planned["packs"])
+    )
     sample = operator.partial(task_id="sample", pool=GPU_POOL).expand(job=sampling(planned["sample"]))
     harness = operator.partial(task_id="harness", pool=GPU_POOL, map_index_template="{{ task.job['task'] }}").expand(
         job=planned
@@ -156,7 +168,7 @@ def evaluate_checkpoint() -> None:
     sample >> judge
     # A teardown runs whatever failed before it, but not without a plan. If you clear a task, it is cleared as well.
     (
-        [judge, harness, executed]
+        [judge, harness, executed, pack]
         >> summarize.as_teardown(setups=planned)
         >> verdict(planned["checkpoint"], planned["jobs"], planned["unavailable"], planned["gated"])
     )

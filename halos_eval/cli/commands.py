@@ -19,6 +19,8 @@ from halos_eval.config.policy import load_policy
 from halos_eval.config.settings import FROZEN, Settings
 from halos_eval.config.suite import load_suite
 from halos_eval.planning.costs import excess, read_history
+from halos_eval.planning.expected import packing_of
+from halos_eval.planning.packs import loads_model
 from halos_eval.planning.plan import make_plan, suite_manifest
 from halos_eval.planning.progress import Progress, overview
 from halos_eval.storage.layout import is_original
@@ -71,20 +73,25 @@ class PoolsConfig(BaseModel):
 def plan(config: PlanConfig) -> None:
     """Print the plan. Raises BadInput, DataUnavailable, StoreError."""
     suite, cluster = load_suite(config.suite), load_cluster()
+    checkpoint = _find(config.checkpoint)
     found = make_plan(
         suite.keep(list(config.tasks)),
-        _find(config.checkpoint),
+        checkpoint,
         config.store,
         cluster,
         force=config.force,
         judge=config.judge,
         manifest=suite_manifest(suite.name, config.store, cluster),
     )
-    cost = read_history(suite, config.store).of_plan(found)
+    history = read_history(suite, config.store)
+    titles = [job.title for job in found.jobs if loads_model(job)]
+    packing = packing_of(suite, checkpoint, titles, history.expected)
+    cost = history.of_plan(found, packing)
     if config.json_output:
-        print(json.dumps(found.model_dump(mode="json") | {"cost": cost.model_dump(mode="json")}, indent=2))
+        more = {"cost": cost.model_dump(mode="json"), "packing": packing._asdict()}
+        print(json.dumps(found.model_dump(mode="json") | more, indent=2))
         return
-    show_plan(found, cost, excess(cost, load_policy().limits.run))
+    show_plan(found, packing, cost, excess(cost, load_policy().limits.run))
 
 
 def _find(checkpoint: str) -> Checkpoint:

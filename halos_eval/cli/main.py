@@ -34,6 +34,7 @@ from halos_eval.stages.harness.score import score
 from halos_eval.stages.harness.stage import harness
 from halos_eval.stages.judge.options import JudgeConfig
 from halos_eval.stages.judge.stage import judge
+from halos_eval.stages.pack import PackConfig, pack
 from halos_eval.stages.sample import SampleConfig, sample
 from halos_eval.stages.serve import ServeConfig, serve
 
@@ -60,6 +61,8 @@ class HalosEval(BaseModel):
     """Run one task of lm-evaluation-harness."""
     score: CliSubCommand[ScoreConfig]
     """Score answers of a task that executes model-written code."""
+    pack: CliSubCommand[PackConfig]
+    """Run several sample and harness stages on one load of the model."""
     summarize: CliSubCommand[SummarizeConfig]
     """Write one row for each checkpoint as CSV."""
     plan: CliSubCommand[PlanConfig]
@@ -89,6 +92,7 @@ PRINTING: dict[type[object], Callable[[Any], int | None]] = {
     DoctorConfig: doctor,
     PruneConfig: prune,
     ServeConfig: serve,
+    PackConfig: pack,
 }
 """Commands that print by themselves; one of them returns an exit code."""
 

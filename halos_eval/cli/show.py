@@ -9,6 +9,7 @@ from rich.table import Column, Table
 
 from halos_eval.checkpoints.registry import Checkpoint
 from halos_eval.planning.costs import Cost
+from halos_eval.planning.packing import Packing
 from halos_eval.planning.plan import Plan
 from halos_eval.planning.progress import Overview
 from halos_eval.planning.prune import Found
@@ -51,8 +52,8 @@ def show_manifest(manifest: Manifest) -> None:
     Console(markup=False).print(table)
 
 
-def show_plan(plan: Plan, cost: Cost, over: str | None) -> None:
-    """Print the jobs of a plan with their reasons, the estimated cost, and whether that is ``over`` the limit."""
+def show_plan(plan: Plan, packing: Packing, cost: Cost, over: str | None) -> None:
+    """Print the jobs of a plan with their reasons, the shared pods, the cost, and whether it is ``over`` the limit."""
     table = Table("", "stage", "task", "fingerprint", "why", title=f"{plan.suite} on {plan.checkpoint.name}")
     for job in plan.jobs:
         table.add_row("done" if job.done else "run", job.stage, job.task or job.label or "", job.fingerprint, job.why)
@@ -60,6 +61,8 @@ def show_plan(plan: Plan, cost: Cost, over: str | None) -> None:
     console.print(table)
     for part, reason in plan.unavailable.items():
         console.print(f"{part} is {why_unavailable(reason)}", soft_wrap=True)
+    for title, why in packing.why.items():
+        console.print(f"{title}: {why}", soft_wrap=True)
     console.print(f"cost: {cost}", soft_wrap=True)
     if over:
         console.print(f"Airflow would reject this run: {over}", soft_wrap=True)

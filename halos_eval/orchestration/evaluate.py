@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from itertools import repeat
 from typing import Any
 
@@ -22,9 +23,12 @@ from halos_eval.config.suite import Suite, load_suite
 from halos_eval.errors import BadInput, DataUnavailable, HalosEvalError
 from halos_eval.exporters.mlflow import wanted as mlflow_wanted
 from halos_eval.exporters.mlflow import write_results
-from halos_eval.planning.costs import History, excess, read_history
-from halos_eval.planning.jobs import PlannedJob, StageJob, fetch_job, summary_job
-from halos_eval.planning.plan import Plan, make_plan, save_plan, suite_manifest
+from halos_eval.planning.costs import Cost, History, excess, read_history
+from halos_eval.planning.expected import packing_of
+from halos_eval.planning.jobs import Packed, PlannedJob, StageJob, fetch_job, summary_job
+from halos_eval.planning.packing import Packing
+from halos_eval.planning.packs import loads_model, packs_of
+from halos_eval.planning.plan import make_plan, save_plan, suite_manifest
 from halos_eval.planning.progress import some_stage_loads
 from halos_eval.reports.comparison import read_gate
 from halos_eval.reports.results import why_missing, why_unavailable
@@ -66,6 +70,7 @@ def plan_evaluation(params: dict[str, Any]) -> list[dict[str, Any]]:
     - ``sample``: the job to run; {} if there is none (an XCom cannot be None)
     - ``judges``: the jobs to run, one for each judge; [{}] if there is none
     - ``code``: for each task that executes a model's code, its halves ``generate`` ({} if it is done) and ``score``
+    - ``packs``: the jobs that run several of these in one pod; the others then wait for their records
     - ``checkpoint``: the checkpoint's name in the store
     - ``jobs``: titles and record URLs of all jobs
     - ``unavailable``: the parts whose data is unavailable, with the reasons
@@ -93,11 +98,16 @@ def plan_evaluation(params: dict[str, Any]) -> list[dict[str, Any]]:
             manifest=manifest,
         )
         history = read_history(suite, root)
-        _check_cost(plan, history)
+        titles = [job.title for job in plan.jobs if loads_model(job)]
+        packing = packing_of(suite, checkpoint, titles, history.expected)
+        _check_cost(history.of_plan(plan, packing))
+        _log_packing(packing)
         save_plan(plan, suite, root, manifest)
     to_run = [job for job in plan.jobs if not job.done]
+    packs = packs_of(to_run, packing, datetime.now(UTC), params["force"])
+    packed = packs.packed
     exchange = get_current_context()["ti"]
-    exchange.xcom_push("sample", next((_job(job) for job in to_run if job.stage == "sample"), {}))
+    exchange.xcom_push("sample", next((_job(job, packed) for job in to_run if job.stage == "sample"), {}))
     judges = _by_policy([job for job in to_run if job.stage == "judge"], params["priority"], history)
     exchange.xcom_push("judges", [_job(job) for job in judges] or [{}])
     exchange.xcom_push("checkpoint", plan.checkpoint.name)
@@ -111,12 +121,13 @@ def plan_evaluation(params: dict[str, Any]) -> list[dict[str, Any]]:
     summary = summary_job(suite.name, checkpoint.name, root, cluster, gate, policy.margin)
     exchange.xcom_push("summarize", _job(summary))
     halves = [
-        {"generate": _job(job.generate) if job.generate else {}, "score": _job(job.score)}
+        {"generate": _job(job.generate, packed) if job.generate else {}, "score": _job(job.score)}
         for job in to_run
         if job.score
     ]
     exchange.xcom_push("code", halves)
-    return [_job(job) for job in to_run if job.stage == "harness" and not job.score]
+    exchange.xcom_push("packs", [_job(job) for job in packs.jobs])
+    return [_job(job, packed) for job in to_run if job.stage == "harness" and not job.score]
 
 
 def _requested(params: dict[str, Any]) -> tuple[Checkpoint, Suite, list[str]]:
@@ -142,13 +153,17 @@ def _failing_at_once() -> Iterator[None]:
         raise AirflowFailException(f"{type(error).__name__}: {error}") from error
 
 
-def _check_cost(plan: Plan, history: History) -> None:
-    """Estimate the cost of ``plan``, in the log and as XCom ``cost``. Raise BadInput if it is over the limit."""
-    cost = history.of_plan(plan)
+def _check_cost(cost: Cost) -> None:
+    """Show the estimated cost in the log and as XCom ``cost``. Raise BadInput if it is over the limit."""
     log.info("estimated cost of this run: %s", cost)
     get_current_context()["ti"].xcom_push("cost", cost.model_dump(mode="json"))
     if over := excess(cost, load_policy().limits.run):
         raise BadInput(over)
+
+
+def _log_packing(packing: Packing) -> None:
+    for title, why in packing.why.items():
+        log.info("%s: %s", title, why)
 
 
 def _by_policy(jobs: list[PlannedJob], priority: str, history: History) -> list[PlannedJob]:
@@ -173,9 +188,11 @@ def _by_policy(jobs: list[PlannedJob], priority: str, history: History) -> list[
     return found
 
 
-def _job(job: StageJob) -> dict[str, Any]:
+def _job(job: StageJob, packed: Mapping[str, Packed] | None = None) -> dict[str, Any]:
+    """Return the fields of a job, with the pack that runs it if there is one among ``packed``."""
     fields = job.model_dump(include=set(StageJob.model_fields))
-    return StageJob.model_validate(fields).model_dump(mode="json")
+    found = StageJob.model_validate(fields)
+    return found.model_copy(update={"packed": (packed or {}).get(job.title)}).model_dump(mode="json")
 
 
 def write_to_mlflow(checkpoint: str, suite: str) -> None:

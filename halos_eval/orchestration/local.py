@@ -17,6 +17,7 @@ from airflow.sdk import BaseOperator, Context
 
 from halos_eval.config.settings import Settings
 from halos_eval.orchestration.failures import StageFailed, StageWaiting, failure
+from halos_eval.orchestration.packs import check_result, waits
 from halos_eval.orchestration.secrets import allowed
 from halos_eval.orchestration.turns import task_owner
 from halos_eval.orchestration.waiting import rescheduled
@@ -58,6 +59,8 @@ class LocalStageOperator(BaseOperator):
             self.log.info("nothing to do: this stage was not selected, or its record exists")
             return
         job = StageJob.model_validate(self.job)
+        if job.packed and waits(self, context, job.packed):
+            return
         job = job.model_copy(update={"argv": job.owned_by(task_owner(context))})
         with ExitStack() as stack:
             if job.server:
@@ -70,6 +73,11 @@ class LocalStageOperator(BaseOperator):
             if isinstance(failed, StageWaiting):
                 raise rescheduled(failed)
             raise failed
+
+    def pack_ended(self, context: Context, event: object = None) -> None:
+        """Resume after the wait for a pack. Raise StageFailed if it left no record."""
+        if packed := StageJob.model_validate(self.job).packed:
+            check_result(self, packed)
 
     def _run(self, command: list[str], environment: dict[str, str]) -> tuple[int, str]:
         """Run ``command`` with its output in this log. Return its exit code and the end of its output.

@@ -10,3 +10,5 @@ BACKFILL = "backfill_evaluation"
 """DAG that evaluates one suite on many checkpoints."""
 AT_MOST = 4
 """Default number of checkpoints that a backfill evaluates at the same time."""
+PACK = "pack"
+"""Task of ``evaluate_checkpoint`` that runs several stages in one pod."""

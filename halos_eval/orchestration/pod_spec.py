@@ -172,7 +172,7 @@ def _gets(secret: str, job: StageJob) -> bool:
 
 def _volumes(job: StageJob, kubernetes: Kubernetes, profile: Profile) -> dict[str, Volume]:
     volumes = {**kubernetes.volumes, **profile.volumes}
-    if not (job.outbox or job.answers or job.stage == "summarize"):
+    if not (job.outbox or job.answers or job.boxes or job.stage == "summarize"):
         volumes.pop(OUTBOX, None)
     # The next pod executes what is in it, so only pods that run no code but this project's may write it.
     if trust_of(job) != "gpu" or not profile.gpus:
@@ -199,7 +199,11 @@ def _source(volume: Volume) -> dict[str, Any]:
 def _mounts(volumes: dict[str, Volume], job: StageJob) -> list[dict[str, Any]]:
     """Return the mounts of ``volumes``. A job with an outbox sees single files and folders, most of them read-only."""
     if not job.outbox:
-        return [_mount(name, volume, job) for name, volume in volumes.items()]
+        own = [_mount(name, volume, job) for name, volume in volumes.items() if not (name == OUTBOX and job.boxes)]
+        return own + [
+            {"name": OUTBOX, "mountPath": f"{volumes[OUTBOX].mount_path}/{number}", "subPath": box}
+            for number, box in enumerate(job.boxes)
+        ]
     boxes: list[dict[str, Any]] = []
     if volume := volumes.get(OUTBOX):
         boxes.append({"name": OUTBOX, "mountPath": volume.mount_path, "subPath": job.outbox})

@@ -31,6 +31,7 @@ from halos_eval.orchestration.failures import (
     diagnose,
     refused,
 )
+from halos_eval.orchestration.packs import check_result, waits
 from halos_eval.orchestration.pod_spec import manifest, pod_name
 from halos_eval.orchestration.queues import CHECK_SECONDS, gated, queue_problem, unscheduled
 from halos_eval.orchestration.restarts import Restarts, next_start
@@ -86,10 +87,17 @@ class PodStageOperator(KubernetesPodOperator):
             self.log.info("nothing to do: this stage was not selected, or its record exists")
             return
         job = StageJob.model_validate(self.job)
+        if job.packed and waits(self, context, job.packed):
+            return
         if job.unless and readable_record(job.unless)[0]:
             self.log.info("nothing to do: the record exists (%s)", job.unless)
             return
         self.start_again(context)
+
+    def pack_ended(self, context: Context, event: object = None) -> None:
+        """Resume after the wait for a pack. Raise StageFailed if it left no record."""
+        if packed := StageJob.model_validate(self.job).packed:
+            check_result(self, packed)
 
     def start_again(self, context: Context, event: object = None, restarts: dict[str, Any] | None = None) -> None:
         """Start the pod, or find it, and defer. Called again after each failure of the infrastructure."""

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from airflow.models.dagrun import DagRun
     from airflow.models.taskinstance import TaskInstance
 
-GPU_TASKS = {"sample": "sampling", "judge": "judging", "harness": "plan", "code.harness": "coding"}
+GPU_TASKS = {"sample": "sampling", "judge": "judging", "harness": "plan", "code.harness": "coding", "pack": "packing"}
 """Mapped tasks that can hold GPUs, each with the task that returns its list of jobs."""
 # Far enough apart that every task of a manual run comes before every nightly one, and that before every backfill's.
 HIGHEST_WEIGHT: dict[Priority, int] = {"manual": 1_500_000_000, "nightly": 1_000_000_000, "backfill": 500_000_000}
@@ -72,6 +72,9 @@ def _evaluation(task_instance: TaskInstance, dag_run: DagRun) -> None:
         jobs = dict(enumerate(_jobs(dag_run, GPU_TASKS[task_instance.task_id])))
         job = jobs.get(task_instance.map_index) or {}
         job = job.get("generate", job)
+        # A pack has the slots of its stages. But one that is cleared does its work itself.
+        if job.get("packed") and task_instance.state is None:
+            job = {}
         task_instance.pool = _pool(task_instance.task_id, job)
         task_instance.pool_slots = max(1, job.get("gpus", 1)) if job else 1
 

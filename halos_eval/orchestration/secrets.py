@@ -6,7 +6,7 @@ from halos_eval.config.judge_client import JUDGES_VARIABLES
 from halos_eval.planning.jobs import StageJob
 
 HUB = "HF_TOKEN"
-SCOPED = {HUB: {"fetch", "sample", "serve", "harness"}}
+SCOPED = {HUB: {"fetch", "sample", "serve", "harness", "pack"}}
 """Variables that only these stages get. The judge's are known by their beginnings; all others belong to the store."""
 
 

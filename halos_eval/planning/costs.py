@@ -20,7 +20,9 @@ from halos_eval.config.served_judge import JudgeChoice, ServedJudge
 from halos_eval.config.settings import FROZEN
 from halos_eval.config.suite import ALPACA_EVAL, AlpacaEvalSettings, Suite
 from halos_eval.planning.chat import OF_CHECKPOINTS
+from halos_eval.planning.expected import NOTHING, Expected, packing_of
 from halos_eval.planning.jobs import PlannedJob
+from halos_eval.planning.packing import Packing
 from halos_eval.planning.plan import Plan
 from halos_eval.planning.planner import profile_of
 from halos_eval.planning.progress import READERS
@@ -34,6 +36,10 @@ ENOUGH = 20  # checkpoints with records: more would hardly change a median
 MOST = 200  # plans to read: the newest may belong to runs that have just started and have no record
 MOST_RESUMED = 0.5  # share of the work: from a smaller rest, the time of the whole cannot be estimated
 JUDGE = "judge"
+PACK = "pack"
+"""Command of a process that loaded the model for several stages."""
+ALONE = Packing()
+"""Each stage in a pod of its own."""
 Item = TypeVar("Item")
 
 
@@ -73,10 +79,26 @@ class History(NamedTuple):
     """GPU-hours by GPU profile and title of the job: sample, the task, or the judge that is served."""
     judge_dollars: dict[str, float | None]
     """US dollars by judge, for each pair in one order; None if it has records, but none with a price."""
+    expected: Expected = NOTHING
+    """Seconds of work and of loading, from which stages are packed into pods."""
+    gpus: Mapping[str, int] = {}
+    """GPUs by profile."""
 
-    def of_plan(self, plan: Plan) -> Cost:
-        """Return the cost of the jobs of ``plan`` that are not done."""
-        return sum((self._of_job(job) for job in plan.jobs if not job.done), Cost())
+    def of_plan(self, plan: Plan, packing: Packing = ALONE) -> Cost:
+        """Return the cost of the jobs of ``plan`` that are not done, if they are packed so."""
+        jobs = [job for job in plan.jobs if not job.done]
+        profiles = {job.title: job.profile for job in jobs}
+        return sum((self._of_job(job) for job in jobs), Cost()) + self._saved(packing, profiles)
+
+    def _saved(self, packing: Packing, profiles: Mapping[str, str]) -> Cost:
+        """Return the pods and loads that sharing saves, as a negative cost."""
+        saved = Cost()
+        for titles in packing.packs:
+            profile = profiles[titles[0]]
+            known = [title for title in titles if (title, profile) in self.gpu_hours]
+            hours = self.gpus.get(profile, 0) * self.expected.load.get(profile, 0) / 3600
+            saved += Cost(pods=1 - len(titles), gpu_hours=-hours * max(0, len(known) - 1))
+        return saved
 
     def shares(self, jobs: Sequence[PlannedJob], limit: float) -> list[float]:
         """Return the part of a ``limit`` in US dollars that each of several judges may cost.
@@ -102,9 +124,12 @@ class History(NamedTuple):
         ``judge`` replaces the suite's judges. ``done`` has the titles of finished stages, which cost nothing.
         """
         cost = Cost()
+        profiles: dict[str, str] = {}
         for part in parts:
             profile = profile_of(suite, checkpoint, suite.settings_of(part).profile)
             title = "sample" if part == ALPACA_EVAL else part
+            if title not in done:
+                profiles[title] = profile
             cost += Cost() if title in done else self._on_gpus(title, profile)
             if getattr(suite.settings_of(part), "confirm_unsafe_code", False) and title not in done:
                 cost += Cost(pods=1)  # its second half
@@ -114,7 +139,7 @@ class History(NamedTuple):
                 for title, one in judges.items():
                     served = (one.profile or suite.profile) if isinstance(one, ServedJudge) else None
                     cost += Cost() if title in done else self._judged(str(one), served, orders)
-        return cost
+        return cost + self._saved(packing_of(suite, checkpoint, profiles, self.expected), profiles)
 
     def _of_job(self, job: PlannedJob) -> Cost:
         if job.score:  # besides the pod that scores the answers, one that generates them
@@ -203,26 +228,58 @@ def _without_damage(found: tuple[Model | None, str]) -> Model | None:
 def _history(finished: list[tuple[PlannedJob, Record]]) -> History:
     hours: dict[tuple[str, str], list[float]] = defaultdict(list)
     dollars: dict[str, list[float]] = defaultdict(list)
+    work: dict[tuple[str, str], list[float]] = defaultdict(list)
+    loads = _loads(finished)
     for job, record in finished:
         if job.server:
-            hours[str(job.judge), job.profile] += _gpu_hours(job, record)
+            hours[str(job.judge), job.profile] += _gpu_hours(job, record, record.usage.load_seconds)
         elif job.stage == JUDGE:
             dollars[str(job.judge)] += _dollars(record)
         else:
-            hours[job.title, job.profile] += _gpu_hours(job, record)
+            load = loads[_load_key(job, record)]
+            hours[job.title, job.profile] += _gpu_hours(job, record, load)
+            work[job.title, job.profile] += _work(record)
+    profiles = {job.profile: job.gpus for job, _ in finished}
+    loaded = {name: [one for key, one in loads.items() if key[0] == name] for name in profiles}
     return History(
+        expected=Expected(
+            {key: median(values) for key, values in work.items() if values},
+            {name: median(values) for name, values in loaded.items() if values},
+        ),
+        gpus=profiles,
         gpu_hours={key: median(values) for key, values in hours.items() if values},
         judge_dollars={judge: median(values) if values else None for judge, values in dollars.items()},
     )
 
 
-def _gpu_hours(job: PlannedJob, record: Record) -> list[float]:
-    """Return the GPU-hours of an uninterrupted run; an empty list if the record does not allow an estimate."""
+def _loads(finished: Iterable[tuple[PlannedJob, Record]]) -> dict[tuple[str, ...], float]:
+    """Return the seconds in which each process loaded the model. Of the stages of a pack, only one waited for it."""
+    found: dict[tuple[str, ...], float] = {}
+    for job, record in finished:
+        if job.stage != JUDGE:
+            key = _load_key(job, record)
+            found[key] = max(found.get(key, 0), record.usage.load_seconds)
+    return found
+
+
+def _load_key(job: PlannedJob, record: Record) -> tuple[str, ...]:
+    """Return what the records of one process have in common, beginning with the profile."""
+    command = record.provenance.command
+    return (job.profile, *command) if PACK in command[1:2] else (job.profile, job.record)
+
+
+def _work(record: Record) -> list[float]:
+    """Return the seconds of an uninterrupted run after loading; an empty list if most of it was done before."""
     resumed = record.usage.resumed or 0
+    return [] if resumed > MOST_RESUMED else [record.usage.work_seconds / (1 - resumed)]
+
+
+def _gpu_hours(job: PlannedJob, record: Record, load: float) -> list[float]:
+    """Return the GPU-hours of an uninterrupted run in a pod of its own; an empty list if no estimate is possible."""
     split = str(record.provenance.config.get("tensor_parallel_size", job.tensor_parallel_size if job.server else 1))
-    if resumed > MOST_RESUMED or split != str(job.tensor_parallel_size):
+    if split != str(job.tensor_parallel_size):
         return []
-    return [job.gpus * (record.usage.load_seconds + record.usage.work_seconds / (1 - resumed)) / 3600]
+    return [job.gpus * (load + work) / 3600 for work in _work(record)]
 
 
 def _dollars(record: Record) -> list[float]:

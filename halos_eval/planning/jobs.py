@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from datetime import datetime
 from typing import Literal
 
 from pydantic import BaseModel, Field
@@ -21,13 +22,30 @@ from halos_eval.storage.manifest import read_manifest
 from halos_eval.storage.records import StageName
 
 
+class Packed(BaseModel):
+    """What a stage that shares a pod waits for."""
+
+    model_config = FROZEN
+
+    pack: int
+    """Index of the pack that runs it."""
+    record: str
+    """URL of the record that ends it."""
+    fingerprint: str
+    """Fingerprint of that record."""
+    since: datetime
+    """UTC time of the plan. Earlier failure notes do not count, nor do earlier records if the run is forced."""
+    force: bool = False
+    """Whether the stage runs again although its record exists."""
+
+
 class StageJob(BaseModel):
     """One command with its resources, for a pod or a local process."""
 
     model_config = FROZEN
 
-    stage: StageName | Literal["fetch", "serve", "summarize"]
-    """fetch, sample, serve, judge, harness or summarize."""
+    stage: StageName | Literal["fetch", "serve", "summarize", "pack"]
+    """fetch, sample, serve, judge, harness or summarize; pack for several stages in one pod."""
     task: str | None = None
     """lm_eval task of a harness stage."""
     image: Literal["worker", "judge"]
@@ -54,6 +72,10 @@ class StageJob(BaseModel):
     """Folder of the outbox with a task's answers: a job with ``outbox`` reads it, another one writes it."""
     reads: tuple[str, ...] = ()
     """All that a job with ``outbox`` reads besides the answers: paths on the cluster's volumes."""
+    boxes: tuple[str, ...] = ()
+    """Folders of the outbox in which a pack keeps answers of its stages, each mounted below the outbox by its index."""
+    packed: Packed | None = None
+    """The pack that runs this stage; None: it has a pod of its own."""
     unless: str | None = None
     """URL of a record that makes a job with ``outbox`` needless. Others reach the store and look for it themselves."""
 
@@ -69,7 +91,8 @@ class StageJob(BaseModel):
 
     def owned_by(self, owner: str) -> tuple[str, ...]:
         """Return the arguments of a stage that ``owner`` runs, see `halos_eval.storage.claims`."""
-        return self.argv_with(f"--owner={owner}") if self.stage in {"sample", "judge", "harness"} else self.argv
+        owned = {"sample", "judge", "harness", "pack"}
+        return self.argv_with(f"--owner={owner}") if self.stage in owned else self.argv
 
     def argv_with(self, *options: str) -> tuple[str, ...]:
         """Return the arguments with more ``options``. They come first, because positional arguments are the last."""
@@ -107,6 +130,8 @@ class PlannedJob(StageJob):
     # Only the halves of a job have these. They are not saved, so that a plan keeps its format.
     answers: str | None = Field(None, exclude=True)
     reads: tuple[str, ...] = Field((), exclude=True)
+    boxes: tuple[str, ...] = Field((), exclude=True)
+    packed: Packed | None = Field(None, exclude=True)
     unless: str | None = Field(None, exclude=True)
     generate: StageJob | None = Field(None, exclude=True)
     """First half of a task that executes a model's code, in place of this job; None if its answers exist."""

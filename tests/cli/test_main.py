@@ -32,7 +32,7 @@ from tests.doubles import USAGE, finish, make_checkpoint, make_manifest, make_re
 
 LOGS = Path(__file__).parents[1] / "reports" / "logs"
 COMMANDS = [
-    "fetch", "sample", "judge", "serve", "harness", "score", "summarize", "plan", "prompt", "judges", "compare",
+    "fetch", "sample", "judge", "serve", "harness", "score", "pack", "summarize", "plan", "prompt", "judges", "compare",
     "checkpoints", "pools", "doctor", "prune",
 ]  # fmt: skip
 CLASSES = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, errors.HalosEvalError)]
@@ -147,6 +147,9 @@ def test_every_command_describes_its_options(call, command):
             "location",
             "known",
             "root",
+            "since",
+            "failed",
+            "again",
         }:  # set by the plan or by Airflow only
             assert field.description, name
             assert " ".join(field.description.split())[:20] in text, name
@@ -232,6 +235,7 @@ def planned(call, checkpoint, *options):
     code, out, err = call("plan", "demo", checkpoint, "--json", *options)
     assert (code, err) == (0, "")
     document = json.loads(out)
+    document.pop("packing")
     cost = Cost.model_validate(document.pop("cost"))
     return Plan.model_validate(document), cost
 
@@ -243,7 +247,7 @@ def test_plan_of_a_registered_checkpoint(call, checkpoints):
     assert out.count("never run") == 5
     assert "demo_arithmetic" in out
     assert out.endswith(
-        "cost: 5 pods, at least 0.00 GPU-hours and 0.00 USD for the judge; "
+        "cost: 2 pods, at least 0.00 GPU-hours and 0.00 USD for the judge; "
         "no history for: sample, judge, demo_choice, demo_arithmetic, demo_cloze\n"
     )
 
@@ -271,7 +275,7 @@ def test_plan_as_json(call, checkpoints):
     assert "--judge=gpt-4.1-mini" in plan.jobs[1].argv
     assert plan.checkpoint.name == "kto"
     assert plan.checkpoint.location == str(location)
-    assert cost == Cost(pods=3, unknown=("sample", "judge", "demo_cloze"))
+    assert cost == Cost(pods=2, unknown=("sample", "judge", "demo_cloze"))
 
 
 def test_a_plan_shows_reasons_as_they_are(call, checkpoints):

@@ -184,7 +184,9 @@ def test_the_shape(dag):
     assert below == {
         "prepare": {"fetch", "plan"},
         "fetch": {"plan"},
-        "plan": {"sampling", "coding", "judging", "harness", "summarize", "verdict"},
+        "plan": {"sampling", "coding", "judging", "packing", "harness", "summarize", "verdict"},
+        "packing": {"pack"},
+        "pack": {"summarize"},
         "coding": {"code.harness", "code.score"},
         "code.harness": {"code.score"},
         "code.score": {"summarize"},
@@ -214,13 +216,14 @@ def test_a_run_fails_unless_the_verdict_succeeds(dag):
 
 def test_stages_are_limited_by_their_pools(dag):
     assert {task.task_id: task.pool for task in dag.tasks} == dict.fromkeys(dag.task_ids, "default_pool") | {
+        "pack": "halos_eval_gpu",
         "sample": "halos_eval_gpu",
         "harness": "halos_eval_gpu",
         "code.harness": "halos_eval_gpu",
         "judge": "halos_eval_judge",
     }
     # Mapped, those of code as a group: their pool slots are set then (tests/orchestration/test_scheduling.py).
-    assert {task.task_id for task in dag.tasks if task.is_mapped} == {"sample", "harness", "judge"}
+    assert {task.task_id for task in dag.tasks if task.is_mapped} == {"pack", "sample", "harness", "judge"}
 
 
 @pytest.mark.parametrize(

@@ -388,3 +388,15 @@ def test_small_stages_do_not_take_reserved_gpus(start, expand):
         "halos_eval_gpu_2": 2,
         "halos_eval_gpu_4": 4,
     }
+
+
+def test_a_pack_takes_gpus_and_its_stages_only_once_they_are_cleared(start, expand, session):
+    run = start()
+    (pack,) = expand(run, "pack", [{"gpus": 2}])
+    assert (pack.pool, pack.pool_slots) == ("halos_eval_gpu", 2)
+    found = expand(run, "harness", [{"gpus": 2, "packed": {"pack": 0}}, {"gpus": 2, "packed": None}])
+    assert [(one.pool, one.pool_slots) for one in found] == [("default_pool", 1), ("halos_eval_gpu", 2)]
+    for one in found:
+        one.state = TaskInstanceState.FAILED
+    clear_task_instances(found, session)
+    assert [(one.pool, one.pool_slots) for one in found] == [("halos_eval_gpu", 2)] * 2

@@ -21,6 +21,7 @@ from halos_eval.storage.records import Usage, write_model
 from tests.doubles import make_checkpoint, make_provenance, make_record
 
 SUITE = """
+packing: none
 alpaca_eval: {prompts: demo, reference: demo, judge: gpt-4.1}
 tasks: {demo_choice: {num_fewshot: 0}, demo_cloze: {profile: large}}
 """
@@ -82,7 +83,7 @@ def history(root):
 
 
 def test_a_suite_that_has_never_run(root, plan_of):
-    assert history(root) == ({}, {})
+    assert history(root) == ({}, {}, ({}, {}), {})
     cost = history(root).of_plan(plan_of())
     assert cost == Cost(pods=4, unknown=("sample", "judge", "demo_choice", "demo_cloze"))
     assert str(cost) == (

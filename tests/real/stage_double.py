@@ -16,14 +16,14 @@ WAITS_SECONDS = 10
 REAL = {"fetch": "worker", "summarize": "judge"}
 
 
-def install(folder, environments, python):
+def install(folder, environments, python, double=__file__):
     """Make the environments ``worker`` and ``judge`` below ``folder``; the file in which calls are noted."""
     calls = folder / "calls.txt"
     for name in ("worker", "judge"):
         program = folder / name / "bin" / "halos-eval"
         program.parent.mkdir(parents=True)
         program.write_text(
-            f'#!/bin/sh\nPYTHONPATH={Path(__file__).parents[2]} exec {python} {__file__} {environments} {calls} "$@"\n'
+            f'#!/bin/sh\nPYTHONPATH={Path(__file__).parents[2]} exec {python} {double} {environments} {calls} "$@"\n'
         )
         program.chmod(0o755)
     calls.touch()

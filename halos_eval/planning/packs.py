@@ -1,0 +1,80 @@
+"""The jobs of pods that several stages share. Each stage keeps a job of its own, which waits for the pod's result."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import NamedTuple
+
+from halos_eval.config.cluster import CPU_PROFILE
+from halos_eval.planning.jobs import Packed, PlannedJob, StageJob
+from halos_eval.planning.packing import Packing
+from halos_eval.storage import layout
+
+COPY = "--copy-answers-to="
+
+
+class Packs(NamedTuple):
+    """What runs in shared pods, and what waits for it."""
+
+    jobs: tuple[StageJob, ...]
+    """One job for each pack."""
+    packed: Mapping[str, Packed]
+    """By title of a stage: the pack that runs it."""
+
+
+def loads_model(job: PlannedJob) -> bool:
+    """Return whether a job that is not done loads the model."""
+    if job.done or job.stage not in {"sample", "harness"}:
+        return False
+    return _loading(job) is not None
+
+
+def _loading(job: PlannedJob) -> StageJob | None:
+    """Return the job that loads the model: the first half of a task that executes a model's code, if it is to run."""
+    if job.score is None:
+        return job
+    return job.generate if job.generate and job.generate.profile != CPU_PROFILE else None
+
+
+def packs_of(jobs: Sequence[PlannedJob], packing: Packing, since: datetime, force: bool) -> Packs:
+    """Return the packs of ``packing``, for the ``jobs`` of a plan that was made at the time ``since``."""
+    titled = {job.title: job for job in jobs}
+    packed = {
+        title: _packed(titled[title], number, since, force)
+        for number, titles in enumerate(packing.packs)
+        for title in titles
+    }
+    made = tuple(_pack([titled[title] for title in titles], since, force) for titles in packing.packs)
+    return Packs(made, packed)
+
+
+def _packed(job: PlannedJob, number: int, since: datetime, force: bool) -> Packed:
+    record = job.record
+    if job.score:
+        record = record.removesuffix(layout.RECORD) + layout.GENERATED
+    return Packed(pack=number, record=record, fingerprint=job.fingerprint, since=since, force=force)
+
+
+def _pack(members: Sequence[PlannedJob], since: datetime, force: bool) -> StageJob:
+    """Return the job that runs ``members`` one after the other. They have the same profile."""
+    loading = [half for job in members if (half := _loading(job))]
+    boxes = [half.answers for half in loading if half.answers]
+    commands = [list(half.argv) for half in loading]
+    for number, half in enumerate(half for half in loading if half.answers):
+        words = commands[loading.index(half)]
+        words[:] = [f"{word.rstrip('/')}/{number}" if word.startswith(COPY) else word for word in words]
+    options = [f"--since={since.isoformat()}"] if force else []
+    first = members[0]
+    return StageJob(
+        stage="pack",
+        task=" + ".join(job.title for job in members),
+        image=first.image,
+        argv=("pack", *options, "--", json.dumps(commands)),
+        profile=first.profile,
+        gpus=first.gpus,
+        pool=first.pool,
+        manifest=first.manifest,
+        boxes=tuple(boxes),
+    )
