@@ -90,14 +90,11 @@ def _from_table(part: str, settings: AlpacaEvalSettings | TaskSettings) -> float
     task = table.tasks.get(part)
     if task is None:
         return None
-    limit = settings.limit
-    if limit is None or limit < 1:  # all documents, or a share of them
-        share = limit or 1.0
-    else:
-        share = min(1.0, limit * task.subtasks / task.documents)
-    share *= settings.repeats or 1
+    share = settings.limit or 1.0
+    if isinstance(share, int):  # documents of each subtask
+        share = min(1.0, share * task.subtasks / task.documents)
     each: float = sum(getattr(task, kind) * seconds for kind, seconds in table.seconds.items())
-    return share * task.documents * each
+    return share * task.documents * each * (settings.repeats or 1)
 
 
 @cache

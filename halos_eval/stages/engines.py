@@ -44,7 +44,7 @@ class _Begin(NamedTuple):
 
 
 class _Stop(NamedTuple):
-    """What is not finished is not wanted any more."""
+    """Unfinished requests are not wanted any more."""
 
 
 class _Process:

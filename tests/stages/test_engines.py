@@ -47,7 +47,7 @@ def test_two_engines_give_the_answers_of_one_and_outlive_a_task(engines, folder)
     assert sorted(engines.finished(asks(100))) == expected
     assert sorted(engines.finished(asks(100), at_once=3)) == expected
     assert [*engines.finished([])] == []
-    # What is not wanted any more is dropped, and the next task gets none of it.
+    # Unwanted results are dropped, and the next task gets none of it.
     results = engines.finished(asks(1000))
     next(results)
     results.close()
