@@ -31,8 +31,8 @@ log = logging.getLogger(__name__)
 
 PROCESSES = 4
 """Processes that read records. The S3 client needs about 2 ms of processor time for each request."""
-SHARE = 100
-"""Rows from which on another process is worth its start."""
+SHARE = 400
+"""Rows for which another process is worth its start, which takes seconds of processor time."""
 
 
 class KeptRows(BaseModel):
