@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 from urllib.parse import quote, urlencode, urlsplit, urlunsplit
@@ -59,16 +60,26 @@ class Connection:
         self.timeout = timeout
         """Seconds to wait for a reply."""
         self._session: ClientSession | None = None
+        self._options: dict[str, Any] = {}
 
     async def __aenter__(self) -> Self:
         """Open the session. The pace limits the connections, see `halos_eval.stages.judge.pace`."""
         import aiohttp
         import httpx2
+        from aiohttp.helpers import get_env_proxy_for_url
+        from yarl import URL
 
-        # As OpenAI's client: certifi's authorities, or those of SSL_CERT_FILE; proxies of the environment.
+        # As OpenAI's client: certifi's authorities, or those of SSL_CERT_FILE; proxies of the environment. With
+        # trust_env, aiohttp would read ~/.netrc for each request, and fail if it names the endpoint.
         secure = urlsplit(self.endpoint.base_url).scheme == "https"
+        # Headers of the session would also be sent to a proxy, so each request gets them.
+        self._options = {"headers": self._headers()}
+        with suppress(LookupError):  # no proxy
+            self._options["proxy"], user = get_env_proxy_for_url(URL(self.endpoint.base_url))
+            if user:  # aiohttp renames the header
+                self._options["proxy_headers"] = {"Authorization": user.encode()}
         connector = aiohttp.TCPConnector(limit=0, ssl=httpx2.create_ssl_context() if secure else True)
-        self._session = aiohttp.ClientSession(connector=connector, headers=self._headers(), trust_env=True)
+        self._session = aiohttp.ClientSession(connector=connector)
         return self
 
     async def __aexit__(
@@ -84,10 +95,10 @@ class Connection:
 
         if self._session is None:
             raise RuntimeError("the connection is not open")
-        seconds = timeout or self.timeout
+        seconds, data = timeout or self.timeout, json.dumps(body).encode()
         url, patience = self._url(body["model"]), aiohttp.ClientTimeout(total=seconds)
         try:
-            async with self._session.post(url, data=json.dumps(body).encode(), timeout=patience) as reply:
+            async with self._session.post(url, data=data, timeout=patience, **self._options) as reply:
                 return Reply(reply.status, reply.headers, await reply.read())
         except TimeoutError:
             raise NoReply(f"no answer within {seconds:g} s", timeout=True) from None

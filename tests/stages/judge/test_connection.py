@@ -102,6 +102,24 @@ def test_addresses_and_credentials(vendor, address, fields, path, headers):
     assert json.loads(data) == REQUEST
 
 
+def test_the_environments_proxy_is_used_unless_it_excludes_the_host(vendor, monkeypatch):
+    monkeypatch.setenv("http_proxy", f"http://me:word@{vendor.url}")
+    send(Endpoint(base_url="http://judge.example/v1", key=KEY))
+    [(sent_to, sent, _)] = vendor.seen
+    assert sent_to == "http://judge.example/v1/chat/completions"
+    assert (sent["authorization"], sent["proxy-authorization"]) == (f"Bearer {KEY}", "Basic bWU6d29yZA==")
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    send(Endpoint(base_url=f"http://{vendor.url}/v1", key=KEY))
+    assert vendor.seen[1][0] == "/v1/chat/completions"
+
+
+def test_a_netrc_file_changes_nothing(vendor, tmp_path, monkeypatch):
+    (tmp_path / "netrc").write_text("machine 127.0.0.1 login me password word")
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    assert send(Endpoint(base_url=f"http://{vendor.url}", key=KEY))["text"] == "m"
+    assert vendor.seen[0][1]["authorization"] == f"Bearer {KEY}"
+
+
 def test_options_of_the_client_are_not_sent_and_extra_ones_are(vendor):
     send(Endpoint(base_url=f"http://{vendor.url}", key=KEY), {**REQUEST, "timeout": 9, "extra_body": {"top_k": 1}})
     assert json.loads(vendor.seen[0][2]) == {**REQUEST, "top_k": 1}
