@@ -135,7 +135,8 @@ class Items:
             os.write(self._announce, struct.pack("=i", os.getpid()))
             os.close(self._announce)
             # Metrics such as code_eval execute the answer in a fork, which must not be able to send the result itself.
-            os.register_at_fork(after_in_child=lambda: os.close(writing))
+            held = [writing]  # closed once: a fork of the fork may have another file of that number
+            os.register_at_fork(after_in_child=lambda: os.close(held.pop()) if held else None)
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             temporary = str(self.folder / "tmp")
             os.chdir(temporary)

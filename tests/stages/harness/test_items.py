@@ -373,6 +373,22 @@ def test_an_answer_does_not_send_its_own_result(items, answer):
     assert score == (answer == "right")
 
 
+def test_only_the_result_s_pipe_is_closed_in_forks_and_in_their_forks(items):
+    def work():
+        if not (child := os.fork()):
+            handles = [os.open("written", os.O_WRONLY | os.O_CREAT | os.O_APPEND) for _ in range(40)]
+            if not (second := os.fork()):
+                for handle in handles:
+                    os.write(handle, b"a")
+                os._exit(0)
+            os.waitpid(second, 0)
+            os._exit(0)
+        os.waitpid(child, 0)
+        return Path("written").read_text()
+
+    assert items().run(work) == "a" * 40
+
+
 def test_a_result_is_not_a_pickle(items):
     class Evil:
         def __reduce__(self):
