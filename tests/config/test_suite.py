@@ -108,7 +108,7 @@ def test_a_reproducible_suite_is_so_in_all_its_parts(load):
 
 def test_without_the_key_its_settings_are_as_they_were_before_it_existed(load):
     suite = load("alpaca_eval: {}\ntasks: {a: }")
-    assert "reproducible" not in suite.alpaca_eval.sampling.model_dump() | suite.tasks["a"].harness().model_dump()
+    assert "reproducible" not in suite.alpaca_eval.sampling.counted | suite.tasks["a"].harness().counted
 
 
 def test_a_task_with_parentheses(load):

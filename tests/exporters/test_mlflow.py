@@ -7,7 +7,7 @@ import pytest
 from halos_eval.errors import BadInput
 from halos_eval.exporters import mlflow
 from halos_eval.exporters.mlflow import tags_of, wanted, write_results
-from halos_eval.reports.kept_rows import KeptRow, KeptRows
+from halos_eval.reports.kept_rows import KeptRows
 from halos_eval.reports.results import Cell, Missing, Row
 from halos_eval.storage import filesystem, layout
 
@@ -42,8 +42,8 @@ def written(tmp_path, monkeypatch):
 
 
 def keep(tmp_path, row):
-    rows = {layout.folder_name(row.checkpoint): KeptRow(plan="1", mark="", row=row)}
-    found = KeptRows(version=1, made_with="m", rows=rows)
+    rows = {layout.folder_name(row.checkpoint): row}
+    found = KeptRows(version=2, made_with="m", considered=(), rows=rows)
     filesystem.write_bytes(layout.rows_url(f"file://{tmp_path}/store", "quick"), found.encoded())
 
 

@@ -255,7 +255,8 @@ def test_a_server_ends_if_its_judge_is_killed(served, tmp_path):
 
 def test_a_server_that_does_not_end_is_killed(served, tmp_path, monkeypatch):
     monkeypatch.setattr("halos_eval.orchestration.local.END_SECONDS", 0.2)
-    served("", "time.sleep(600)").execute(CONTEXT)
+    begun = 'while not Path(os.environ["HERE"], "serve.key").exists(): time.sleep(0.02)'
+    served(begun, "time.sleep(600)").execute(CONTEXT)
     assert not is_running(int((tmp_path / "serve.pid").read_text()))
 
 

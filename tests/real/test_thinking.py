@@ -93,7 +93,7 @@ def test_thinking_is_neither_scored_nor_judged_and_cut_answers_are_in_the_table(
 
     done = run("judge", "summarize", store, f"--output={tmp_path / 'table.csv'}")
     assert done.returncode == 0, done.stderr[-2000:]
-    (row,) = csv.DictReader((tmp_path / "table.csv").open())
+    (row,) = csv.DictReader((tmp_path / "table.csv").read_text().splitlines())
     assert (row["no_comma-n_cut"], row["alpacaeval_n_cut"]) == ("1", "1")
     assert "no_comma: 1 of 24 answers were cut at max_tokens" in row["status"]
 
