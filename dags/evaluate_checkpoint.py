@@ -167,8 +167,8 @@ def evaluate_checkpoint() -> None:
     )
     sample >> judge
     # A teardown runs whatever failed before it, but not without a plan. If you clear a task, it is cleared as well.
-    # Airflow would count the tasks before a teardown for the state of the run: a pack that failed would keep it red after
-    # its stages were cleared. on_failure_fail_dagrun leaves the state to the verdict, which knows each result.
+    # Airflow would count the tasks before a teardown for the state of the run: a pack that failed would keep it red
+    # after its stages were cleared. on_failure_fail_dagrun leaves the state to the verdict, which knows each result.
     (
         [judge, harness, executed, pack]
         >> summarize.as_teardown(setups=planned, on_failure_fail_dagrun=True)
