@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 PODS = "app.kubernetes.io/name=halos-eval"
 """Selects the pods of stages."""
-STAGES = ("fetch", "sample", "serve", "judge", "harness", "score", "summarize")
+STAGES = ("fetch", "pack", "sample", "serve", "judge", "harness", "score", "summarize")
 
 
 class Holding(NamedTuple):
