@@ -157,7 +157,8 @@ class Items:
         """Return what the child sends until it ends. Raise _StoppedError if it exceeds a limit."""
         data = b""
         started = time.monotonic()
-        own = _used(os.getpid()).memory
+        # Some libraries keep memory from forks, so the child can begin with less than this process has.
+        own = min(_used(os.getpid()).memory, _used(child).memory)
         ended = os.pidfd_open(child)
         try:
             while True:

@@ -13,6 +13,8 @@ from tests.browser import chromium
 from tests.reports.pages.material import SUITE, row
 from tests.reports.pages.test_write import document, harness
 
+pytestmark = pytest.mark.real
+
 MOST = 2_000_000  # bytes of the first view
 PHONE, DESK = {"width": 390, "height": 844}, {"width": 1280, "height": 800}
 
@@ -93,9 +95,11 @@ def test_it_sorts_by_a_score(browser, report):
     page = opened(browser, report / "index.html")
     header = page.locator("th", has_text="alpacaeval_lcwr").first
     header.click()
+    page.wait_for_selector("th[aria-sort=ascending]")
     shown = [float(text) for text in page.locator("tbody td:nth-child(6) b").all_inner_texts()]
     assert shown == sorted(shown)
     header.click()
+    page.wait_for_selector("th[aria-sort=descending]")
     shown = [float(text) for text in page.locator("tbody td:nth-child(6) b").all_inner_texts()]
     assert shown == sorted(shown, reverse=True)
 

@@ -13,6 +13,7 @@ import socket
 import stat
 import subprocess
 import sys
+import tempfile
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -33,6 +34,13 @@ LIBC = ctypes.CDLL(None, use_errno=True)
 # By machine: process_vm_readv, process_vm_writev, ptrace, memfd_create, unshare, io_uring_setup, setsid
 CALLS = {"x86_64": (310, 311, 101, 319, 272, 425, 112), "aarch64": (270, 271, 117, 279, 97, 425, 157)}
 READV, WRITEV, PTRACE, MEMFD, UNSHARE, IO_URING, SETSID = CALLS[os.uname().machine]
+
+
+@pytest.fixture
+def tmp_path():
+    """A short path: a metric's manager has a socket in TMPDIR, and Linux allows 107 bytes for its path."""
+    with tempfile.TemporaryDirectory(prefix="items-") as folder:
+        yield Path(folder)
 
 
 @pytest.fixture

@@ -43,7 +43,8 @@ def test_a_killed_scorer(tmp_path, stays, there):
         try:
             wait_for((tmp_path / "item" / there).exists, 60, every=0.02)
             # The item, its two processes that nobody waits for, and the guard; or only the scorer and its guard.
-            assert len(of_session(scorer.pid)) == (5 if stays else 2)
+            count = 5 if stays else 2
+            wait_for(lambda: len(of_session(scorer.pid)) == count, 30, lambda: of_session(scorer.pid), every=0.02)
         finally:
             scorer.send_signal(signal.SIGKILL)
     wait_for(lambda: not of_session(scorer.pid), 30, lambda: of_session(scorer.pid), every=0.02)
