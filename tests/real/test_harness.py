@@ -127,8 +127,9 @@ def scores_of(record):
 
 
 def test_a_killed_task_is_resumed_to_the_same_scores(fork, tiny, tmp_path):
-    # Two requests at once take some seconds in all, and finished ones are saved every two seconds.
-    words = ("worker", "harness", tiny, "--task=demo_arithmetic", "--batch-size=2", *VLLM)
+    # Two long requests at once take several seconds in all, and finished ones are saved every two seconds.
+    longer = '--gen-kwargs={"max_gen_toks": 192}'
+    words = ("worker", "harness", tiny, "--task=demo_arithmetic", "--batch-size=2", longer, *VLLM)
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     done = fork(*words, f"--output-dir={whole}")
     assert done.returncode == 0, done.stderr[-2000:]
