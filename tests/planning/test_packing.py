@@ -51,7 +51,8 @@ def test_short_stages_fill_as_many_pods_as_have_enough_work():
 
 
 def suite(**settings):
-    return Suite.model_validate({"name": "own", "packing": "auto", "tasks": {"arc_easy": {}, "winogrande": {}}} | settings)
+    tasks = {"arc_easy": {}, "winogrande": {}}
+    return Suite.model_validate({"name": "own", "packing": "auto", "tasks": tasks} | settings)
 
 
 def test_a_task_with_a_length_of_its_own_cannot_share():

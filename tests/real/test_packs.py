@@ -56,12 +56,6 @@ def test_a_pack_with_a_failing_task_a_kill_and_a_cleared_task(airflow):
 
     body = {"dry_run": False, "only_failed": False, "dag_run_id": run_id, "include_downstream": True}
     body["task_ids"] = [["harness", 1]]
-        "dry_run": False,
-        "only_failed": False,
-        "dag_run_id": run_id,
-        "task_ids": [["harness", 1]],
-        "include_downstream": True,
-    }
     airflow.call("POST", "/dags/evaluate_checkpoint/clearTaskInstances", body)
     state, tasks = airflow.finish(run_id, seconds=240)
     assert airflow.calls.read_text().splitlines()[5:] == ["harness demo_choice"]
