@@ -7,7 +7,7 @@ import pytest
 
 from tests.real.test_harness import VLLM, record_of
 
-pytestmark = pytest.mark.real
+pytestmark = [pytest.mark.real, pytest.mark.slow]
 
 TASKS = ("demo_arithmetic", "demo_choice", "demo_cloze")
 TOLERANCE = 1e-4
