@@ -274,7 +274,7 @@ class Suite(BaseModel):
     """Limit of the tokens that vLLM computes in one step (default: by the vocabulary, so that log-likelihoods fit)."""
     reproducible: bool = False
     """Whether all stages with a model use vLLM's batch-invariant mode; a task's own setting overrides it."""
-    packing: Literal["auto", "none"] = "none"
+    packing: Literal["auto", "none"] = "auto"
     """auto: short stages with the same engine settings share a pod and load the model once. none: a pod for each."""
     include_path: str | None = None
     """Folder with your own lm_eval task files."""

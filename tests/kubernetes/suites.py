@@ -22,7 +22,7 @@ def _tasks(limit: int, profile: str = "default") -> dict[str, Any]:
 # As `make demo` has it. Other suites name the judge `demo`, which is outside of the cluster.
 SERVED = {"model": "/checkpoints/smollm2-135m/FINAL", "max_model_len": 2048, "dtype": "float32"}
 SUITES = {
-    "demo": DEMO | {"packing": "none", "alpaca_eval": DEMO["alpaca_eval"] | {"profile": "two", "judge": SERVED}},
+    "demo": DEMO | {"alpaca_eval": DEMO["alpaca_eval"] | {"profile": "two", "judge": SERVED}},
     "night": _tasks(6),
     "starved": _tasks(2, "starved"),
     "resumed": ENGINE | {"alpaca_eval": DEMO["alpaca_eval"]},

@@ -65,7 +65,7 @@ def test_stages_hold_what_their_profile_says_and_no_more_than_the_pool(lab, eval
     held = {}
     for pod in pods:
         held.setdefault(pod.metadata.labels["app.kubernetes.io/component"], []).append(gpus_of(pod))
-    assert held == {"fetch": [0], "sample": [2], "harness": [1, 1, 1], "judge": [1], "summarize": [0]}
+    assert held == {"fetch": [0], "sample": [2], "pack": [1], "judge": [1], "summarize": [0]}
     sums = [sum(holding.gpus.values()) for holding in lab.watcher.holdings if names & holding.gpus.keys()]
     assert max(sums) == 2  # the pool's size, which is reached
     pool = lab.call("GET", "/pools/halos_eval_gpu")
@@ -77,7 +77,7 @@ def test_each_stage_reads_only_its_own_secrets(lab, evaluated):
     found = {stage: KEYS.keys() & variables.keys() for stage, variables in lab.watcher.environments.items()}
     assert found["judge"] == store | {"OPENAI_API_KEY"}
     assert found["fetch"] == store | {"HF_TOKEN"}
-    assert found["sample"] == found["harness"] == found["summarize"] == store
+    assert found["sample"] == found["pack"] == found["summarize"] == store
     assert found["serve"] == set()
     assert lab.watcher.environments["judge"]["OPENAI_API_KEY"] == KEYS["OPENAI_API_KEY"]
 
@@ -98,7 +98,7 @@ def test_no_secret_is_shown_anywhere(admin, lab, evaluated):
 def test_pods_have_no_rights(lab, evaluated):
     _, pods = evaluated
     containers = {pod.metadata.labels["app.kubernetes.io/component"]: len(pod.spec.containers) for pod in pods}
-    assert containers == {"fetch": 1, "sample": 1, "harness": 1, "judge": 2, "summarize": 1}
+    assert containers == {"fetch": 1, "sample": 1, "pack": 1, "judge": 2, "summarize": 1}
     for pod in pods:
         assert pod.spec.automount_service_account_token is False
         assert not [volume for volume in pod.spec.volumes if volume.secret or volume.projected]
