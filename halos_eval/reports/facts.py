@@ -20,14 +20,21 @@ def evaluated(records: Iterable[Record]) -> datetime | None:
 def gpu_hours(records: Sequence[Record]) -> float | None:
     """Return hours times GPUs of the samples and tasks; None without one. An interrupted run lacks its start."""
     own = [record for record in records if record.stage != "judge"]
-    return sum(map(_hours, own)) if own else None
+    return sum(map(hours_of, own)) if own else None
 
 
-def _hours(record: Record) -> float:
-    if record.provenance.hardware.get("gpus", "none") == "none":
-        return 0.0
-    gpus = int(record.provenance.config.get("tensor_parallel_size") or 1)
-    return gpus * (record.usage.load_seconds + record.usage.work_seconds) / 3600
+def hours_of(record: Record, server_gpus: int = 0) -> float:
+    """Return hours times GPUs of a stage; 0 on a machine without GPUs.
+
+    :param server_gpus: GPUs of the judge's server, which the record of a judge does not have.
+    """
+    config = record.provenance.config
+    if record.stage == "judge":
+        model, gpus = record.provenance.inputs.get("judge_gpus", "none"), server_gpus
+    else:
+        model = record.provenance.hardware.get("gpus", "none")
+        gpus = int(config.get("tensor_parallel_size") or 1) * int(config.get("engines") or 1)
+    return 0.0 if model == "none" else gpus * (record.usage.load_seconds + record.usage.work_seconds) / 3600
 
 
 def price(records: Sequence[Record]) -> float | None:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Literal
 
 from halos_eval.errors import BadInput, HalosEvalError
 from halos_eval.planning.progress import READERS
+from halos_eval.reports.facts import hours_of
 from halos_eval.reports.remarks import limit_of
 from halos_eval.reports.results import real_scores
 from halos_eval.reports.shown import Shown, ShownParts, shown
@@ -136,7 +137,6 @@ def _of_part(suite: str, found: ShownParts, part: Shown, groups: bool) -> Iterat
     if record is None:
         yield Line(*start, "missing", part.reason)
         return
-    seconds = record.usage.load_seconds + record.usage.work_seconds
     own = [score for score in real_scores(record) if groups or score.group is None]
     tasks = {score.task for score in real_scores(record) if score.group is None}
     tools = record.identity.get("tools", {})
@@ -147,7 +147,7 @@ def _of_part(suite: str, found: ShownParts, part: Shown, groups: bool) -> Iterat
         fingerprint=record.fingerprint,
         series=", ".join(f"{tool} {version}" for tool, version in sorted(tools.items())) or None,
         evaluated=record.provenance.ended,
-        gpu_hours=seconds / 3600 * part.gpus,
+        gpu_hours=hours_of(record, part.gpus),
         dollars=record.usage.price_usd,
         limit=limit_of(record),
     )
