@@ -102,8 +102,10 @@ def evaluate_checkpoint() -> None:
     def verdict(checkpoint: str, jobs: dict[str, str], unavailable: dict[str, str], gated: bool) -> None:
         suite = get_current_context()["params"]["suite"]
         end_turn(checkpoint, suite)
-        write_to_mlflow(checkpoint, suite)
-        check(jobs, unavailable, checkpoint if gated else None, suite)
+        try:
+            write_to_mlflow(checkpoint, suite)
+        finally:  # the reasons of missing results are there without MLflow, too
+            check(jobs, unavailable, checkpoint if gated else None, suite)
 
     @task
     def sampling(job: dict[str, Any]) -> list[dict[str, Any]]:
