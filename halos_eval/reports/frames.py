@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from halos_eval.config.suite import ALPACA_EVAL
 from halos_eval.errors import BadInput, StoreError
-from halos_eval.reports.items import Item, annotations_of, has_samples, items_of, outputs_of
+from halos_eval.reports.items import Item, annotations_of, has_samples, items_of, subsets_of
 from halos_eval.reports.results import Row, judge_of
 from halos_eval.reports.scores import scores
 from halos_eval.reports.shown import shown
@@ -79,7 +80,9 @@ class Results:
         import pandas as pd
 
         url, record = self._record(checkpoint, "judge", judge, suite)
-        datasets = self._datasets(checkpoint, record)
+        datasets: dict[str, str] = {}
+        with suppress(StoreError):  # the judgement is whole without its outputs
+            datasets = subsets_of(self.url, record)
         lines = [
             {
                 "id": number,
@@ -122,17 +125,6 @@ class Results:
                 record, _ = readable_record(url)
                 if record:
                     yield url, record
-
-    def _datasets(self, checkpoint: str, judged: Record) -> dict[str, str]:
-        """Return the subset of AlpacaEval by instruction, from the outputs that were judged; none if they are gone."""
-        outputs = judged.identity.get("inputs", {}).get("outputs", "")
-        url = filesystem.join(layout.runs_url(self.url, checkpoint), layout.record_tail("sample", None, outputs))
-        record, _ = readable_record(url)
-        try:
-            rows: list[dict[str, Any]] = outputs_of(url, record) if record else []
-        except StoreError:
-            return {}  # the judgement is whole without them
-        return {str(row.get("instruction")): row["dataset"] for row in rows if row.get("dataset")}
 
 
 def _fits(record: Record, name: str | None) -> bool:

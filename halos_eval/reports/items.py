@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 from halos_eval.digests import digest_bytes
 from halos_eval.errors import StoreError
 from halos_eval.stages.harness.clusters import cluster_of
-from halos_eval.storage import filesystem
-from halos_eval.storage.records import Record
+from halos_eval.storage import filesystem, layout
+from halos_eval.storage.records import Record, readable_record
 from halos_eval.storage.result_files import plain_name
 
 SAMPLES = "samples/"
@@ -74,9 +74,22 @@ def annotations_of(url: str, record: Record) -> list[dict[str, Any]]:
     return _rows(url, record, ANNOTATIONS)
 
 
-def outputs_of(url: str, record: Record) -> list[dict[str, Any]]:
-    """Return the sampled answers of the sample record at ``url``. Raise StoreError."""
-    return _rows(url, record, OUTPUTS)
+def pair_id(instruction: str) -> str:
+    """Return the id of a judged pair."""
+    return digest_bytes(instruction.encode(errors="surrogatepass"))[:12]
+
+
+def subsets_of(root: str, judged: Record) -> dict[str, str]:
+    """Return the subset of AlpacaEval by instruction, from the outputs that ``judged`` is about; none if they are gone.
+
+    Raise StoreError if they are damaged.
+    """
+    outputs = judged.identity.get("inputs", {}).get("outputs", "")
+    tail = layout.record_tail("sample", None, str(outputs))
+    url = filesystem.join(layout.runs_url(root, judged.checkpoint.name), tail)
+    record, _ = readable_record(url)
+    rows = _rows(url, record, OUTPUTS) if record else []
+    return {str(row.get("instruction")): str(row["dataset"]) for row in rows if row.get("dataset")}
 
 
 def _rows(url: str, record: Record, plain: str) -> list[dict[str, Any]]:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from halos_eval.digests import digest_bytes
 from halos_eval.errors import EvaluationFailed
-from halos_eval.reports.items import Item, annotations_of, items_of
+from halos_eval.reports.items import Item, annotations_of, items_of, pair_id
 from halos_eval.reports.results import real_scores
 from halos_eval.storage.records import Record, Score
 
@@ -133,7 +133,7 @@ def _pairs(rows: Iterable[dict[str, Any]]) -> Iterator[tuple[str, Value]]:
         preference, text = row.get("preference"), str(row.get("instruction", ""))
         if preference is None or math.isnan(preference):
             continue
-        key = digest_bytes(text.encode())
         reference, answer = short(str(row.get("output_1", ""))), short(str(row.get("output_2", "")))
-        asked = digest_bytes(str(row.get("output_1", "")).encode())
-        yield key[:12], Value(PERCENT * (preference - 1), 1.0, key, asked, short(text), reference, answer)
+        asked = digest_bytes(str(row.get("output_1", "")).encode(errors="surrogatepass"))
+        key = pair_id(text)
+        yield key, Value(PERCENT * (preference - 1), 1.0, key, asked, short(text), reference, answer)

@@ -8,8 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from halos_eval.digests import digest_bytes
-from halos_eval.reports.items import Item, annotations_of, items_of, outputs_of
+from halos_eval.reports.items import Item, annotations_of, items_of, pair_id, subsets_of
 from halos_eval.reports.pages import document
 from halos_eval.reports.pages.links import anchor, checkpoint_page, samples_name
 from halos_eval.storage.records import Record
@@ -66,14 +65,13 @@ class Sample:
         return next((value for value in self.scores.values() if value is not None), math.inf)
 
 
-def pages(title: str, name: str, url: str, record: Record, outputs: tuple[str, Record] | None) -> dict[str, bytes]:
+def pages(root: str, title: str, name: str, url: str, record: Record) -> dict[str, bytes]:
     """Return the pages of the result ``record`` at ``url`` by name; the first page is the last, so it means all.
 
-    ``title`` is that of the job, and ``name`` as in ``Row.samples``. ``outputs`` are those that were judged: they tell
-    the subsets of AlpacaEval. Raise StoreError if a file is missing or damaged.
+    ``title`` is that of the job, and ``name`` as in ``Row.samples``. Raise StoreError if a file is missing or damaged.
     """
     judged = record.stage == "judge"
-    found = pairs(annotations_of(url, record), subsets_in(outputs)) if judged else documents(items_of(url, record))
+    found = pairs(annotations_of(url, record), subsets_of(root, record)) if judged else documents(items_of(url, record))
     kept = sorted(found, key=lambda one: one.order)[:SHOWN]
     parts = [kept[start : start + ON_A_PAGE] for start in range(0, len(kept), ON_A_PAGE)] or [[]]
     common: dict[str, Any] = {
@@ -131,20 +129,9 @@ def pairs(rows: Iterable[Mapping[str, Any]], subsets: Mapping[str, str]) -> list
     return found
 
 
-def pair_id(instruction: str) -> str:
-    """Return the id of a pair, as in a comparison."""
-    return digest_bytes(instruction.encode(errors="surrogatepass"))[:12]
-
-
 def winner(preference: float) -> str:
     """Return who has won by the judge's preference, from 1 (reference) to 2."""
     return "draw" if preference == DRAW else "win" if preference > DRAW else "loss"
-
-
-def subsets_in(outputs: tuple[str, Record] | None) -> dict[str, str]:
-    """Return the subset of AlpacaEval by instruction, from the record of the sampled outputs. Raise StoreError."""
-    rows = outputs_of(*outputs) if outputs else []
-    return {str(row.get("instruction")): str(row["dataset"]) for row in rows if row.get("dataset")}
 
 
 def counts(samples: Iterable[Sample]) -> list[tuple[str, Counter[str]]]:

@@ -98,15 +98,7 @@ def _write_samples(root: str, folder: str, row: Row) -> tuple[dict[str, str], di
 
 def _pages(root: str, row: Row, title: str, name: str) -> Mapping[str, bytes]:
     url = _record_url(root, row.checkpoint, title, name)
-    record = _record(url)
-    outputs = None
-    if record.stage == "judge" and (digest := record.identity.get("inputs", {}).get("outputs")):
-        sampled = filesystem.join(
-            layout.runs_url(root, row.checkpoint), layout.record_tail("sample", None, str(digest))
-        )
-        found, _ = readable_record(sampled)
-        outputs = (sampled, found) if found else None
-    return samples.pages(title, name, url, record, outputs)
+    return samples.pages(root, title, name, url, _record(url))
 
 
 def _record_url(root: str, name: str, title: str, of: str) -> str:
