@@ -134,6 +134,7 @@ class Items:
                 os._exit(1)
             os.write(self._announce, struct.pack("=i", os.getpid()))
             os.close(self._announce)
+            _hide_files(writing)
             # Metrics such as code_eval execute the answer in a fork, which must not be able to send the result itself.
             held = [writing]  # closed once: a fork of the fork may have another file of that number
             os.register_at_fork(after_in_child=lambda: os.close(held.pop()) if held else None)
@@ -207,6 +208,17 @@ def _guard() -> tuple[int, int]:
             os._exit(0)
     os.close(reading)
     return guard, writing
+
+
+def _hide_files(kept: int) -> None:
+    """Put /dev/null in place of all that is open but the standard streams and ``kept``: an answer could write to it.
+
+    They are not closed, because libraries keep their numbers.
+    """
+    null = os.open(os.devnull, os.O_RDWR)
+    for handle in map(int, os.listdir("/proc/self/fd")):
+        if handle not in {0, 1, 2, kept, null}:
+            os.dup2(null, handle, inheritable=False)
 
 
 def _end(group: int) -> None:

@@ -381,6 +381,20 @@ def test_an_answer_does_not_send_its_own_result(items, answer):
     assert score == (answer == "right")
 
 
+def test_an_item_does_not_reach_what_the_scorer_has_open(items, tmp_path):
+    with (tmp_path / "open").open("w+") as file, (tmp_path / "read").open("w+") as secret:
+        secret.write("secret")
+        secret.flush()
+        secret.seek(0)
+
+        def attack():
+            os.write(file.fileno(), b"forged")
+            return os.read(secret.fileno(), 6).decode()
+
+        assert items().run(attack) == ""
+        assert file.read() == ""
+
+
 def test_only_the_result_s_pipe_is_closed_in_forks_and_in_their_forks(items):
     def work():
         if not (child := os.fork()):
