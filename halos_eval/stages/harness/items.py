@@ -216,7 +216,7 @@ def _hide_files(kept: int) -> None:
     They are not closed, because libraries keep their numbers.
     """
     null = os.open(os.devnull, os.O_RDWR)
-    for handle in map(int, os.listdir("/proc/self/fd")):
+    for handle in [int(one.name) for one in Path("/proc/self/fd").iterdir()]:
         if handle not in {0, 1, 2, kept, null}:
             os.dup2(null, handle, inheritable=False)
 
