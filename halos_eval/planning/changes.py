@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from typing import Any
 
 from halos_eval.stages.identity import Identity
 from halos_eval.storage import filesystem, layout
@@ -32,8 +33,12 @@ def newest_record(
 
 def same_judge(record: Record, identity: Identity) -> bool:
     """Return whether a judge stage's record is of this judge, asked in the same orders."""
-    inputs, settings = record.identity.get("inputs", {}), record.identity.get("settings", {})
-    return (inputs.get(JUDGE), settings) == (identity.inputs.get(JUDGE), identity.settings)
+    return judged_as(record) == (identity.inputs.get(JUDGE), identity.settings)
+
+
+def judged_as(record: Record) -> tuple[str | None, dict[str, Any]]:
+    """Return what tells the judges of records apart: the judge's digest, and the orders in which it was asked."""
+    return record.identity.get("inputs", {}).get(JUDGE), record.identity.get("settings", {})
 
 
 def changes(old: Record, new: Identity, tools: bool = True, ignore: Collection[str] = ()) -> list[str]:

@@ -25,7 +25,9 @@ from halos_eval.checkpoints.registry import Checkpoint, Listing
 from halos_eval.config.cluster import Cluster
 from halos_eval.config.suite import ALPACA_EVAL, load_suite, suite_names
 from halos_eval.config.suite import NAME as SUITE_NAME
+from halos_eval.digests import digest_json
 from halos_eval.errors import DataUnavailable, HalosEvalError, StoreError
+from halos_eval.planning.changes import judged_as
 from halos_eval.planning.definition import Definitions, chained
 from halos_eval.planning.plan import Plan, read_plan, suite_manifest
 from halos_eval.stages import tools
@@ -352,10 +354,13 @@ class Pruner:
         old = [one for one in ones if one.tail not in current and one.changed < self.rules.before]
         if not old:
             return []
-        # The table shows the newest record; of equal ones, the first by name.
+        # The table shows the newest record, of each judge; of equal ones, the first by name.
         finished = [one for one in sorted(ones, key=lambda one: one.url) if one.record]
         finished.sort(key=_ended, reverse=True)
-        newest = finished[: self.rules.keep]
+        by_judge: dict[str, list[_Folder]] = {}
+        for one in finished:
+            by_judge.setdefault(_judge(one), []).append(one)
+        newest = [one for own in by_judge.values() for one in own[: self.rules.keep]]
         return [one for one in old if one not in newest and (one.record or one.record_name not in one.files)]
 
     def _leftovers(self, folder: _Folder) -> Iterator[Removal]:
@@ -403,6 +408,11 @@ def _outputs(judged: Record) -> str:
 
 def _ended(folder: _Folder) -> datetime:
     return folder.record.provenance.ended if folder.record else datetime.min.replace(tzinfo=UTC)
+
+
+def _judge(folder: _Folder) -> str:
+    """Return what tells the judges of results apart; empty for other stages."""
+    return digest_json(judged_as(folder.record)) if folder.record and folder.stage == "judge" else ""
 
 
 def _why(folder: _Folder) -> str:

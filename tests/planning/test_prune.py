@@ -9,7 +9,7 @@ from pathlib import Path
 from uuid import uuid4
 
 import pytest
-from hypothesis import given, settings, target
+from hypothesis import example, given, settings, target
 from hypothesis import strategies as st
 
 from halos_eval.checkpoints.registry import Checkpoint, Listing
@@ -475,6 +475,8 @@ def test_an_interrupted_prune_leaves_whole_results_and_goes_on(lab, monkeypatch,
 STEPS = st.one_of(EDITS, st.sampled_from(["evaluate", "evaluate demo_cloze", "fail", "plan", "upgrade"]))
 
 
+# Of two judges, the newest result of each says why the column is empty.
+@example(steps=["evaluate", ("judge", 1), "evaluate", ("judge", 0), ("prompts", 1), "evaluate demo_cloze"], keep=1)
 @settings(max_examples=30)
 @given(steps=st.lists(STEPS, max_size=14), keep=st.integers(1, 2))
 def test_tables_progress_and_plans_are_the_same_afterwards(steps, keep):
