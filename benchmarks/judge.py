@@ -89,11 +89,12 @@ def measure_all(folder: Path, url: str) -> tuple[dict[str, Measured], dict[str, 
     environment = os.environ | {"OPENAI_BASE_URL": url, "OPENAI_API_KEY": "any", "HF_HUB_OFFLINE": "1"}
     programs, python = Path(sys.executable).parent, [sys.executable, "-W", "ignore"]
     outputs, reference, log = folder / "outputs.json", folder / "reference.json", folder / "log"
-    measure([*python, "-c", "import alpaca_eval, openai"], environment, log)  # compiles what never ran
+    words = [programs / "halos-eval", "judge", outputs, f"--reference={reference}", f"--judge={JUDGE}"]
+    words += [f"--concurrency={CONCURRENCY}"]
+    measure([*words, f"--output-dir={folder / 'first'}"], environment, log)  # reads and compiles what all cases import
     found = {IMPORT: measure([*python, "-c", "import alpaca_eval"], environment, log)}
     found[BARE] = measure([*python, "-m", "benchmarks.judge", "bare", folder], environment, log)
-    words = [programs / "halos-eval", "judge", outputs, f"--reference={reference}", f"--judge={JUDGE}"]
-    found[OURS] = measure([*words, f"--output-dir={folder / 'ours'}", f"--concurrency={CONCURRENCY}"], environment, log)
+    found[OURS] = measure([*words, f"--output-dir={folder / 'ours'}"], environment, log)
     scores = json.loads((folder / "ours" / "record.json").read_bytes())["scores"]
     rates = {OURS: next(one["value"] for one in scores if one["metric"] == "win_rate")}
     for number, title in THEIRS.items():
