@@ -1,6 +1,7 @@
 """``evaluate_checkpoint`` through a running scheduler, with real pods' commands as local processes."""
 
 import json
+import shutil
 import subprocess
 from urllib.error import HTTPError
 
@@ -11,6 +12,7 @@ from tests.airflow_server import Airflow, airflow_environment, free_port, migrat
 
 pytestmark = pytest.mark.real
 
+STORED = "s3://evaluations/listed/FINAL"
 SUITE = """
 enforce_eager: true
 harness: {max_model_len: 4096, dtype: float32}
@@ -22,7 +24,19 @@ tasks:
 
 
 @pytest.fixture(scope="module")
-def airflow(environments, tiny_checkpoints, tmp_path_factory):
+def checkpoints(tiny_checkpoints, s3, tmp_path_factory):
+    """A list of checkpoints: two folders, and `stored` in a bucket."""
+    shutil.copytree(tiny_checkpoints / "tiny" / "FINAL", s3.folder / "listed" / "FINAL")
+    places = {name: f"{tiny_checkpoints}/{name}/FINAL" for name in ("tiny", "other")}
+    entries = [{"name": name, "location": url} for name, url in (places | {"stored": STORED}).items()]
+    path = tmp_path_factory.mktemp("list") / "checkpoints.yaml"
+    path.write_text(json.dumps({"checkpoints": entries}))
+    yield path
+    shutil.rmtree(s3.folder / "listed")
+
+
+@pytest.fixture(scope="module")
+def airflow(environments, checkpoints, s3, tmp_path_factory):
     """A running Airflow with an empty store and one suite of its own."""
     folder = tmp_path_factory.mktemp("airflow")
     (folder / "suites").mkdir()
@@ -33,8 +47,9 @@ def airflow(environments, tiny_checkpoints, tmp_path_factory):
         folder,
         port,
         HALOS_EVAL_STORE=f"file://{folder / 'store'}",
-        HALOS_EVAL_CHECKPOINTS=str(tiny_checkpoints),
+        HALOS_EVAL_CHECKPOINTS=str(checkpoints),
         HALOS_EVAL_SUITES=str(folder / "suites"),
+        **s3.environment,
     )
     migrate(environment)
     with standalone(environment, port):
@@ -120,3 +135,13 @@ def test_a_task_marked_failed_leaves_no_process(airflow):
     state, tasks = airflow.finish(run_id)
     assert state == "failed"
     assert tasks["verdict", -1] == "failed"
+
+
+def test_a_checkpoint_in_a_bucket_is_fetched_and_evaluated(airflow):
+    state, tasks = airflow.finish(airflow.trigger(checkpoint="stored", suite="half", tasks=["demo_cloze"]))
+    assert (state, tasks["fetch", -1], tasks["harness", "demo_cloze"]) == ("success", "success", "success")
+    (path,) = (airflow.store / "runs" / "stored").rglob("record.json")
+    record = json.loads(path.read_text())
+    assert record["checkpoint"]["location"] == STORED
+    copy = json.loads((airflow.store / "copies" / "stored.json").read_text())
+    assert copy["digest"] == record["checkpoint"]["digest"]
