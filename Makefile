@@ -23,7 +23,7 @@ COMPILE := $(UV) pip compile -q --python-version 3.11 --generate-hashes --no-emi
 PACKAGE := pyproject.toml images/worker/vllm-cpu/pyproject.toml
 # Nothing is installed for these before the machine is found large enough. PREFLIGHT= goes on without a check.
 PREFLIGHT := $(if $(filter demo up,$(MAKECMDGOALS)),preflight)
-FAST := $(VENV)/dev/bin/pytest -n auto --dist worksteal -m "not real and not kubernetes"
+FAST := $(VENV)/dev/bin/pytest -n auto --dist worksteal --ignore tests/real --ignore tests/kubernetes
 IMAGES := airflow worker judge
 # Docker with BuildKit, or: buildah bud --layers --isolation chroot --network host
 BUILD ?= docker build
@@ -47,11 +47,11 @@ preflight:
 
 test: $(VENV)/dev/.done $(VENV)/airflow/.done $(VENV)/worker/.done $(VENV)/judge/.done ## install what is needed and run all tests, the fast ones first
 	$(FAST)
-	$(VENV)/dev/bin/pytest -m "real and not slow"
+	$(VENV)/dev/bin/pytest tests/real -m "not slow"
 
 test-all: $(VENV)/dev/.done $(VENV)/airflow/.done $(VENV)/worker/.done $(VENV)/judge/.done ## `make test` and what is too slow for every commit
 	$(FAST)
-	$(VENV)/dev/bin/pytest -m real
+	$(VENV)/dev/bin/pytest tests/real
 
 test-fast: $(VENV)/dev/.done ## only the tests that start nothing
 	$(FAST)

@@ -146,8 +146,14 @@ def digest_stored(path: Path) -> str:
     """Return the digest of a file or of the files in a folder of the cache, without what libraries add later."""
     if not path.is_dir():
         return digest_file(path)
-    names = [one.relative_to(path) for one in path.rglob("*") if one.is_file() and not ADDED.fullmatch(one.name)]
+    names = [one.relative_to(path) for one in path.rglob("*") if one.is_file() and not _is_added(one)]
     return digest_files(path, sorted(map(str, names)))
+
+
+def _is_added(path: Path) -> bool:
+    """Return whether a library has added this file; `evaluate` writes beside a script where in this cache it is."""
+    beside_script = path.suffix == ".json" and path.with_suffix(".py").exists()
+    return bool(beside_script or ADDED.fullmatch(path.name))
 
 
 def checkpoint_part(location: str) -> str:

@@ -22,4 +22,4 @@ if [[ -z ${KUBECONFIG:-} ]]; then
         xargs --max-procs 2 --max-args 1 "$equipment/load-image.sh" "$state"
     export KUBECONFIG=$state/kubeconfig PATH=$kubernetes/bin:$PATH
 fi
-.venv/dev/bin/pytest -m "${1:-kubernetes and not slow}"
+.venv/dev/bin/pytest tests/kubernetes -m "${1:-not slow}"

@@ -77,6 +77,7 @@ def harness(lab, run_id):
     return next(one["state"] for one in lab.instances(run_id) if one["task_id"] == "harness")
 
 
+@pytest.mark.slow
 def test_a_pod_that_takes_too_much_memory(lab):
     run_id = lab.trigger(checkpoint=CHECKPOINT, suite="starved")
     state, states = lab.finish(run_id)
@@ -144,6 +145,7 @@ def test_more_gpus_than_there_are(lab):
     assert json.loads(note.read_text())["run"] == run_id
 
 
+@pytest.mark.slow
 def test_everything_of_airflow_is_killed_in_the_middle(admin, lab):
     """The chart is upgraded and rolled back, then scheduler, triggerer, DAG processor and API server get SIGKILL.
 

@@ -477,7 +477,7 @@ STEPS = st.one_of(EDITS, st.sampled_from(["evaluate", "evaluate demo_cloze", "fa
 
 # Of two judges, the newest result of each says why the column is empty.
 @example(steps=["evaluate", ("judge", 1), "evaluate", ("judge", 0), ("prompts", 1), "evaluate demo_cloze"], keep=1)
-@settings(max_examples=30)
+@settings(max_examples=15)
 @given(steps=st.lists(STEPS, max_size=14), keep=st.integers(1, 2))
 def test_tables_progress_and_plans_are_the_same_afterwards(steps, keep):
     with tempfile.TemporaryDirectory() as name, pytest.MonkeyPatch.context() as patch:

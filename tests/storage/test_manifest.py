@@ -138,7 +138,7 @@ def fetched(cache):
 def test_what_is_in_the_cache_is_compared_with_what_was_fetched(fetched):
     one, folder = fetched
     assert one.open() == folder
-    for name in ("a.pyc", "a.lock", "cache-0123.arrow"):  # libraries add them
+    for name in ("a.pyc", "a.lock", "cache-0123.arrow", "a.json"):  # libraries add them
         (folder / name).write_text("added")
     (folder / "__pycache__").mkdir()
     (folder / "__pycache__" / "a.cpython-311.pyc").write_text("added")
@@ -151,7 +151,7 @@ def test_data_that_was_changed_is_not_read(fetched, change):
     if change == "changed":
         (folder / "a.py").write_text("VALUE = 2")
     elif change == "added":
-        (folder / "c.py").write_text("")
+        (folder / "c.json").write_text("{}")
     else:
         (folder / "deep" / "b.py").unlink()
     with pytest.raises(DataUnavailable, match=r"is not as it was fetched.*Delete it there, and run `halos-eval fetch`"):
