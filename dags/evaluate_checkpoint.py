@@ -138,9 +138,8 @@ def evaluate_checkpoint() -> None:
     [prepared, fetch] >> planned
     # Mapped, although it is one job: its pool slots are set when it is expanded, which is after the plan.
     # Stages that share a pod. Their own tasks, below, wait for their records and take no GPUs.
-    pack = operator.partial(task_id=PACK, pool=GPU_POOL, map_index_template="{{ task.job['task'] }}").expand(
-        job=packing(planned["packs"])
-    )
+    packed = packing(planned["packs"])
+    pack = operator.partial(task_id=PACK, pool=GPU_POOL, map_index_template="{{ task.job['task'] }}").expand(job=packed)
     sample = operator.partial(task_id="sample", pool=GPU_POOL).expand(job=sampling(planned["sample"]))
     harness = operator.partial(task_id="harness", pool=GPU_POOL, map_index_template="{{ task.job['task'] }}").expand(
         job=planned
@@ -168,12 +167,14 @@ def evaluate_checkpoint() -> None:
         max_active_tis_per_dag=1,  # each run rewrites the whole table
     )
     sample >> judge
-    # A teardown runs whatever failed before it, but not without a plan. If you clear a task, it is cleared as well.
+    # A teardown runs whatever failed before it, but not without its setup, which needs the plan. If you clear a task,
+    # both are cleared as well: the plan itself must not be one, because a new plan omits the jobs that are done, and
+    # Airflow would remove the instances behind them, with the one that you cleared.
     # Airflow would count the tasks before a teardown for the state of the run: a pack that failed would keep it red
     # after its stages were cleared. on_failure_fail_dagrun leaves the state to the verdict, which knows each result.
     (
         [judge, harness, executed, pack]
-        >> summarize.as_teardown(setups=planned, on_failure_fail_dagrun=True)
+        >> summarize.as_teardown(setups=packed, on_failure_fail_dagrun=True)
         >> verdict(planned["checkpoint"], planned["jobs"], planned["unavailable"], planned["gated"])
     )
 
