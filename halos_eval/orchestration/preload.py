@@ -54,10 +54,14 @@ def _import(name: str) -> None:
 
 
 def _import_operator() -> None:
+    """Import what the settings select: the operator of the stages, and the client of the store."""
+    from halos_eval.config.settings import Settings
     from halos_eval.orchestration.operator import stage_operator
 
     try:
         stage_operator()
+        if Settings().store.startswith("s3://"):
+            _import("s3fs")
     except Exception as error:  # noqa: BLE001 (the scheduler must start; the DAG reports the error)
         log.warning("the operator of the stages was not imported in advance: %s", error)
 

@@ -16,6 +16,7 @@ from types import SimpleNamespace
 import kubernetes_validate
 import pytest
 import yaml
+from airflow._shared.observability.metrics.metrics_registry import MetricsRegistry
 from airflow.jobs.triggerer_job_runner import TriggerRunnerSupervisor
 from helm_python import HelmError
 
@@ -209,6 +210,15 @@ def test_a_triggerer_that_stops_is_restarted_and_the_other_one_goes_on():
     TriggerRunnerSupervisor.heartbeat(supervisor)
     assert job.latest_heartbeat is None
     assert supervisor._runner_comms_silence_logged
+
+
+def test_the_metrics_to_alert_on_are_those_of_this_airflow():
+    page = (ROOT / "docs" / "install-cluster.md").read_text()
+    table = page.partition("## Load, and what to alert on")[2].partition("\n\n## ")[0]
+    named = re.findall(r"^\| `([a-z_.]+)` \|", table, re.MULTILINE)
+    registry = MetricsRegistry()
+    assert len(named) > 5
+    assert [name for name in named if registry.get(name) is None] == []
 
 
 def test_the_auth_manager_is_in_the_image():

@@ -77,6 +77,17 @@ def test_an_operator_that_cannot_be_chosen_does_not_stop_the_scheduler(monkeypat
     assert "the operator of the stages was not imported in advance" in caplog.text
 
 
+@pytest.mark.parametrize(("store", "imported"), [("s3://bucket/results", ["s3fs"]), ("file:///results", [])])
+def test_the_client_of_the_store_is_imported_if_it_is_needed(monkeypatch, tmp_path, store, imported):
+    found = []
+    (tmp_path / "cluster.yaml").write_text(CLUSTER)
+    monkeypatch.setenv("HALOS_EVAL_CLUSTER", str(tmp_path / "cluster.yaml"))
+    monkeypatch.setenv("HALOS_EVAL_STORE", store)
+    monkeypatch.setattr(preload, "_import", found.append)
+    preload._import_operator()
+    assert found == imported
+
+
 def test_nothing_is_left_for_the_process_that_reads_a_dag(tmp_path):
     (tmp_path / "cluster.yaml").write_text(CLUSTER)
     files = [str(path) for path in sorted(DAGS.glob("*.py"))]
