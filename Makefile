@@ -33,7 +33,7 @@ COMMIT = $(shell git describe --always --abbrev=40 --exclude '*' --dirty=+dirty)
 WORKER_IMAGE = $(if $(filter file,$(origin WORKER)),cuda,$(WORKER))
 
 .PHONY: help demo preflight test test-all test-fast cluster-test cluster-test-all lint index bench-table bench-report \
-    bench-judge bench-parse docs up locks images \
+    bench-judge bench-parse bench-night docs up locks images \
     $(IMAGES:%=image-%) clean
 
 help: ## this list
@@ -84,6 +84,9 @@ bench-judge: $(VENV)/judge/.done ## time of judging 805 pairs, beside alpaca_eva
 
 bench-parse: $(VENV)/airflow/.done ## processor time of parsing each DAG, beside its Airflow imports
 	$(VENV)/airflow/bin/python -m benchmarks.parse
+
+bench-night: $(VENV)/dev/.done $(VENV)/airflow/.done ## Airflow's processor time, memory and delays over a night (NIGHT="4 3" is a small one)
+	$(VENV)/dev/bin/python -m benchmarks.night $(NIGHT)
 
 docs: $(VENV)/dev/.done ## write docs/settings.md from the code
 	$(VENV)/dev/bin/python -m halos_eval.config.settings_page > docs/settings.md

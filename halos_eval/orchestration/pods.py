@@ -8,9 +8,11 @@ from http import HTTPStatus
 from typing import Any, NoReturn
 
 from airflow.providers.cncf.kubernetes.operators.pod import KubernetesPodOperator
+from airflow.providers.cncf.kubernetes.triggers.pod import KubernetesPodTrigger
 from airflow.providers.standard.triggers.temporal import DateTimeTrigger
 from airflow.sdk import Context
 from airflow.sdk.exceptions import AirflowException
+from airflow.triggers.base import BaseTrigger
 from kubernetes.client import ApiException, V1Pod
 from pendulum import DateTime
 from urllib3.exceptions import HTTPError
@@ -33,6 +35,7 @@ from halos_eval.orchestration.failures import (
 )
 from halos_eval.orchestration.packs import check_result, waits
 from halos_eval.orchestration.pod_spec import manifest, pod_name
+from halos_eval.orchestration.pod_trigger import StagePodTrigger
 from halos_eval.orchestration.queues import CHECK_SECONDS, gated, queue_problem, unscheduled
 from halos_eval.orchestration.restarts import Restarts, next_start
 from halos_eval.orchestration.turns import task_owner
@@ -201,6 +204,12 @@ class PodStageOperator(KubernetesPodOperator):
         """
         self.in_cluster = self.hook.is_in_cluster
         super().invoke_defer_method(last_log_time, context)
+
+    def defer(self, *, trigger: BaseTrigger, **kwargs: Any) -> NoReturn:
+        """Defer, with this project's trigger in place of the operator's own, which it creates itself."""
+        if type(trigger) is KubernetesPodTrigger:
+            trigger = StagePodTrigger(**trigger.serialize()[1])
+        super().defer(trigger=trigger, **kwargs)
 
     def cleanup(
         self, pod: V1Pod, remote_pod: V1Pod, xcom_result: dict[Any, Any] | None = None, context: Context | None = None

@@ -12,9 +12,12 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from airflow import settings
 from airflow.models.pool import Pool
+from airflow.models.taskinstance import TaskInstance
 from airflow.models.xcom import XComModel
 from airflow.policies import hookimpl
+from airflow.utils.state import TaskInstanceState
 from airflow.utils.types import DagRunType
+from sqlalchemy import event
 from sqlalchemy.orm import object_session
 
 from halos_eval.config.cluster import BACKFILL_POOL, BACKFILL_SLOTS, CPU_PROFILE, GPU_POOL, JUDGE_POOL, Priority
@@ -22,13 +25,14 @@ from halos_eval.orchestration.names import AT_MOST, BACKFILL, EVALUATION, NIGHT
 
 if TYPE_CHECKING:
     from airflow.models.dagrun import DagRun
-    from airflow.models.taskinstance import TaskInstance
 
 GPU_TASKS = {"sample": "sampling", "judge": "judging", "harness": "plan", "code.harness": "coding", "pack": "packing"}
 """Mapped tasks that can hold GPUs, each with the task that returns its list of jobs."""
 # Far enough apart that every task of a manual run comes before every nightly one, and that before every backfill's.
 HIGHEST_WEIGHT: dict[Priority, int] = {"manual": 1_500_000_000, "nightly": 1_000_000_000, "backfill": 500_000_000}
 LAST_RUN, LAST_JOB = 4_999_999, 99  # later runs and jobs share the last position
+RETURNED = HIGHEST_WEIGHT["manual"]
+"""Every task that returns from a triggerer weighs more than this. Airflow's column ends at 2**31 - 1."""
 
 # Without airflow_local_settings.py, Airflow assumes that there is no hook, and does not call it when it creates the
 # task instances of a run.
@@ -42,6 +46,20 @@ def task_instance_mutation_hook(task_instance: TaskInstance, dag_run: DagRun | N
         _evaluation(task_instance, dag_run)
     elif dag_run is not None and task_instance.task_id == "evaluate" and _is_backfill(dag_run):
         _backfill(task_instance, dag_run)
+
+
+@event.listens_for(TaskInstance.state, "set")
+def _return(task_instance: TaskInstance, state: object, _before: object, _initiator: object) -> None:
+    """Let a task that returns from a triggerer go first, whatever the priority of its run.
+
+    Airflow does not count its slots while it is scheduled (https://github.com/apache/airflow/issues/69187), and would
+    let it wait behind unstarted tasks of a higher priority (https://github.com/apache/airflow/issues/57210). As the
+    first in order it gets the slots back that it had, so its GPUs are given to nobody else before it has ended.
+    """
+    returns = state == TaskInstanceState.SCHEDULED and task_instance.state == TaskInstanceState.DEFERRED
+    weight = task_instance.priority_weight or 1
+    if returns and task_instance.dag_id == EVALUATION and weight <= RETURNED:
+        task_instance.priority_weight = RETURNED + weight // 4
 
 
 def _is_backfill(dag_run: DagRun) -> bool:
@@ -89,11 +107,7 @@ def _pool(task_id: str, job: dict[str, Any]) -> str:
 
 
 def _position(run: int, map_index: int) -> int:
-    """Return the position in the queue: by run, then by job.
-
-    A task whose pod has ended needs its slots once more, to store the result. Without an order, it could wait for hours
-    behind tasks that have not started.
-    """
+    """Return the position in the queue: by run, then by job, so that the first run is complete first."""
     return min(run, LAST_RUN) * (LAST_JOB + 1) + min(map_index + 1, LAST_JOB)
 
 

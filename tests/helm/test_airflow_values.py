@@ -6,12 +6,18 @@ They are helm/airflow-values.yaml and what the chart writes for the documentatio
 from __future__ import annotations
 
 import importlib.util
+import os
 import re
+import subprocess
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import kubernetes_validate
 import pytest
 import yaml
+from airflow._shared.observability.metrics.metrics_registry import MetricsRegistry
+from airflow.jobs.triggerer_job_runner import TriggerRunnerSupervisor
 from helm_python import HelmError
 
 from halos_eval.config.settings import Settings
@@ -161,9 +167,58 @@ def test_it_runs_as_the_user_of_the_image():
     assert context["runAsNonRoot"] is True
 
 
-@pytest.mark.parametrize("component", ["scheduler", "dagProcessor", "triggerer"])
+@pytest.mark.parametrize("component", ["dagProcessor", "triggerer"])
 def test_nothing_is_started_that_only_the_official_image_has(component):
     assert VALUES[component]["logGroomerSidecar"] == {"enabled": False}
+
+
+def test_logs_are_removed_after_thirty_days(tmp_path):
+    """The command of the sidecar, once, on a folder of the test."""
+    old, new = tmp_path / "old.log", tmp_path / "new.log"
+    for path, days in ((old, 31), (new, 29)):
+        path.write_text("")
+        then = time.time() - days * 86400
+        os.utime(path, (then, then))
+    *shell, script = VALUES["scheduler"]["logGroomerSidecar"]["args"]
+    script = script.replace("/opt/airflow/logs", str(tmp_path)).replace("sleep 6h", "exit")
+    subprocess.run([*shell, script], check=True)
+    assert list(tmp_path.iterdir()) == [new]
+
+
+@pytest.mark.parametrize("component", ["scheduler", "dagProcessor", "triggerer", "apiServer"])
+def test_each_component_requests_its_resources_and_has_a_limit_of_memory(component):
+    resources = VALUES[component]["resources"]
+    assert resources["requests"].keys() == {"cpu", "memory"}
+    assert resources["limits"].keys() == {"memory"}
+
+
+def test_a_triggerer_that_stops_is_restarted_and_the_other_one_goes_on():
+    """Its probe fails once the heartbeat is old, which ends if the runner of the triggers is not heard of any more."""
+    assert VALUES["triggerer"]["replicas"] == 2
+    probe = VALUES["triggerer"]["livenessProbe"]
+    assert probe["periodSeconds"] * probe["failureThreshold"] <= 300
+    threshold = TriggerRunnerSupervisor.runner_health_check_threshold
+    assert 0 < threshold <= 60
+    job = SimpleNamespace(latest_heartbeat=None)
+    heard_of = time.monotonic() - threshold - 1
+    supervisor = SimpleNamespace(
+        job=job,
+        runner_health_check_threshold=threshold,
+        _last_runner_comms=heard_of,
+        _runner_comms_silence_logged=False,
+    )
+    TriggerRunnerSupervisor.heartbeat(supervisor)
+    assert job.latest_heartbeat is None
+    assert supervisor._runner_comms_silence_logged
+
+
+def test_the_metrics_to_alert_on_are_those_of_this_airflow():
+    page = (ROOT / "docs" / "install-cluster.md").read_text()
+    table = page.partition("## Load, and what to alert on")[2].partition("\n\n## ")[0]
+    named = re.findall(r"^\| `([a-z_.]+)` \|", table, re.MULTILINE)
+    registry = MetricsRegistry()
+    assert len(named) > 5
+    assert [name for name in named if registry.get(name) is None] == []
 
 
 def test_the_auth_manager_is_in_the_image():

@@ -35,6 +35,7 @@ from halos_eval.orchestration.failures import (
     Unschedulable,
 )
 from halos_eval.orchestration.pod_spec import manifest
+from halos_eval.orchestration.pod_trigger import StagePodTrigger
 from halos_eval.orchestration.pods import PodStageOperator
 from halos_eval.planning.interrupted import Note
 from halos_eval.storage.records import write_model
@@ -198,6 +199,7 @@ def test_answers_are_not_scored_again_if_the_store_has_the_record(kubernetes, co
 def test_a_pod_is_started_and_awaited_without_a_worker(kubernetes, context):
     found = deferral(context)
     trigger = found.trigger
+    assert isinstance(trigger, StagePodTrigger)
     assert found.method_name == "trigger_reentry"
     assert found.timeout is None
     assert (trigger.pod_name, trigger.pod_namespace) == (context["pushed"]["pod_name"], "halos")

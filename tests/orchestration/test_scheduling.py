@@ -20,12 +20,14 @@ from airflow.models.serialized_dag import SerializedDagModel
 from airflow.models.taskinstance import TaskInstance, clear_task_instances
 from airflow.models.taskmap import TaskMap
 from airflow.models.taskreschedule import TaskReschedule
+from airflow.models.trigger import Trigger
 from airflow.models.xcom import XComModel
 from airflow.providers.standard.operators.empty import EmptyOperator
 from airflow.sdk import DAG, timezone
 from airflow.sdk.exceptions import ParamValidationError
 from airflow.serialization.definitions.dag import SerializedDAG
 from airflow.serialization.serialized_objects import LazyDeserializedDAG
+from airflow.triggers.base import TriggerEvent
 from airflow.utils.db import synchronize_log_template
 from airflow.utils.state import DagRunState, TaskInstanceState
 from airflow.utils.types import DagRunTriggeredByType, DagRunType
@@ -324,19 +326,105 @@ def test_an_invalid_at_most_does_not_stop_the_scheduler(at_most):
     assert task.pool_slots == 15
 
 
-# Large stages beside small ones, with the scheduler's own choice of the tasks that it starts
+# The scheduler's own choice of the tasks that it starts
 
 
 @pytest.fixture
-def started(session, start, expand, monkeypatch):
-    """``started(pools, rounds)`` returns in which round a stage with 4 GPUs starts; stages with one never run out.
-
-    In each round one of those that run ends. None: the large stage has not started.
-    """
+def choose(session, monkeypatch):
+    """``choose(most)`` lets the scheduler choose once, and returns what it queued: run and task."""
     executor = BaseExecutor(parallelism=100)
     executor.name = "local"
     runner = SchedulerJobRunner(job=SimpleNamespace(id=None, job_type=None), executors=[executor])
     monkeypatch.setattr(runner, "_try_to_load_executor", lambda *_, **__: executor)
+    for dag in session.scalars(select(DagModel)):
+        dag.is_paused, dag.max_active_tasks = False, 1000
+
+    def choose(most=100):
+        session.flush()
+        found = [(one.run_id, one.task_id) for one in runner._executable_task_instances_to_queued(most, session)]
+        session.expire_all()
+        return found
+
+    return choose
+
+
+@pytest.fixture
+def pools(session):
+    """``pools(gpu=...)`` creates the pools as `airflow pools import` does, and Airflow's own."""
+
+    def pools(gpu):
+        for name, pool in Pools(gpu=gpu, judge=1).document().items():
+            session.add(Pool(pool=name, slots=pool["slots"], include_deferred=pool["include_deferred"]))
+        session.add(Pool(pool="default_pool", slots=128, include_deferred=False))
+
+    return pools
+
+
+def fire(session, task_instance):
+    """Let the trigger of a deferred task fire, as the triggerer does."""
+    trigger = Trigger("a.Trigger", {})
+    session.add(trigger)
+    session.flush()
+    task_instance.state, task_instance.trigger_id = TaskInstanceState.DEFERRED, trigger.id
+    task_instance.next_method, task_instance.next_kwargs = "trigger_reentry", {}
+    session.flush()
+    Trigger.submit_event(trigger.id, TriggerEvent({"status": "success"}), session=session)
+
+
+@pytest.mark.parametrize(("gpus", "slots"), [(1, 1), (4, 4)])
+def test_a_task_that_returns_gets_its_gpus_back_before_all_others(start, expand, session, choose, pools, gpus, slots):
+    """Airflow does not count them while it is scheduled, and would give them to the run with the higher priority."""
+    pools(slots)
+    (returning,) = expand(start(run_id="night", priority="nightly"), "harness", [{"gpus": gpus}])
+    waiting = expand(start(run_id="manual", priority="manual"), "harness", [{"gpus": 1}] * 4)
+    for one in waiting:
+        one.state = TaskInstanceState.SCHEDULED
+    fire(session, returning)
+    assert returning.state == TaskInstanceState.SCHEDULED
+    assert choose() == [("night", "harness")]
+
+
+def test_those_that_return_keep_their_order_and_fit_the_column(start, expand, session):
+    runs = [start(run_id=priority, priority=priority) for priority in ("manual", "nightly", "backfill")]
+    found = [expand(run, "harness", [{"gpus": 1}])[0] for run in runs]
+    for one in found:
+        for _ in range(3):  # more often than once
+            fire(session, one)
+    weights = [one.priority_weight for one in found]
+    assert weights == sorted(weights, reverse=True)
+    assert HIGHEST_WEIGHT["manual"] < min(weights) <= max(weights) < 2**31
+
+
+def test_a_cleared_task_that_had_returned_has_its_usual_place(start, expand, session):
+    (found,) = expand(start(priority="nightly"), "harness", [{"gpus": 1}])
+    usual = found.priority_weight
+    fire(session, found)
+    found.state = TaskInstanceState.FAILED
+    clear_task_instances([found], session)
+    assert found.priority_weight == usual
+
+
+@pytest.mark.parametrize("gpus", [1, 2])
+def test_a_backlog_for_gpus_does_not_starve_other_pools(start, expand, session, choose, pools, gpus):
+    """The scheduler looks at 16 tasks at a time: a full pool must not fill them, nor one that is too small for more."""
+    pools(3)
+    for one in expand(start(run_id="backlog", priority="manual"), "harness", [{"gpus": gpus}] * 90):
+        one.state = TaskInstanceState.SCHEDULED
+    last = start(run_id="last", priority="backfill")
+    [plan] = instances(session, last, "plan")
+    plan.state = TaskInstanceState.SCHEDULED
+    assert ("last", "plan") in [*choose(16), *choose(16)]
+
+
+# Large stages beside small ones
+
+
+@pytest.fixture
+def started(session, start, expand, choose):
+    """``started(pools, rounds)`` returns in which round a stage with 4 GPUs starts; stages with one never run out.
+
+    In each round one of those that run ends. None: the large stage has not started.
+    """
 
     def job(pools, gpus):
         return {"gpus": gpus, "pool": pools.of(gpus)}
@@ -344,8 +432,6 @@ def started(session, start, expand, monkeypatch):
     def started(pools, rounds):
         for name, pool in pools.document().items():
             session.add(Pool(pool=name, slots=pool["slots"], include_deferred=True))
-        for dag in session.scalars(select(DagModel)):
-            dag.is_paused, dag.max_active_tasks = False, 1000
         small = expand(start(run_id="small"), "harness", [job(pools, 1)] * (rounds + pools.gpu))
         running = []
         for one in small:
@@ -354,9 +440,7 @@ def started(session, start, expand, monkeypatch):
             if number == 1:  # all GPUs that they may have are in use
                 (large,) = expand(start(run_id="large", priority="manual"), "sample", [job(pools, 4)])
                 large.state, large.priority_weight = TaskInstanceState.SCHEDULED, HIGHEST_WEIGHT["manual"] + 1
-            session.flush()
-            runner._executable_task_instances_to_queued(100, session)
-            session.expire_all()
+            choose()
             for one in session.scalars(select(TaskInstance).where(TaskInstance.state == TaskInstanceState.QUEUED)):
                 one.state = TaskInstanceState.RUNNING
                 if one.run_id == "large":

@@ -1,0 +1,79 @@
+"""The reads of pods' logs in a triggerer, with a double of Kubernetes."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
+
+import pytest
+from aiohttp import ClientError
+from airflow.sdk._shared.module_loading import import_string
+from kubernetes_asyncio.client import ApiException
+from pendulum import DateTime
+
+from halos_eval.orchestration import pod_trigger
+from halos_eval.orchestration.pod_trigger import AT_ONCE, BoundedLogs, StagePodTrigger
+
+POD = SimpleNamespace(metadata=SimpleNamespace(name="halos-eval-harness-x1", namespace="halos"))
+
+
+class Hook:
+    """Double of the asynchronous hook: notes the reads, and how many there were at the same time."""
+
+    def __init__(self, error=None):
+        self.error, self.seconds, self.active, self.most = error, [], 0, 0
+
+    async def read_logs(self, name, namespace, container_name, since_seconds):
+        self.seconds.append(since_seconds)
+        self.active += 1
+        self.most = max(self.most, self.active)
+        await asyncio.sleep(0)
+        self.active -= 1
+        if self.error:
+            raise self.error
+        return ["2026-01-01T00:00:00.000000000Z INFO a step"]
+
+
+@pytest.fixture(autouse=True)
+def _reads(monkeypatch):
+    monkeypatch.setattr(pod_trigger, "_reads", asyncio.Semaphore(AT_ONCE))
+
+
+def read(hook, pods=1, since=None):
+    async def gather():
+        logs = BoundedLogs(async_hook=hook)
+        return await asyncio.gather(
+            *(logs.fetch_container_logs_before_current_sec(POD, "base", since) for _ in range(pods))
+        )
+
+    return asyncio.run(gather())
+
+
+def test_many_pods_are_read_a_few_at_a_time():
+    hook = Hook()
+    times = read(hook, pods=50)
+    assert len(hook.seconds) == len(times) == 50
+    assert hook.most == AT_ONCE
+
+
+def test_a_new_triggerer_does_not_read_whole_logs():
+    hook = Hook()
+    read(hook)
+    assert hook.seconds[0] in {300, 301}
+    read(hook, since=DateTime.instance(datetime.now(UTC) - timedelta(seconds=29.5)))
+    assert hook.seconds[1] in {30, 31}
+
+
+@pytest.mark.parametrize("error", [ApiException(status=500), ClientError(), TimeoutError()])
+def test_a_log_that_cannot_be_read_does_not_end_the_wait(error):
+    since = DateTime.instance(datetime.now(UTC))
+    assert read(Hook(error), since=since) == [since]
+
+
+def test_airflow_finds_the_trigger_again():
+    trigger = StagePodTrigger("pod", "halos", datetime.now(UTC), "base", logging_interval=30, trigger_kwargs={"a": 1})
+    path, arguments = trigger.serialize()
+    found = import_string(path)(**arguments)
+    assert found.serialize() == (path, arguments)
+    assert isinstance(found.pod_manager, BoundedLogs)
