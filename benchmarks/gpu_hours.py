@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import partial
+from pathlib import Path
 from statistics import median
 from typing import NamedTuple
 
@@ -121,7 +122,7 @@ class Bench(NamedTuple):
     def packed(self, tasks: Sequence[str], expected: Expected) -> Measured:
         """Measure tasks as the planner packs them if earlier records took what is ``expected``."""
         packing = packing_of(self.suite, CHECKPOINT, tasks, expected)
-        return self._run(self.plan(f"packed-{len(tasks)}", tasks), packing)
+        return self._run(self.plan("+".join(tasks), tasks), packing)
 
     def _run(self, plan: Plan, packing: Packing) -> Measured:
         packs = packs_of(plan.jobs, packing, datetime.now(UTC), force=False)
@@ -136,7 +137,7 @@ class Bench(NamedTuple):
 
     def bare(self, tasks: Sequence[str]) -> Measured:
         """Measure tasks in one process of lm_eval, with the same documents and settings."""
-        name = f"bare-{len(tasks)}"
+        name = f"bare-{'+'.join(tasks)}"
         times, output = FOLDER / f"{name}.json", FOLDER / name
         shutil.rmtree(output, ignore_errors=True)
         config = json.loads((MODEL / "config.json").read_bytes())
@@ -231,12 +232,13 @@ def prepared(tasks: Sequence[str]) -> Iterator[Bench]:
 def _hub() -> Iterator[str]:
     """Serve a copy of the published data, with a metric that executes nothing; give its address."""
     root = FOLDER / "published"
-    if PUBLISHED.is_dir() and not root.is_dir():
-        shutil.copytree(PUBLISHED, root, copy_function=shutil.copyfile)
-        metric = root / "spaces" / "evaluate-metric" / "code_eval" / "code_eval.py"
-        metric.parent.mkdir(parents=True)
-        metric.write_text(METRIC, encoding="utf-8")
-    root.mkdir(parents=True, exist_ok=True)
+    metric = root / "spaces" / "evaluate-metric" / "code_eval" / "code_eval.py"
+    metric.parent.mkdir(parents=True, exist_ok=True)
+    metric.write_text(METRIC, encoding="utf-8")
+    for file in filter(Path.is_file, PUBLISHED.rglob("*")):
+        copy = root / file.relative_to(PUBLISHED)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, copy)  # without the modes: it may be read-only
     words = [sys.executable, HERE / "tests" / "doubles" / "hub.py", root, "--port", "0"]
     with subprocess.Popen([*map(str, words)], stdout=subprocess.PIPE, text=True) as hub:
         try:
@@ -263,14 +265,14 @@ def compare(bench: Bench, tasks: Sequence[str]) -> dict[str, Measured]:
     if len(tasks) > 1:
         work = {(task, DEFAULT_PROFILE): one.work for task, one in pods.items()}
         expected = Expected(work, {DEFAULT_PROFILE: median(one.load for one in pods.values())})
-        found["packed"] = kept(f"packed-{len(tasks)}", partial(bench.packed, tasks, expected))
-    return {**found, "bare lm_eval, one process": kept(f"bare-{len(tasks)}", partial(bench.bare, tasks))}
+        found["packed"] = kept("+".join(tasks), partial(bench.packed, tasks, expected))
+    return {**found, "bare lm_eval, one process": kept(f"bare-{'+'.join(tasks)}", partial(bench.bare, tasks))}
 
 
 def main(chosen: Sequence[str]) -> None:
     """Measure and print all tables. Raise SystemExit if the ways give other scores."""
     published = (*LIMITS, *BESIDE) if PUBLISHED.is_dir() else ()
-    sets = {"the demo's tasks": SHIPPED, "published tasks": published, ONE: (ONE,)}
+    sets = {ONE: (ONE,), "the demo's tasks": SHIPPED, "published tasks": published}
     if chosen:
         sets = {"chosen tasks": tuple(chosen)}
     with prepared([*dict.fromkeys(task for tasks in sets.values() for task in tasks)]) as bench:
