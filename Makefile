@@ -33,7 +33,7 @@ COMMIT = $(shell git describe --always --abbrev=40 --exclude '*' --dirty=+dirty)
 WORKER_IMAGE = $(if $(filter file,$(origin WORKER)),cuda,$(WORKER))
 
 .PHONY: help demo preflight test test-all test-fast cluster-test cluster-test-all lint index bench-table bench-report \
-    bench-judge bench-parse bench-night docs up locks images \
+    bench-judge bench-gpu-hours bench-parse bench-night docs up locks images \
     $(IMAGES:%=image-%) clean
 
 help: ## this list
@@ -81,6 +81,9 @@ bench-report: $(VENV)/dev/.done ## time, requests, memory and bytes of the repor
 
 bench-judge: $(VENV)/judge/.done ## time of judging 805 pairs, beside alpaca_eval's own command and a bare client
 	$(VENV)/judge/bin/python -m benchmarks.judge
+
+bench-gpu-hours: $(VENV)/dev/.done $(VENV)/worker/.done ## seconds of loading and work: a pod for each task, packed, and the bare lm_eval
+	$(VENV)/dev/bin/python -m benchmarks.gpu_hours
 
 bench-parse: $(VENV)/airflow/.done ## processor time of parsing each DAG, beside its Airflow imports
 	$(VENV)/airflow/bin/python -m benchmarks.parse

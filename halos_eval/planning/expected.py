@@ -66,8 +66,12 @@ def packing_of(suite: Suite, checkpoint: Checkpoint, titles: Collection[str], ex
     """Return which stages of ``suite`` on ``checkpoint`` share a pod, of those with these titles."""
     if suite.packing == "none":
         return Packing()
-    found = [_candidate(suite, checkpoint, part, expected) for part in suite.parts]
-    return packed([one for one in found if one.title in titles])
+    return packed([one for one in candidates_of(suite, checkpoint, expected) if one.title in titles])
+
+
+def candidates_of(suite: Suite, checkpoint: Checkpoint, expected: Expected = NOTHING) -> list[Candidate]:
+    """Return the stages of ``suite`` that load the model of ``checkpoint``, with their expected work."""
+    return [_candidate(suite, checkpoint, part, expected) for part in suite.parts]
 
 
 def _candidate(suite: Suite, checkpoint: Checkpoint, part: str, expected: Expected) -> Candidate:
@@ -77,23 +81,29 @@ def _candidate(suite: Suite, checkpoint: Checkpoint, part: str, expected: Expect
     own = settings.sampling if isinstance(settings, AlpacaEvalSettings) else settings
     vllm = isinstance(settings, AlpacaEvalSettings) or settings.backend == "vllm"
     engine = EngineKey(profile, own.dtype, own.max_model_len, own.reproducible) if vllm else None
-    work = expected.work.get((title, profile), _from_table(part, settings))
+    work = expected.work.get((title, profile), work_of(part, settings))
     return Candidate(title, engine, work, max(expected.load.get(profile, work_table().load_seconds), 1))
 
 
-def _from_table(part: str, settings: AlpacaEvalSettings | TaskSettings) -> float | None:
-    """Return the expected seconds of a stage without records; None if the table does not have it."""
+def work_of(
+    part: str, settings: AlpacaEvalSettings | TaskSettings, seconds: Mapping[str, float] | None = None
+) -> float | None:
+    """Return the expected seconds of a stage without records; None if the table does not have it.
+
+    :param seconds: those of one request of each kind (default: the table's).
+    """
     table = work_table()
+    seconds = seconds or table.seconds
     if isinstance(settings, AlpacaEvalSettings):
         prompts: int | None = table.prompt_sets.get(settings.prompts)
-        return None if prompts is None else prompts * table.seconds["generate"]
+        return None if prompts is None else prompts * seconds["generate"]
     task = table.tasks.get(part)
     if task is None:
         return None
     share = settings.limit or 1.0
     if isinstance(share, int):  # documents of each subtask
         share = min(1.0, share * task.subtasks / task.documents)
-    each: float = sum(getattr(task, kind) * seconds for kind, seconds in table.seconds.items())
+    each: float = sum(getattr(task, kind) * one for kind, one in seconds.items())
     return share * task.documents * each * (settings.repeats or 1)
 
 

@@ -112,7 +112,12 @@ class VllmEngine:
 
 def seed_of(seed: int, key: str) -> int:
     """Return the seed of the request ``key`` of a run with ``seed``."""
-    return int.from_bytes(hashlib.sha256(f"{seed}:{key}".encode()).digest()[:4], "big") >> 1
+    return seed_from(f"{seed}:{key}")
+
+
+def seed_from(text: str) -> int:
+    """Return a seed for vLLM that depends on ``text`` alone."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") >> 1
 
 
 def _sampling(ask: Ask) -> SamplingParams:

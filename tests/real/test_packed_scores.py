@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from tests.real.test_harness import VLLM, record_of
+from tests.real.test_harness import VLLM, record_of, samples_of, scores_of
 
 pytestmark = [pytest.mark.real, pytest.mark.slow]
 
@@ -14,40 +14,55 @@ TOLERANCE = 1e-4
 """Of log-likelihoods, and of what is computed from them: another batch adds floating point numbers in another order."""
 
 
-def command(task, folder, tiny):
-    if task == "sample":
-        return ["sample", "--prompts=demo", "--max-tokens=8", f"--output={folder}/outputs.json", *VLLM, "--", str(tiny)]
-    return ["harness", f"--task={task}", f"--output-dir={folder}/{task}", *VLLM, "--", str(tiny)]
+def command(stage, folder, tiny):
+    if stage == "sample":
+        own = ["sample", "--prompts=demo", "--max-tokens=8", f"--output={folder}/outputs.json"]
+    else:
+        own = ["harness", f"--task={stage}", "--limit=4", f"--output-dir={folder}/{stage}"]
+    return [*own, *VLLM, "--", str(tiny)]
 
 
-def results(folder):
-    records = {task: record_of(folder / task) for task in TASKS}
-    records["sample"] = json.loads((folder / "outputs.record.json").read_text())
-    scores = {
-        (task, one["task"], one["metric"], one["filter"]): one["value"]
-        for task, record in records.items()
-        for one in record["scores"]
-    }
-    same = {
-        task: [record[part] for part in ("fingerprint", "identity", "coverage")] for task, record in records.items()
-    }
-    return scores, same, records["sample"]["files"]
+def records_of(folder):
+    sample = json.loads((folder / "outputs.record.json").read_text())
+    return {"sample": sample} | {task: record_of(folder / task) for task in TASKS}
 
 
-def test_random_packings_give_the_scores_of_single_runs(fork, tiny, tmp_path):
-    for task in (*TASKS, "sample"):
-        done = fork("worker", *command(task, tmp_path / "single", tiny))
+def answers_of(folder, task):
+    """By document: the log-likelihoods, or the texts that were generated."""
+    found = {}
+    for row in samples_of(folder / task, task):
+        first = [response[0] for response in row["resps"]]
+        found[row["doc_id"]] = first if isinstance(first[0], str) else [float(value) for value, *_ in first]
+    return found
+
+
+def same(found):
+    return pytest.approx(found, rel=TOLERANCE, abs=TOLERANCE)
+
+
+def test_random_packings_give_the_results_of_single_runs(fork, tiny, tmp_path):
+    stages, single = ("sample", *TASKS), tmp_path / "single"
+    for stage in stages:
+        done = fork("worker", *command(stage, single, tiny))
         assert done.returncode == 0, done.stderr[-2000:]
-    single = results(tmp_path / "single")
+    expected = records_of(single)
     draw = random.Random(0)
     for number in range(2):
         folder = tmp_path / f"packed-{number}"
-        order = draw.sample([*TASKS, "sample"], 4)
-        cut = draw.randint(2, 4)
+        order = draw.sample(stages, len(stages))
+        cut = draw.randint(2, len(stages))
         for pack in filter(None, (order[:cut], order[cut:])):
-            done = fork("worker", "pack", json.dumps([command(task, folder, tiny) for task in pack]))
+            done = fork("worker", "pack", json.dumps([command(stage, folder, tiny) for stage in pack]))
             assert done.returncode == 0, done.stderr[-2000:]
-        scores, same, files = results(folder)
-        assert scores == pytest.approx(single[0], rel=TOLERANCE, abs=TOLERANCE), order
-        assert same == single[1]
-        assert files == single[2]
+        found = records_of(folder)
+        assert found["sample"]["files"] == expected["sample"]["files"], order
+        for stage in stages:
+            for part in ("fingerprint", "identity", "coverage"):
+                assert found[stage][part] == expected[stage][part], (order, stage)
+            assert scores_of(found[stage]) == same(scores_of(expected[stage])), (order, stage)
+        assert answers_of(folder, "demo_arithmetic") == answers_of(single, "demo_arithmetic"), order
+        for task in ("demo_choice", "demo_cloze"):
+            answers, others = answers_of(folder, task), answers_of(single, task)
+            assert answers.keys() == others.keys()
+            for number_of_document, values in others.items():
+                assert answers[number_of_document] == same(values), (order, task)

@@ -85,17 +85,17 @@ def _run(config: HarnessConfig, name: str, load: Load) -> Record:
 
 
 def _with_data(config: HarnessConfig, weights: Weights, job: Job, manifest: Manifest | None, load: Load) -> Outcome:
+    began = time.monotonic()
     check_fetched(config.model, config.revision, manifest)
-    with replayed(manifest, config.task):
-        outcome = _work(config, weights, job, load)
+    with replayed(manifest, config.task):  # imports large libraries
+        outcome = _work(config, weights, job, load, began)
     fetched = manifest.needs(config.task) if manifest else []
     more = {f"{item.kind}:{item.repo}": item.revision or item.digest for item in fetched if item.kind != "dataset"}
     return outcome.model_copy(update={"inputs": more | outcome.inputs})
 
 
-def _work(config: HarnessConfig, weights: Weights, job: Job, load: Load) -> Outcome:
+def _work(config: HarnessConfig, weights: Weights, job: Job, load: Load, began: float) -> Outcome:
     generates = job.record.endswith(layout.GENERATED)
-    began = time.monotonic()
     manager = task_manager([config.task], include_paths(config.include_path))
     with metrics_not_loaded() if generates else nullcontext():
         tasks = load_tasks(config, manager)
@@ -107,7 +107,7 @@ def _work(config: HarnessConfig, weights: Weights, job: Job, load: Load) -> Outc
     loaded = time.monotonic()
     with Journal(job.journal(parts, config.force)) as journal:
         tally = _journaled(config, model, engine, journal, prompting)
-        thoughts = separating(model, config, prompting)
+        thoughts = separating(model, prompting)
         save_all = (_generate if generates else _evaluate)(config, model, manager, tasks, thoughts)
     check_still_named(weights, journal)
     outcome = save_all()
@@ -128,7 +128,7 @@ def _journaled(
     if engine is None:
         journal.seconds = 0  # a chunk takes long
         return in_chunks(model, journal, config.save_every, prompting, Watch(model, prompting))
-    streamed = Streamed(model, engine, journal, prompting, config.seed[2])
+    streamed = Streamed(model, engine, journal, prompting, config.seed)
     if isinstance(config.batch_size, int) and config.batch_size > 0:
         streamed.at_once = config.batch_size
     return streamed.tally

@@ -6,14 +6,16 @@ settings, scores and texts are those of lm_eval's own backend.
 
 from __future__ import annotations
 
+import copy
+import json
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from halos_eval.digests import digest_json
-from halos_eval.stages.engine import Ask, Engine, Finished, seed_of
+from halos_eval.stages.engine import Ask, Engine, Finished, seed_from
 from halos_eval.stages.harness.answers import Tally, as_sent, longest_answer
 from halos_eval.stages.prompt import Prompting
 from halos_eval.stages.thinking import CUT
@@ -44,7 +46,7 @@ Split = Callable[[Iterable["Instance"]], Iterable[Item]]
 class Streamed:
     """Answers the requests of one task on an engine."""
 
-    def __init__(self, model: LM, engine: Engine, journal: Journal, prompting: Prompting, seed: int) -> None:
+    def __init__(self, model: LM, engine: Engine, journal: Journal, prompting: Prompting, seed: Sequence[int]) -> None:
         """Replace the three methods of ``model``, lm_eval's vLLM backend, that answer requests."""
         self.tally = Tally()
         """The counts, which are updated as requests are answered."""
@@ -69,7 +71,7 @@ class Streamed:
     def _generate_until(self, requests: list[Instance], **_: Any) -> list[str]:
         from lm_eval.models.utils import postprocess_generated_text
 
-        sent = [as_sent(request, self._prompting.stops.all) for request in requests]
+        sent = _seeded([as_sent(request, self._prompting.stops.all) for request in requests], self._seed)
         texts = []
         for request, entry in zip(sent, self._answered("generate_until", sent, self._prompts), strict=True):
             text, cut = (
@@ -146,7 +148,7 @@ class Streamed:
                 for number, item in zip(numbers, split(requests[one] for one in numbers), strict=True):
                     items[number] = item
                     for part, ask in enumerate(item.asks):
-                        yield self._seeded(ask._replace(key=f"{number}.{part}"), keys[number])
+                        yield ask._replace(key=f"{number}.{part}")
 
         with closing(self._engine.finished(asks(), self.at_once)) as finished:
             for result in finished:
@@ -156,11 +158,24 @@ class Streamed:
                     yield number, _entry(items.pop(number), results[number])
         yield from ((number, _entry(item, [])) for number, item in items.items())  # empty texts have no windows
 
-    def _seeded(self, ask: Ask, key: str) -> Ask:
-        """Give a sampled answer a seed of its own: a resumed run draws the same numbers, whatever else is computed."""
-        if ask.scored is not None or not ask.params.get("temperature", 1.0) or "seed" in ask.params:
-            return ask
-        return ask._replace(params={**ask.params, "seed": seed_of(self._seed, key)})
+
+def _seeded(requests: Iterable[Instance], seed: Sequence[int]) -> list[Instance]:
+    """Return generation requests of which each that is sampled has a seed of its own, whatever its task sets.
+
+    So a resumed run draws the same answers, and several answers to one prompt differ, in the journal too.
+    """
+    seen: Counter[Any] = Counter()
+    seeded = []
+    for request in requests:
+        prompt, options = request.args
+        same = (request.task_name, request.doc_id, prompt)
+        found = copy.copy(request)
+        if options.get("do_sample") is not False and options.get("temperature", 1.0):  # 1 is vLLM's default
+            own = seed_from(json.dumps([[*seed], *same, seen[same]]))
+            found.arguments = (prompt, {**options, "seed": own})
+        seen[same] += 1
+        seeded.append(found)
+    return seeded
 
 
 def _keys(method: str, requests: Iterable[Instance]) -> list[str]:

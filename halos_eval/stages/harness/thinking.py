@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import copy
 import gzip
-import hashlib
 import json
 import math
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from numbers import Real
 from typing import TYPE_CHECKING, Any
@@ -20,7 +18,6 @@ from pydantic import BaseModel
 
 from halos_eval.config.settings import FROZEN
 from halos_eval.errors import EvaluationFailed
-from halos_eval.stages.harness.options import HarnessConfig
 from halos_eval.stages.harness.tasks import leaves
 from halos_eval.stages.prompt import Prompting
 from halos_eval.stages.run import Outcome
@@ -196,7 +193,7 @@ def until(options: Mapping[str, Any]) -> list[str]:
     return [found] if isinstance(found, str) else list(found)
 
 
-def separating(model: LM, config: HarnessConfig, prompting: Prompting) -> Thoughts:
+def separating(model: LM, prompting: Prompting) -> Thoughts:
     """Make ``model`` give answers without their thinking; return what is removed, which grows with the answers.
 
     A task's stop strings end the answer, but are not sent to a model that may think: they would end its thinking.
@@ -205,31 +202,18 @@ def separating(model: LM, config: HarnessConfig, prompting: Prompting) -> Though
     ask = model.generate_until
 
     def generate_until(requests: list[Instance], **options: Any) -> list[str]:
-        seen: Counter[Any] = Counter()
-        sent = []
-        for one in requests:
-            key = (one.task_name, one.doc_id, one.args[0])
-            sent.append(_sent(one, config, prompting, seen[key]))
-            seen[key] += 1
+        sent = [_sent(one, prompting) for one in requests]
         return [thoughts.add(one, raw, prompting) for one, raw in zip(requests, ask(sent, **options), strict=True)]
 
     model.generate_until = generate_until
     return thoughts
 
 
-def _sent(request: Instance, config: HarnessConfig, prompting: Prompting, sample: int) -> Instance:
-    """Return a copy of a request as the model gets it; ``sample`` numbers the answers to one prompt.
-
-    A request that is sampled has a seed of its own, so that a resumed run draws the same answers, and several answers
-    to one prompt differ, in the journal too.
-    """
+def _sent(request: Instance, prompting: Prompting) -> Instance:
+    """Return a request as the model gets it: one that may think has no stop strings."""
+    if not prompting.thinking:
+        return request
     prompt, options, *rest = request.args
-    own = dict(options)
-    if prompting.thinking:
-        own["until"] = []
-    if config.backend == "vllm" and own.get("temperature") and own.get("do_sample") is not False:
-        text = json.dumps([config.seed, request.task_name, request.doc_id, prompt, sample])
-        own["seed"] = int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") >> 1
     found = copy.copy(request)
-    found.arguments = (prompt, own, *rest)
+    found.arguments = (prompt, {**options, "until": []}, *rest)
     return found

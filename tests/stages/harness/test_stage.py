@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import contextmanager
 from types import SimpleNamespace
 
 import pytest
@@ -10,9 +11,12 @@ from pydantic import ValidationError
 
 from halos_eval.checkpoints.weights import Weights
 from halos_eval.errors import BadInput, EvaluationFailed
+from halos_eval.stages.harness import stage
 from halos_eval.stages.harness.options import HarnessConfig, harness_identity
 from halos_eval.stages.harness.results import coverage_of, examples_of, scores_of
 from halos_eval.stages.harness.tasks import dataset_revisions
+from halos_eval.stages.run import Outcome
+from tests.doubles import COVERAGE, USAGE
 
 WEIGHTS = Weights(name="kto", model="/kto", digest="d")
 COMMIT = "0123456789abcdef" * 2 + "01234567"
@@ -101,6 +105,25 @@ def test_stop_strings_are_settings():
 def test_what_plain_text_does_not_use_is_the_same_job(options):
     assert job(**options).fingerprint == job().fingerprint
     assert job(**options, apply_chat_template=True).fingerprint != job(apply_chat_template=True).fingerprint
+
+
+def test_imports_for_the_data_are_part_of_the_load(monkeypatch):
+    clock, began = SimpleNamespace(now=100.0), []
+
+    @contextmanager
+    def replayed(manifest, task):
+        clock.now += 8
+        yield
+
+    def work(*arguments):
+        began.append(arguments[-1])
+        return Outcome(coverage=COVERAGE, usage=USAGE)
+
+    monkeypatch.setattr(stage, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    monkeypatch.setattr(stage, "replayed", replayed)
+    monkeypatch.setattr(stage, "_work", work)
+    stage._with_data(config(), WEIGHTS, job(), None, None)
+    assert (began, clock.now) == ([100], 108)
 
 
 def results(**tables):

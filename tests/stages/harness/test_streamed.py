@@ -24,6 +24,7 @@ from tests.stages.harness.test_chunks import END, generation, pair, rolling
 
 LENGTH = 10  # tokens of the longest prompt and answer
 LONGEST = LENGTH - 1  # vLLM generates a token after those that it scores
+SEED = (0, 1234, 1234, 1234)
 TEXTS = st.lists(st.text("ab\n", max_size=12), max_size=12)
 
 
@@ -84,7 +85,7 @@ def start(url, patience=math.inf, prompting=None):
     """Prepare a model as the stage does. Return it, its engine and the counts."""
     model = Model()
     engine = Answering(model.tokenizer, LENGTH, patience)
-    streamed = Streamed(model, engine, Journal(url, seconds=0), prompting or Prompting(model.tokenizer), seed=1)
+    streamed = Streamed(model, engine, Journal(url, seconds=0), prompting or Prompting(model.tokenizer), SEED)
     return model, engine, streamed
 
 
@@ -232,10 +233,16 @@ def test_samples_of_one_prompt_have_seeds_of_their_own_and_a_resumed_run_has_the
     assert len(set(seeds[0])) == 3
 
 
-def test_a_tasks_own_seed_is_kept(tmp_path):
+def test_seeds_are_those_of_existing_records(tmp_path):
     model, engine, _ = start(str(tmp_path))
-    model.generate_until([generation(0, "abc", temperature=0.7, seed=5)])
-    assert engine.asked[0].params["seed"] == 5
+    model.generate_until([generation(0, "abc", temperature=0.7)] * 2)
+    assert {one.params["seed"] for one in engine.asked} == {981389645, 1702269826}
+
+
+def test_the_same_seed_for_several_answers_is_not_taken_from_a_task(tmp_path):
+    model, engine, _ = start(str(tmp_path))
+    model.generate_until([generation(0, "abc", temperature=0.7, seed=5)] * 2)
+    assert len({5, *(one.params["seed"] for one in engine.asked)}) == 3
 
 
 def test_what_was_there_from_a_killed_run_is_counted(tmp_path):

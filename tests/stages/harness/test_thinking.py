@@ -31,7 +31,7 @@ def config(**options):
 
 def request(number, prompt="2 + 2 =", task="t", **options):
     arguments = (prompt, {"until": ["Q"]} | options)
-    return SimpleNamespace(task_name=task, doc_id=number, args=arguments)
+    return SimpleNamespace(task_name=task, doc_id=number, args=arguments, arguments=arguments)
 
 
 class Model:
@@ -50,7 +50,7 @@ def answered(model, requests, **options):
     way = Prompting.chat(Tokenizer("</s>", eos="</s>"), "chatml", (), "m", ChatSettings.model_validate(
         chosen.model_dump(include=set(ChatSettings.model_fields))
     ))  # fmt: skip
-    thoughts = separating(model, chosen, way)
+    thoughts = separating(model, way)
     return model.generate_until(requests), thoughts
 
 
@@ -69,19 +69,6 @@ def test_without_a_declaration_nothing_changes_but_thinking_is_counted():
     assert answers == ["<think>a</think>4", "4"]
     assert [options["until"] for _, options in model.asked] == [["Q"], ["Q"]]
     assert thoughts.details == {"undeclared_thinking": 1}
-
-
-def test_several_answers_to_one_prompt_have_seeds_of_their_own():
-    options = {"temperature": 0.6, "do_sample": True}
-    models = Model(*"aaa"), Model(*"aaa")
-    for model in models:
-        answered(model, [request(0, **options), request(0, **options), request(1, **options)])
-    seeds = [asked["seed"] for _, asked in models[0].asked]
-    assert len(set(seeds)) == 3
-    assert [asked["seed"] for _, asked in models[1].asked] == seeds
-    greedy = Model("a")
-    answered(greedy, [request(0, temperature=0.6, do_sample=False)])
-    assert "seed" not in greedy.asked[0][1]
 
 
 def leaf(count, **changes):
