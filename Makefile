@@ -76,7 +76,7 @@ index: $(VENV)/judge/.done ## write the index of alpaca_eval's judges again, aft
 bench-table: $(VENV)/dev/.done ## time, requests and memory of a large table, beside HALOs' rule on logs
 	$(VENV)/dev/bin/python -m benchmarks.table
 
-bench-report: $(VENV)/dev/.done ## time, requests, memory and bytes of the report of 2,000 checkpoints
+bench-report: $(VENV)/dev/.done $(VENV)/airflow/.done ## time, requests, memory and bytes of the report of 2,000 checkpoints, and the plugin's answers
 	$(VENV)/dev/bin/python -m benchmarks.report
 
 bench-judge: $(VENV)/judge/.done ## time of judging 805 pairs, beside alpaca_eval's own command and a bare client
