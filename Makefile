@@ -45,15 +45,15 @@ demo: $(VENV)/airflow/.done $(VENV)/worker/.done $(VENV)/judge/.done ## install,
 preflight:
 	@sh halos_eval/demo/preflight.sh $(PYTHON) $(VENV) $(WORKER)
 
-test: $(VENV)/dev/.done $(VENV)/airflow/.done $(VENV)/worker/.done $(VENV)/judge/.done ## install what is needed and run all tests, the fast ones first
+test: $(VENV)/dev/.done $(VENV)/every-eval-ever/.done $(VENV)/airflow/.done $(VENV)/worker/.done $(VENV)/judge/.done ## install what is needed and run all tests, the fast ones first
 	$(FAST)
 	$(VENV)/dev/bin/pytest -m "real and not slow"
 
-test-all: $(VENV)/dev/.done $(VENV)/airflow/.done $(VENV)/worker/.done $(VENV)/judge/.done ## `make test` and what is too slow for every commit
+test-all: $(VENV)/dev/.done $(VENV)/every-eval-ever/.done $(VENV)/airflow/.done $(VENV)/worker/.done $(VENV)/judge/.done ## `make test` and what is too slow for every commit
 	$(FAST)
 	$(VENV)/dev/bin/pytest -m real
 
-test-fast: $(VENV)/dev/.done ## only the tests that start nothing
+test-fast: $(VENV)/dev/.done $(VENV)/every-eval-ever/.done ## only the tests that start nothing
 	$(FAST)
 
 cluster-test: $(VENV)/dev/.done $(VENV)/airflow/.done $(VENV)/worker/.done $(VENV)/judge/.done ## the tests on Kubernetes (tests/kubernetes/run.sh)
@@ -115,6 +115,12 @@ clean: ## remove the environments (what was evaluated, in var/, stays)
 $(UV): | $(PREFLIGHT)
 	$(PYTHON) -m venv $(VENV)/uv
 	$(VENV)/uv/bin/python -m pip install -q --disable-pip-version-check uv==$(UV_VERSION)
+
+# Only files: the schema against which a test validates `halos-eval export`.
+$(VENV)/every-eval-ever/.done: tests/exporters/every-eval-ever.txt | $(UV) $(VENV)/dev/.done
+	$(UV) pip install -q --no-deps --require-hashes --python-version 3.12 --python $(VENV)/dev/bin/python \
+	    --target $(VENV)/every-eval-ever -r $<
+	touch $@
 
 # Each environment is an image's: made from its lock, with the package installed in it (in place, so edits count).
 define environment
