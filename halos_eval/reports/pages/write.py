@@ -53,6 +53,8 @@ def remove_checkpoints(root: str, suite: str, names: Iterable[str]) -> None:
     """Remove the pages of checkpoints that have no row any more; ``names`` are as in file names. Raise StoreError."""
     folder = layout.report_folder(root, suite)
     for name in names:
+        if not layout.NAME.fullmatch(name.replace("__", "/")):
+            continue  # no checkpoint's, and perhaps no name of a file: ".."
         filesystem.delete_file(filesystem.join(folder, "checkpoints", f"{name}.html"))
         for kind in ("samples", "pairs"):
             filesystem.delete(filesystem.join(folder, kind, name))

@@ -121,7 +121,7 @@ def test_removed_checkpoints_have_no_pages(tmp_path):
     compared(tmp_path, "task", worse=("0",))
     write_checkpoints(str(tmp_path), SUITE, [harness(tmp_path, [document(0, True)]), Row("kept")])
     assert with_pages(str(tmp_path), SUITE) == {"m", "kept"}
-    remove_checkpoints(str(tmp_path), SUITE, ["m", "never-there"])
+    remove_checkpoints(str(tmp_path), SUITE, ["m", "never-there", "..", "../..", ""])
     assert [page.name for page in pages(tmp_path, "")] == ["kept.html"]
 
 
