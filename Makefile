@@ -45,15 +45,15 @@ demo: $(VENV)/airflow/.done $(VENV)/worker/.done $(VENV)/judge/.done ## install,
 preflight:
 	@sh halos_eval/demo/preflight.sh $(PYTHON) $(VENV) $(WORKER)
 
-test: $(VENV)/dev/.done $(VENV)/airflow/.done $(VENV)/worker/.done $(VENV)/judge/.done ## install what is needed and run all tests, the fast ones first
+test: $(VENV)/dev/.done $(VENV)/every-eval-ever/.done $(VENV)/airflow/.done $(VENV)/worker/.done $(VENV)/judge/.done ## install what is needed and run all tests, the fast ones first
 	$(FAST)
 	$(VENV)/dev/bin/pytest tests/real -m "not slow"
 
-test-all: $(VENV)/dev/.done $(VENV)/airflow/.done $(VENV)/worker/.done $(VENV)/judge/.done ## `make test` and what is too slow for every commit
+test-all: $(VENV)/dev/.done $(VENV)/every-eval-ever/.done $(VENV)/airflow/.done $(VENV)/worker/.done $(VENV)/judge/.done ## `make test` and what is too slow for every commit
 	$(FAST)
 	$(VENV)/dev/bin/pytest tests/real
 
-test-fast: $(VENV)/dev/.done ## only the tests that start nothing
+test-fast: $(VENV)/dev/.done $(VENV)/every-eval-ever/.done ## only the tests that start nothing
 	$(FAST)
 
 cluster-test: $(VENV)/dev/.done $(VENV)/airflow/.done $(VENV)/worker/.done $(VENV)/judge/.done ## the tests on Kubernetes (tests/kubernetes/run.sh)
@@ -76,7 +76,7 @@ index: $(VENV)/judge/.done ## write the index of alpaca_eval's judges again, aft
 bench-table: $(VENV)/dev/.done ## time, requests and memory of a large table, beside HALOs' rule on logs
 	$(VENV)/dev/bin/python -m benchmarks.table
 
-bench-report: $(VENV)/dev/.done ## time, requests, memory and bytes of the report of 2,000 checkpoints
+bench-report: $(VENV)/dev/.done $(VENV)/airflow/.done ## time, requests, memory and bytes of the report of 2,000 checkpoints, and the plugin's answers
 	$(VENV)/dev/bin/python -m benchmarks.report
 
 bench-judge: $(VENV)/judge/.done ## time of judging 805 pairs, beside alpaca_eval's own command and a bare client
@@ -121,6 +121,12 @@ clean: ## remove the environments (what was evaluated, in var/, stays)
 $(UV): | $(PREFLIGHT)
 	$(PYTHON) -m venv $(VENV)/uv
 	$(VENV)/uv/bin/python -m pip install -q --disable-pip-version-check uv==$(UV_VERSION)
+
+# Only files: the schema against which a test validates `halos-eval export`.
+$(VENV)/every-eval-ever/.done: tests/exporters/every-eval-ever.txt | $(UV) $(VENV)/dev/.done
+	$(UV) pip install -q --no-deps --require-hashes --python-version 3.12 --python $(VENV)/dev/bin/python \
+	    --target $(VENV)/every-eval-ever -r $<
+	touch $@
 
 # Each environment is an image's: made from its lock, with the package installed in it (in place, so edits count).
 define environment

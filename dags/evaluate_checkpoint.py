@@ -71,6 +71,7 @@ PARAMS = {
         title="Judge",
         description="Judge to use instead of the suite's judges.",
     ),
+    "profile": params.profile(),
     "priority": params.priority("manual"),
     "force": Param(
         False,

@@ -20,6 +20,7 @@ from rich.console import Console
 from halos_eval.cli.commands import CheckpointsConfig, PlanConfig, PoolsConfig, checkpoints, plan
 from halos_eval.cli.compare import CompareConfig, compare_checkpoints
 from halos_eval.cli.doctor import DoctorConfig, doctor
+from halos_eval.cli.export import ExportConfig, export
 from halos_eval.cli.judges import JudgesConfig, judges
 from halos_eval.cli.prompt import PromptConfig, prompt
 from halos_eval.cli.prune import PruneConfig, prune
@@ -75,6 +76,8 @@ class HalosEval(BaseModel):
     """Compare two judges over the checkpoints that both have judged, before one replaces the other."""
     compare: CliSubCommand[CompareConfig]
     """Say whether one checkpoint is better than another, and in which tasks. The exit code is the verdict."""
+    export: CliSubCommand[ExportConfig]
+    """Write results in the schema of Every Eval Ever, for other programs."""
     checkpoints: CliSubCommand[CheckpointsConfig]
     """List the registered checkpoints, and the progress of each suite."""
     pools: CliSubCommand[PoolsConfig]
@@ -88,6 +91,7 @@ class HalosEval(BaseModel):
 PRINTING: dict[type[object], Callable[[Any], int | None]] = {
     PlanConfig: plan,
     CompareConfig: compare_checkpoints,
+    ExportConfig: export,
     PromptConfig: prompt,
     JudgesConfig: judges,
     CheckpointsConfig: checkpoints,

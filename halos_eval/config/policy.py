@@ -5,6 +5,7 @@ It is a file so that a change can be reviewed like code.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
 from typing import Literal
@@ -14,6 +15,9 @@ from pydantic import BaseModel, Field, model_validator
 from halos_eval.config.cluster import Priority
 from halos_eval.config.settings import FROZEN, Settings
 from halos_eval.config.yaml_file import read_settings_file
+
+RESERVED_ALIAS = re.compile(r"latest|v\d+", re.IGNORECASE | re.ASCII)
+"""Names that MLflow keeps for itself."""
 
 
 class Limit(BaseModel):
@@ -79,11 +83,15 @@ class Gate(BaseModel):
     """With `fixed`: name of the checkpoint."""
     block: tuple[str, ...] = ()
     """Patterns of tasks, or alpaca_eval, that fail the run if they are worse; the others only warn."""
+    mlflow_alias: str | None = Field(None, pattern=r"^[A-Za-z0-9_-]{1,255}$")
+    """With `mlflow_results`: alias of the model in MLflow that a checkpoint gets if it is better; None is no alias."""
 
     @model_validator(mode="after")
     def _complete(self) -> Gate:
         if (self.against == "fixed") != (self.checkpoint is not None):
             raise ValueError("checkpoint is required with `against: fixed`, and only there")
+        if self.mlflow_alias and RESERVED_ALIAS.fullmatch(self.mlflow_alias):
+            raise ValueError(f"MLflow reserves the alias {self.mlflow_alias}. Choose another name")
         return self
 
     def applies(self, suite: str, name: str, tags: Mapping[str, str]) -> bool:
@@ -112,6 +120,12 @@ class EvaluationPolicy(BaseModel):
     """Write each result to its model version in MLflow, if that is the registry."""
     rules: tuple[Rule, ...]
     """The first matching rule applies."""
+
+    @model_validator(mode="after")
+    def _aliases_written(self) -> EvaluationPolicy:
+        if not self.mlflow_results and any(gate.mlflow_alias for gate in self.gates):
+            raise ValueError("mlflow_alias of a gate needs `mlflow_results: true`. Add it, or remove the alias")
+        return self
 
     def suites_for(self, name: str, tags: Mapping[str, str]) -> tuple[str, ...]:
         """Return the suites of the checkpoint ``name`` with ``tags``."""

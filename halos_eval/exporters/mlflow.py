@@ -1,7 +1,8 @@
 """Results on the model versions of MLflow: tags, and metrics of the run that logged the model.
 
-A version gets the tags halos_eval.result.SUITE.NAME: each score by its column, ``status``, ``judge``, ``series`` and
-``report``. A score that is missing now has no tag, although an earlier one was there.
+A version gets the tags halos_eval.result.SUITE.NAME: each score by its column, ``status``, ``judge``, ``series``,
+``gate`` and ``report``. A score that is missing now has no tag, although an earlier one was there. If the policy's gate
+wants it, a version that is better than its baseline also gets an alias.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from halos_eval.config.policy import load_policy
 from halos_eval.config.settings import Settings
 from halos_eval.errors import BadInput
 from halos_eval.reports import kept_rows
+from halos_eval.reports.comparison import Verdict, read_gate
 from halos_eval.reports.table import COMPLETE, SEPARATOR, status
 from halos_eval.storage import layout
 
@@ -26,7 +28,7 @@ log = logging.getLogger(__name__)
 NOT_IN_A_NAME = re.compile(r"[^\w./ -]", re.ASCII)
 """Characters that MLflow allows neither in a tag's name nor in a metric's."""
 LONGEST = 1000
-"""Characters of a status. MLflow allows 5,000, and cuts what is longer in its tables."""
+"""Characters of a status or a gate's outcome. MLflow allows 5,000, and cuts what is longer in its tables."""
 
 
 def wanted() -> bool:
@@ -56,7 +58,20 @@ def write_results(checkpoint: str, suite: str) -> None:
         log.warning("%s has no row in the table of %s, so nothing is written to MLflow", checkpoint, suite)
         return
     tags = tags_of(found, layout.report_url(settings.store, suite))
-    MlflowRegistry(settings.checkpoints).write(checkpoint, f"{RESULT_TAG}{suite}.", tags, scores_of(found))
+    registry = MlflowRegistry(settings.checkpoints)
+    registry.write(checkpoint, f"{RESULT_TAG}{suite}.", tags, scores_of(found))
+    if alias := _alias(settings.store, suite, checkpoint, found):
+        registry.set_alias(checkpoint, alias)
+        log.info("%s is better than what it was compared with, and has the alias %s now", checkpoint, alias)
+
+
+def _alias(root: str, suite: str, checkpoint: str, row: Row) -> str | None:
+    """Return the alias that the policy's gate gives to the checkpoint; None if it is not better, or gives none."""
+    gate = load_policy().gate_for(suite, checkpoint, row.tags)
+    if gate is None or gate.mlflow_alias is None:
+        return None
+    outcome = read_gate(root, suite, checkpoint)
+    return gate.mlflow_alias if outcome and outcome.verdict == Verdict.BETTER else None
 
 
 def scores_of(row: Row) -> dict[str, float]:
@@ -73,6 +88,7 @@ def tags_of(row: Row, report: str) -> dict[str, str]:
         "status": SEPARATOR.join(status(row))[:LONGEST] or COMPLETE,
         "judge": row.judge or "",
         "series": str(row.series or ""),
+        "gate": row.gate[:LONGEST],
         "report": report,
     }
     return {name: f"{value:.6g}" for name, value in scores_of(row).items()} | {k: v for k, v in about.items() if v}

@@ -131,9 +131,16 @@ def plan_evaluation(params: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _requested(params: dict[str, Any]) -> tuple[Checkpoint, Suite, list[str]]:
-    """Return the checkpoint, the whole suite, and the selected parts of it; an empty list stands for all."""
+    """Return the checkpoint, the whole suite, and the selected parts of it; an empty list stands for all.
+
+    A requested profile replaces that of the checkpoint's metadata, which overrides the suite's.
+    """
     settings = Settings()
     checkpoint = open_registry(settings.checkpoints, settings.steps).get(params["checkpoint"])
+    if params["profile"] is not None:
+        load_cluster().gpu_profile(params["profile"])
+        metadata = checkpoint.metadata.model_copy(update={"profile": params["profile"]})
+        checkpoint = checkpoint.model_copy(update={"metadata": metadata})
     suite = load_suite(params["suite"])
     tasks = params["tasks"] or []
     suite.keep(tasks)

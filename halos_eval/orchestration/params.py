@@ -6,7 +6,7 @@ from typing import get_args
 
 from airflow.sdk import Param
 
-from halos_eval.config.cluster import BACKFILL_SLOTS, Priority
+from halos_eval.config.cluster import BACKFILL_SLOTS, CPU_PROFILE, Priority, load_cluster
 from halos_eval.config.suite import suite_names
 from halos_eval.orchestration.names import AT_MOST
 
@@ -20,6 +20,18 @@ def suite() -> Param:
         examples=suite_names(),
         title="Suite",
         description="Suite to evaluate: halos (everything), quick (minutes), demo, or your own.",
+    )
+
+
+def profile() -> Param:
+    """Return the param that selects the profile of the pods that load the model."""
+    return Param(
+        None,
+        type=["string", "null"],
+        pattern="^[A-Za-z0-9][A-Za-z0-9_.-]*$",
+        examples=[name for name in load_cluster().profiles if name != CPU_PROFILE],
+        title="Profile",
+        description="Profile of the pods that load the model. Empty: that of the checkpoint or the suite.",
     )
 
 

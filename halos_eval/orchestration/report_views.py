@@ -16,7 +16,13 @@ def external_views() -> list[dict[str, Any]]:
     """Return the entry in the navigation, and that of each run. The latter is shown for runs of all DAGs."""
     base = urlsplit(conf.get("api", "base_url", fallback="")).path.rstrip("/")
     return [
-        {"name": "Leaderboard", "href": f"{base}{PREFIX}/", "destination": "nav", "url_route": "leaderboard"},
+        {
+            "name": "Leaderboard",
+            "href": f"{base}{PREFIX}/",
+            "destination": "nav",
+            "url_route": "leaderboard",
+            "nav_top_level": True,  # also beside other plugins, whose entries share a menu
+        },
         {
             "name": "Results",
             "href": f"{base}{PREFIX}/runs/{{DAG_ID}}/{{RUN_ID}}",

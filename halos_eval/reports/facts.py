@@ -8,6 +8,9 @@ from datetime import datetime
 from halos_eval.digests import digest_json
 from halos_eval.storage.records import Record
 
+NO_FILTER = "none"
+"""lm_eval's name of the filter that extracts nothing."""
+UNAVAILABLE = "unavailable"
 PAGES = ("samples/", "annotations")
 """Starts of the names of files with samples."""
 
@@ -42,6 +45,29 @@ def price(records: Sequence[Record]) -> float | None:
     prices = [record.usage.price_usd for record in records if record.stage == "judge"]
     known = [one for one in prices if one is not None]
     return sum(known) if known and len(known) == len(prices) else None
+
+
+def items(records: Iterable[Record]) -> dict[str, int]:
+    """Return the numbers of documents and pairs with a score by column, TASK-n and alpacaeval_n.
+
+    A record of a tag counts the documents of all its tasks together, so they have no number.
+    """
+    return {
+        f"{record.task}-n" if record.task else "alpacaeval_n": record.coverage.scored
+        for record in records
+        if record.stage != "sample" and len({one.task for one in record.scores if one.group is None}) == 1
+    }
+
+
+def stage_status(record: Record | None, outdated: bool = False) -> str:
+    """Return in a word whether a stage has a result, with its fingerprint."""
+    return f"{'not current' if outdated else 'current'} {record.fingerprint}" if record else "missing"
+
+
+def fingerprint_of(records: Iterable[Record]) -> str | None:
+    """Return a digest of the results of a row: it is the same as long as they are. None without a result."""
+    found = sorted(record.fingerprint for record in records)
+    return digest_json(found)[:16] if found else None
 
 
 def samples_of(record: Record) -> str | None:

@@ -16,7 +16,7 @@ from halos_eval.reports.items import Item, annotations_of, has_samples, items_of
 from halos_eval.reports.results import Row, judge_of
 from halos_eval.reports.scores import scores
 from halos_eval.reports.shown import shown
-from halos_eval.reports.table import cells_by_column, read_rows
+from halos_eval.reports.table import frame_of, read_rows
 from halos_eval.storage import filesystem, layout
 from halos_eval.storage.records import Record, readable_record
 
@@ -46,10 +46,7 @@ class Results:
 
     def table(self, suite: str | None = None) -> pd.DataFrame:
         """Return the table of a suite, or of all records, with the columns of the CSV. Raise BadInput, StoreError."""
-        import pandas as pd
-
-        columns, lines = cells_by_column(self._rows(suite))
-        return pd.DataFrame(lines, columns=columns)
+        return frame_of(self._rows(suite))
 
     def scores(self, suite: str, groups: bool = False) -> pd.DataFrame:
         """Return all scores of a suite, one in each row, with the columns of `halos_eval.reports.scores.Line`.

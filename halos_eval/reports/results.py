@@ -45,6 +45,8 @@ class Cell:
     """Standard error in the same unit; None if the tool reports none."""
     interval: tuple[float, float] | None = None
     """Interval of 95 % of a score at its bound, which has no valid standard error; None for other scores."""
+    filter: str = facts.NO_FILTER
+    """lm_eval's filter that extracted the answers."""
 
     @property
     def shown_stderr(self) -> float | None:
@@ -107,6 +109,14 @@ class Row:
     """FINGERPRINT-DIGEST of each result with samples, by the title of its job."""
     gate: str = ""
     """Outcome of the policy's gate; empty without one."""
+    suite: str = ""
+    """Name of the suite; empty in tables without one."""
+    items: Mapping[str, int] = field(default_factory=dict)
+    """Numbers of documents, and of pairs, with a score, by column: TASK-n, alpacaeval_n."""
+    stages: Mapping[str, str] = field(default_factory=dict)
+    """By the title of a job: ``current FINGERPRINT``, ``not current FINGERPRINT``, ``missing``, ``unavailable``."""
+    fingerprint: str | None = None
+    """Digest of the fingerprints of the results that the row shows; None without one."""
 
     @property
     def complete(self) -> bool:
@@ -170,6 +180,17 @@ def row_of_plan(plan: Plan, outdated: Mapping[str, str] = MappingProxyType({})) 
         evaluated=facts.evaluated(everything),
         gpu_hours=facts.gpu_hours(everything),
         price_usd=facts.price(everything),
+        suite=plan.suite,
+        items=facts.items(records) | beside(further, lambda record: facts.items([record])),
+        stages={
+            **{
+                job.title: facts.stage_status(record, job.title in outdated)
+                for job, (record, _) in zip(plan.jobs, read, strict=True)
+            },
+            **dict.fromkeys(plan.unavailable, facts.UNAVAILABLE),
+            **dict.fromkeys(plan.left_out, facts.stage_status(None)),
+        },
+        fingerprint=facts.fingerprint_of(everything),
         samples={
             job.title: name
             for job, (record, _) in zip(plan.jobs, read, strict=True)
@@ -261,7 +282,7 @@ def cells_of(scores: Iterable[Score], items: int | None = None, missing: Iterabl
             key.startswith(f"{column},") and key < f"{column},{score.filter}" for key in lost
         )
         interval = bound_interval(score.metric, score.value, score.stderr, score.clusters or items)
-        cells[f"{column},{score.filter}" if taken else column] = Cell(score.value, score.stderr, interval)
+        cells[f"{column},{score.filter}" if taken else column] = Cell(score.value, score.stderr, interval, score.filter)
     return cells
 
 

@@ -56,7 +56,7 @@ class SuiteRows:
         """
         plan, damage = readable(filesystem.join(layout.plans_url(self.root), self.suite, f"{name}.json"), Plan)
         if damage:
-            return Row(name.replace("__", "/"), missing=(Missing("plan", damage),))
+            return Row(name.replace("__", "/"), missing=(Missing("plan", damage),), suite=self.suite)
         return self.row(plan) if plan else None
 
     def row(self, plan: Plan) -> Row:

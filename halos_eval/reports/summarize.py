@@ -20,7 +20,7 @@ from halos_eval.reports.kept_rows import KeptRows
 from halos_eval.reports.pages import write as pages
 from halos_eval.reports.results import Row
 from halos_eval.reports.scores import encoded, scores
-from halos_eval.reports.table import csv_of, in_order, read_rows
+from halos_eval.reports.table import csv_of, frame_of, in_order, read_rows
 from halos_eval.storage import changes, filesystem, layout
 from halos_eval.storage.claims import WAIT, claimed, this_process
 from halos_eval.storage.outbox import collect
@@ -66,7 +66,7 @@ class SummarizeConfig(BaseModel):
     groups: bool = False
     """In `scores`, also those of the members of groups."""
     output: str = "summary.csv"
-    """File or URL of the CSV."""
+    """File or URL of the table; the ending .parquet or .json selects the format, another one CSV."""
 
     @model_validator(mode="after")
     def _one_source(self) -> SummarizeConfig:
@@ -99,8 +99,13 @@ def summarize(config: SummarizeConfig) -> list[Row]:
         rows = read_rows(config.root, config.suite)
     else:
         raise BadInput("expected either a store or --logs")
-    filesystem.write_bytes(config.output, csv_of(rows))
+    filesystem.write_bytes(config.output, _content(rows, config.output))
     return rows
+
+
+def _content(rows: list[Row], output: str) -> bytes:
+    """Return the table as Parquet or JSON if the name ends so, otherwise as CSV."""
+    return encoded(frame_of(rows), output) if output.endswith((".parquet", ".json")) else csv_of(rows)
 
 
 def _kept(root: str, suite: str, config: SummarizeConfig) -> list[Row]:
@@ -120,6 +125,8 @@ def _kept(root: str, suite: str, config: SummarizeConfig) -> list[Row]:
             confirming.result()
             list(pool.map(filesystem.write_bytes, contents.keys(), contents.values()))
     changes.remove(root, suite, removable)
+    known = found.computed if config.checkpoint else pages.with_pages(root, suite)
+    pages.remove_checkpoints(root, suite, sorted(known - found.rows.keys()))
     if pages.installed():
         pages.write_checkpoints(root, suite, [found.rows[name] for name in sorted(found.computed & found.rows.keys())])
     else:

@@ -1,6 +1,7 @@
 """The summary table: rows with HALOs' columns (model_name, alpacaeval_lcwr, TASK-METRIC, avg), and a status.
 
-A cell without a score is empty, and ``status`` has the reason.
+A cell without a score is empty, and ``status`` has the reason. The table of a suite also has facts about its rows.
+Names, meaning and order of its columns are a contract as long as ``SCHEMA`` stays the same.
 """
 
 from __future__ import annotations
@@ -10,17 +11,27 @@ import io
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from halos_eval.errors import BadInput
+from halos_eval.reports.facts import NO_FILTER
 from halos_eval.reports.kept_rows import rebuild
 from halos_eval.reports.records import rows_of_records
 from halos_eval.reports.results import ALPACA_COLUMNS, Missing, Row, labelled
 from halos_eval.storage import filesystem, layout
 from halos_eval.storage.records import readable_record
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 JUDGE = "alpacaeval_judge"
 FIRST = ["model_name", *ALPACA_COLUMNS.values(), JUDGE]
 LAST = ["avg", "avg_stderr", "gate", "series", "status"]
+FACTS = ["suite", "registered", "evaluated", "gpu_hours", "dollars", "fingerprint", "stages", "schema"]
+"""Columns of a suite's table that HALOs' table has not; `facts_of` has these, and those beside the tasks."""
+TIMES = ["registered", "evaluated"]
+SCHEMA = 1
+"""Version of the columns of a suite's table; a new column does not change it."""
 COMPLETE = "complete"
 SEPARATOR = "; "
 
@@ -80,7 +91,7 @@ def _with_damaged(rows: Sequence[Row], damaged: Mapping[str, str]) -> list[Row]:
 def csv_of(rows: Sequence[Row]) -> bytes:
     """Return the CSV of rows, one per checkpoint. It has the bytes that pandas writes, which takes much longer.
 
-    ``series`` is the exception: a whole number also if another row has none.
+    Whole numbers are the exception: they stay so if another row has none.
     """
     header, lines = cells_by_column(rows)
     text = io.StringIO()
@@ -94,15 +105,24 @@ def csv_of(rows: Sequence[Row]) -> bytes:
 
 def cells_by_column(rows: Sequence[Row]) -> tuple[list[str], list[dict[str, str | float]]]:
     """Return the columns of rows in order, and the cells of each row; empty cells are absent or NaN."""
-    lines = [document(row) for row in rows]
+    lines = [document(row) | facts_of(row) for row in rows]
     return columns(lines), [{**row.counts, **line} for row, line in zip(rows, lines, strict=True)]
 
 
+def frame_of(rows: Sequence[Row]) -> pd.DataFrame:
+    """Return the table of rows as a pandas frame, with the columns of the CSV."""
+    import pandas as pd
+
+    header, lines = cells_by_column(rows)
+    frame = pd.DataFrame(lines, columns=header)
+    return frame.assign(**{name: pd.to_datetime(frame[name], utc=True) for name in TIMES if name in header})
+
+
 def columns(lines: Iterable[Mapping[str, object]]) -> list[str]:
-    """Return the columns in order: names and AlpacaEval first, tasks by name, average and status last."""
+    """Return the columns in order: names and AlpacaEval first, tasks by name, average and status, then facts."""
     found = {column for line in lines for column in line}
-    tasks = sorted(found.difference(FIRST, LAST))
-    return [column for column in (*FIRST, *tasks, *LAST) if column in found]
+    tasks = sorted(found.difference(FIRST, LAST, FACTS))
+    return [column for column in (*FIRST, *tasks, *LAST, *FACTS) if column in found]
 
 
 def document(row: Row) -> dict[str, str | float]:
@@ -133,6 +153,25 @@ def document(row: Row) -> dict[str, str | float]:
         # Semicolons separate the reasons, so those inside a reason become commas.
         flat["status"] = SEPARATOR.join(reason.replace(SEPARATOR, ", ") for reason in reasons)
     return flat
+
+
+def facts_of(row: Row) -> dict[str, str | float]:
+    """Return the facts about a row of a suite by column; none for rows of other tables. Unknown ones are absent."""
+    if not row.suite:
+        return {}
+    filters = {f"{name}_filter": cell.filter for name, cell in row.cells.items() if cell and cell.filter != NO_FILTER}
+    stages = SEPARATOR.join(f"{title}={status}" for title, status in row.stages.items())
+    known: dict[str, str | float | None] = {
+        "suite": row.suite,
+        "registered": row.registered.isoformat(timespec="seconds") if row.registered else None,
+        "evaluated": row.evaluated.isoformat(timespec="seconds") if row.evaluated else None,
+        "gpu_hours": row.gpu_hours,
+        "dollars": row.price_usd,
+        "fingerprint": row.fingerprint,
+        "stages": stages or None,
+        "schema": SCHEMA,
+    }
+    return filters | dict(row.items) | {column: value for column, value in known.items() if value is not None}
 
 
 def short_status(missing: Sequence[object] | None, trial: str, warnings: Sequence[object]) -> str:

@@ -33,7 +33,7 @@ from tests.doubles import USAGE, finish, make_checkpoint, make_manifest, make_re
 LOGS = Path(__file__).parents[1] / "reports" / "logs"
 COMMANDS = [
     "fetch", "sample", "judge", "serve", "harness", "score", "pack", "summarize", "plan", "prompt", "judges", "compare",
-    "checkpoints", "pools", "doctor", "prune",
+    "export", "checkpoints", "pools", "doctor", "prune",
 ]  # fmt: skip
 CLASSES = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, errors.HalosEvalError)]
 

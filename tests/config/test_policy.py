@@ -74,6 +74,21 @@ def test_what_is_no_policy(text, policy):
         load_policy()
 
 
+@pytest.mark.parametrize(
+    ("gate", "results", "words"),
+    [
+        ("{against: best, mlflow_alias: latest}", "true", "reserves the alias latest"),
+        ("{against: best, mlflow_alias: v3}", "true", "reserves the alias v3"),
+        ("{against: best, mlflow_alias: a/b}", "true", "mlflow_alias"),
+        ("{against: best, mlflow_alias: champion}", "false", "needs `mlflow_results: true`"),
+    ],
+)
+def test_an_alias_is_one_that_mlflow_can_get(policy, gate, results, words):
+    policy(f"{{gates: [{gate}], mlflow_results: {results}, rules: []}}")
+    with pytest.raises(BadInput, match=words):
+        load_policy()
+
+
 def test_a_file_that_is_not_there(monkeypatch):
     monkeypatch.setenv("HALOS_EVAL_POLICY", "/nowhere.yaml")
     with pytest.raises(BadInput, match="HALOS_EVAL_POLICY"):

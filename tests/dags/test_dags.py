@@ -135,8 +135,15 @@ def test_the_judges_to_choose_from_are_the_shipped_ones(dag):
     assert sorted(examples) == sorted(path.stem for path in shipped("judges").glob("*.yaml"))
 
 
+def test_the_profiles_to_choose_from_are_those_of_the_cluster_file(load):
+    cluster = CLUSTER.replace("default: {gpus: 1}", "default: {gpus: 1}, large: {gpus: 8}")
+    param = load(cluster).dags[EVALUATE].params.get_param("profile")
+    assert param.schema["examples"] == ["default", "large"]
+    assert param.value is None
+
+
 @pytest.mark.parametrize("word", HARMFUL)
-@pytest.mark.parametrize("name", ["checkpoint", "suite", "judge", "tasks"])
+@pytest.mark.parametrize("name", ["checkpoint", "suite", "judge", "profile", "tasks"])
 def test_harmful_values_are_rejected(dag, name, word):
     refused(dag, **{name: [word] if name == "tasks" else word})
 

@@ -7,9 +7,11 @@ import pytest
 from halos_eval.errors import BadInput
 from halos_eval.exporters import mlflow
 from halos_eval.exporters.mlflow import tags_of, wanted, write_results
+from halos_eval.reports.comparison import GateOutcome, Verdict, write_gate
 from halos_eval.reports.kept_rows import KeptRows
 from halos_eval.reports.results import Cell, Missing, Row
 from halos_eval.storage import filesystem, layout
+from tests.doubles import NOW
 
 ROW = Row(
     checkpoint="kto/v1",
@@ -31,6 +33,9 @@ def written(tmp_path, monkeypatch):
             assert url == "mlflow+http://mlflow:5000"
 
         def write(self, *arguments):
+            calls.append(arguments)
+
+        def set_alias(self, *arguments):
             calls.append(arguments)
 
     (tmp_path / "policy.yaml").write_text("{mlflow_results: true, rules: []}")
@@ -86,6 +91,30 @@ def test_it_is_off_by_default(written, tmp_path):
     (tmp_path / "policy.yaml").write_text("rules: []")
     write_results("kto/v1", "quick")
     assert written == []
+
+
+@pytest.mark.parametrize(
+    ("alias", "verdict", "given"),
+    [
+        ("mlflow_alias: champion", Verdict.BETTER, [("kto/v1", "champion")]),
+        ("mlflow_alias: champion", Verdict.UNKNOWN, []),
+        ("mlflow_alias: champion", Verdict.WORSE, []),
+        ("mlflow_alias: champion", None, []),  # nothing to compare with yet
+        ("block: []", Verdict.BETTER, []),
+    ],
+)
+def test_a_version_that_is_better_gets_the_alias_of_the_gate(written, tmp_path, alias, verdict, given):
+    gates = f"[{{tags: {{method: dpo}}, against: last, mlflow_alias: other}}, {{against: best, {alias}}}]"
+    (tmp_path / "policy.yaml").write_text(f"{{mlflow_results: true, gates: {gates}, rules: []}}")
+    keep(tmp_path, ROW)
+    outcome = GateOutcome(checkpoint="kto/v1", suite="quick", rule="best", baseline="b", verdict=verdict, at=NOW)
+    write_gate(f"file://{tmp_path}/store", outcome)
+    write_results("kto/v1", "quick")
+    assert written[1:] == given
+
+
+def test_the_outcome_of_the_gate_is_a_tag():
+    assert tags_of(Row("kto/v1", gate="better beside kto/v0"), REPORT)["gate"] == "better beside kto/v0"
 
 
 def test_another_registry_is_rejected(written, monkeypatch):

@@ -38,6 +38,9 @@ def test_the_scores_are_those_of_one_machine(lab, evaluated, demo_store):
     here = demo_store
     there = rows(lab.store / "reports" / "demo" / "summary.csv")[CHECKPOINT]
     expected = rows(here / "reports" / "demo" / "summary.csv")[CHECKPOINT]
+    for row in (there, expected):
+        for column in ("registered", "evaluated", "gpu_hours", "fingerprint", "stages"):  # of the run, not scores
+            row.pop(column, None)
     assert there.keys() == expected.keys()
     for column, value in expected.items():
         if column.startswith("alpacaeval_") and value.replace(".", "").isdigit():

@@ -28,7 +28,8 @@ from tests.doubles.s3 import bucket, upload
 from tests.stages.test_run import parse
 
 PARAMS = {
-    "checkpoint": "kto", "suite": "demo", "tasks": None, "judge": None, "force": False, "priority": "manual"
+    "checkpoint": "kto", "suite": "demo", "tasks": None, "judge": None, "profile": None, "force": False,
+    "priority": "manual",
 }  # fmt: skip
 KEYS = {
     "stage", "task", "judge", "label", "image", "argv", "profile", "gpus", "pool", "manifest", "outbox", "server",
@@ -211,6 +212,17 @@ def test_another_judge(plan):
     assert "--judge=gpt-4.1-mini" in job["argv"]
 
 
+def test_another_profile_is_that_of_all_stages_that_load_the_model(plan, tmp_path, monkeypatch):
+    profiles = "{default: {}, large: {gpus: 2}, cpu: {}}"
+    (tmp_path / "cluster.yaml").write_text(f"{{pools: {{gpu: 2, judge: 1}}, profiles: {profiles}}}")
+    monkeypatch.setenv("HALOS_EVAL_CLUSTER", str(tmp_path / "cluster.yaml"))
+    usual, large = plan(), plan(profile="large")
+    for (harness, pushed), profile in ((usual, "default"), (large, "large")):
+        assert {job["profile"] for job in [*harness, pushed["sample"]]} == {profile}
+        assert {job["profile"] for job in pushed["judges"]} == {"cpu"}
+    assert usual[1]["jobs"] == large[1]["jobs"]  # the same fingerprints: a profile affects no score
+
+
 @pytest.mark.parametrize(
     ("params", "words"),
     [
@@ -218,6 +230,7 @@ def test_another_judge(plan):
         ({"suite": "nothing"}, "BadInput: unknown suite 'nothing'"),
         ({"tasks": ["mmlu"]}, "BadInput: suite demo has no mmlu"),
         ({"judge": "gpt-5"}, "BadInput: unknown judge 'gpt-5'"),
+        ({"profile": "huge"}, "BadInput: unknown profile 'huge' in the cluster file; available: "),
     ],
 )
 @pytest.mark.parametrize("step", ["prepare", "plan"])

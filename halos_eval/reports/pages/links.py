@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Sequence
 
+from halos_eval.digests import digest_json
 from halos_eval.storage import layout
 
 INDEX, CHARTS = "index.html", "charts.html"
-SAMPLES_VERSION = 1
+SAMPLES_VERSION = 2
 """Version of the pages with samples. Raise it if they change, so that they are written again."""
 
 
@@ -21,14 +23,19 @@ def samples_folder(checkpoint: str) -> str:
     return f"samples/{layout.folder_name(checkpoint)}"
 
 
-def samples_name(title: str, name: str, number: int = 1) -> str:
-    """Return the name of a page of samples: ``title`` of the job, ``name`` as in ``Row.samples``, number from 1."""
-    return f"{_safe(title)}-{name}-{SAMPLES_VERSION}-{number}.html"
+def samples_key(name: str, flipped: Mapping[str, Sequence[str]]) -> str:
+    """Return what determines pages of samples: the result ``name``, as in ``Row.samples``, and the flipped items."""
+    return f"{name}-{digest_json([SAMPLES_VERSION, list(flipped.items())])[:8]}"
+
+
+def samples_name(title: str, key: str, number: int = 1) -> str:
+    """Return the name of a page of samples: ``title`` of the job, `samples_key`, number from 1."""
+    return f"{_safe(title)}-{key}-{number}.html"
 
 
 def is_samples_of(title: str, page: str) -> bool:
     """Return whether ``page`` is the name of a page with samples of ``title``, of any result."""
-    return re.fullmatch(rf"{re.escape(_safe(title))}-[0-9a-f]+-[0-9a-f]{{8}}-\d+-\d+\.html", page) is not None
+    return re.fullmatch(rf"{re.escape(_safe(title))}-[0-9a-f]+-[0-9a-f]{{8}}-[0-9a-f]+-\d+\.html", page) is not None
 
 
 def anchor(item: str) -> str:

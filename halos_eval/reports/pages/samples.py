@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from halos_eval.config.suite import ALPACA_EVAL
+from halos_eval.reports.comparison import Comparison
 from halos_eval.reports.items import Item, annotations_of, items_of, pair_id, subsets_of
 from halos_eval.reports.pages import document
 from halos_eval.reports.pages.links import anchor, checkpoint_page, samples_name
@@ -15,7 +17,7 @@ from halos_eval.storage.records import Record
 
 ON_A_PAGE = 100
 SHOWN = 1000
-"""Samples of a task that have pages: the worst. The result file has all."""
+"""Samples of a task that have pages: the first in their order. The result file has all."""
 LONGEST = 20_000
 """Characters of a text that are shown."""
 DRAW = 1.5
@@ -53,6 +55,8 @@ class Sample:
     """In words: right or wrong; win, loss or draw."""
     subset: str = ""
     """Subset of AlpacaEval."""
+    flips: Sequence[str] = ()
+    """Beside which checkpoints it flipped, in words."""
 
     @property
     def anchor(self) -> str:
@@ -61,32 +65,61 @@ class Sample:
 
     @property
     def order(self) -> float:
-        """The worst samples come first, those without a score last."""
+        """The worst samples come first after those that flipped, those without a score last."""
         return next((value for value in self.scores.values() if value is not None), math.inf)
 
 
-def pages(root: str, title: str, name: str, url: str, record: Record) -> dict[str, bytes]:
+def pages(
+    root: str, title: str, key: str, url: str, record: Record, flipped: Mapping[str, Sequence[str]]
+) -> dict[str, bytes]:
     """Return the pages of the result ``record`` at ``url`` by name; the first page is the last, so it means all.
 
-    ``title`` is that of the job, and ``name`` as in ``Row.samples``. Raise StoreError if a file is missing or damaged.
+    ``title`` is that of the job, ``key`` the `samples_key`, and ``flipped`` as `flipped_items` returns it. Raise
+    StoreError if a file is missing or damaged.
     """
     judged = record.stage == "judge"
     found = pairs(annotations_of(url, record), subsets_of(root, record)) if judged else documents(items_of(url, record))
-    kept = sorted(found, key=lambda one: one.order)[:SHOWN]
+    ordered = flipped_first(found, flipped)
+    kept = ordered[:SHOWN]
     parts = [kept[start : start + ON_A_PAGE] for start in range(0, len(kept), ON_A_PAGE)] or [[]]
     common: dict[str, Any] = {
         "checkpoint": record.checkpoint.name,
         "title": "AlpacaEval" + title.removeprefix("judge").replace("@", ", judge ") if judged else title,
         "total": len(found),
         "kept": len(kept),
+        "flipped": sum(bool(one.flips) for one in ordered),
         "subsets": counts(found) if judged else [],
-        "names": [samples_name(title, name, at) for at in range(1, len(parts) + 1)],
+        "names": [samples_name(title, key, at) for at in range(1, len(parts) + 1)],
         "up": f"../../{checkpoint_page(record.checkpoint.name)}",
     }
     return {
-        samples_name(title, name, at + 1): document.render("samples.html.jinja", samples=part, at=at, **common)
+        samples_name(title, key, at + 1): document.render("samples.html.jinja", samples=part, at=at, **common)
         for at, part in reversed(list(enumerate(parts)))
     }
+
+
+def flipped_items(comparisons: Iterable[Comparison], title: str) -> dict[str, list[str]]:
+    """Return the items on which a checkpoint, A of each comparison, differs from another one: first those it lost.
+
+    They are by id, with the other checkpoints in words. ``title`` is that of the job.
+    """
+    part = title.replace("judge", ALPACA_EVAL, 1) if title.partition("@")[0] == "judge" else title
+    compared = [(one.b, task) for one in comparisons for task in one.tasks if task.task == part]
+    found: dict[str, list[str]] = {}
+    for verdict in ("worse", "better"):
+        for other, task in compared:
+            for value in getattr(task, verdict):
+                words = found.setdefault(value.partition("#")[0], [])  # one of several values of a document
+                if f"{verdict} than {other}" not in words:
+                    words.append(f"{verdict} than {other}")
+    return found
+
+
+def flipped_first(samples: Iterable[Sample], flipped: Mapping[str, Sequence[str]]) -> list[Sample]:
+    """Return the samples in the order of the pages: those that flipped, in that order, then the worst first."""
+    places = {key: place for place, key in enumerate(flipped)}
+    marked = [replace(one, flips=flipped.get(one.key, ())) for one in samples]
+    return sorted(marked, key=lambda one: (places.get(one.key, len(places)), one.order))
 
 
 def documents(items: Iterable[Item]) -> list[Sample]:

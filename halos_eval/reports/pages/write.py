@@ -6,7 +6,7 @@ The pages of other checkpoints stay as they are, and a page of samples is writte
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 
@@ -20,6 +20,7 @@ from halos_eval.reports.pages.links import (
     is_samples_of,
     pair_page,
     samples_folder,
+    samples_key,
     samples_name,
 )
 from halos_eval.reports.results import Row
@@ -48,14 +49,32 @@ def write_checkpoints(root: str, suite: str, rows: Iterable[Row]) -> None:
         list(pool.map(lambda row: _write_checkpoint(root, suite, row), rows))
 
 
+def remove_checkpoints(root: str, suite: str, names: Iterable[str]) -> None:
+    """Remove the pages of checkpoints that have no row any more; ``names`` are as in file names. Raise StoreError."""
+    folder = layout.report_folder(root, suite)
+    for name in names:
+        if not layout.NAME.fullmatch(name.replace("__", "/")):
+            continue  # no checkpoint's, and perhaps no name of a file: ".."
+        filesystem.delete_file(filesystem.join(folder, "checkpoints", f"{name}.html"))
+        for kind in ("samples", "pairs"):
+            filesystem.delete(filesystem.join(folder, kind, name))
+
+
+def with_pages(root: str, suite: str) -> set[str]:
+    """Return the names, as in file names, of the checkpoints that have a page. Raise StoreError."""
+    found = filesystem.entries(filesystem.join(layout.report_folder(root, suite), "checkpoints"))
+    return {name.removesuffix(".html") for name in found if name.endswith(".html")}
+
+
 def _write_checkpoint(root: str, suite: str, row: Row) -> None:
     folder = layout.report_folder(root, suite)
     pairs = []
-    for one in _comparisons(root, suite, row.checkpoint):
+    comparisons = _comparisons(root, suite, row.checkpoint)
+    for one in comparisons:
         path = pair_page(one.a, one.b)
         filesystem.write_bytes(filesystem.join(folder, path), pair.page(one))
         pairs.append((one.b, one.verdict.value, path))
-    linked, damaged = _write_samples(root, folder, row)
+    linked, damaged = _write_samples(root, folder, row, comparisons)
     content = checkpoint.page(suite, row, linked, damaged, pairs)
     filesystem.write_bytes(filesystem.join(folder, checkpoint_page(row.checkpoint)), content)
 
@@ -70,8 +89,10 @@ def _comparisons(root: str, suite: str, name: str) -> list[Comparison]:
     return [one for one, _ in read if one]
 
 
-def _write_samples(root: str, folder: str, row: Row) -> tuple[dict[str, str], dict[str, str]]:
-    """Write the pages of samples that do not exist, and remove those of older results.
+def _write_samples(
+    root: str, folder: str, row: Row, comparisons: Sequence[Comparison]
+) -> tuple[dict[str, str], dict[str, str]]:
+    """Write the pages of samples that do not exist, and remove those of older results and comparisons.
 
     Return the first page of each title, and why others have none.
     """
@@ -82,23 +103,21 @@ def _write_samples(root: str, folder: str, row: Row) -> tuple[dict[str, str], di
     linked: dict[str, str] = {}
     damaged: dict[str, str] = {}
     for title, name in row.samples.items():
-        first = samples_name(title, name)
+        flipped = samples.flipped_items(comparisons, title)
+        key = samples_key(name, flipped)
+        first = samples_name(title, key)
         if first not in there:
+            url = _record_url(root, row.checkpoint, title, name)
             try:
-                pages = _pages(root, row, title, name)
+                pages = samples.pages(root, title, key, url, _record(url), flipped)
             except StoreError as error:
                 damaged[title] = str(error)
                 continue
             for page, content in pages.items():
                 filesystem.write_bytes(filesystem.join(folder, own, page), content)
         linked[title] = f"{own}/{first}"
-        _remove_older(folder, own, there, title, name)
+        _remove_older(folder, own, there, title, key)
     return linked, damaged
-
-
-def _pages(root: str, row: Row, title: str, name: str) -> Mapping[str, bytes]:
-    url = _record_url(root, row.checkpoint, title, name)
-    return samples.pages(root, title, name, url, _record(url))
 
 
 def _record_url(root: str, name: str, title: str, of: str) -> str:
@@ -117,8 +136,8 @@ def _record(url: str) -> Record:
     return record
 
 
-def _remove_older(folder: str, own: str, there: Collection[str], title: str, name: str) -> None:
-    current = samples_name(title, name).removesuffix("1.html")
+def _remove_older(folder: str, own: str, there: Collection[str], title: str, key: str) -> None:
+    current = samples_name(title, key).removesuffix("1.html")
     for page in there:
         if is_samples_of(title, page) and not page.startswith(current):
             filesystem.delete_file(filesystem.join(folder, own, page))

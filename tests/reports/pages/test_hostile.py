@@ -55,19 +55,27 @@ def hostile_pages(text):
             judge=text, trial=text)
         for number in (1, 3)
     ]  # fmt: skip
-    sample = Sample(text, [Text(text, text)], {text: 0.0}, "wrong", text)
+    sample = Sample(text, [Text(text, text)], {text: 0.0}, "wrong", text, [text])
     task = TaskComparison(task=text, metric=text, verdict=Verdict.WORSE, reason=text, worse=(text,), test=text)
     flip = Flip(task=text, id=text, a=0, b=1, prompt=text, reference=text, answer_a=text, answer_b=text)
     compared = Comparison(
         a="m1", b="m2", suite="s", margin=0.01, verdict=Verdict.WORSE, differs=(text,), tasks=(task,), flips=(flip,)
     )
-    common = {"checkpoint": "m1", "title": "t", "total": 1, "kept": 1, "names": ["a.html"], "up": "x.html", "at": 0}
+    common = {
+        "checkpoint": "m1",
+        "title": "t",
+        "total": 1,
+        "kept": 1,
+        "flipped": 1,
+        "names": ["a.html"],
+        "up": "x.html",
+    }
     return {
         "leaderboard": leaderboard.page("s", rows),
         "checkpoint": checkpoint.page("s", rows[1], {text: "a.html"}, {text: text}, [("m2", "worse", "b.html")]),
         "pair": pair.page(compared),
         "samples": document.render(
-            "samples.html.jinja", samples=[sample], subsets=samples.counts([sample]), **common
+            "samples.html.jinja", samples=[sample], subsets=samples.counts([sample]), at=0, **common
         ),
     }  # fmt: skip
 

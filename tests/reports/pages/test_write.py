@@ -7,9 +7,11 @@ import json
 
 import pytest
 
-from halos_eval.reports.comparison import Comparison, Verdict, write_comparison
+from halos_eval.reports.comparison import Comparison, TaskComparison, Verdict, write_comparison
 from halos_eval.reports.facts import samples_of
-from halos_eval.reports.pages.write import write_checkpoints
+from halos_eval.reports.items import pair_id
+from halos_eval.reports.pages import samples
+from halos_eval.reports.pages.write import remove_checkpoints, with_pages, write_checkpoints
 from halos_eval.reports.results import Row
 from halos_eval.storage import layout, result_files
 from halos_eval.storage.records import write_model
@@ -59,6 +61,68 @@ def test_samples_show_prompt_answer_and_reference_the_worst_first(tmp_path):
         assert words in text
     (own,) = pages(tmp_path, "checkpoints")
     assert f"../samples/m/{page.name}" in own.read_text()
+
+
+def compared(root, task, b="other", **directions):
+    """A comparison of ``m`` that is kept: the ids of the items on which it is better or worse."""
+    one = TaskComparison(task=task, metric="acc", n=9, verdict=Verdict.UNKNOWN, **directions)
+    write_comparison(str(root), Comparison(a="m", b=b, suite=SUITE, margin=0.01, verdict=Verdict.UNKNOWN, tasks=(one,)))
+
+
+def order(page, count):
+    """The numbers of the prompts in the order of a page of samples."""
+    text = page.read_text()
+    places = {number: text.index(f">\nPrompt {number}<") for number in range(count)}
+    return sorted(places, key=places.get)
+
+
+def test_samples_that_flipped_come_first_and_name_the_other_checkpoint(tmp_path):
+    row = harness(tmp_path, [document(number, number in {2, 3}) for number in range(5)])
+    compared(tmp_path, "task", worse=("4", "1#0"), better=("3",))
+    compared(tmp_path, "another_task", b="third", worse=("0",))
+    write_checkpoints(str(tmp_path), SUITE, [row])
+    (page,) = pages(tmp_path, "samples")
+    assert order(page, 5) == [4, 1, 3, 0, 2]
+    text = page.read_text()
+    assert text.count("Flipped: worse than other.") == 2
+    assert text.count("Flipped: better than other.") == 1
+    assert "first the 3 that flipped" in text
+
+
+def test_a_flip_beyond_the_shown_samples_is_shown(tmp_path, monkeypatch):
+    monkeypatch.setattr(samples, "SHOWN", 2)
+    row = harness(tmp_path, [document(number, number == 4) for number in range(5)])
+    compared(tmp_path, "task", better=("4",))
+    write_checkpoints(str(tmp_path), SUITE, [row])
+    (page,) = pages(tmp_path, "samples")
+    assert "Prompt 4" in page.read_text()
+
+
+def test_a_new_comparison_writes_the_samples_again(tmp_path):
+    row = harness(tmp_path, [document(number, False) for number in range(3)])
+    write_checkpoints(str(tmp_path), SUITE, [row])
+    (old,) = pages(tmp_path, "samples")
+    compared(tmp_path, "task", worse=("2",))
+    write_checkpoints(str(tmp_path), SUITE, [row])
+    (new,) = pages(tmp_path, "samples")
+    assert old != new
+    assert order(new, 3) == [2, 0, 1]
+
+
+def test_pairs_that_flipped_come_first(tmp_path):
+    rows = [{"instruction": f"Prompt {at}", "output_1": "R", "output_2": "A", "preference": 1.0} for at in range(3)]
+    compared(tmp_path, "alpaca_eval", worse=(pair_id("Prompt 2"),))
+    write_checkpoints(str(tmp_path), SUITE, [judged(tmp_path, rows)])
+    (page,) = pages(tmp_path, "samples")
+    assert order(page, 3) == [2, 0, 1]
+
+
+def test_removed_checkpoints_have_no_pages(tmp_path):
+    compared(tmp_path, "task", worse=("0",))
+    write_checkpoints(str(tmp_path), SUITE, [harness(tmp_path, [document(0, True)]), Row("kept")])
+    assert with_pages(str(tmp_path), SUITE) == {"m", "kept"}
+    remove_checkpoints(str(tmp_path), SUITE, ["m", "never-there", "..", "../..", ""])
+    assert [page.name for page in pages(tmp_path, "")] == ["kept.html"]
 
 
 def test_samples_are_written_once_for_a_result(tmp_path):

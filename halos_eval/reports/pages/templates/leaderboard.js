@@ -88,7 +88,6 @@ const all = [...new Set(rows.map((row) => row[SERIES]))].sort((one, other) => (o
 all.forEach((number, at) => field("series").add(new Option(number === null ? "none" : `${number}${at ? "" : " (newest)"}`, number ?? "")));
 
 const table = new ITable(field("table"), {
-  data_json: JSON.stringify(rows),
   columns,
   order: [[0, "asc"], [1, "asc"]],
   pageLength: 25,
@@ -111,5 +110,6 @@ table.search.fixed("filters", (_, __, at) => {
 });
 field("filters").addEventListener("input", () => table.draw());
 field("filters").addEventListener("submit", (event) => event.preventDefault());
-table.draw();
+// Not as ITable's data_json: it parses that with a function for each value, a quarter of all time for 2,000 rows.
+table.rows.add(rows).draw();
 document.documentElement.dataset.ready = "yes";

@@ -1,0 +1,157 @@
+"""Results in the schema of Every Eval Ever: one document for each part of a suite on a checkpoint.
+
+https://github.com/evaleval/every_eval_ever has the schema. A second export of the same results writes the same files.
+Trials and results that are not current are left out.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+from uuid import UUID
+
+from halos_eval.config.suite import ALPACA_EVAL
+from halos_eval.errors import BadInput, HalosEvalError
+from halos_eval.reports.remarks import limit_of
+from halos_eval.reports.results import judge_of, real_scores
+from halos_eval.reports.shown import Shown, ShownParts, shown
+from halos_eval.reports.suite_rows import SuiteRows
+from halos_eval.reports.uncertainty import PERCENT, at_bound, bound_interval
+from halos_eval.storage import filesystem, layout
+from halos_eval.storage.records import Record, Score
+
+log = logging.getLogger(__name__)
+
+SCHEMA = "0.3.0"
+DATASET = "dataset:"
+"""Beginning of the names of data sets among a record's inputs."""
+LIBRARIES = {"harness": "lm-eval", "judge": "alpaca-eval"}
+NOT_IN_A_FOLDER = re.compile(r"[^A-Za-z0-9_.-]")
+
+
+def documents(root: str, suite: str, organization: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield path and document of each current result of a suite, of all its checkpoints.
+
+    A checkpoint is called ORGANIZATION/NAME. Results that are left out are logged with the reason. Raise BadInput if
+    the suite has no plan, or StoreError.
+    """
+    plans = filesystem.entries(filesystem.join(layout.plans_url(root), suite))
+    names = sorted(name.removesuffix(".json").replace("__", "/") for name in plans if name.endswith(".json"))
+    if not names:
+        raise BadInput(f"{root} contains no plan of {suite}: nothing has been evaluated there yet")
+    rows = SuiteRows(root, suite)
+    for name in names:
+        try:
+            found = shown(root, suite, name, rows)
+        except HalosEvalError as error:
+            log.warning("%s is left out: %s", name, error)
+            continue
+        for part in found.parts:
+            record, why = part.record, _why_not(part)
+            if record is None or why:
+                log.warning("%s, %s is left out: %s", name, part.part, why)
+            elif record.stage != "sample":
+                yield _path(suite, part, record, organization), document(suite, found, part, record, organization)
+
+
+def _why_not(part: Shown) -> str:
+    """Return why a part has no document; empty if it has one, or is no result with scores."""
+    if part.record and limit_of(part.record):
+        return f"a trial, limit {limit_of(part.record)}"
+    return part.reason
+
+
+def document(suite: str, found: ShownParts, part: Shown, record: Record, organization: str) -> dict[str, Any]:
+    """Return the document of one result."""
+    ended = str(int(record.provenance.ended.timestamp()))
+    model = f"{organization}/{layout.folder_name(found.checkpoint)}"
+    tools = record.identity.get("tools", {})
+    library = LIBRARIES[record.stage]
+    details = {"weights": record.checkpoint.digest} | {f"tag:{key}": value for key, value in found.tags.items()}
+    return {
+        "schema_version": SCHEMA,
+        "evaluation_id": f"{part.part}/{model}/{ended}",
+        "evaluation_timestamp": ended,
+        "retrieved_timestamp": ended,  # of the record, so that a second export writes the same
+        "source_metadata": {
+            "source_name": "halos-eval",
+            "source_type": "evaluation_run",
+            "source_organization_name": organization,
+            "evaluator_relationship": "first_party",
+            "additional_details": {"suite": suite, "fingerprint": record.fingerprint},
+        },
+        "eval_library": {"name": library.replace("-", "_"), "version": tools.get(library, "unknown")},
+        "model_info": {
+            "name": found.checkpoint,
+            "id": model,
+            "developer": organization,
+            "inference_engine": {"name": "vLLM", "version": tools["vllm"]} if "vllm" in tools else {},
+            "additional_details": details | {"deployment_type": "self_deployed", "model_availability": "unknown"},
+        },
+        "evaluation_results": [_result(record, score, ended) for score in real_scores(record)],
+    }
+
+
+def _result(record: Record, score: Score, ended: str) -> dict[str, Any]:
+    name = score.task if score.filter == "none" else f"{score.task}/{score.filter}"
+    extra = {"filter": score.filter} | ({"group": score.group} if score.group else {})
+    extra |= {"judge": judge} if (judge := judge_of(record)) else {}
+    extra |= {} if score.higher_is_better is not None else {"direction": "not stated by the tool"}
+    metric: dict[str, Any] = {
+        "metric_name": score.metric,
+        "lower_is_better": score.higher_is_better is False,
+        "additional_details": extra,
+    }
+    if score.metric in PERCENT:
+        metric |= {"metric_unit": "percent", "score_type": "continuous", "min_score": 0, "max_score": 100}
+    settings = {key: json.dumps(value) for key, value in record.identity.get("settings", {}).items()}
+    return {
+        "evaluation_result_id": f"{score.task}/{score.metric},{score.filter}",
+        "evaluation_name": name,
+        "source_data": _source(record, score.task),
+        "evaluation_timestamp": ended,
+        "metric_config": metric,
+        "score_details": {"score": score.value, "uncertainty": _uncertainty(record, score)},
+        "generation_config": {"additional_details": settings},
+    }
+
+
+def _uncertainty(record: Record, score: Score) -> dict[str, Any]:
+    """Return the standard error, or the interval of a score at its bound, whose error would be 0."""
+    one_task = len({one.task for one in record.scores if one.group is None}) == 1 and score.group is None
+    n = record.coverage.scored if one_task else None
+    found: dict[str, Any] = {"num_samples": n} if n else {}
+    if interval := bound_interval(score.metric, score.value, score.stderr, score.clusters or n):
+        bounds = {"lower": interval[0], "upper": interval[1], "confidence_level": 0.95, "method": "Wilson"}
+        found["confidence_interval"] = bounds
+    elif score.stderr is not None and not at_bound(score.value, score.stderr):
+        found["standard_error"] = {"value": score.stderr}
+    return found
+
+
+def _source(record: Record, task: str) -> Mapping[str, Any]:
+    """Return what the task reads: its repository on the hub if that is one, with the commit."""
+    inputs = record.provenance.inputs
+    found = {key.removeprefix(DATASET): value for key, value in inputs.items() if key.startswith(DATASET)}
+    if task == ALPACA_EVAL or len(found) != 1:
+        return {"dataset_name": task, "source_type": "other"}
+    ((name, revision),) = found.items()
+    repository = "/".join(name.split("/")[:2])  # the rest is the configuration
+    return {
+        "dataset_name": name,
+        "source_type": "hf_dataset",
+        "hf_repo": repository,
+        "additional_details": {"revision": revision},
+    }
+
+
+def _path(suite: str, part: Shown, record: Record, organization: str) -> str:
+    """Return data/COLLECTION/DEVELOPER/MODEL/UUID.json, as the receiver's validator expects it."""
+    words = [suite, part.part, organization, record.checkpoint.name, record.fingerprint, str(record.provenance.ended)]
+    own = UUID(bytes=hashlib.sha256("\n".join(words).encode()).digest()[:16], version=4)
+    collection = NOT_IN_A_FOLDER.sub("-", part.part)
+    return f"data/{collection}/{organization}/{layout.folder_name(record.checkpoint.name)}/{own}.json"
