@@ -13,7 +13,7 @@ from halos_eval.planning.plan import Plan
 from halos_eval.planning.progress import Overview
 from halos_eval.planning.prune import Found
 from halos_eval.reports.results import Cell, why_unavailable
-from halos_eval.reports.terminal import PlainConsole
+from halos_eval.reports.terminal import PlainConsole, plain
 from halos_eval.storage.manifest import Manifest
 from halos_eval.storage.records import Record
 
@@ -75,11 +75,11 @@ def show_checkpoints(
     for one in checkpoints:
         tags = ", ".join(f"{key}: {value}" for key, value in sorted(one.metadata.tags.items()))
         states = [str(found.progress[one.name].get(suite, "")) for suite in found.suites]
-        table.add_row(one.name, f"{one.registered:%Y-%m-%d %H:%M}" if one.registered else "", tags, *states)
+        table.add_row(one.name, f"{one.registered:%Y-%m-%d %H:%M}" if one.registered else "", plain(tags), *states)
     console = PlainConsole()
     console.print(table)
     for name, why in {**skipped, **found.unreadable}.items():
-        console.print(f"{name}: {why}", soft_wrap=True)
+        console.print(plain(f"{name}: {why}"), soft_wrap=True)
 
 
 def show_removals(found: Mapping[str, Found], deleted: bool) -> None:
@@ -87,12 +87,12 @@ def show_removals(found: Mapping[str, Found], deleted: bool) -> None:
     removals = [one for each in found.values() for one in each.removals]
     table = Table("removed" if deleted else "can be removed", Column("MB", justify="right"), "why")
     for one in removals:
-        table.add_row(one.url, f"{one.size / 1e6:.1f}", one.reason)
+        table.add_row(plain(one.url), f"{one.size / 1e6:.1f}", plain(one.reason))
     console = PlainConsole()
     if removals:
         console.print(table)
     for name, each in found.items():
         if each.kept:
-            console.print(f"{name}: {each.kept}", soft_wrap=True)
+            console.print(plain(f"{name}: {each.kept}"), soft_wrap=True)
     total = f"{len(removals)} items, {sum(one.size for one in removals) / 1e6:.1f} MB"
     print(f"{total} removed" if deleted else f"{total} can be removed. Run it with --delete to remove them")
