@@ -24,13 +24,13 @@ git archive HEAD LICENSE README.md pyproject.toml halos_eval | tar -x -C "$work"
 rm -f dist/.gitignore
 
 archive() { # NAME FOLDER PATH...: the paths of the commit, as from FOLDER
-    git -C "$2" archive --format=tar --prefix="$PREFIX" HEAD "${@:3}" | gzip -n9 > "dist/$1"
+    git -C "$2" archive --format=tar HEAD "${@:3}" | gzip -n9 > "dist/$1"
 }
 for image in airflow judge worker; do
     more=()
     if [[ $image == airflow ]]; then more=(dags plugins); fi
-    PREFIX="" archive "halos-eval-$image-$version-context.tar.gz" . \
+    archive "halos-eval-$image-$version-context.tar.gz" . \
         LICENSE README.md pyproject.toml halos_eval "images/$image" "${more[@]}"
 done
-PREFIX="" archive "halos-eval-$version.tgz" helm halos-eval
+archive "halos-eval-$version.tgz" helm halos-eval
 (cd dist && sha256sum -- * > SHA256SUMS && cat SHA256SUMS)

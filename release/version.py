@@ -1,7 +1,7 @@
 """The version: pyproject.toml has it, and this script writes it wherever files name it.
 
-    python3 release/version.py --check     fail if a file names another version
-    python3 release/version.py 0.2.0       write 0.2.0 everywhere, and end the section Unreleased of CHANGELOG.md
+python3 release/version.py --check     fail if a file names another version
+python3 release/version.py 0.2.0       write 0.2.0 everywhere, and end the section Unreleased of CHANGELOG.md
 """
 
 from __future__ import annotations

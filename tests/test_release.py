@@ -11,8 +11,8 @@ from pathlib import Path
 
 import helm_python
 import pytest
-from release import version
 
+from release import version
 from tests.helm.release import scenario
 
 ROOT = Path(__file__).parents[1]
@@ -32,8 +32,12 @@ def copy(tmp_path, monkeypatch):
 
 def test_every_file_has_the_version_of_the_package():
     assert version.others() == []
-    texts = {path.name: path.read_text() for path, pattern in version.places().items() if pattern.search(path.read_text())}
-    assert {"pyproject.toml", "Chart.yaml", "values.yaml", "gpu-values.yaml", "lab.yaml", "install-cluster.md"} <= set(texts)
+    texts = {
+        path.name: path.read_text() for path, pattern in version.places().items() if pattern.search(path.read_text())
+    }
+    assert {"pyproject.toml", "Chart.yaml", "values.yaml", "gpu-values.yaml", "lab.yaml", "install-cluster.md"} <= set(
+        texts
+    )
 
 
 @pytest.mark.parametrize("name", ["helm/halos-eval/Chart.yaml", "examples/lab.yaml", "docs/install-cluster.md"])
