@@ -34,7 +34,7 @@ WORKER_IMAGE = $(if $(filter file,$(origin WORKER)),cuda,$(WORKER))
 
 .PHONY: help demo preflight test test-all test-fast cluster-test cluster-test-all lint index bench-table bench-report \
     bench-judge bench-gpu-hours bench-parse bench-night docs up locks images \
-    $(IMAGES:%=image-%) clean
+    $(IMAGES:%=image-%) release clean
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -114,6 +114,9 @@ image-worker: BUILD_ARGS = --build-arg WORKER=$(WORKER_IMAGE) \
 $(IMAGES:%=image-%): image-%:
 	$(BUILD) -f images/$*/Dockerfile -t docker.io/halos-eval/$*:$(VERSION) --build-arg UV_VERSION=$(UV_VERSION) \
 	    --build-arg VERSION=$(VERSION) --build-arg COMMIT=$(COMMIT) $(BUILD_ARGS) .
+
+release: $(UV) ## the wheel, the images' contexts and the packaged chart of the current commit, in dist/
+	release/build.sh $(UV)
 
 clean: ## remove the environments (what was evaluated, in var/, stays)
 	rm -rf $(VENV)

@@ -32,6 +32,7 @@ from halos_eval.checkpoints.registry import (
 from halos_eval.errors import BadInput
 from halos_eval.storage import filesystem
 from halos_eval.storage.layout import original_part, safe_name
+from halos_eval.untrusted import parse_json
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -237,9 +238,9 @@ def _metadata(version: ModelVersion, model: RegisteredModel) -> Metadata:
     own: dict[str, Any] = {key: tags.pop(f"{OWN_TAG}{key}") for key in OWN if f"{OWN_TAG}{key}" in tags}
     try:
         if "stop" in own:
-            own["stop"] = json.loads(own["stop"])
+            own["stop"] = parse_json(own["stop"])
         return Metadata(**own, tags=tags)
-    except (ValidationError, json.JSONDecodeError) as error:
+    except ValueError as error:
         wrong = error.errors()[0]["loc"][0] if isinstance(error, ValidationError) else "stop"
         raise BadInput(
             f"tag {OWN_TAG}{wrong} is not valid ({error}); expected {EXPECTED.get(str(wrong), 'a text')}"

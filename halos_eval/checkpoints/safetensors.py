@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import struct
 from collections.abc import Iterator, Mapping
@@ -13,6 +12,7 @@ from halos_eval import hub
 from halos_eval.errors import BadInput, StoreError
 from halos_eval.storage import filesystem
 from halos_eval.storage.filesystem import Entry
+from halos_eval.untrusted import parse_json
 
 ADAPTER_CONFIG = "adapter_config.json"
 FIRST_READ = 64 * 1024  # bytes; most headers are shorter, so that one request is enough
@@ -72,10 +72,10 @@ def _header(url: str, size: int) -> tuple[int, Shapes]:
     if len(text) < length:
         text += read(url, len(start), 8 + length)
     try:
-        tensors = {name: tensor for name, tensor in json.loads(text).items() if name != "__metadata__"}
+        tensors = {name: tensor for name, tensor in parse_json(text).items() if name != "__metadata__"}
         ends = [int(tensor["data_offsets"][1]) for tensor in tensors.values()]
         shapes = {name: tuple(map(int, tensor.get("shape", ()))) for name, tensor in tensors.items()}
-    except (ValueError, AttributeError, LookupError, TypeError, RecursionError):
+    except (ValueError, AttributeError, LookupError, TypeError):
         return -1, {}
     return 8 + int(length) + max(ends, default=0), shapes
 
@@ -83,8 +83,8 @@ def _header(url: str, size: int) -> tuple[int, Shapes]:
 def read_json(url: str) -> dict[str, Any]:
     """Return the JSON object in a file. Raises BadInput if it contains none."""
     try:
-        document = json.loads(read(url))
-    except (ValueError, RecursionError) as error:
+        document = parse_json(read(url))
+    except ValueError as error:
         raise BadInput(f"{url} is not valid JSON ({error}). Save or download it again") from error
     if not isinstance(document, dict):
         raise BadInput(f"{url} is not a JSON object. Save or download it again")

@@ -6,7 +6,6 @@ from typing import Annotated
 
 from pydantic import BaseModel, Field
 from pydantic_settings import CliPositionalArg
-from rich.console import Console
 from rich.table import Column, Table
 
 from halos_eval.analysis.estimate import check_scipy
@@ -14,6 +13,7 @@ from halos_eval.config.policy import load_policy
 from halos_eval.config.settings import FROZEN, Settings
 from halos_eval.reports.compare import common_suite, compare
 from halos_eval.reports.comparison import Comparison, TaskComparison, Verdict, write_comparison
+from halos_eval.reports.terminal import PlainConsole
 
 EXIT_CODES = {
     Verdict.BETTER: 0,
@@ -75,7 +75,7 @@ def compare_checkpoints(config: CompareConfig) -> int:
 
 def show_comparison(found: Comparison) -> None:
     """Print a comparison as a table, with the items that changed most."""
-    console = Console(markup=False)
+    console = PlainConsole()
     shown = [title for title in TITLES if title in NARROW or console.width >= WIDE]
     columns = (Column(title, justify="left" if title in TEXTS else "right") for title in shown)
     table = Table(*columns, title=f"A {found.a}, B {found.b}")

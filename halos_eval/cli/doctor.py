@@ -16,6 +16,7 @@ from halos_eval.checkpoints.open_registry import open_registry
 from halos_eval.config.settings import FROZEN, Settings
 from halos_eval.errors import BadInput, EvaluationFailed, HalosEvalError
 from halos_eval.hub import cache_root
+from halos_eval.reports.terminal import plain_lines
 from halos_eval.stages.harness import sandbox
 from halos_eval.storage import filesystem
 
@@ -60,10 +61,10 @@ def report(checks: Checks) -> None:
     failed = 0
     for name, check in checks:
         try:
-            print(f"ok      {name}: {check()}", flush=True)
+            print(plain_lines(f"ok      {name}: {check()}"), flush=True)
         except (HalosEvalError, OSError) as error:
             failed += 1
-            print(f"FAILED  {name}: {error}", flush=True)
+            print(plain_lines(f"FAILED  {name}: {error}"), flush=True)
     if failed:
         raise BadInput(f"{failed} checks failed; expected none. Follow the lines above that begin with FAILED")
 

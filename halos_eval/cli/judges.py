@@ -7,7 +7,6 @@ from typing import Annotated
 
 from pydantic import BaseModel, Field
 from pydantic_settings import CliPositionalArg
-from rich.console import Console
 from rich.table import Column, Table
 
 from halos_eval.analysis.agreement import Agreement
@@ -15,6 +14,7 @@ from halos_eval.analysis.estimate import Estimate, check_scipy
 from halos_eval.config.settings import FROZEN, Settings
 from halos_eval.config.suite import load_suite
 from halos_eval.reports.judges import Change, Comparison, compare
+from halos_eval.reports.terminal import PlainConsole
 
 WIN_RATE = "alpacaeval_wr"
 
@@ -48,7 +48,7 @@ def judges(config: JudgesConfig) -> None:
     if config.json_output:
         print(found.model_dump_json(indent=2))
         return
-    console = Console(markup=False)
+    console = PlainConsole()
     console.print(_checkpoints(found))
     for line in _over_all(found):
         console.print(line, soft_wrap=True)

@@ -15,7 +15,6 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 from pydantic_settings import CliApp, CliSubCommand, SettingsError, get_subcommand
-from rich.console import Console
 
 from halos_eval.cli.commands import CheckpointsConfig, PlanConfig, PoolsConfig, checkpoints, plan
 from halos_eval.cli.compare import CompareConfig, compare_checkpoints
@@ -30,7 +29,7 @@ from halos_eval.config.settings import FROZEN
 from halos_eval.errors import BadInput, HalosEvalError
 from halos_eval.processes import NO_REPORTS
 from halos_eval.reports.summarize import SummarizeConfig, summarize
-from halos_eval.reports.terminal import Summary
+from halos_eval.reports.terminal import PlainConsole, Summary, plain
 from halos_eval.stages.fetch import FetchConfig, fetch
 from halos_eval.stages.harness.options import HarnessConfig, ScoreConfig
 from halos_eval.stages.harness.score import score
@@ -40,6 +39,7 @@ from halos_eval.stages.judge.stage import judge
 from halos_eval.stages.pack import PackConfig, pack
 from halos_eval.stages.sample import SampleConfig, sample
 from halos_eval.stages.serve import ServeConfig, serve
+from halos_eval.untrusted import HALF
 
 
 class HalosEval(BaseModel):
@@ -122,6 +122,8 @@ def run(argv: list[str]) -> int:
     # Kubernetes and Airflow end a process with SIGTERM. Raise, so that finished work is saved.
     signal.signal(signal.SIGTERM, _terminate)
     try:
+        if wrong := [word for word in argv if HALF.search(word)]:
+            raise BadInput(f"the argument {wrong[0]!r} is not valid UTF-8. Rename what it names")
         command = get_subcommand(CliApp.run(HalosEval, cli_args=argv or ["--help"]), cli_exit_on_error=False)
         return _dispatch(command)
     except ValidationError as error:
@@ -140,7 +142,7 @@ def _terminate(number: int, frame: FrameType | None) -> None:
 
 
 def _fail(error: HalosEvalError) -> int:
-    message = " ".join(str(error).split())  # one line, even if a library's message has several
+    message = plain(" ".join(str(error).split()))  # one line, even if a library's message has several
     print(f"halos-eval: {type(error).__name__}: {message}", file=sys.stderr)
     return error.exit_code
 
@@ -165,7 +167,7 @@ def _dispatch(command: object) -> int:
         case ScoreConfig():
             show_record(score(command))
         case SummarizeConfig():
-            Console().print(Summary(summarize(command), command.output))
+            PlainConsole().print(Summary(summarize(command), command.output))
             print(f"summary: {command.output}")
         case PoolsConfig():
             print(json.dumps(load_cluster().pools.document(), indent=2))

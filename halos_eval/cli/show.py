@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from rich.console import Console
 from rich.table import Column, Table
 
 from halos_eval.checkpoints.registry import Checkpoint
@@ -14,7 +13,7 @@ from halos_eval.planning.plan import Plan
 from halos_eval.planning.progress import Overview
 from halos_eval.planning.prune import Found
 from halos_eval.reports.results import Cell, why_unavailable
-from halos_eval.reports.terminal import plain
+from halos_eval.reports.terminal import PlainConsole, plain
 from halos_eval.storage.manifest import Manifest
 from halos_eval.storage.records import Record
 
@@ -26,7 +25,7 @@ def show_record(record: Record) -> None:
         error = Cell(score.value, score.stderr).shown_stderr
         stderr = "" if error is None else f"{error:.4f}"
         table.add_row(score.task, score.metric, score.filter, f"{score.value:.4f}", stderr)
-    console = Console(markup=False)
+    console = PlainConsole()
     if record.scores:
         console.print(table)
     for metric, reason in record.missing.items():
@@ -49,7 +48,7 @@ def show_manifest(manifest: Manifest) -> None:
             sizes[key] = sizes.get(key, 0) + item.bytes
         for (need, revision), size in sizes.items() or {("nothing from the hub", ""): 0}.items():
             table.add_row(part, need, revision[:12], f"{size / 1e6:.1f}")
-    Console(markup=False).print(table)
+    PlainConsole().print(table)
 
 
 def show_plan(plan: Plan, packing: Packing, cost: Cost, over: str | None) -> None:
@@ -57,7 +56,7 @@ def show_plan(plan: Plan, packing: Packing, cost: Cost, over: str | None) -> Non
     table = Table("", "stage", "task", "fingerprint", "why", title=f"{plan.suite} on {plan.checkpoint.name}")
     for job in plan.jobs:
         table.add_row("done" if job.done else "run", job.stage, job.task or job.label or "", job.fingerprint, job.why)
-    console = Console(markup=False)
+    console = PlainConsole()
     console.print(table)
     for part, reason in plan.unavailable.items():
         console.print(f"{part} is {why_unavailable(reason)}", soft_wrap=True)
@@ -77,7 +76,7 @@ def show_checkpoints(
         tags = ", ".join(f"{key}: {value}" for key, value in sorted(one.metadata.tags.items()))
         states = [str(found.progress[one.name].get(suite, "")) for suite in found.suites]
         table.add_row(one.name, f"{one.registered:%Y-%m-%d %H:%M}" if one.registered else "", plain(tags), *states)
-    console = Console(markup=False)
+    console = PlainConsole()
     console.print(table)
     for name, why in {**skipped, **found.unreadable}.items():
         console.print(plain(f"{name}: {why}"), soft_wrap=True)
@@ -89,7 +88,7 @@ def show_removals(found: Mapping[str, Found], deleted: bool) -> None:
     table = Table("removed" if deleted else "can be removed", Column("MB", justify="right"), "why")
     for one in removals:
         table.add_row(plain(one.url), f"{one.size / 1e6:.1f}", plain(one.reason))
-    console = Console(markup=False)
+    console = PlainConsole()
     if removals:
         console.print(table)
     for name, each in found.items():

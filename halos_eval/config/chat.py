@@ -5,13 +5,13 @@ The names are those of lm_eval and vLLM. Lists and mappings are JSON on a comman
 
 from __future__ import annotations
 
-import json
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, model_validator
 from pydantic_settings import NoDecode
 
 from halos_eval.config.settings import FROZEN
+from halos_eval.untrusted import parse_json
 
 SWITCHES = ("enable_thinking", "thinking")
 """Arguments by which chat templates turn thinking on or off (Qwen3, ...; DeepSeek V3.1, Granite, ...)."""
@@ -24,7 +24,7 @@ Scalar = bool | int | float | str
 
 def _json_object(value: Any) -> Any:
     try:
-        return json.loads(value) if isinstance(value, str) else value
+        return parse_json(value) if isinstance(value, str) else value
     except ValueError:
         raise ValueError('expected a JSON object, such as {"enable_thinking": true}') from None
 

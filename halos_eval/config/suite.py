@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from contextlib import suppress
 from pathlib import Path
@@ -18,6 +17,7 @@ from halos_eval.config.settings import FROZEN, Settings
 from halos_eval.config.yaml_file import parse_yaml, validated
 from halos_eval.errors import BadInput
 from halos_eval.shipped import shipped
+from halos_eval.untrusted import parse_json
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 ALPACA_EVAL = "alpaca_eval"
@@ -31,7 +31,7 @@ JUDGE_LABEL = r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}"
 
 def _json_list(value: Any) -> Any:
     try:
-        return json.loads(value) if isinstance(value, str) else value
+        return parse_json(value) if isinstance(value, str) else value
     except ValueError:
         raise ValueError('expected a JSON list, such as ["###"]') from None
 

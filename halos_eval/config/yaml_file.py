@@ -10,6 +10,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from halos_eval.errors import BadInput, describe
+from halos_eval.untrusted import HALF
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -40,6 +41,15 @@ class _TextTags(yaml.SafeLoader):
                 tags = [(self._text(name), self._text(tag)) for name, tag in value.value]
                 node.value[position] = (key, yaml.MappingNode(value.tag, tags, value.start_mark, value.end_mark))
         return super().construct_mapping(node, deep)
+
+    def construct_scalar(self, node: yaml.ScalarNode | yaml.MappingNode) -> Any:
+        """Return a scalar with whole characters. JSON, which is YAML too, has two escapes for one emoji."""
+        found = super().construct_scalar(node)
+        try:
+            return found.encode("utf-16", "surrogatepass").decode("utf-16") if HALF.search(str(found)) else found
+        except UnicodeDecodeError:
+            words = "half a character, which no text can have. Replace it"
+            raise yaml.constructor.ConstructorError(None, None, words, node.start_mark) from None
 
     def _text(self, node: yaml.Node) -> yaml.Node:
         if node.tag not in self.TYPES:

@@ -6,7 +6,6 @@ that ships with this package. Other names are paths of files.
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import Any, Literal
@@ -20,6 +19,7 @@ from halos_eval.errors import BadInput, DataUnavailable
 from halos_eval.hub import hub_errors
 from halos_eval.shipped import shipped
 from halos_eval.storage.manifest import Manifest
+from halos_eval.untrusted import parse_json
 
 LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 HUB_REPO = "tatsu-lab/alpaca_eval"
@@ -98,7 +98,7 @@ def hub_file(filename: str, revision: str | None = None) -> tuple[Path, str]:
 
 def _parse(data: bytes, name: str) -> list[dict[str, Any]]:
     try:
-        rows = json.loads(data)
+        rows = parse_json(data)
     except ValueError as error:
         raise BadInput(f"{name} is not valid JSON ({error}); expected a list of objects with 'instruction'") from error
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):

@@ -6,7 +6,6 @@ Only the files that a record names are read, and they must have its digest.
 from __future__ import annotations
 
 import gzip
-import json
 import zlib
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
@@ -17,6 +16,7 @@ from halos_eval.stages.harness.clusters import cluster_of
 from halos_eval.storage import filesystem, layout
 from halos_eval.storage.records import Record, readable_record
 from halos_eval.storage.result_files import plain_name
+from halos_eval.untrusted import parse_json
 
 SAMPLES = "samples/"
 ANNOTATIONS = "annotations.json"
@@ -59,7 +59,7 @@ def items_of(url: str, record: Record, task: str | None = None) -> Iterator[Item
         try:
             lines = gzip.decompress(data).splitlines()
             for line in lines:
-                yield _item(of, "" if of == record.task else f"{of}/", json.loads(line))
+                yield _item(of, "" if of == record.task else f"{of}/", parse_json(line))
         except (OSError, EOFError, zlib.error, ValueError, LookupError, TypeError, AttributeError) as error:
             raise StoreError(f"{file} has no readable samples ({error}). Run this task again") from error
 
@@ -96,7 +96,7 @@ def _rows(url: str, record: Record, plain: str) -> list[dict[str, Any]]:
     name = next((name for name in record.files if plain_name(name) == plain), plain)
     file, data = _named(url, record, name)
     try:
-        rows = json.loads(data)
+        rows = parse_json(data)
     except ValueError as error:
         raise StoreError(f"{file} is not JSON ({error}). Run this stage again") from error
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):

@@ -10,8 +10,10 @@ from collections.abc import Sequence
 
 from halos_eval.reports.results import Cell
 
-# Characters that end a code span or a table cell. Dialects differ in how to escape them, so they are replaced.
-LOOKALIKES = str.maketrans({"`": "'", "|": "¦"})
+# Characters that end a code span or a table cell, and those of mentions and links, which Apprise finds in code spans
+# as well: "<!channel>" would become a mention in Slack, "@everyone" one in Discord. Dialects differ in how to escape
+# them, so they are replaced.
+LOOKALIKES = str.maketrans({"`": "'", "|": "¦", "<": "‹", ">": "›", "@": "＠"})  # noqa: RUF001
 
 
 def code(text: str, longest: int = 300) -> str:

@@ -6,6 +6,7 @@ The CSV has all checkpoints. A terminal has about 80 columns, and reasons are lo
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, RenderResult
@@ -48,7 +49,7 @@ class Summary:
             table.add_row(*map(Text, [title, *cells[: len(widths)]]))
         yield table
         if hidden := len(self.names) - len(widths):
-            yield Text(f"{hidden} more checkpoint{'s' if hidden > 1 else ''}: see {self.csv}")
+            yield Text(f"{hidden} more checkpoint{'s' if hidden > 1 else ''}: see {plain(self.csv)}")
         yield from self._reasons()
 
     def _rows(self) -> Iterator[tuple[str, list[str]]]:
@@ -61,12 +62,12 @@ class Summary:
                 if shown := SPECIAL[column]:
                     yield column, [shown(row) for row in self.rows]
             elif any(column in row.cells for row in self.rows):
-                yield column, [_cell(row.cells.get(column)) for row in self.rows]
+                yield plain(column), [_cell(row.cells.get(column)) for row in self.rows]
             elif any(column in row.counts for row in self.rows):
-                yield column, [str(row.counts.get(column, "")) for row in self.rows]
+                yield plain(column), [str(row.counts.get(column, "")) for row in self.rows]
             elif column.startswith(labelled(JUDGE, "")):
                 label = column.removeprefix(labelled(JUDGE, ""))
-                yield column, [plain(row.judges.get(label, "")) for row in self.rows]
+                yield plain(column), [plain(row.judges.get(label, "")) for row in self.rows]
 
     def _reasons(self) -> Iterator[Table | Text]:
         """Yield one item per reason, because checkpoints of one suite often share it."""
@@ -84,9 +85,28 @@ class Summary:
             yield items
 
 
+class PlainConsole(Console):
+    """A console that prints text as it is, but for control characters: no markup, no emoji codes, no escapes.
+
+    Names, reasons and answers come from files of other people, and a terminal would execute their escapes.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(markup=False, emoji=False, **options)
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """Return ``text`` for the terminal. Rich calls this for every string that it prints, also in tables."""
+        return super().render_str(plain_lines(text), **options)
+
+
 def plain(text: str) -> str:
     """Return ``text`` without control characters, which a terminal would execute."""
     return "".join(char if char.isprintable() else "?" for char in text)
+
+
+def plain_lines(text: str) -> str:
+    """Return ``text`` as ``plain`` does, with its ends of lines."""
+    return "\n".join(map(plain, text.split("\n")))
 
 
 def _fitting(names: Sequence[str], rows: Sequence[Sequence[str]], space: int) -> list[int]:

@@ -13,6 +13,8 @@ from halos_eval.errors import BadInput
 from halos_eval.hub import switch_off
 from halos_eval.storage.manifest import Manifest, read_manifest
 
+LONGEST_ARGUMENT = 131_071
+"""Bytes of one argument that Linux takes (MAX_ARG_STRLEN)."""
 (POSITIONAL,) = CliPositionalArg[str].__metadata__  # type: ignore[attr-defined]
 
 
@@ -58,7 +60,8 @@ def load_manifest(url: str | None) -> Manifest | None:
 def argv_of(config: BaseModel) -> list[str]:
     """Return the arguments for a command line: options that differ from their defaults, then the positional one.
 
-    ``--`` comes before the positional argument, so that a value that starts with a dash is not read as an option.
+    ``--`` comes before the positional argument, so that a value that starts with a dash is not read as an option. Raise
+    BadInput for a value that no command line can have.
     """
     words: list[str] = []
     positional: list[str] = []
@@ -76,7 +79,19 @@ def argv_of(config: BaseModel) -> list[str]:
             words.append(f"--{option}={json.dumps(value)}")  # commas in an item would split it otherwise
         else:
             words.append(f"--{option}={value}")
-    return [*words, "--", *positional]
+    return list(map(_passable, [*words, "--", *positional]))
+
+
+def _passable(word: str) -> str:
+    """Return an argument. Raise BadInput for one that no program can be started with."""
+    size = len(word.encode(errors="surrogatepass"))
+    if "\0" in word or size > LONGEST_ARGUMENT:
+        what = "a NUL character" if "\0" in word else f"{size} bytes"
+        raise BadInput(
+            f"the argument {word[:60]!r} has {what}; expected at most {LONGEST_ARGUMENT} bytes without NUL. Correct "
+            "this value in the suite, or in the checkpoint's metadata"
+        )
+    return word
 
 
 class ModelConfig(StageConfig):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, Literal, TypeVar, get_args
@@ -12,6 +11,7 @@ from pydantic import BaseModel, Field, ValidationError
 from halos_eval.config.settings import FROZEN
 from halos_eval.errors import StoreError, describe
 from halos_eval.storage import filesystem
+from halos_eval.untrusted import parse_json
 
 StageName = Literal["sample", "judge", "harness"]
 Model = TypeVar("Model", bound=BaseModel)
@@ -186,7 +186,7 @@ def _is_newer(data: bytes, kind: type[BaseModel]) -> bool:
     """Return whether a document has a higher version than those that ``kind`` can be."""
     known = get_args(kind.model_fields["version"].annotation) if "version" in kind.model_fields else ()
     try:
-        found = json.loads(data)["version"]
+        found = parse_json(data)["version"]
     except (ValueError, LookupError, TypeError):
         return False
     return isinstance(found, int) and found > max(known, default=found)

@@ -207,7 +207,7 @@ def test_words_of_others_stand_in_code_spans(root, evaluated):
     words = "`<script>` | *b*\n\n# h <!channel> {{ conn.x }}"
     evaluated("kto", gsm8k=("Error", words))
     message = compose(TITLE, selection("kto", left_out={words: words}), {"run-kto": "failed"}, root)
-    shown = "'<script>' ¦ *b* # h <!channel> {{ conn.x }}"
+    shown = "'\u2039script\u203a' ¦ *b* # h \u2039!channel\u203a {{ conn.x }}"
     assert section(message.body, "Failed or missing, and why") == [
         f"- `kto` (`quick`, run `run-kto`): `gsm8k: Error: {shown}`"
     ]

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 from urllib.parse import quote, urlencode, urlsplit, urlunsplit
 
 from halos_eval.stages.judge.endpoint import Endpoint
+from halos_eval.untrusted import parse_json, whole_json
 
 if TYPE_CHECKING:
     from aiohttp import ClientSession
@@ -36,7 +37,7 @@ class Reply(NamedTuple):
 
     def body(self) -> Any:
         """Return the JSON document. Raise ValueError if it is none."""
-        return json.loads(self.data)
+        return whole_json(parse_json(self.data))
 
     def error(self) -> tuple[str | None, str]:
         """Return the vendor's code of an error, and its message with the status."""

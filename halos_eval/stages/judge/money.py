@@ -7,17 +7,23 @@ from typing import Any
 from halos_eval.config.judge import Judge
 from halos_eval.config.prices import Tokens
 
+MOST = 10**9
+"""Tokens of one answer, from which on a count is an error of the endpoint."""
+
 
 def tokens_of(usage: dict[str, Any] | None) -> Tokens | None:
     """Return the tokens that an endpoint counted; None if it counted none.
 
-    Hidden reasoning is a part of the completion, except at vendors whose total shows that it comes on top.
+    Hidden reasoning is a part of the completion, except at vendors whose total shows that it comes on top. Raise
+    LookupError, TypeError for a usage of another form.
     """
     if usage is None:
         return None
     cached = _detail(usage, "prompt_tokens_details", "cached_tokens")
     reasoning = _detail(usage, "completion_tokens_details", "reasoning_tokens")
     prompt, completion = usage["prompt_tokens"], usage["completion_tokens"]
+    if not all(type(count) is int and 0 <= count < MOST for count in (prompt, completion)):
+        raise TypeError("the usage has no counts of tokens")
     if reasoning and usage.get("total_tokens") == prompt + completion + reasoning:
         completion += reasoning
     return Tokens(prompt, completion, min(cached, prompt), min(reasoning, completion))
@@ -25,7 +31,7 @@ def tokens_of(usage: dict[str, Any] | None) -> Tokens | None:
 
 def _detail(usage: dict[str, Any], group: str, name: str) -> int:
     count = (usage.get(group) or {}).get(name)
-    return count if isinstance(count, int) and count > 0 else 0
+    return count if isinstance(count, int) and 0 < count < MOST else 0
 
 
 class Bill:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,6 +12,7 @@ from halos_eval.stages.thinking import LEAST_ENDED
 from halos_eval.storage import filesystem, layout
 from halos_eval.storage.records import Record, read_record
 from halos_eval.storage.result_files import plain_name
+from halos_eval.untrusted import parse_json
 
 
 def find_outputs(url: str) -> tuple[str, bytes, Record | None]:
@@ -64,7 +64,7 @@ def _content(url: str) -> bytes | None:
 def read_outputs(url: str, data: bytes) -> list[dict[str, Any]]:
     """Return the rows of the outputs at ``url``. Raise BadInput."""
     try:
-        rows = json.loads(data)
+        rows = parse_json(data)
     except ValueError as error:
         raise BadInput(f"{url} is not valid JSON ({error}); expected a file that `halos-eval sample` wrote") from error
     if not isinstance(rows, list) or not rows:

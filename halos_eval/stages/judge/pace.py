@@ -7,10 +7,13 @@ then on requests are spaced at the rate that was accepted so far, which rises ag
 from __future__ import annotations
 
 import asyncio
+import math
 import re
 import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from operator import mul
+from typing import cast
 
 START = 24
 """Requests at a time before the first answer."""
@@ -19,6 +22,8 @@ FASTER, SLOWER = 0.998, 1.1
 LONGEST_WAIT = 60.0
 """Seconds without a request after a 429 that names no time."""
 DURATION = re.compile(r"(?:(\d+)h)?(?:(\d+)m(?!s))?(?:([\d.]+)s)?(?:([\d.]+)ms)?")
+UNITS = (3600, 60, 1, 0.001)
+"""Seconds of the parts of ``DURATION``."""
 
 
 class Pace:
@@ -70,7 +75,9 @@ class Pace:
     def throttled(self, sent: float, retry_after: float | None) -> None:
         """Note a 429 for the request of the time ``sent``. Those sent before the last 429 teach nothing new."""
         now = time.monotonic()
-        wait = min(2.0**self._refused, LONGEST_WAIT) if retry_after is None else retry_after
+        # "Retry-After: 0" is taken once: an endpoint that goes on with it would get requests without a pause.
+        named = retry_after is not None and (retry_after > 0 or not self._refused)
+        wait = cast(float, retry_after) if named else min(2.0**self._refused, LONGEST_WAIT)
         if sent >= self._began:
             self._refused += 1
             if self._accepted:
@@ -85,10 +92,9 @@ class Pace:
 def seconds_to_wait(headers: Mapping[str, str]) -> float | None:
     """Return how long headers ask to wait: Retry-After, or until the vendor's empty budget is full again."""
     for name, unit in {"retry-after-ms": 1000, "retry-after": 1}.items():
-        try:
-            return max(float(headers.get(name, "")) / unit, 0)
-        except ValueError:
-            continue  # absent, or a date, which no vendor of models sends
+        seconds = _number(headers.get(name, ""))  # None: absent, or a date, which no vendor of models sends
+        if seconds is not None:
+            return max(seconds / unit, 0)
     waits = [
         _duration(headers.get(f"x-ratelimit-reset-{kind}", ""))
         for kind in ("requests", "tokens")
@@ -102,5 +108,14 @@ def _duration(text: str) -> float | None:
     found = DURATION.fullmatch(text) if text else None
     if found is None:
         return None
-    hours, minutes, seconds, milliseconds = (float(number or 0) for number in found.groups())
-    return hours * 3600 + minutes * 60 + seconds + milliseconds / 1000
+    numbers = [_number(number or "0") for number in found.groups()]
+    return None if None in numbers else sum(map(mul, cast(list[float], numbers), UNITS))
+
+
+def _number(text: str) -> float | None:
+    """Return a finite number; None for anything else."""
+    try:
+        found = float(text)
+    except ValueError:
+        return None
+    return found if math.isfinite(found) else None

@@ -20,7 +20,7 @@ RETRIES = 8  # with exponential back-off: half a minute if each is refused at on
 TIMEOUT_RETRIES = 2  # an endpoint may bill a request that nobody waited for
 UNREADABLE_RETRIES = 4
 RATE_LIMIT_PATIENCE_SECONDS = 900.0
-"""How long the endpoint may answer nothing but 429."""
+"""How long the endpoint may answer nothing but 429, and ask to wait."""
 NO_ANSWER = "status 200 with a body that is not a valid answer"
 
 
@@ -48,6 +48,8 @@ class Sender:
                 failures[failed.kind] = failures.get(failed.kind, 0) + 1
                 if failures[failed.kind] > min(self.retries, failed.retries):
                     raise Incomplete(f"{self.endpoint.place}: {failed}") from None
+                if failed.wait is not None and failed.wait > RATE_LIMIT_PATIENCE_SECONDS:
+                    raise Incomplete(f"{self.endpoint.place} asks to wait {failed.wait:.0f} s: {failed}") from None
                 await asyncio.sleep(failed.wait if failed.wait is not None else _back_off(sum(failures.values())))
                 continue
             if found is not None:
@@ -141,6 +143,8 @@ def read_body(body: dict[str, Any]) -> dict[str, Any]:
         text = message["function_call"]["arguments"]
     if message.get("tool_calls"):
         text = message["tool_calls"][0]["function"]["arguments"]
+    if not isinstance(text, str) or not isinstance(choice.get("logprobs") or {}, dict):
+        raise TypeError("the answer has another form than documented")
     return {
         "finish_reason": None,
         "logprobs": None,
@@ -148,6 +152,10 @@ def read_body(body: dict[str, Any]) -> dict[str, Any]:
         "text": text,
         "error": None,
         "usage": tokens_of(body.get("usage")),
-        "model": body.get("model"),
-        "system_fingerprint": body.get("system_fingerprint"),
+        "model": _text(body.get("model")),
+        "system_fingerprint": _text(body.get("system_fingerprint")),
     }
+
+
+def _text(value: Any) -> str | None:
+    return value if isinstance(value, str) else None

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from halos_eval.errors import Incomplete, JudgeRefused
 from halos_eval.stages.judge.endpoint import Endpoint
 from halos_eval.stages.judge.sending import body_of, read_body
+from halos_eval.untrusted import parse_json, whole_json
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
@@ -98,7 +99,7 @@ class Vendor:
         found: dict[str, dict[str, Any]] = {}
         for text in content.content.splitlines():  # bytes: in text, U+2028 would end a line as well
             try:
-                item = json.loads(text)
+                item = whole_json(parse_json(text))
                 if item["response"]["status_code"] == 200:
                     found.setdefault(str(item["custom_id"]), read_body(item["response"]["body"]))
             except (ValueError, LookupError, TypeError, AttributeError):

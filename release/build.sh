@@ -1,0 +1,36 @@
+#!/usr/bin/env bash
+# What `make release` runs: the wheel, the contexts of the images and the packaged chart of the current commit, in dist/.
+# The same commit gives the same bytes. `helm package` would write the time into the chart, so git makes the archive.
+set -euo pipefail
+uv=${1:?usage: release/build.sh UV}
+cd "$(dirname "$0")/.."
+
+version=$(sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
+if [[ -n $(git status --porcelain) ]]; then
+    echo "release: there are uncommitted changes; expected a clean checkout. Commit or remove them" >&2
+    exit 1
+fi
+python3 release/version.py --check
+SOURCE_DATE_EPOCH=$(git log -1 --format=%ct)
+export SOURCE_DATE_EPOCH
+rm -rf dist
+mkdir dist
+
+# Offline: uv contains its build backend. From the commit, so that no file that git ignores gets in.
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+git archive HEAD LICENSE README.md pyproject.toml halos_eval | tar -x -C "$work"
+"$uv" build -q --offline --wheel --out-dir dist "$work"
+rm -f dist/.gitignore
+
+archive() { # NAME FOLDER PATH...: the paths of the commit, as from FOLDER
+    git -C "$2" archive --format=tar HEAD "${@:3}" | gzip -n9 > "dist/$1"
+}
+for image in airflow judge worker; do
+    more=()
+    if [[ $image == airflow ]]; then more=(dags plugins); fi
+    archive "halos-eval-$image-$version-context.tar.gz" . \
+        LICENSE README.md pyproject.toml halos_eval "images/$image" "${more[@]}"
+done
+archive "halos-eval-$version.tgz" helm halos-eval
+(cd dist && sha256sum -- * > SHA256SUMS && cat SHA256SUMS)

@@ -1,0 +1,121 @@
+"""A release: one version everywhere, and the same bytes from the same commit."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import tarfile
+import zipfile
+from pathlib import Path
+
+import helm_python
+import pytest
+
+from release import version
+from tests.helm.release import scenario
+
+ROOT = Path(__file__).parents[1]
+IMAGES = ["airflow", "judge", "worker"]
+
+
+@pytest.fixture
+def copy(tmp_path, monkeypatch):
+    """A copy of the files that name the version."""
+    for path in (*version.places(), ROOT / "CHANGELOG.md"):
+        there = tmp_path / path.relative_to(ROOT)
+        there.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, there)
+    monkeypatch.setattr(version, "ROOT", tmp_path)
+    return tmp_path
+
+
+def test_every_file_has_the_version_of_the_package():
+    assert version.others() == []
+    texts = {
+        path.name: path.read_text() for path, pattern in version.places().items() if pattern.search(path.read_text())
+    }
+    assert {"pyproject.toml", "Chart.yaml", "values.yaml", "gpu-values.yaml", "lab.yaml", "install-cluster.md"} <= set(
+        texts
+    )
+
+
+@pytest.mark.parametrize("name", ["helm/halos-eval/Chart.yaml", "examples/lab.yaml", "docs/install-cluster.md"])
+def test_another_version_is_found(copy, name):
+    path = copy / name
+    path.write_text(path.read_text().replace(version.version(), "9.9.9"))
+    assert {f"{name}: 9.9.9"} == set(version.others())
+
+
+def test_a_release_is_written_everywhere_and_ends_the_section_unreleased(copy):
+    before = version.version()
+    version.main("7.8.9")
+    assert (version.version(), version.others()) == ("7.8.9", [])
+    for path in version.places():
+        assert not re.search(rf"halos-eval/\w+:{re.escape(before)}|halos_eval-{re.escape(before)}", path.read_text())
+    assert re.search(r"\n## Unreleased\n\n## 7\.8\.9 \(\d{4}-\d\d-\d\d\)\n\n- ", (copy / "CHANGELOG.md").read_text())
+
+
+@pytest.mark.parametrize("argument", ["", "1.2", "v1.2.3", "--help"])
+def test_what_is_no_version(copy, argument):
+    with pytest.raises(SystemExit, match="expected three numbers"):
+        version.main(argument)
+
+
+@pytest.fixture(scope="module")
+def released(tmp_path_factory):
+    """The dist/ of two releases of the current commit, in two clones."""
+    uv = ROOT / ".venv" / "uv" / "bin" / "uv"
+    if not uv.is_file() or not (ROOT / ".git").exists():
+        pytest.skip("needs git's history and .venv/uv: `make release` makes them")
+    folders = []
+    for name in ("one", "two"):
+        clone = tmp_path_factory.mktemp(name) / "halos-eval"
+        subprocess.run(["git", "clone", "-q", "--no-hardlinks", ROOT, clone], check=True)
+        subprocess.run([clone / "release" / "build.sh", uv], check=True, capture_output=True)
+        folders.append(clone / "dist")
+    return folders
+
+
+@pytest.mark.real
+def test_two_releases_of_a_commit_are_the_same_bytes(released):
+    one, two = ({path.name: path.read_bytes() for path in folder.iterdir()} for folder in released)
+    number = version.version()
+    assert one == two
+    assert one.keys() == {
+        f"halos_eval-{number}-py3-none-any.whl", f"halos-eval-{number}.tgz", "SHA256SUMS",
+        *(f"halos-eval-{image}-{number}-context.tar.gz" for image in IMAGES),
+    }  # fmt: skip
+    subprocess.run(["sha256sum", "--check", "--strict", "SHA256SUMS"], cwd=released[0], check=True, capture_output=True)
+
+
+@pytest.mark.real
+def test_the_packaged_chart_is_the_chart(released):
+    package = released[0] / f"halos-eval-{version.version()}.tgz"
+    assert helm_python.lint(package, scenario("minimal"), strict=True)["errors"] == []
+    with helm_python.Chart.load_archive(package.read_bytes()) as chart:
+        assert (chart.name, chart.version) == ("halos-eval", version.version())
+        files = chart.render(scenario("minimal"), name="halos-eval", namespace="evaluation")
+    with helm_python.Chart.load(ROOT / "helm" / "halos-eval") as chart:
+        assert files == chart.render(scenario("minimal"), name="halos-eval", namespace="evaluation")
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("image", IMAGES)
+def test_a_context_has_what_its_dockerfile_copies(released, image):
+    with tarfile.open(released[0] / f"halos-eval-{image}-{version.version()}-context.tar.gz") as context:
+        names = context.getnames()
+        dockerfile = context.extractfile(f"images/{image}/Dockerfile").read().decode()
+    copied = [word for line in re.findall(r"(?m)^COPY (?!--)(.*) \S+$", dockerfile) for word in line.split()]
+    assert len(copied) > 3
+    for word in copied:
+        assert any(name == word or name.startswith(re.split(r"[$*]", word)[0]) for name in names), word
+    assert not [name for name in names if ".git" in name or "__pycache__" in name or name.startswith("tests")]
+
+
+@pytest.mark.real
+def test_the_wheel_has_the_package_and_its_files(released):
+    with zipfile.ZipFile(released[0] / f"halos_eval-{version.version()}-py3-none-any.whl") as wheel:
+        names = wheel.namelist()
+    assert "halos_eval/shipped/suites/halos.yaml" in names
+    assert not [name for name in names if "__pycache__" in name or name.startswith("tests")]

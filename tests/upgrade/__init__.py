@@ -1,0 +1,1 @@
+"""What the version before has written works with this one."""
