@@ -114,20 +114,12 @@ def test_a_gated_set_without_a_token_costs_its_own_cell_only(lab, first):
     with lab.hub():
         run_id = lab.trigger(checkpoint=CHECKPOINT, suite="offline")
         state, tasks = lab.finish(run_id)
-    assert state == tasks["verdict", -1] == "failed"
-    assert {name: one for name, one in tasks.items() if name[0] not in {"verdict", "harness"}} == {
-        ("prepare", -1): "success",
-        ("fetch", -1): "success",
-        ("plan", -1): "success",
-        ("sampling", -1): "success",
-        ("sample", "0"): "success",
-        ("judge", -1): "success",
-        ("summarize", -1): "success",
-    }
+    assert state == "failed"
+    assert [name for name, one in tasks.items() if one not in {"success", "skipped"}] == [("verdict", -1)]
     assert ("harness", "bbh_likelihood") not in tasks
     assert f"missing: bbh_likelihood (unavailable: {REASON})" in lab.log(run_id, "verdict")
     row = lab.row()
-    assert row["status"] == f"bbh_likelihood: unavailable: {REASON}"
+    assert row["status"] == f"bbh_likelihood: unavailable: {REASON}; trial: limit 2"
     assert row["gsm8k_likelihood-acc"]
     assert "avg" not in row
 
