@@ -192,7 +192,7 @@ def test_the_shape(dag):
         "prepare": {"fetch", "plan"},
         "fetch": {"plan"},
         "plan": {"sampling", "coding", "judging", "packing", "harness", "summarize", "verdict"},
-        "packing": {"pack"},
+        "packing": {"pack", "summarize"},
         "pack": {"summarize"},
         "coding": {"code.harness", "code.score"},
         "code.harness": {"code.score"},
