@@ -1,13 +1,17 @@
-"""What strangers write: JSON documents of any depth, and text with characters that UTF-8 cannot encode."""
+"""What strangers write: JSON documents of any depth, text that UTF-8 cannot encode, cells that are formulas."""
 
 from __future__ import annotations
 
 import json
 import re
-from typing import Any
+from typing import Any, TypeVar
 
 HALF = re.compile("[\ud800-\udfff]")
 """Half a character. JSON and names of files may contain one; files, databases and terminals take none."""
+
+FORMULA = ("=", "+", "-", "@", "\t", "\n")
+"""Beginnings of text that a spreadsheet takes for a formula."""
+Cell = TypeVar("Cell")
 
 
 def parse_json(data: str | bytes) -> Any:
@@ -37,3 +41,15 @@ def _whole(value: Any) -> Any:
     if isinstance(value, list):
         return [_whole(one) for one in value]
     return {whole(key): _whole(one) for key, one in value.items()} if isinstance(value, dict) else value
+
+
+def as_cell(cell: Cell) -> Cell | str:
+    """Return a cell that stays one cell of text: names in logs and of judges are texts of strangers.
+
+    A text that begins like a formula gets an apostrophe before it (OWASP, CSV injection). A carriage return is written
+    as a newline, because Python's writer would not quote it.
+    """
+    if not isinstance(cell, str):
+        return cell
+    text = cell.replace("\r\n", "\n").replace("\r", "\n") if "\r" in cell else cell
+    return f"'{text}" if text.startswith(FORMULA) else text

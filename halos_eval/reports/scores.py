@@ -21,6 +21,7 @@ from halos_eval.reports.results import real_scores
 from halos_eval.reports.shown import Shown, ShownParts, shown
 from halos_eval.reports.suite_rows import SuiteRows
 from halos_eval.storage import filesystem, layout
+from halos_eval.untrusted import as_cell
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -108,7 +109,11 @@ def scores(root: str, suite: str, groups: bool = False) -> pd.DataFrame:
 def encoded(frame: pd.DataFrame, name: str) -> bytes:
     """Return a frame as CSV, Parquet or JSON, by the ending of ``name``. Raise BadInput for another ending."""
     if name.endswith(".csv"):
-        return bytes(frame.to_csv(index=False, lineterminator="\n").encode())
+        texts = {
+            str(column): frame[column].map(as_cell, na_action="ignore")
+            for column in frame.select_dtypes(["object", "str"])
+        }
+        return bytes(frame.assign(**texts).to_csv(index=False, lineterminator="\n").encode())
     if name.endswith(".json"):
         return bytes(frame.to_json(orient="records", date_format="iso", indent=1).encode())
     if not name.endswith(".parquet"):

@@ -20,6 +20,7 @@ from halos_eval.reports.records import rows_of_records
 from halos_eval.reports.results import ALPACA_COLUMNS, Missing, Row, labelled
 from halos_eval.storage import filesystem, layout
 from halos_eval.storage.records import readable_record
+from halos_eval.untrusted import as_cell
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -34,8 +35,6 @@ SCHEMA = 1
 """Version of the columns of a suite's table; a new column does not change it."""
 COMPLETE = "complete"
 SEPARATOR = "; "
-FORMULA = ("=", "+", "-", "@", "\t", "\n")
-"""Beginnings of text that a spreadsheet takes for a formula."""
 
 
 def read_rows(root: str, suite: str | None = None) -> list[Row]:
@@ -98,23 +97,11 @@ def csv_of(rows: Sequence[Row]) -> bytes:
     header, lines = cells_by_column(rows)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(map(as_text, header))
+    writer.writerow(map(as_cell, header))
     for line in lines:
         empty = {column for column, cell in line.items() if isinstance(cell, float) and math.isnan(cell)}
-        writer.writerow(["" if column in empty else as_text(line.get(column, "")) for column in header])
+        writer.writerow(["" if column in empty else as_cell(line.get(column, "")) for column in header])
     return text.getvalue().encode()
-
-
-def as_text(cell: str | float) -> str | float:
-    """Return a cell that stays one cell of text: names in logs and of judges are strangers' texts.
-
-    A text that begins like a formula gets an apostrophe before it (OWASP, CSV injection). A carriage return is written
-    as a newline, because Python's writer would not quote it.
-    """
-    if not isinstance(cell, str):
-        return cell
-    text = cell.replace("\r\n", "\n").replace("\r", "\n") if "\r" in cell else cell
-    return f"'{text}" if text.startswith(FORMULA) else text
 
 
 def cells_by_column(rows: Sequence[Row]) -> tuple[list[str], list[dict[str, str | float]]]:

@@ -7,7 +7,7 @@ import json
 import tempfile
 from pathlib import Path
 
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pydantic import SecretStr
 
@@ -116,8 +116,25 @@ def answered(reply):
         asyncio.sleep = original
 
 
+def reply_with(**parts):
+    """A reply that is an answer but for ``parts`` of its body."""
+    usual = {"choices": [{"message": {"content": "m"}}], "usage": {"prompt_tokens": 7, "completion_tokens": 1}}
+    return Reply(200, {}, json.dumps(usual | parts).encode())
+
+
 @settings(max_examples=300, deadline=None)
 @given(REPLIES)
+@example(reply_with(usage={"prompt_tokens": "7", "completion_tokens": [1]}))
+@example(reply_with(usage={"prompt_tokens": 10**400, "completion_tokens": 1}))
+@example(reply_with(model={"name": "j"}, system_fingerprint=7))
+@example(reply_with(choices=[{"message": {"content": ["a", "b"]}}]))
+@example(reply_with(choices=[{"message": {"content": "a\ud800"}}]))
+@example(reply_with(choices=[{"message": {"content": "m"}, "logprobs": [1]}]))
+@example(Reply(200, {}, DEEP))
+@example(Reply(429, {"retry-after": "0"}, b""))
+@example(Reply(429, {"x-ratelimit-remaining-tokens": "0", "x-ratelimit-reset-tokens": "1.2.3s"}, b""))
+@example(Reply(503, {"retry-after": "1e9"}, b""))
+@example(Reply(503, {"retry-after": "inf"}, b""))
 def test_a_judges_reply_is_an_answer_that_can_be_kept_and_counted_or_a_message(reply):
     try:
         answer = answered(reply)

@@ -21,9 +21,10 @@ from halos_eval.planning.selection import Selection
 from halos_eval.processes import last_error, last_line
 from halos_eval.reports.message import compose
 from halos_eval.reports.results import Cell, Missing, Row
-from halos_eval.reports.table import FORMULA, as_text, cells_by_column, csv_of
+from halos_eval.reports.scores import encoded
+from halos_eval.reports.table import cells_by_column, csv_of
 from halos_eval.reports.terminal import PlainConsole, Summary
-from halos_eval.untrusted import whole
+from halos_eval.untrusted import FORMULA, as_cell, whole
 from tests.hostile.values import ATTACKS, BATCH, visible
 from tests.reports.pages.test_hostile import PLAIN, Markup, hostile_pages
 
@@ -54,7 +55,7 @@ def test_the_csv_has_every_text_in_its_cell_and_no_formula(texts):
         for column, cell in zip(header, cells, strict=True):
             text = line.get(column, "")
             if isinstance(text, str):
-                assert cell == as_text(text)
+                assert cell == as_cell(text)
                 assert cell.removeprefix("'") in {text, text.removeprefix("'")} or "\r" in text
     for line in read:
         assert not [cell for cell in line if cell.startswith(FORMULA)]
@@ -156,3 +157,8 @@ def test_no_text_mentions_or_links_in_chat(service, monkeypatch):
 def test_no_combination_adds_markup_to_a_page(text):
     for name, page in hostile_pages(text).items():
         assert Markup(page).found == PLAIN[name]
+
+
+def test_all_scores_have_no_formula_either():
+    frame = pd.DataFrame({"checkpoint": ["=1+1", "kto", None], "value": [-0.5, 1.0, None]})
+    assert encoded(frame, "scores.csv").decode() == "checkpoint,value\n'=1+1,-0.5\nkto,1.0\n,\n"

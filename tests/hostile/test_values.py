@@ -82,6 +82,16 @@ def test_every_folder_is_evaluated_or_skipped_with_a_reason(names):
             assert FolderRegistry(root).get(one.name) == one
 
 
+def test_a_folder_whose_name_is_no_text_is_skipped_by_a_name_that_can_be_stored(tmp_path):
+    make_checkpoint(Path(str(tmp_path), b"kto\xff".decode(errors="surrogateescape"), "FINAL"))
+    make_checkpoint(tmp_path / "dpo" / "FINAL")
+    listed = FolderRegistry(str(tmp_path)).registered()
+    assert [one.name for one in listed.checkpoints] == ["dpo"]
+    assert list(Selection.model_validate_json(Selection(left_out=listed.skipped).model_dump_json()).left_out) == [
+        "kto\ufffd"
+    ]
+
+
 @settings(max_examples=40, deadline=None)
 @given(st.lists(HOSTILE, min_size=12, max_size=12))
 def test_an_entry_of_a_list_is_itself_or_an_error(texts):

@@ -100,5 +100,5 @@ def test_the_morning_message_has_the_regression_and_its_items(gated, root):
     assert "**Compared**" in body
     assert "`worse beside base (worse, blocks: demo_choice)`" in body
     assert body.count("before `right`") == 3
-    assert "now `'‹b›'¦ # answer`" in body
+    assert "now `'‹b›'¦ # answer`" in body  # noqa: RUF001
     assert "only in the run's log" not in body

@@ -21,9 +21,10 @@ from halos_eval.reports import kept_rows
 from halos_eval.reports.kept_rows import KeptRows
 from halos_eval.reports.results import Cell, Missing, Row
 from halos_eval.reports.summarize import SummarizeConfig, summarize
-from halos_eval.reports.table import as_text, csv_of, read_rows
+from halos_eval.reports.table import csv_of, read_rows
 from halos_eval.storage import changes, filesystem, layout
 from halos_eval.storage.records import Score
+from halos_eval.untrusted import as_cell
 from tests.doubles import finish, make_checkpoint, write_failure
 from tests.reports.pandas_table import frame
 
@@ -118,7 +119,7 @@ TABLE = st.lists(
 @settings(max_examples=60)
 @given(TABLE)
 def test_the_csv_is_that_of_pandas(rows):
-    table = frame(rows).rename(columns=as_text).map(as_text)
+    table = frame(rows).rename(columns=as_cell).map(as_cell)
     assert csv_of(rows) == table.to_csv(index=False).encode()
 
 

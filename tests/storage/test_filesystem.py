@@ -10,7 +10,7 @@ from uuid import uuid4
 
 import pytest
 from aiohttp import ClientPayloadError
-from botocore.exceptions import ClientError
+from botocore.exceptions import ClientError, ConnectTimeoutError, EndpointConnectionError, ReadTimeoutError
 from botocore.utils import parse_timestamp
 from fsspec.implementations.memory import MemoryFileSystem
 from s3fs import S3FileSystem
@@ -170,6 +170,22 @@ class TestS3(Behaviour):
                 with pytest.raises(StoreError, match=f"the server says {code}"):
                     call()
         assert filesystem.read_bytes(f"{root}/a") == b"old"
+
+    @pytest.mark.parametrize("error", [ReadTimeoutError, ConnectTimeoutError, EndpointConnectionError])
+    def test_a_store_that_is_too_slow_is_no_missing_file(self, root, monkeypatch, error):
+        async def slow(*_, **__):
+            raise error(endpoint_url="http://store")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(S3FileSystem, "_call_s3", slow)
+            for call in (
+                lambda: filesystem.read_bytes(f"{root}/a"),
+                lambda: filesystem.write_bytes(f"{root}/a", b"new"),
+                lambda: filesystem.exists(f"{root}/a"),
+                lambda: filesystem.find(root, "a"),
+            ):
+                with pytest.raises(StoreError, match="http://store"):
+                    call()
 
 
 @pytest.mark.parametrize(
