@@ -5,7 +5,7 @@ import pytest
 from tests.airflow_server import Airflow, airflow_environment, free_port, migrate, standalone
 from tests.real import pack_double, stage_double
 
-pytestmark = pytest.mark.real
+pytestmark = [pytest.mark.real, pytest.mark.slow]  # `make demo` has a pack, too
 
 SUITE = "packing: auto\ntasks: {demo_arithmetic: {}, demo_choice: {}, demo_cloze: {}}\n"
 

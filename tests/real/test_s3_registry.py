@@ -28,6 +28,7 @@ def place(s3, monkeypatch):
     S3FileSystem.clear_instance_cache()
 
 
+@pytest.mark.slow
 class TestFoldersInABucket(Behaviour):
     @pytest.fixture
     def lab(self, place, tmp_path):
@@ -40,6 +41,7 @@ class TestFoldersInABucket(Behaviour):
         assert lab.registry.get(half).registered > between.registered
 
 
+@pytest.mark.slow
 class TestListInABucket(Behaviour):
     @pytest.fixture
     def lab(self, place, tmp_path):
