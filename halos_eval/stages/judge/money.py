@@ -22,8 +22,9 @@ def tokens_of(usage: dict[str, Any] | None) -> Tokens | None:
     cached = _detail(usage, "prompt_tokens_details", "cached_tokens")
     reasoning = _detail(usage, "completion_tokens_details", "reasoning_tokens")
     prompt, completion = usage["prompt_tokens"], usage["completion_tokens"]
-    if not all(type(count) is int and 0 <= count < MOST for count in (prompt, completion)):
+    if not all(isinstance(count, int | float) and 0 <= count < MOST for count in (prompt, completion)):
         raise TypeError("the usage has no counts of tokens")
+    prompt, completion = int(prompt), int(completion)
     if reasoning and usage.get("total_tokens") == prompt + completion + reasoning:
         completion += reasoning
     return Tokens(prompt, completion, min(cached, prompt), min(reasoning, completion))
