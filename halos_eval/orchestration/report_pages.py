@@ -2,12 +2,16 @@
 
 Airflow shows them in a frame of its own origin. Their header ``sandbox`` gives them another one, so that a script in a
 page could neither read Airflow's cookies nor call its API. So a link in the frame is followed without the cookie (it is
-SameSite=Lax). Therefore the addresses of the pages in a frame have a pass: the user, signed. It opens only these pages,
-and each request asks Airflow whether this user still may read them.
+SameSite=Lax). Therefore the addresses of the pages in a frame have a pass: the user, encrypted, because some auth
+managers put tokens of their own into a user. It opens only these pages, and each request asks Airflow whether this user
+still may read them.
 """
 
 from __future__ import annotations
 
+import base64
+import hashlib
+import json
 import logging
 import re
 from collections.abc import Callable
@@ -19,9 +23,9 @@ from airflow.api_fastapi.common.db.common import SessionDep
 from airflow.api_fastapi.core_api.security import GetUserDep, requires_access_dag
 from airflow.configuration import conf
 from airflow.models.dagrun import DagRun
+from cryptography.fernet import Fernet, InvalidToken
 from fastapi import Depends, FastAPI, Request
 from fastapi.responses import RedirectResponse, Response
-from itsdangerous import BadSignature, URLSafeTimedSerializer
 
 from halos_eval.config.settings import Settings
 from halos_eval.errors import BadInput, HalosEvalError
@@ -59,20 +63,23 @@ def app() -> FastAPI:
     return pages
 
 
-def _passes() -> URLSafeTimedSerializer:
-    return URLSafeTimedSerializer(conf.get("api", "secret_key"), salt="halos-eval report")
+def _passes() -> Fernet:
+    key = hashlib.sha256(f"halos-eval report {conf.get('api', 'secret_key')}".encode()).digest()
+    return Fernet(base64.urlsafe_b64encode(key))
 
 
 def _with_pass(user: GetUserDep, path: str) -> str:
     """Return the path below the app at which a page can be opened from a frame."""
-    return f"~/{_passes().dumps(get_auth_manager().serialize_user(user))}/{path}"
+    own = json.dumps(get_auth_manager().serialize_user(user)).encode()
+    return f"~/{_passes().encrypt(own).decode()}/{path}"
 
 
 def _page_with_pass(request: Request, token: str, suite: str, path: str) -> Response:
     """Show one page to the user whose pass is in its address."""
     try:
-        user = get_auth_manager().deserialize_user(_passes().loads(token, max_age=PASS_SECONDS))
-    except (BadSignature, ValueError, LookupError):
+        own = _passes().decrypt(token.encode(), ttl=PASS_SECONDS)
+        user = get_auth_manager().deserialize_user(json.loads(own))
+    except (InvalidToken, ValueError, LookupError):
         return _message(401, "Load the page again", "Its links have expired. Select Leaderboard, or reload the page.")
     ALLOWED(request, user)
     return _page(suite, path)

@@ -118,10 +118,12 @@ def test_links_out_of_the_store_are_not_followed(store, client):
 def test_the_entry_shows_the_only_suite_or_a_list(store, client):
     reply = client().get("/halos-eval/")
     assert reply.status_code == 307
-    assert re.fullmatch(r"~/[\w.-]+/halos/index.html", reply.headers["location"])
+    assert re.fullmatch(r"~/[\w=-]+/halos/index.html", reply.headers["location"])
     (store / "reports" / "quick").mkdir()
     reply = client().get("/halos-eval/")
-    assert re.search(r'href="~/[\w.-]+/quick/index.html"', reply.text)
+    (href,) = re.findall(r'href="(~/[\w%-]+/quick/index.html)"', reply.text)
+    (store / "reports" / "quick" / "index.html").write_text("content of quick")
+    assert client().get(f"/halos-eval/{href}").text == "content of quick"
 
 
 @pytest.fixture
@@ -160,7 +162,7 @@ def test_a_run_leads_to_the_page_of_its_checkpoint(store, client):
     conf = {"checkpoint": "exp/kto", "suite": "halos"}
     reply = client(conf=conf).get("/halos-eval/runs/evaluate_checkpoint/manual__2026-01-01T00%3A00%3A00%2B00%3A00")
     assert reply.status_code == 307
-    assert re.fullmatch(r"/halos-eval/~/[\w.-]+/halos/checkpoints/exp__kto.html", reply.headers["location"])
+    assert re.fullmatch(r"/halos-eval/~/[\w=-]+/halos/checkpoints/exp__kto.html", reply.headers["location"])
     assert client().get(reply.headers["location"]).text == "content of checkpoints/exp__kto.html"
 
 
