@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from types import SimpleNamespace
 
 import pytest
@@ -48,8 +49,13 @@ def client(monkeypatch):
     """``client(user, allowed, conf)``: a browser of the app as Airflow mounts it; no user is an anonymous one."""
 
     def client(user=object(), allowed=True, conf=None):  # noqa: B008
-        manager = SimpleNamespace(is_authorized_dag=lambda **asked: allowed and asked["details"].id == report_pages.DAG)
-        monkeypatch.setattr(security, "get_auth_manager", lambda: manager)
+        manager = SimpleNamespace(
+            is_authorized_dag=lambda **asked: allowed and asked["details"].id == report_pages.DAG,
+            serialize_user=lambda _: {"sub": "7"},
+            deserialize_user=lambda found: SimpleNamespace(**found),
+        )
+        for module in (security, report_pages):
+            monkeypatch.setattr(module, "get_auth_manager", lambda: manager)
         monkeypatch.setattr(security.DagModel, "get_team_name", lambda _: None)
         app, airflow = report_pages.app(), FastAPI()
         if user:
@@ -111,10 +117,38 @@ def test_links_out_of_the_store_are_not_followed(store, client):
 
 def test_the_entry_shows_the_only_suite_or_a_list(store, client):
     reply = client().get("/halos-eval/")
-    assert (reply.status_code, reply.headers["location"]) == (307, "halos/index.html")
+    assert reply.status_code == 307
+    assert re.fullmatch(r"~/[\w=-]+/halos/index.html", reply.headers["location"])
     (store / "reports" / "quick").mkdir()
     reply = client().get("/halos-eval/")
-    assert 'href="quick/index.html"' in reply.text
+    (href,) = re.findall(r'href="(~/[\w%-]+/quick/index.html)"', reply.text)
+    (store / "reports" / "quick" / "index.html").write_text("content of quick")
+    assert client().get(f"/halos-eval/{href}").text == "content of quick"
+
+
+@pytest.fixture
+def linked(store, client):
+    """The path to which the entry leads, with the pass of a user; it is opened without the user's cookie."""
+    return "/halos-eval/" + client().get("/halos-eval/").headers["location"]
+
+
+def test_links_of_a_frame_work_without_the_cookie(linked, client):
+    frame = client(user=None)
+    for name in ("index.html", "checkpoints/exp__kto.html"):
+        reply = frame.get(linked.replace("index.html", name))
+        assert (reply.status_code, reply.text) == (200, f"content of {name}")
+        assert reply.headers["content-security-policy"].startswith("sandbox ")
+    assert frame.get("/halos-eval/halos/index.html").status_code == 401
+
+
+def test_a_pass_opens_only_pages_and_only_while_the_user_may_read_them(linked, client, monkeypatch):
+    assert client(allowed=False).get(linked).status_code == 403
+    assert client().get(linked.replace("index.html", "rows.json.gz")).status_code == 404
+    assert client().get(linked.replace("~/", "~/x")).status_code == 401
+    monkeypatch.setattr(report_pages, "PASS_SECONDS", -1)
+    reply = client().get(linked)
+    assert reply.status_code == 401
+    assert "Load the page again" in reply.text
 
 
 def test_without_a_report_the_page_says_so(tmp_path, client, monkeypatch):
@@ -128,7 +162,7 @@ def test_a_run_leads_to_the_page_of_its_checkpoint(store, client):
     conf = {"checkpoint": "exp/kto", "suite": "halos"}
     reply = client(conf=conf).get("/halos-eval/runs/evaluate_checkpoint/manual__2026-01-01T00%3A00%3A00%2B00%3A00")
     assert reply.status_code == 307
-    assert reply.headers["location"] == "/halos-eval/halos/checkpoints/exp__kto.html"
+    assert re.fullmatch(r"/halos-eval/~/[\w=-]+/halos/checkpoints/exp__kto.html", reply.headers["location"])
     assert client().get(reply.headers["location"]).text == "content of checkpoints/exp__kto.html"
 
 
