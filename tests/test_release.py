@@ -77,7 +77,6 @@ def released(tmp_path_factory):
     return folders
 
 
-@pytest.mark.real
 def test_two_releases_of_a_commit_are_the_same_bytes(released):
     one, two = ({path.name: path.read_bytes() for path in folder.iterdir()} for folder in released)
     number = version.version()
@@ -89,7 +88,6 @@ def test_two_releases_of_a_commit_are_the_same_bytes(released):
     subprocess.run(["sha256sum", "--check", "--strict", "SHA256SUMS"], cwd=released[0], check=True, capture_output=True)
 
 
-@pytest.mark.real
 def test_the_packaged_chart_is_the_chart(released):
     package = released[0] / f"halos-eval-{version.version()}.tgz"
     assert helm_python.lint(package, scenario("minimal"), strict=True)["errors"] == []
@@ -100,7 +98,6 @@ def test_the_packaged_chart_is_the_chart(released):
         assert files == chart.render(scenario("minimal"), name="halos-eval", namespace="evaluation")
 
 
-@pytest.mark.real
 @pytest.mark.parametrize("image", IMAGES)
 def test_a_context_has_what_its_dockerfile_copies(released, image):
     with tarfile.open(released[0] / f"halos-eval-{image}-{version.version()}-context.tar.gz") as context:
@@ -113,7 +110,6 @@ def test_a_context_has_what_its_dockerfile_copies(released, image):
     assert not [name for name in names if ".git" in name or "__pycache__" in name or name.startswith("tests")]
 
 
-@pytest.mark.real
 def test_the_wheel_has_the_package_and_its_files(released):
     with zipfile.ZipFile(released[0] / f"halos_eval-{version.version()}-py3-none-any.whl") as wheel:
         names = wheel.namelist()
