@@ -157,7 +157,7 @@ def _with(manifest: Manifest, title: str, part: Part, items: list[Item]) -> Mani
         merged[item.kind, item.asked] = item.model_copy(update={"needed_by": (*others, title)})
     return manifest.model_copy(
         update={
-            "version": 2,
+            "version": 3,
             "parts": {**manifest.parts, title: part},
             "items": tuple(merged[key] for key in sorted(merged)),
         }

@@ -10,7 +10,7 @@ import re
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel
+from pydantic import AfterValidator, BaseModel, ValidationInfo, field_validator
 
 from halos_eval.config.settings import FROZEN
 from halos_eval.digests import digest_bytes, digest_file, digest_files, digest_json
@@ -99,8 +99,8 @@ class Manifest(BaseModel):
 
     model_config = FROZEN
 
-    version: Literal[1, 2] = 2
-    """Version of this format; version 1 has no digests of stored files."""
+    version: Literal[1, 2, 3] = 3
+    """Version of this format; 1 has no digests of stored files, and those of metrics in 2 have the cache's path."""
     suite: str
     """Name of the suite."""
     parts: dict[str, Part] = {}
@@ -109,6 +109,13 @@ class Manifest(BaseModel):
     """All data of the parts, sorted by kind and key."""
     pins: dict[str, str] = {}
     """Commit of each requested branch, as TYPE/REPO@BRANCH."""
+
+    @field_validator("items")
+    @classmethod
+    def _without_digests_of_version_2(cls, items: tuple[Item, ...], info: ValidationInfo) -> tuple[Item, ...]:
+        if info.data.get("version") != 2:
+            return items
+        return tuple(item.model_copy(update={"stored": None}) if item.kind == "metric" else item for item in items)
 
     def look(self, kind: Kind, asked: str) -> Item | None:
         """Return the item with the key ``asked``, or None."""
