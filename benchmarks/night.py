@@ -354,8 +354,11 @@ class Measured:
 
 
 def instances_of_a_run(lab: Lab) -> int:
-    """Return the task instances of an evaluation, of the one that has most."""
-    text = "select count(*) from task_instance where dag_id = %s group by run_id order by 1 desc limit 1"
+    """Return how many task instances an evaluation runs (skipped ones cost nothing), of the one that has most."""
+    text = (
+        "select count(*) from task_instance where dag_id = %s and state = 'success' group by run_id "
+        "order by 1 desc limit 1"
+    )
     return int(query(lab, text, EVALUATION)[0][0])
 
 
