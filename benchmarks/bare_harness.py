@@ -28,7 +28,7 @@ def main(times: Path) -> None:
 
         return first
 
-    for name in ("loglikelihood", "generate_until"):
+    for name in ("loglikelihood", "loglikelihood_rolling", "generate_until"):
         setattr(VLLM, name, noted(getattr(VLLM, name)))
     cli_evaluate()
     seconds = {"load_seconds": asked[0] - began, "work_seconds": time.monotonic() - asked[0]}

@@ -251,6 +251,7 @@ def kept(name: str, measure: Callable[[], Measured]) -> Measured:
     """Return what was measured under ``name`` before an interruption, or measure and keep it."""
     file = FOLDER / f"measured-{name}.json"
     if file.is_file():
+        print(f"from an earlier run: {name}. Remove {FOLDER} to measure again", file=sys.stderr)
         return Measured(*json.loads(file.read_bytes()))
     print(f"measuring {name}", file=sys.stderr, flush=True)
     found = measure()
