@@ -87,9 +87,10 @@ const field = (id) => document.getElementById(id);
 const all = [...new Set(rows.map((row) => row[SERIES]))].sort((one, other) => (other ?? 0) - (one ?? 0));
 all.forEach((number, at) => field("series").add(new Option(number === null ? "none" : `${number}${at ? "" : " (newest)"}`, number ?? "")));
 
+const average = 4 + scores.indexOf("avg"); // the ranks are by it; without it all are equal
 const table = new ITable(field("table"), {
   columns,
-  order: [[0, "asc"], [1, "asc"]],
+  order: [[0, "asc"], ...(average < 4 ? [] : [[average, "desc"]]), [1, "asc"]],
   pageLength: 25,
   deferRender: true,
   autoWidth: false,
