@@ -19,7 +19,7 @@ def suite() -> Param:
         pattern="^[A-Za-z0-9][A-Za-z0-9_-]*$",
         examples=suite_names(),
         title="Suite",
-        description="Suite to evaluate: halos (everything), quick (minutes), demo, or your own.",
+        description="Suite to evaluate: halos (everything), halos-reasoning, quick (minutes), demo, or your own.",
     )
 
 
