@@ -56,9 +56,11 @@ def _return(task_instance: TaskInstance, state: object, _before: object, _initia
     let it wait behind unstarted tasks of a higher priority (https://github.com/apache/airflow/issues/57210). As the
     first in order it gets the slots back that it had, so its GPUs are given to nobody else before it has ended.
     """
-    returns = state == TaskInstanceState.SCHEDULED and task_instance.state == TaskInstanceState.DEFERRED
+    # This is called for the tasks of all DAGs, also if they have no session to load from: read only what is needed.
+    if state != TaskInstanceState.SCHEDULED or task_instance.dag_id != EVALUATION:
+        return
     weight = task_instance.priority_weight or 1
-    if returns and task_instance.dag_id == EVALUATION and weight <= RETURNED:
+    if task_instance.state == TaskInstanceState.DEFERRED and weight <= RETURNED:
         task_instance.priority_weight = RETURNED + weight // 4
 
 

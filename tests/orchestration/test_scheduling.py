@@ -33,7 +33,7 @@ from airflow.utils.state import DagRunState, TaskInstanceState
 from airflow.utils.types import DagRunTriggeredByType, DagRunType
 from hypothesis import given
 from hypothesis import strategies as st
-from sqlalchemy import create_engine, delete, select
+from sqlalchemy import create_engine, delete, inspect, select
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import StaticPool
 
@@ -402,6 +402,22 @@ def test_a_cleared_task_that_had_returned_has_its_usual_place(start, expand, ses
     found.state = TaskInstanceState.FAILED
     clear_task_instances([found], session)
     assert found.priority_weight == usual
+
+
+def test_another_state_is_set_without_a_look_at_the_database(start, session):
+    """What an instance without a session has not loaded before, it cannot load."""
+    [found] = instances(session, start("other"), "sample")
+    session.expire(found)
+    session.expunge(found)
+    found.state = TaskInstanceState.RUNNING
+    assert found.state == TaskInstanceState.RUNNING
+
+
+def test_only_an_evaluation_loads_more_than_the_name_of_its_dag(start, session):
+    [found] = instances(session, start("other"), "sample")
+    session.expire(found, ["state", "priority_weight"])
+    found.state = TaskInstanceState.SCHEDULED
+    assert "priority_weight" in inspect(found).unloaded
 
 
 @pytest.mark.parametrize("gpus", [1, 2])
