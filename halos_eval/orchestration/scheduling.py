@@ -9,15 +9,17 @@ from __future__ import annotations
 
 from math import ceil
 from typing import TYPE_CHECKING, Any, get_args
+from uuid import UUID
 
 from airflow import settings
 from airflow.models.pool import Pool
 from airflow.models.taskinstance import TaskInstance
+from airflow.models.taskreschedule import TaskReschedule
 from airflow.models.xcom import XComModel
 from airflow.policies import hookimpl
 from airflow.utils.state import TaskInstanceState
 from airflow.utils.types import DagRunType
-from sqlalchemy import event
+from sqlalchemy import Connection, event, update
 from sqlalchemy.orm import object_session
 
 from halos_eval.config.cluster import BACKFILL_POOL, BACKFILL_SLOTS, CPU_PROFILE, GPU_POOL, JUDGE_POOL, Priority
@@ -29,10 +31,10 @@ if TYPE_CHECKING:
 GPU_TASKS = {"sample": "sampling", "judge": "judging", "harness": "plan", "code.harness": "coding", "pack": "packing"}
 """Mapped tasks that can hold GPUs, each with the task that returns its list of jobs."""
 # Far enough apart that every task of a manual run comes before every nightly one, and that before every backfill's.
-HIGHEST_WEIGHT: dict[Priority, int] = {"manual": 1_500_000_000, "nightly": 1_000_000_000, "backfill": 500_000_000}
-LAST_RUN, LAST_JOB = 4_999_999, 99  # later runs and jobs share the last position
+HIGHEST_WEIGHT: dict[Priority, int] = {"manual": 1_050_000_000, "nightly": 700_000_000, "backfill": 350_000_000}
+LAST_RUN, LAST_JOB = 3_499_999, 99  # later runs and jobs share the last position
 RETURNED = HIGHEST_WEIGHT["manual"]
-"""Every task that returns from a triggerer weighs more than this. Airflow's column ends at 2**31 - 1."""
+"""What a task that returns from a triggerer weighs more than usual. Airflow's column ends at 2**31 - 1."""
 
 # Without airflow_local_settings.py, Airflow assumes that there is no hook, and does not call it when it creates the
 # task instances of a run.
@@ -56,10 +58,38 @@ def _return(task_instance: TaskInstance, state: object, _before: object, _initia
     let it wait behind unstarted tasks of a higher priority (https://github.com/apache/airflow/issues/57210). As the
     first in order it gets the slots back that it had, so its GPUs are given to nobody else before it has ended.
     """
-    returns = state == TaskInstanceState.SCHEDULED and task_instance.state == TaskInstanceState.DEFERRED
-    weight = task_instance.priority_weight or 1
-    if returns and task_instance.dag_id == EVALUATION and weight <= RETURNED:
-        task_instance.priority_weight = RETURNED + weight // 4
+    # This is called for the tasks of all DAGs, also if they have no session to load from: read only what is needed.
+    if state not in (TaskInstanceState.SCHEDULED, TaskInstanceState.UP_FOR_RETRY) or task_instance.dag_id != EVALUATION:
+        return
+    weight = task_instance.priority_weight or 0
+    if state == TaskInstanceState.UP_FOR_RETRY:
+        _take_back(task_instance)
+    elif task_instance.state == TaskInstanceState.DEFERRED and weight <= RETURNED:
+        task_instance.priority_weight = RETURNED + weight
+
+
+@event.listens_for(TaskInstance.id, "set")
+def _next_try(task_instance: TaskInstance, new: object, before: object, _initiator: object) -> None:
+    """Give a task that is retried its usual place: it holds no GPUs.
+
+    Airflow's execution API sets the state of a retry without an event. But each try gets an ID of its own.
+    """
+    if isinstance(before, UUID) and before != new and task_instance.dag_id == EVALUATION:
+        _take_back(task_instance)
+
+
+@event.listens_for(TaskReschedule, "after_insert")
+def _wait(_mapper: object, connection: Connection, reschedule: TaskReschedule) -> None:
+    """Give a task that is rescheduled its usual place. Airflow's execution API sets this state without an event too."""
+    weight = TaskInstance.priority_weight
+    ours = (TaskInstance.id == reschedule.ti_id, TaskInstance.dag_id == EVALUATION, weight > RETURNED)
+    connection.execute(update(TaskInstance).where(*ours).values(priority_weight=weight - RETURNED))
+
+
+def _take_back(task_instance: TaskInstance) -> None:
+    weight = task_instance.priority_weight or 0
+    if weight > RETURNED:
+        task_instance.priority_weight = weight - RETURNED
 
 
 def _is_backfill(dag_run: DagRun) -> bool:

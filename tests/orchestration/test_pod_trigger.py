@@ -21,14 +21,15 @@ POD = SimpleNamespace(metadata=SimpleNamespace(name="halos-eval-harness-x1", nam
 class Hook:
     """Double of the asynchronous hook: notes the reads, and how many there were at the same time."""
 
-    def __init__(self, error=None):
-        self.error, self.seconds, self.active, self.most = error, [], 0, 0
+    def __init__(self, error=None, steps=1):
+        self.error, self.steps, self.seconds, self.active, self.most = error, steps, [], 0, 0
 
     async def read_logs(self, name, namespace, container_name, since_seconds):
         self.seconds.append(since_seconds)
         self.active += 1
         self.most = max(self.most, self.active)
-        await asyncio.sleep(0)
+        for _ in range(self.steps):
+            await asyncio.sleep(0)
         self.active -= 1
         if self.error:
             raise self.error
@@ -69,6 +70,21 @@ def test_a_new_triggerer_does_not_read_whole_logs():
 def test_a_log_that_cannot_be_read_does_not_end_the_wait(error):
     since = DateTime.instance(datetime.now(UTC))
     assert read(Hook(error), since=since) == [since]
+
+
+def test_a_pod_does_not_wait_for_the_logs_of_others(monkeypatch):
+    monkeypatch.setattr(pod_trigger, "LONGEST_WAIT", 0)
+    since, hook = DateTime.instance(datetime.now(UTC)), Hook(steps=1000)
+    times = read(hook, pods=AT_ONCE + 1, since=since)
+    assert len(hook.seconds) == AT_ONCE
+    assert min(times[:AT_ONCE]) > times[AT_ONCE] == since  # the next read writes the lines of this interval too
+
+
+def test_a_read_that_does_not_end_is_given_up_and_lets_the_next_one_read(monkeypatch):
+    monkeypatch.setattr(pod_trigger, "LONGEST_READ", 0)
+    since, hook = DateTime.instance(datetime.now(UTC)), Hook(steps=1000)
+    assert read(hook, pods=2 * AT_ONCE, since=since) == [since] * 2 * AT_ONCE
+    assert len(hook.seconds) == 2 * AT_ONCE
 
 
 def test_airflow_finds_the_trigger_again():

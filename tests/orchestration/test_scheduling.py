@@ -5,15 +5,19 @@ from __future__ import annotations
 import importlib.metadata
 from datetime import timedelta
 from types import SimpleNamespace
+from unittest.mock import patch
 
 import pytest
 from airflow import settings
+from airflow.api_fastapi.execution_api.datamodels.taskinstance import TIRescheduleStatePayload, TIRetryStatePayload
+from airflow.api_fastapi.execution_api.routes.task_instances import ti_update_state
 from airflow.dag_processing.dagbag import DagBag
 from airflow.executors.base_executor import BaseExecutor
 from airflow.jobs.scheduler_job_runner import SchedulerJobRunner
 from airflow.models import import_all_models
 from airflow.models.base import Base
 from airflow.models.dag import DagModel
+from airflow.models.dagbag import DBDagBag
 from airflow.models.dagbundle import DagBundleModel
 from airflow.models.pool import Pool
 from airflow.models.serialized_dag import SerializedDagModel
@@ -33,7 +37,7 @@ from airflow.utils.state import DagRunState, TaskInstanceState
 from airflow.utils.types import DagRunTriggeredByType, DagRunType
 from hypothesis import given
 from hypothesis import strategies as st
-from sqlalchemy import create_engine, delete, select
+from sqlalchemy import create_engine, delete, inspect, select
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import StaticPool
 
@@ -296,7 +300,7 @@ def test_a_backfill_takes_its_slots(start, session, conf, slots):
     for run in (night, asked):
         (task,) = instances(session, run, "evaluate")
         assert (task.pool, task.pool_slots) == (BACKFILL_POOL, slots)
-        assert HIGHEST_WEIGHT["backfill"] - 5e8 < task.priority_weight < HIGHEST_WEIGHT["nightly"] - 5e8
+        assert 0 < task.priority_weight < HIGHEST_WEIGHT["backfill"]
         (find,) = instances(session, run, "find")
         assert find.pool == "default_pool"
 
@@ -402,6 +406,75 @@ def test_a_cleared_task_that_had_returned_has_its_usual_place(start, expand, ses
     found.state = TaskInstanceState.FAILED
     clear_task_instances([found], session)
     assert found.priority_weight == usual
+
+
+def retry(session, task_instance):
+    """Let a try fail, as its worker tells Airflow's API."""
+    report(session, task_instance, TIRetryStatePayload(state="up_for_retry", end_date=timezone.utcnow()))
+
+
+def reschedule(session, task_instance):
+    """Let a task end that waits for a batch, as its worker tells Airflow's API."""
+    now = timezone.utcnow()
+    times = {"end_date": now, "reschedule_date": now - timedelta(minutes=1)}
+    report(session, task_instance, TIRescheduleStatePayload(state="up_for_reschedule", **times))
+
+
+def report(session, task_instance, payload):
+    with patch.object(session, "commit", session.flush), session.no_autoflush:  # Airflow's sessions have no autoflush
+        ti_update_state(task_instance.id, payload, session, DBDagBag())
+
+
+def kill(session, task_instance):
+    """Let a worker die, as the scheduler notices."""
+    TaskInstance.fetch_handle_failure_context(task_instance, "no heartbeat", session=session)
+
+
+def kill_queued(session, task_instance):
+    """Let a task end before its worker has started, as the scheduler notices."""
+    task_instance.state = TaskInstanceState.QUEUED
+    session.flush()
+    kill(session, task_instance)
+
+
+@pytest.mark.parametrize("end", [retry, reschedule, kill, kill_queued])
+def test_a_task_that_is_retried_has_its_usual_place(start, expand, session, choose, pools, end):
+    """It has no GPUs any more, so it waits as one that has not started."""
+    pools(1)
+    run = start(run_id="back", priority="backfill")
+    (found,) = expand(run, "harness", [{"gpus": 1}])
+    waiting = expand(start(run_id="manual", priority="manual"), "harness", [{"gpus": 1}] * 4)
+    usual = found.priority_weight
+    fire(session, found)
+    assert found.priority_weight > usual
+    found.state, found.max_tries = TaskInstanceState.RUNNING, 4
+    session.flush()
+    end(session, found)
+    session.flush()
+    session.expire_all()
+    assert found.state in {"up_for_retry", "up_for_reschedule"}
+    assert found.priority_weight == usual
+    found.task = run.dag.get_task("harness")
+    assert run.schedule_tis([found], session=session) == 1
+    for one in waiting:
+        one.state = TaskInstanceState.SCHEDULED
+    assert choose() == [("manual", "harness")]
+
+
+def test_another_state_is_set_without_a_look_at_the_database(start, session):
+    """What an instance without a session has not loaded before, it cannot load."""
+    [found] = instances(session, start("other"), "sample")
+    session.expire(found)
+    session.expunge(found)
+    found.state = TaskInstanceState.RUNNING
+    assert found.state == TaskInstanceState.RUNNING
+
+
+def test_only_an_evaluation_loads_more_than_the_name_of_its_dag(start, session):
+    [found] = instances(session, start("other"), "sample")
+    session.expire(found, ["state", "priority_weight"])
+    found.state = TaskInstanceState.SCHEDULED
+    assert "priority_weight" in inspect(found).unloaded
 
 
 @pytest.mark.parametrize("gpus", [1, 2])
