@@ -21,11 +21,12 @@ IMAGES = ["airflow", "judge", "worker"]
 
 @pytest.fixture
 def copy(tmp_path, monkeypatch):
-    """A copy of the files that name the version."""
-    for path in (*version.places(), ROOT / "CHANGELOG.md"):
+    """A copy of the files that name the version, and a changelog."""
+    for path in version.places():
         there = tmp_path / path.relative_to(ROOT)
         there.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, there)
+    (tmp_path / "CHANGELOG.md").write_text("# Changelog\n\n## Unreleased\n\n- A change.\n")
     monkeypatch.setattr(version, "ROOT", tmp_path)
     return tmp_path
 
@@ -53,7 +54,16 @@ def test_a_release_is_written_everywhere_and_ends_the_section_unreleased(copy):
     assert (version.version(), version.others()) == ("7.8.9", [])
     for path in version.places():
         assert not re.search(rf"halos-eval/\w+:{re.escape(before)}|halos_eval-{re.escape(before)}", path.read_text())
-    assert re.search(r"\n## Unreleased\n\n## 7\.8\.9 \(\d{4}-\d\d-\d\d\)\n\n- ", (copy / "CHANGELOG.md").read_text())
+    changes = (copy / "CHANGELOG.md").read_text()
+    assert re.fullmatch(r"# Changelog\n\n## Unreleased\n\n## 7\.8\.9 \(\d{4}-\d\d-\d\d\)\n\n- A change\.\n", changes)
+
+
+def test_without_a_section_unreleased_nothing_is_written(copy):
+    (copy / "CHANGELOG.md").write_text("# Changelog\n\n## 0.1.0 (2026-11-28)\n")
+    before = version.version()
+    with pytest.raises(SystemExit, match="nothing would be released"):
+        version.main("7.8.9")
+    assert (version.version(), version.others()) == (before, [])
 
 
 @pytest.mark.parametrize("argument", ["", "1.2", "v1.2.3", "--help"])
