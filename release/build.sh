@@ -23,14 +23,20 @@ git archive HEAD LICENSE README.md pyproject.toml halos_eval | tar -x -C "$work"
 "$uv" build -q --offline --wheel --out-dir dist "$work"
 rm -f dist/.gitignore
 
-archive() { # NAME FOLDER PATH...: the paths of the commit, as from FOLDER
-    git -C "$2" archive --format=tar HEAD "${@:3}" | gzip -n9 > "dist/$1"
+archive() { # NAME FOLDER ARGUMENT...: the paths of the commit, as from FOLDER
+    git -C "$2" archive --format=tar "${@:3}" | gzip -n9 > "dist/$1"
+}
+# A context knows what `make images` would give as arguments, so that nobody has to.
+arguments=$(sed -n 's/^UV_VERSION := /UV_VERSION=/p' Makefile; echo "VERSION=$version"; echo "COMMIT=$(git rev-parse HEAD)")
+dockerfile() { # IMAGE: its Dockerfile with these arguments as defaults
+    sed -E "$(sed -E 's/^(.*)=(.*)$/s|^ARG \1$|ARG \1=\2|/' <<< "$arguments")" "images/$1/Dockerfile"
 }
 for image in airflow judge worker; do
     more=()
     if [[ $image == airflow ]]; then more=(dags plugins); fi
     archive "halos-eval-$image-$version-context.tar.gz" . \
-        LICENSE README.md pyproject.toml halos_eval "images/$image" "${more[@]}"
+        --add-virtual-file="images/$image/Dockerfile:$(dockerfile "$image")"$'\n' \
+        HEAD LICENSE README.md pyproject.toml halos_eval "images/$image" ":(exclude)images/$image/Dockerfile" "${more[@]}"
 done
-archive "halos-eval-$version.tgz" helm halos-eval
+archive "halos-eval-$version.tgz" helm HEAD halos-eval
 (cd dist && sha256sum -- * > SHA256SUMS && cat SHA256SUMS)

@@ -117,7 +117,16 @@ def test_a_context_has_what_its_dockerfile_copies(released, image):
     assert len(copied) > 3
     for word in copied:
         assert any(name == word or name.startswith(re.split(r"[$*]", word)[0]) for name in names), word
+    assert names.count(f"images/{image}/Dockerfile") == 1
     assert not [name for name in names if ".git" in name or "__pycache__" in name or name.startswith("tests")]
+    # What `make images` gives as arguments, so that `docker build` needs none.
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    (uv,) = re.findall(r"(?m)^UV_VERSION := (.+)$", (ROOT / "Makefile").read_text())
+    defaults = {"UV_VERSION": uv, "VERSION": version.version(), "COMMIT": commit.strip()}
+    assert not re.findall(r"(?m)^ARG \w+$", dockerfile)
+    assert defaults.items() <= dict(re.findall(r"(?m)^ARG (\w+)=(.+)$", dockerfile)).items()
+    own = (ROOT / "images" / image / "Dockerfile").read_text()
+    assert re.sub(rf"(?m)^(ARG (?:{'|'.join(defaults)}))=.*$", r"\1", dockerfile) == own
 
 
 def test_the_wheel_has_the_package_and_its_files(released):
