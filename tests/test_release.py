@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
+import sys
 import tarfile
 import zipfile
 from pathlib import Path
@@ -74,15 +76,20 @@ def test_what_is_no_version(copy, argument):
 
 @pytest.fixture(scope="module")
 def released(tmp_path_factory):
-    """The dist/ of two releases of the current commit, in two clones."""
+    """The dist/ of two releases of the current commit, in two clones, the second by somebody with other settings."""
     uv = ROOT / ".venv" / "uv" / "bin" / "uv"
     if not uv.is_file() or not (ROOT / ".git").exists():
         pytest.skip("needs git's history and .venv/uv: `make release` makes them")
     folders = []
-    for name in ("one", "two"):
+    other = {"umask": 0o077, "env": os.environ | {"LC_ALL": "en_US.UTF-8"}}
+    for name, settings in (("one", {}), ("two", other)):
         clone = tmp_path_factory.mktemp(name) / "halos-eval"
-        subprocess.run(["git", "clone", "-q", "--no-hardlinks", ROOT, clone], check=True)
-        subprocess.run([clone / "release" / "build.sh", uv], check=True, capture_output=True)
+        subprocess.run(["git", "clone", "-q", "--no-hardlinks", ROOT, clone], check=True, **settings)
+        if settings:
+            subprocess.run(["git", "-C", clone, "config", "tar.umask", "0077"], check=True)
+        subprocess.run(
+            [clone / "release" / "build.sh", uv, sys.executable], check=True, capture_output=True, **settings
+        )
         folders.append(clone / "dist")
     return folders
 
@@ -92,9 +99,12 @@ def test_two_releases_of_a_commit_are_the_same_bytes(released):
     number = version.version()
     assert one == two
     assert one.keys() == {
-        f"halos_eval-{number}-py3-none-any.whl", f"halos-eval-{number}.tgz", "SHA256SUMS",
+        f"halos_eval-{number}-py3-none-any.whl", f"halos-eval-{number}.tgz", "SHA256SUMS", "airflow-values.yaml",
         *(f"halos-eval-{image}-{number}-context.tar.gz" for image in IMAGES),
     }  # fmt: skip
+    names = [line.split()[1] for line in one["SHA256SUMS"].decode().splitlines()]
+    assert names == sorted(one.keys() - {"SHA256SUMS"})
+    assert one["airflow-values.yaml"] == (ROOT / "helm" / "airflow-values.yaml").read_bytes()
     subprocess.run(["sha256sum", "--check", "--strict", "SHA256SUMS"], cwd=released[0], check=True, capture_output=True)
 
 
