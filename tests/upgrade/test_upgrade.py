@@ -84,6 +84,17 @@ def test_only_what_had_failed_runs_again(home, store):
     assert {name: one["own"].complete for name, one in found.progress.items()} == {"team/kto": True, "dpo": False}
 
 
+def test_records_stay_as_they_are_and_plans_do_not(home, store):
+    registry, suite = FolderRegistry(str(home / "checkpoints"), steps=True), load_suite("own")
+    records = {url: filesystem.read_bytes(url) for url in filesystem.find(store, layout.RECORD)}
+    plan = layout.plan_url(store, "own", "dpo")
+    before = filesystem.read_bytes(plan)
+    save_plan(make_plan(suite, registry.get("dpo"), store, load_cluster()), suite, store)
+    summarize(SummarizeConfig(root=store, suite="own", output=layout.report_url(store, "own")))
+    assert {url: filesystem.read_bytes(url) for url in filesystem.find(store, layout.RECORD)} == records
+    assert filesystem.read_bytes(plan) != before  # as docs/upgrade.md says
+
+
 def test_the_database_is_that_of_the_same_airflow():
     """The project has no tables of its own. If this fails, say in docs/upgrade.md what `airflow db migrate` does."""
     found = importlib.metadata.version("apache-airflow-core")
