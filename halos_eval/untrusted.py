@@ -34,6 +34,14 @@ def whole(text: str) -> str:
     return HALF.sub("\ufffd", text)
 
 
+def shown_name(name: str) -> str:
+    """Return the name of a file as text that can be stored. Other than with ``whole``, each name has its own.
+
+    Linux takes any bytes as a name; Python reads those that are no UTF-8 as halves of characters.
+    """
+    return name.replace("\\", "\\\\").encode(errors="backslashreplace").decode()
+
+
 def whole_json(document: Any) -> Any:
     """Return a JSON document with ``whole`` texts. Raise ValueError if it is nested too deeply for Python."""
     try:

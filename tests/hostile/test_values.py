@@ -84,14 +84,14 @@ def test_every_folder_is_evaluated_or_skipped_with_a_reason(names):
             assert FolderRegistry(root).get(one.name) == one
 
 
-def test_a_folder_whose_name_is_no_text_is_skipped_by_a_name_that_can_be_stored(tmp_path):
-    make_checkpoint(Path(str(tmp_path), b"kto\xff".decode(errors="surrogateescape"), "FINAL"))
+def test_folders_whose_names_are_no_text_are_skipped_by_names_that_can_be_stored(tmp_path):
+    for name in (b"kto\xfe", b"kto\xff", b"kto\\udcff"):
+        make_checkpoint(Path(str(tmp_path), name.decode(errors="surrogateescape"), "FINAL"))
     make_checkpoint(tmp_path / "dpo" / "FINAL")
     listed = FolderRegistry(str(tmp_path)).registered()
     assert [one.name for one in listed.checkpoints] == ["dpo"]
-    assert list(Selection.model_validate_json(Selection(left_out=listed.skipped).model_dump_json()).left_out) == [
-        "kto\ufffd"
-    ]
+    stored = Selection.model_validate_json(Selection(left_out=listed.skipped).model_dump_json()).left_out
+    assert sorted(stored) == [r"kto\\udcff", r"kto\udcfe", r"kto\udcff"]
 
 
 TENSOR = st.fixed_dictionaries({"data_offsets": JSON | st.lists(JSON)}, optional={"shape": JSON})
