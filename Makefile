@@ -115,8 +115,8 @@ $(IMAGES:%=image-%): image-%:
 	$(BUILD) -f images/$*/Dockerfile -t docker.io/halos-eval/$*:$(VERSION) --build-arg UV_VERSION=$(UV_VERSION) \
 	    --build-arg VERSION=$(VERSION) --build-arg COMMIT=$(COMMIT) $(BUILD_ARGS) .
 
-release: $(UV) ## the wheel, the images' contexts and the packaged chart of the current commit, in dist/
-	release/build.sh $(UV)
+release: $(UV) ## the wheel, the images' contexts, the chart and Airflow's values of the current commit, in dist/
+	release/build.sh $(UV) $(PYTHON)
 
 clean: ## remove the environments (what was evaluated, in var/, stays)
 	rm -rf $(VENV)

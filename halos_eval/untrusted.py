@@ -1,9 +1,10 @@
-"""What strangers write: JSON documents of any depth, text that UTF-8 cannot encode, cells that are formulas."""
+"""What strangers write: JSON of any depth, times of any year, text that is no UTF-8, cells that are formulas."""
 
 from __future__ import annotations
 
 import json
 import re
+from datetime import UTC, datetime
 from typing import Any, TypeVar
 
 HALF = re.compile("[\ud800-\udfff]")
@@ -11,6 +12,7 @@ HALF = re.compile("[\ud800-\udfff]")
 
 FORMULA = ("=", "+", "-", "@", "\t", "\n")
 """Beginnings of text that a spreadsheet takes for a formula."""
+FIRST, LAST = (datetime(*day, tzinfo=UTC).timestamp() for day in ((1, 1, 2), (9999, 12, 30)))
 Cell = TypeVar("Cell")
 
 
@@ -22,9 +24,22 @@ def parse_json(data: str | bytes) -> Any:
         raise ValueError("nested too deeply") from error
 
 
+def moment(seconds: float) -> datetime:
+    """Return the time ``seconds`` after 1970 in UTC; the first or last of Python's years for files beyond them."""
+    return datetime.fromtimestamp(min(max(seconds, FIRST), LAST), UTC)
+
+
 def whole(text: str) -> str:
     """Return ``text`` with U+FFFD in place of each half of a character."""
     return HALF.sub("\ufffd", text)
+
+
+def shown_name(name: str) -> str:
+    """Return the name of a file as text that can be stored. Other than with ``whole``, each name has its own.
+
+    Linux takes any bytes as a name; Python reads those that are no UTF-8 as halves of characters.
+    """
+    return name.replace("\\", "\\\\").encode(errors="backslashreplace").decode()
 
 
 def whole_json(document: Any) -> Any:

@@ -46,15 +46,15 @@ def others() -> list[str]:
 
 def write(new: str) -> None:
     """Write the version ``new`` into all files, and give the section Unreleased its number and day."""
+    changes = ROOT / "CHANGELOG.md"
+    changed = changes.read_text(encoding="utf-8")
+    if UNRELEASED not in changed:
+        sys.exit(f"CHANGELOG.md has no section {UNRELEASED.strip()!r}, so nothing would be released. Add it")
     for path, pattern in places().items():
         text = path.read_text(encoding="utf-8")
         path.write_text(pattern.sub(rf"\g<1>{new}\g<3>", text), encoding="utf-8")
-    changes = ROOT / "CHANGELOG.md"
-    text = changes.read_text(encoding="utf-8")
-    if UNRELEASED not in text:
-        sys.exit(f"CHANGELOG.md has no section {UNRELEASED.strip()!r}, so nothing would be released. Add it")
     released = f"{UNRELEASED}\n## {new} ({datetime.now(UTC):%Y-%m-%d})\n"
-    changes.write_text(text.replace(UNRELEASED, released, 1), encoding="utf-8")
+    changes.write_text(changed.replace(UNRELEASED, released, 1), encoding="utf-8")
 
 
 def main(argument: str) -> None:

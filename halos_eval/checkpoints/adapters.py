@@ -103,7 +103,11 @@ def _modules(shapes: Shapes) -> dict[str, _Module]:
 def _rank_problems(name: str, module: _Module, config: Mapping[str, Any]) -> Iterator[str]:
     # As PEFT's get_pattern_key: a key is the end of a module's name, and the first match counts.
     ranks = (rank for key, rank in _pattern(config).items() if re.fullmatch(rf"(.*\.)?({key})", name))
-    rank = next(ranks, config.get("r"))
+    try:
+        rank = next(ranks, config.get("r"))
+    except re.error as error:
+        yield f"rank_pattern has a key that is no regular expression ({error})"
+        return
     down, up = module
     if not down or not up:
         yield f"{name} has only one of lora_A and lora_B"

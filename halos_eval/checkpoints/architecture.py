@@ -137,8 +137,11 @@ def _length(config: Mapping[str, Any]) -> int | None:
     lengths = [length for key in LENGTHS if (length := _number(config, key))]
     if not lengths:
         return None
-    extended = max([1.0, *_factors(config)])
-    return max(int(min(lengths) * extended), _number(config, "model_max_length") or 0)
+    try:
+        extended = int(min(lengths) * max([1.0, *_factors(config)]))
+    except OverflowError:  # JSON has numbers of any size
+        return None
+    return max(extended, _number(config, "model_max_length") or 0)
 
 
 def _factors(config: Mapping[str, Any]) -> Iterator[float]:

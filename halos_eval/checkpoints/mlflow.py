@@ -11,7 +11,7 @@ import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import unquote, urlsplit
 
@@ -32,7 +32,7 @@ from halos_eval.checkpoints.registry import (
 from halos_eval.errors import BadInput
 from halos_eval.storage import filesystem
 from halos_eval.storage.layout import original_part, safe_name
-from halos_eval.untrusted import parse_json
+from halos_eval.untrusted import moment, parse_json
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -228,7 +228,7 @@ def _name(version: ModelVersion) -> str:
 
 
 def _created(version: ModelVersion) -> datetime:
-    return datetime.fromtimestamp(version.creation_timestamp / 1000, UTC)
+    return moment(version.creation_timestamp / 1000)
 
 
 def _metadata(version: ModelVersion, model: RegisteredModel) -> Metadata:

@@ -13,7 +13,7 @@ from halos_eval.config.chat import SWITCHES, ChatSettings, Scalar, TemplateArgum
 from halos_eval.config.settings import FROZEN
 from halos_eval.errors import BadInput, DataUnavailable, StoreError
 from halos_eval.storage.layout import is_original, safe_name
-from halos_eval.untrusted import whole
+from halos_eval.untrusted import shown_name, whole
 
 THREADS = 16  # they wait for disks and servers
 SHOWN = 10  # names in the message about an unknown name
@@ -186,7 +186,7 @@ def look_at_all(
 
 def listing(checkpoints: Iterable[Checkpoint], skipped: dict[str, str]) -> Listing:
     """Return a listing in order. ``skipped`` has the registry's own names."""
-    # Linux takes any bytes as a name, and XComs and messages only UTF-8.
-    reasons = {safe_name(name) if is_original(name) else whole(name): whole(why) for name, why in skipped.items()}
+    # XComs and messages take only UTF-8.
+    reasons = {safe_name(name) if is_original(name) else shown_name(name): whole(why) for name, why in skipped.items()}
     first = datetime.min.replace(tzinfo=UTC)
     return Listing(sorted(checkpoints, key=lambda one: (one.registered or first, one.name)), reasons)

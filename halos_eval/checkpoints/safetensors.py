@@ -75,7 +75,7 @@ def _header(url: str, size: int) -> tuple[int, Shapes]:
         tensors = {name: tensor for name, tensor in parse_json(text).items() if name != "__metadata__"}
         ends = [int(tensor["data_offsets"][1]) for tensor in tensors.values()]
         shapes = {name: tuple(map(int, tensor.get("shape", ()))) for name, tensor in tensors.items()}
-    except (ValueError, AttributeError, LookupError, TypeError):
+    except (ValueError, AttributeError, LookupError, TypeError, OverflowError):  # JSON has Infinity, which is no int
         return -1, {}
     return 8 + int(length) + max(ends, default=0), shapes
 

@@ -19,8 +19,7 @@ from halos_eval.config.policy import load_policy
 from halos_eval.config.settings import FROZEN, Settings
 from halos_eval.config.suite import load_suite
 from halos_eval.planning.costs import excess, read_history
-from halos_eval.planning.expected import packing_of
-from halos_eval.planning.packs import loads_model
+from halos_eval.planning.packs import packing_of_jobs
 from halos_eval.planning.plan import make_plan, suite_manifest
 from halos_eval.planning.progress import Progress, overview
 from halos_eval.storage.layout import is_original
@@ -84,8 +83,7 @@ def plan(config: PlanConfig) -> None:
         manifest=suite_manifest(suite.name, config.store, cluster),
     )
     history = read_history(suite, config.store)
-    titles = [job.title for job in found.jobs if loads_model(job)]
-    packing = packing_of(suite, checkpoint, titles, history.expected)
+    packing = packing_of_jobs(suite, checkpoint, found.jobs, history.expected)
     cost = history.of_plan(found, packing)
     if config.json_output:
         more = {"cost": cost.model_dump(mode="json"), "packing": packing._asdict()}

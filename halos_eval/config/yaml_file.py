@@ -22,8 +22,9 @@ def parse_yaml(data: bytes, where: str) -> Any:
     """
     try:
         return yaml.load(data.decode("utf-8"), Loader=_TextTags)  # noqa: S506 (a safe loader)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        # ValueError: invalid UTF-8, or a day such as 2026-02-30
+    except (yaml.YAMLError, ValueError, RecursionError, LookupError, AttributeError, TypeError, OverflowError) as error:
+        # ValueError: invalid UTF-8, or a day such as 2026-02-30. PyYAML raises others for a value that its tag does not
+        # fit, such as !!bool x.
         raise BadInput(f"{where} is not valid YAML: {error}") from error
 
 

@@ -6,7 +6,6 @@ that ships with this package. Other names are paths of files.
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,9 +18,8 @@ from halos_eval.errors import BadInput, DataUnavailable
 from halos_eval.hub import hub_errors
 from halos_eval.shipped import shipped
 from halos_eval.storage.manifest import Manifest
-from halos_eval.untrusted import parse_json
+from halos_eval.untrusted import HALF, parse_json
 
-LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 HUB_REPO = "tatsu-lab/alpaca_eval"
 # AlpacaEval 2's prompts, and the outputs of gpt4_1106_preview as its reference.
 HubFile = Literal["prompts", "reference", "calibration"]
@@ -124,5 +122,5 @@ def _check(rows: list[dict[str, Any]], name: str, fields: tuple[str, ...]) -> No
 
 def check_whole(text: str, what: str) -> None:
     """Raise BadInput if a text has half a character, which JSON may contain and UTF-8 cannot encode."""
-    if lone := LONE_SURROGATE.search(text):
+    if lone := HALF.search(text):
         raise BadInput(f"{what} has half a character (\\u{ord(lone[0]):04x}), which cannot be sent. Replace it")

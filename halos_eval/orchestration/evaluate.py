@@ -24,10 +24,9 @@ from halos_eval.errors import BadInput, DataUnavailable, HalosEvalError
 from halos_eval.exporters.mlflow import wanted as mlflow_wanted
 from halos_eval.exporters.mlflow import write_results
 from halos_eval.planning.costs import Cost, History, excess, read_history
-from halos_eval.planning.expected import packing_of
 from halos_eval.planning.jobs import Packed, PlannedJob, StageJob, fetch_job, summary_job
 from halos_eval.planning.packing import Packing
-from halos_eval.planning.packs import loads_model, packs_of
+from halos_eval.planning.packs import packing_of_jobs, packs_of
 from halos_eval.planning.plan import make_plan, save_plan, suite_manifest
 from halos_eval.planning.progress import some_stage_loads
 from halos_eval.reports.comparison import read_gate
@@ -98,8 +97,7 @@ def plan_evaluation(params: dict[str, Any]) -> list[dict[str, Any]]:
             manifest=manifest,
         )
         history = read_history(suite, root)
-        titles = [job.title for job in plan.jobs if loads_model(job)]
-        packing = packing_of(suite, checkpoint, titles, history.expected)
+        packing = packing_of_jobs(suite, checkpoint, plan.jobs, history.expected)
         _check_cost(history.of_plan(plan, packing))
         _log_packing(packing)
         save_plan(plan, suite, root, manifest)

@@ -7,9 +7,13 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import NamedTuple
 
+from halos_eval.checkpoints.registry import Checkpoint
 from halos_eval.config.cluster import CPU_PROFILE
+from halos_eval.config.suite import Suite
+from halos_eval.planning.expected import NOTHING, Expected, packing_of
 from halos_eval.planning.jobs import Packed, PlannedJob, StageJob
 from halos_eval.planning.packing import Packing
+from halos_eval.stages.options import LONGEST_ARGUMENT
 from halos_eval.storage import layout
 
 COPY = "--copy-answers-to="
@@ -38,6 +42,27 @@ def _loading(job: PlannedJob) -> StageJob | None:
     return job.generate if job.generate and job.generate.profile != CPU_PROFILE else None
 
 
+def packing_of_jobs(
+    suite: Suite, checkpoint: Checkpoint, jobs: Sequence[PlannedJob], expected: Expected = NOTHING
+) -> Packing:
+    """Return which of the ``jobs`` of a plan share a pod. Those whose commands are too long for one argument do not."""
+    loading = {job.title: job for job in jobs if loads_model(job)}
+    packing = packing_of(suite, checkpoint, loading, expected)
+    sizes = {
+        titles: len(_commands([loading[title] for title in titles]).encode(errors="surrogatepass"))
+        for titles in packing.packs
+    }
+    too_long = {
+        title: f"a pod of its own: the commands of {' + '.join(titles)} together have {size} bytes; Linux takes "
+        f"{LONGEST_ARGUMENT} in one argument"
+        for titles, size in sizes.items()
+        for title in titles
+        if size > LONGEST_ARGUMENT
+    }
+    fitting = tuple(titles for titles in packing.packs if titles[0] not in too_long)
+    return Packing(fitting, {**packing.why, **too_long})
+
+
 def packs_of(jobs: Sequence[PlannedJob], packing: Packing, since: datetime, force: bool) -> Packs:
     """Return the packs of ``packing``, for the ``jobs`` of a plan that was made at the time ``since``."""
     titled = {job.title: job for job in jobs}
@@ -59,22 +84,27 @@ def _packed(job: PlannedJob, number: int, since: datetime, force: bool) -> Packe
 
 def _pack(members: Sequence[PlannedJob], since: datetime, force: bool) -> StageJob:
     """Return the job that runs ``members`` one after the other. They have the same profile."""
-    loading = [half for job in members if (half := _loading(job))]
-    boxes = [half.answers for half in loading if half.answers]
-    commands = [list(half.argv) for half in loading]
-    for number, half in enumerate(half for half in loading if half.answers):
-        words = commands[loading.index(half)]
-        words[:] = [f"{word.rstrip('/')}/{number}" if word.startswith(COPY) else word for word in words]
+    boxes = [half.answers for job in members if (half := _loading(job)) and half.answers]
     options = [f"--since={since.isoformat()}"] if force else []
     first = members[0]
     return StageJob(
         stage="pack",
         task=" + ".join(job.title for job in members),
         image=first.image,
-        argv=("pack", *options, "--", json.dumps(commands)),
+        argv=("pack", *options, "--", _commands(members)),
         profile=first.profile,
         gpus=first.gpus,
         pool=first.pool,
         manifest=first.manifest,
         boxes=tuple(boxes),
     )
+
+
+def _commands(members: Sequence[PlannedJob]) -> str:
+    """Return the command lines of ``members`` as JSON. Escapes would make Chinese text twice as long."""
+    loading = [half for job in members if (half := _loading(job))]
+    commands = [list(half.argv) for half in loading]
+    for number, half in enumerate(half for half in loading if half.answers):
+        words = commands[loading.index(half)]
+        words[:] = [f"{word.rstrip('/')}/{number}" if word.startswith(COPY) else word for word in words]
+    return json.dumps(commands, ensure_ascii=False)

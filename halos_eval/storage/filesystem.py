@@ -12,7 +12,7 @@ import stat
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from datetime import UTC, datetime
+from datetime import datetime
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, cast
@@ -23,6 +23,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from halos_eval.errors import BadInput, StoreError
 from halos_eval.storage.etags import parts_of
+from halos_eval.untrusted import moment
 
 PROTOCOLS = {"file", "s3", "memory"}  # memory: for tests
 
@@ -321,7 +322,7 @@ def _local_entry(child: os.DirEntry[str]) -> Entry | None:
             return None
         raise
     newest = max(status.st_mtime, child.stat(follow_symlinks=False).st_mtime)
-    modified = None if child.is_dir() else datetime.fromtimestamp(newest, UTC)
+    modified = None if child.is_dir() else moment(newest)
     return Entry(status.st_size, modified, f"{status.st_size}-{status.st_mtime_ns}")
 
 
@@ -349,7 +350,7 @@ def _walk(folder: str) -> dict[str, Entry]:
             with suppress(FileNotFoundError):  # removed meanwhile
                 status = path.lstat()
                 if not stat.S_ISDIR(status.st_mode):
-                    modified = datetime.fromtimestamp(status.st_mtime, UTC)
+                    modified = moment(status.st_mtime)
                     found[path.relative_to(folder).as_posix()] = Entry(status.st_size, modified)
     return found
 
@@ -365,7 +366,7 @@ def linked(url: str) -> datetime | None:
     with _store_errors(url):
         fs, path = _open(url)
         link = isinstance(fs, LocalFileSystem) and Path(path).is_symlink()
-        return datetime.fromtimestamp(Path(path).lstat().st_mtime, UTC) if link else None
+        return moment(Path(path).lstat().st_mtime) if link else None
 
 
 def delete(url: str) -> None:

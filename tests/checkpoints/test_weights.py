@@ -201,6 +201,7 @@ def test_an_adapters_digest_covers_both(tmp_path, folder, part):
         ({"r": 0}, "LoRA rank 0 is not supported"),
         ({"r": 513}, "LoRA rank 513 is not supported by vLLM; expected 1 to 512"),
         ({"r": None}, "LoRA rank None is not supported"),
+        ({"rank_pattern": {"(": 8}}, "rank_pattern has a key that is no regular expression"),
         ({"base_model_name_or_path": "/nowhere"}, "/nowhere"),
     ],
 )

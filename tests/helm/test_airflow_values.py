@@ -22,6 +22,7 @@ from helm_python import HelmError
 
 from halos_eval.config.settings import Settings
 from halos_eval.demo.installation import airflow_environment
+from release import version
 from tests.helm.release import ROOT, merged, scenario
 from tests.kubernetes.airflow_release import COMPONENTS, AirflowRelease
 
@@ -258,7 +259,7 @@ def test_the_cluster_tests_mount_and_name_what_the_values_say(release, values):
     [container] = scheduler["containers"]
     variables = {one["name"]: one.get("value") for one in container["env"]}
     assert variables["HALOS_EVAL_STORE"] == "s3://bucket/halos-eval"
-    assert container["image"] == "registry.example.org/halos-eval/airflow:0.1.0"
+    assert container["image"] == f"registry.example.org/halos-eval/airflow:{version.version()}"
     assert "http://airflow-api-server:8080/execution/" in found["ConfigMap", "airflow-config"]["data"]["airflow.cfg"]
 
 

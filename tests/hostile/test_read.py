@@ -51,11 +51,11 @@ def test_a_log_has_rows_or_a_message(texts):
 
 
 def test_a_log_whose_name_is_no_text(tmp_path):
-    for name, score in ((b"a\xff.log", 0.5), (b"b\xff.log", 0.6)):
+    for name, score in ((b"a\xfe.log", 0.5), (b"a\xff.log", 0.6)):
         path = Path(str(tmp_path), name.decode(errors="surrogateescape"))
         path.write_text(HEADER.format("hf", "/m") + TABLE.format("t", "none", "acc").replace("0.5", str(score)))
     (row,) = read_logs(tmp_path)
-    assert "differs" in csv_of([row]).decode()
+    assert r"differs, 0.5 in a\udcfe.log and 0.6 in a\udcff.log" in csv_of([row]).decode()
 
 
 JUDGE = load_judge("demo")

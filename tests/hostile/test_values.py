@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import posixpath
 import re
+import struct
 import tempfile
+from datetime import timedelta, timezone
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from halos_eval.checkpoints.folders import FolderRegistry
@@ -23,9 +25,9 @@ from halos_eval.planning.plan import Plan, make_plan, read_plan, save_plan
 from halos_eval.planning.selection import Selection
 from halos_eval.stages.options import LONGEST_ARGUMENT
 from halos_eval.storage import layout
-from halos_eval.untrusted import whole
+from halos_eval.untrusted import moment, whole
 from tests.doubles import make_checkpoint
-from tests.hostile.values import BATCH, HOSTILE
+from tests.hostile.values import BATCH, HOSTILE, JSON
 from tests.stages.test_run import parse as parsed
 
 URLS = [
@@ -82,14 +84,51 @@ def test_every_folder_is_evaluated_or_skipped_with_a_reason(names):
             assert FolderRegistry(root).get(one.name) == one
 
 
-def test_a_folder_whose_name_is_no_text_is_skipped_by_a_name_that_can_be_stored(tmp_path):
-    make_checkpoint(Path(str(tmp_path), b"kto\xff".decode(errors="surrogateescape"), "FINAL"))
+def test_folders_whose_names_are_no_text_are_skipped_by_names_that_can_be_stored(tmp_path):
+    for name in (b"kto\xfe", b"kto\xff", b"kto\\udcff"):
+        make_checkpoint(Path(str(tmp_path), name.decode(errors="surrogateescape"), "FINAL"))
     make_checkpoint(tmp_path / "dpo" / "FINAL")
     listed = FolderRegistry(str(tmp_path)).registered()
     assert [one.name for one in listed.checkpoints] == ["dpo"]
-    assert list(Selection.model_validate_json(Selection(left_out=listed.skipped).model_dump_json()).left_out) == [
-        "kto\ufffd"
-    ]
+    stored = Selection.model_validate_json(Selection(left_out=listed.skipped).model_dump_json()).left_out
+    assert sorted(stored) == [r"kto\\udcff", r"kto\udcfe", r"kto\udcff"]
+
+
+TENSOR = st.fixed_dictionaries({"data_offsets": JSON | st.lists(JSON)}, optional={"shape": JSON})
+HEADERS = st.dictionaries(HOSTILE, TENSOR | JSON, max_size=3) | JSON
+
+
+@settings(max_examples=60, deadline=None)
+@given(HEADERS)
+@example({"a": {"data_offsets": [0, float("inf")], "shape": [1]}})
+@example({"a": {"data_offsets": [0, 4], "shape": [float("inf")]}})
+@example({"a": {"data_offsets": [0, float("nan")], "shape": [1]}})
+@example({"a": {"data_offsets": [0, 10**400], "shape": [10**400]}})
+def test_weights_with_any_header_are_skipped(header):
+    data = json.dumps(header).encode()
+    with tempfile.TemporaryDirectory() as root:
+        make_checkpoint(Path(root, "dpo", "FINAL"))
+        folder = make_checkpoint(Path(root, "kto", "FINAL"))
+        (folder / "model.safetensors").write_bytes(struct.pack("<Q", len(data)) + data + b"more")
+        listed = FolderRegistry(root).registered()
+        assert [one.name for one in listed.checkpoints] in (["dpo"], ["dpo", "kto"], ["kto", "dpo"])
+        assert len(listed.checkpoints) + len(listed.skipped) == 2
+
+
+@pytest.mark.parametrize(
+    "value", ["1" + ":59" * 400 + ".5", "!!int ''", "!!timestamp x", "!!bool x", "!!set [1]", "!!float x", "2026-02-30"]
+)
+def test_metadata_that_yaml_cannot_construct_is_the_reason_of_its_checkpoint(tmp_path, value):
+    make_checkpoint(tmp_path / "dpo" / "FINAL")
+    (make_checkpoint(tmp_path / "kto" / "FINAL") / "halos_eval.yaml").write_text(f"stop: [{value}]")
+    listed = FolderRegistry(str(tmp_path)).registered()
+    assert [one.name for one in listed.checkpoints] == ["dpo"]
+    assert "halos_eval.yaml is not valid YAML" in listed.skipped["kto"]
+
+
+@given(st.floats(allow_nan=False) | st.integers())
+def test_a_file_may_be_of_any_year(seconds):
+    assert 1 <= moment(seconds).astimezone(timezone(timedelta(hours=12))).year <= 9999
 
 
 @settings(max_examples=40, deadline=None)

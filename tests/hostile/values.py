@@ -153,7 +153,7 @@ HOSTILE = st.one_of(
 BATCH = st.lists(HOSTILE, min_size=20, max_size=20)
 """Twenty texts, for tests that look at each one quickly."""
 JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | HOSTILE,
+    st.none() | st.booleans() | st.integers() | st.floats() | st.sampled_from([10**400, 1e308]) | HOSTILE,
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(HOSTILE, inner, max_size=3),
     max_leaves=6,
 )

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import json
+from datetime import UTC, datetime
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from halos_eval.checkpoints.registry import Checkpoint
+from halos_eval.config.cluster import load_cluster
 from halos_eval.config.suite import Suite, load_suite
 from halos_eval.planning.expected import Expected, packing_of
 from halos_eval.planning.packing import ENOUGH, Candidate, EngineKey, packed
+from halos_eval.planning.packs import packing_of_jobs, packs_of
+from halos_eval.planning.plan import make_plan
+from halos_eval.stages.options import LONGEST_ARGUMENT
+from tests.doubles import make_checkpoint
 
 NEW = Checkpoint(name="new", location="/new")
 ENGINES = st.builds(EngineKey, st.sampled_from(["default", "large"]), st.just("auto"), st.sampled_from([None, 4096]))
@@ -89,3 +98,34 @@ def test_without_packing_each_stage_has_its_pod():
 def test_the_demo_samples_and_runs_its_tasks_in_one_pod():
     demo = load_suite("demo")
     assert packing_of(demo, NEW, ["sample", *demo.tasks]).packs == (("sample", *demo.tasks),)
+
+
+@pytest.fixture
+def instructed(tmp_path):
+    """``instructed(text)``: the packing and the packs of the demo's tasks with that system instruction."""
+    location = str(make_checkpoint(tmp_path / "kto"))
+
+    def instructed(text):
+        settings = {"apply_chat_template": True, "system_instruction": text}
+        own = suite(tasks={"demo_choice": settings, "demo_cloze": settings})
+        checkpoint = Checkpoint(name="kto", location=location)
+        jobs = make_plan(own, checkpoint, str(tmp_path), load_cluster()).jobs
+        packing = packing_of_jobs(own, checkpoint, jobs)
+        return packing, packs_of(jobs, packing, datetime.now(UTC), force=False).jobs
+
+    return instructed
+
+
+def test_a_pack_has_the_words_of_its_stages_in_as_few_bytes(instructed):
+    packing, (pack,) = instructed("这" * 15_000)
+    assert packing.packs == (("demo_choice", "demo_cloze"),)
+    assert [f"--system-instruction={'这' * 15_000}" in words for words in json.loads(pack.argv[-1])] == [True, True]
+    assert len(pack.argv[-1].encode()) < LONGEST_ARGUMENT
+
+
+def test_stages_whose_commands_are_too_long_together_have_pods_of_their_own(instructed):
+    packing, jobs = instructed("x" * 70_000)
+    assert (packing.packs, jobs) == ((), ())
+    for why in packing.why.values():
+        assert why.startswith("a pod of its own: the commands of demo_choice + demo_cloze together have 14")
+        assert why.endswith("bytes; Linux takes 131071 in one argument")

@@ -21,7 +21,9 @@ from halos_eval.planning.progress import overview
 from halos_eval.reports.summarize import SummarizeConfig, summarize
 from halos_eval.stages import tools
 from halos_eval.storage import filesystem, layout
+from halos_eval.storage.manifest import read_manifest
 from halos_eval.storage.records import Record, read_model
+from tests.upgrade import write
 
 BEFORE = Path(__file__).parent / "before"
 ROOT = Path(__file__).parents[2]
@@ -65,11 +67,31 @@ def test_the_table_has_the_scores_and_reasons_of_before(home, store):
 
 def test_every_record_and_plan_can_be_read(store):
     records = filesystem.find(store, layout.RECORD)
-    assert len(records) == 7
+    planned = [
+        f"file://{job.record}" for url in filesystem.find(f"{store}/plans", ".json") for job in read_plan(url).jobs
+    ]
+    failed = filesystem.find(store, layout.FAILURE)
+    assert failed
+    assert {url for url in planned if layout.failure_beside(url) not in failed} == set(records)
     assert all(read_model(url, Record).scores or "sample" in url for url in records)
     assert [job.title for job in read_plan(layout.plan_url(store, "own", "dpo")).jobs] == [
         "sample", "judge", "demo_choice", "demo_cloze",
     ]  # fmt: skip
+
+
+def test_the_manifest_can_be_read(store):
+    manifest = read_manifest(layout.manifest_url(store, "own"))
+    assert manifest.parts.keys() == {"alpaca_eval", "demo_choice", "demo_cloze"}
+
+
+def test_this_version_can_write_what_the_next_one_is_tested_with(tmp_path, monkeypatch):
+    monkeypatch.setenv("HALOS_EVAL_SUITES", "")  # restored after it
+    write.main(str(tmp_path / "home"))
+    files, before = (
+        {path.relative_to(home).parts[:2] for path in home.rglob("*") if path.is_file() and path.parent != home}
+        for home in (tmp_path / "home", BEFORE)
+    )
+    assert files == before
 
 
 def test_only_what_had_failed_runs_again(home, store):
@@ -82,6 +104,17 @@ def test_only_what_had_failed_runs_again(home, store):
     found = overview(store, [registry.get(name) for name in wanted], load_cluster())
     assert found.unreadable == {}
     assert {name: one["own"].complete for name, one in found.progress.items()} == {"team/kto": True, "dpo": False}
+
+
+def test_records_stay_as_they_are_and_plans_do_not(home, store):
+    registry, suite = FolderRegistry(str(home / "checkpoints"), steps=True), load_suite("own")
+    records = {url: filesystem.read_bytes(url) for url in filesystem.find(store, layout.RECORD)}
+    plan = layout.plan_url(store, "own", "dpo")
+    before = filesystem.read_bytes(plan)
+    save_plan(make_plan(suite, registry.get("dpo"), store, load_cluster()), suite, store)
+    summarize(SummarizeConfig(root=store, suite="own", output=layout.report_url(store, "own")))
+    assert {url: filesystem.read_bytes(url) for url in filesystem.find(store, layout.RECORD)} == records
+    assert filesystem.read_bytes(plan) != before  # as docs/upgrade.md says
 
 
 def test_the_database_is_that_of_the_same_airflow():

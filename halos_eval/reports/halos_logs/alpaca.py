@@ -16,7 +16,7 @@ from halos_eval.checkpoints.weights import short_name
 from halos_eval.reports.halos_logs.models import Model
 from halos_eval.reports.halos_logs.text import Reading, number
 from halos_eval.reports.names import Known, clean, match
-from halos_eval.untrusted import whole
+from halos_eval.untrusted import shown_name
 
 logger = logging.getLogger(__name__)
 
@@ -119,7 +119,7 @@ def readings(
             logger.warning(
                 "%s: unknown which of %d AlpacaEval rows this log evaluated; all are kept. Rename the log to the row's "
                 "name, or remove the other rows",
-                whole(source.name),
+                shown_name(source.name),
                 len(table.rows),
             )
         found += [
@@ -127,7 +127,7 @@ def readings(
                 _model(name, lm_eval_models) or _model(name, other_models) or Model(clean(name)),
                 *("alpacaeval", table.rows[name]),
                 averaged=False,
-                source=whole(source.name),
+                source=shown_name(source.name),
             )
             for name in names or table.rows
             if table.rows[name]

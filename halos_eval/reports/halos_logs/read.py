@@ -19,7 +19,7 @@ from halos_eval.reports.halos_logs.text import Reading, clean_lines
 from halos_eval.reports.names import distinct
 from halos_eval.reports.remarks import describe_limits
 from halos_eval.reports.results import Cell, Missing, Row, mean_of
-from halos_eval.untrusted import whole
+from halos_eval.untrusted import shown_name
 
 logger = logging.getLogger(__name__)
 
@@ -42,8 +42,8 @@ def read_logs(path: Path) -> list[Row]:
     """
     files = _log_files(path)
     texts = {file: clean_lines(_bytes_of(file)) for file in files}
-    lm_eval = {file: LmEvalLog.read(lines, whole(file.name)) for file, lines in texts.items()}
-    boards = {file: alpaca.leaderboards(lines, whole(file.name)) for file, lines in texts.items()}
+    lm_eval = {file: LmEvalLog.read(lines, shown_name(file.name)) for file, lines in texts.items()}
+    boards = {file: alpaca.leaderboards(lines, shown_name(file.name)) for file, lines in texts.items()}
     all_models = {model for log in lm_eval.values() for model in log.models}
 
     readings: list[Reading] = []
