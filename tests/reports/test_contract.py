@@ -98,12 +98,13 @@ def test_an_outdated_result_says_so_with_its_fingerprint(root, suite, evaluate):
     assert older.stages["demo_choice"] == f"not current {fingerprint}"
 
 
+@pytest.mark.parametrize("checkpoint", [None, "one"])
 @pytest.mark.parametrize("name", ["table.json", "table.parquet"])
-def test_other_formats_have_the_same_table(root, suite, evaluate, tmp_path, name):
+def test_other_formats_have_the_same_table(root, suite, evaluate, tmp_path, name, checkpoint):
     suite(SUITE)
     evaluate("one", demo_choice=[1.0, 0.0], registered=NOW)
     url = str(tmp_path / name)
-    rows = summarize(SummarizeConfig(root=root, suite="own", output=url))
+    rows = summarize(SummarizeConfig(root=root, suite="own", checkpoint=checkpoint, output=url))
     data = filesystem.read_bytes(url)
     if name.endswith("json"):
         (line,) = json.loads(data)
