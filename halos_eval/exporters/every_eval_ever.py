@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 SCHEMA = "0.3.0"
 DATASET = "dataset:"
 """Beginning of the names of data sets among a record's inputs."""
+COMMIT = re.compile("[0-9a-f]{40}")
 LIBRARIES = {"harness": "lm-eval", "judge": "alpaca-eval"}
 NOT_IN_A_FOLDER = re.compile(r"[^A-Za-z0-9_.-]")
 
@@ -134,19 +135,17 @@ def _uncertainty(record: Record, score: Score) -> dict[str, Any]:
 
 
 def _source(record: Record, task: str) -> Mapping[str, Any]:
-    """Return what the task reads: its repository on the hub if that is one, with the commit."""
+    """Return what the task reads: a data set of the hub with its commit. The name of another one may be a path."""
     inputs = record.provenance.inputs
     found = {key.removeprefix(DATASET): value for key, value in inputs.items() if key.startswith(DATASET)}
-    if task == ALPACA_EVAL or len(found) != 1:
+    name, revision = next(iter(found.items()), ("", ""))
+    if task == ALPACA_EVAL or len(found) != 1 or name.startswith("/") or not COMMIT.fullmatch(revision):
         return {"dataset_name": task, "source_type": "other"}
-    ((name, revision),) = found.items()
-    repository = "/".join(name.split("/")[:2])  # the rest is the configuration
-    return {
-        "dataset_name": name,
-        "source_type": "hf_dataset",
-        "hf_repo": repository,
-        "additional_details": {"revision": revision},
-    }
+    source = {"dataset_name": name, "source_type": "hf_dataset", "additional_details": {"revision": revision}}
+    words = name.split("/")
+    if len(words) == 2:  # the repository A/B, or the configuration B of an old repository that has no owner
+        return source
+    return source | {"hf_repo": "/".join(words[:2])}  # the rest is the configuration
 
 
 def _path(suite: str, part: Shown, record: Record, organization: str) -> str:

@@ -96,6 +96,31 @@ def test_a_score_at_its_bound_has_an_interval_and_a_data_set_its_commit(root, su
     assert result["source_data"]["additional_details"]["revision"] == "c" * 40
 
 
+@pytest.mark.parametrize(
+    ("name", "revision", "published"),
+    [
+        ("gsm8k", "c" * 40, {"dataset_name": "gsm8k", "hf_repo": "gsm8k"}),
+        # the repository lab/choices, or the configuration choices of a repository lab
+        ("lab/choices", "c" * 40, {"dataset_name": "lab/choices"}),
+        ("/data/lab/private", "fingerprint:0123456789abcdef", None),
+        ("/data/lab/private", "c" * 40, None),
+        ("json", "fingerprint:0123456789abcdef", None),
+    ],
+)
+def test_only_a_data_set_of_the_hub_is_called_one(root, suite, evaluate, valid, name, revision, published):
+    suite("tasks: {demo_choice: {}}")
+    (job,) = evaluate("one").jobs
+    score = Score(task="demo_choice", metric="acc", value=0.5, higher_is_better=True)
+    finish(job, scores=(score,), provenance=make_provenance(NOW, **{f"dataset:{name}": revision}))
+    ((_, one),) = documents(root, "own", "lab")
+    valid(one)
+    if published:
+        published |= {"source_type": "hf_dataset", "additional_details": {"revision": revision}}
+    assert one["evaluation_results"][0]["source_data"] == (
+        published or {"dataset_name": "demo_choice", "source_type": "other"}
+    )
+
+
 def test_results_that_are_not_current_and_trials_are_left_out(root, suite, evaluate, caplog):
     suite("tasks: {demo_choice: {}}")
     evaluate("old", demo_choice=[1.0])
