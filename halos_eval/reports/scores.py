@@ -102,8 +102,10 @@ def scores(root: str, suite: str, groups: bool = False) -> pd.DataFrame:
         found = pool.map(lambda name: list(_lines(rows, name, groups)), names)
         lines = [asdict(line) for own in found for line in own]
     frame = pd.DataFrame(lines, columns=list(COLUMNS))
-    whole = dict.fromkeys(("schema", "n", "clusters", "limit"), "Int64")
-    return frame.astype(whole | dict.fromkeys(("gpu_hours", "dollars", "value", "stderr"), "float64")).assign(
+    whole, real = ["schema", "n", "clusters"], ["gpu_hours", "dollars", "value", "stderr"]
+    shares = any(line["limit"] is not None and line["limit"] % 1 for line in lines)
+    (real if shares else whole).append("limit")
+    return frame.astype(dict.fromkeys(whole, "Int64") | dict.fromkeys(real, "float64")).assign(
         **{column: pd.to_datetime(frame[column], utc=True) for column in TIMES}
     )
 
