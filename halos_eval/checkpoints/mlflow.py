@@ -129,11 +129,17 @@ class MlflowRegistry:
                 for key, number in numbers.items() - run.data.metrics.items():
                     client.log_metric(run.info.run_id, key, number)
 
-    def set_alias(self, name: str, alias: str) -> None:
-        """Give an alias of the model to this version; no other version keeps it. As in ``get`` for errors."""
+    def advance_alias(self, name: str, alias: str) -> bool:
+        """Give an alias of the model to this version, unless a later version has it; return whether it has it now.
+
+        No other version keeps it. As in ``get`` for errors.
+        """
         with self._client() as client:
-            version, _ = self._find(client, name)
-            client.set_registered_model_alias(version.name, alias, version.version)
+            version, model = self._find(client, name)
+            holder = int(model.aliases.get(alias, 0)) if model else 0  # MLflow counts versions from 1
+            if holder < int(version.version):
+                client.set_registered_model_alias(version.name, alias, version.version)
+            return holder <= int(version.version)
 
     @contextmanager
     def _client(self) -> Iterator[MlflowClient]:

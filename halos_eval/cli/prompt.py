@@ -11,7 +11,7 @@ from pydantic_settings import CliPositionalArg
 from halos_eval.config.chat import ChatSettings
 from halos_eval.config.suite import ALPACA_EVAL, TASK_NAME, StopStrings
 from halos_eval.data import prompts
-from halos_eval.reports.terminal import plain_lines
+from halos_eval.reports.terminal import visible
 from halos_eval.stages.harness.options import HarnessConfig
 from halos_eval.stages.harness.requests import requests_of
 from halos_eval.stages.prompt import Prompting, Request
@@ -93,8 +93,8 @@ def prompt(config: PromptConfig) -> None:
     for request in requests:
         _show(request, prompting)
     for key, value in prompting.described().items():
-        print(plain_lines(f"{key.removeprefix('prompt:').replace('_', ' ')}: {value}"))
-    print(f"end token: {tokenizer.eos_token} ({tokenizer.eos_token_id})")
+        print(visible(f"{key.removeprefix('prompt:').replace('_', ' ')}: {value}"))
+    print(visible(f"end token: {tokenizer.eos_token} ({tokenizer.eos_token_id})"))
     if prompting.without_system:
         print("the chat template drops the system turn, which has the task's description")
 
@@ -137,10 +137,10 @@ def _continuation(request: Request, tokenizer: Any) -> str | None:
 def _show(request: Request, prompting: Prompting) -> None:
     print(f"--- {request.title}: {len(request.token_ids)} tokens")
     print(*request.token_ids)
-    print(plain_lines(prompting.tokenizer.decode(request.token_ids)))
+    print(visible(prompting.tokenizer.decode(request.token_ids)))
     if request.continuation_ids is not None:
         print(f"--- scored: {len(request.continuation_ids)} tokens")
         print(*request.continuation_ids)
-        print(plain_lines(str(prompting.tokenizer.decode(request.continuation_ids))))
+        print(visible(str(prompting.tokenizer.decode(request.continuation_ids))))
     else:
-        print(f"--- ends at: {json.dumps(request.stop, ensure_ascii=False)}")
+        print(visible(f"--- ends at: {json.dumps(request.stop, ensure_ascii=False)}"))

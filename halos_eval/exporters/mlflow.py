@@ -61,17 +61,23 @@ def write_results(checkpoint: str, suite: str) -> None:
     registry = MlflowRegistry(settings.checkpoints)
     registry.write(checkpoint, f"{RESULT_TAG}{suite}.", tags, scores_of(found))
     if alias := _alias(settings.store, suite, checkpoint, found):
-        registry.set_alias(checkpoint, alias)
-        log.info("%s is better than what it was compared with, and has the alias %s now", checkpoint, alias)
+        if registry.advance_alias(checkpoint, alias):
+            log.info("%s is better than what it was compared with, and has the alias %s now", checkpoint, alias)
+        else:
+            log.info("%s does not get the alias %s: a version that was registered later has it", checkpoint, alias)
 
 
 def _alias(root: str, suite: str, checkpoint: str, row: Row) -> str | None:
-    """Return the alias that the policy's gate gives to the checkpoint; None if it is not better, or gives none."""
+    """Return the alias that the policy's gate gives to the checkpoint, or None.
+
+    None if the gate gives none, if the checkpoint is not better, or if it could be worse in a task that has no result
+    or is not comparable.
+    """
     gate = load_policy().gate_for(suite, checkpoint, row.tags)
-    if gate is None or gate.mlflow_alias is None:
+    if gate is None or gate.mlflow_alias is None or not row.complete:
         return None
     outcome = read_gate(root, suite, checkpoint)
-    return gate.mlflow_alias if outcome and outcome.verdict == Verdict.BETTER else None
+    return gate.mlflow_alias if outcome and outcome.verdict == Verdict.BETTER and not outcome.reason else None
 
 
 def scores_of(row: Row) -> dict[str, float]:

@@ -10,6 +10,7 @@ from halos_eval.analysis.paired import ALPHA, Paired, detectable, holm, paired
 from halos_eval.errors import BadInput, HalosEvalError
 from halos_eval.planning.changes import NAMES
 from halos_eval.reports.comparison import Comparison, Flip, TaskComparison, Verdict
+from halos_eval.reports.facts import samples_of
 from halos_eval.reports.paired_items import PERCENT, Measured, Value, measured
 from halos_eval.reports.remarks import answered_as
 from halos_eval.reports.shown import Shown, ShownParts, shown
@@ -31,6 +32,8 @@ class _Pair(NamedTuple):
     a: Measured
     b: Measured
     ids: list[str]
+    results: tuple[str, str]
+    """`samples_of` the two."""
     remark: str
 
 
@@ -142,7 +145,8 @@ def _pair(part: str, ours: Shown | None, theirs: Shown | None) -> _Pair | TaskCo
     ids = [key for key in a.items if key in b.items]
     if not ids or any(a.items[key].digest != b.items[key].digest for key in ids):
         return _refused(part, "the documents or references differ", a.metric)
-    return _Pair(part, a, b, ids, _remark(ours.record, theirs.record, len(a.items.keys() ^ b.items.keys())))
+    results = samples_of(ours.record) or "", samples_of(theirs.record) or ""
+    return _Pair(part, a, b, ids, results, _remark(ours.record, theirs.record, len(a.items.keys() ^ b.items.keys())))
 
 
 def differences(one: Record, other: Record) -> list[str]:
@@ -194,6 +198,8 @@ def _judged(pair: _Pair, found: Paired, p_holm: float, tests: int, margin: float
         reason=pair.remark,
         better=tuple(better),
         worse=tuple(worse),
+        result_a=pair.results[0],
+        result_b=pair.results[1],
     )
 
 

@@ -92,6 +92,10 @@ class TaskComparison(BaseModel):
     """Ids of the items on which A is better, the largest difference first."""
     worse: tuple[str, ...] = ()
     """Ids of the items on which A is worse, the largest difference first."""
+    result_a: str = ""
+    """FINGERPRINT-DIGEST of A's result, as in ``Row.samples``; empty in older files."""
+    result_b: str = ""
+    """The same of B's."""
 
     @property
     def in_words(self) -> str:

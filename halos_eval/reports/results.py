@@ -182,14 +182,7 @@ def row_of_plan(plan: Plan, outdated: Mapping[str, str] = MappingProxyType({})) 
         price_usd=facts.price(everything),
         suite=plan.suite,
         items=facts.items(records) | beside(further, lambda record: facts.items([record])),
-        stages={
-            **{
-                job.title: facts.stage_status(record, job.title in outdated)
-                for job, (record, _) in zip(plan.jobs, read, strict=True)
-            },
-            **dict.fromkeys(plan.unavailable, facts.UNAVAILABLE),
-            **dict.fromkeys(plan.left_out, facts.stage_status(None)),
-        },
+        stages=_stages(plan, [record for record, _ in read], outdated),
         fingerprint=facts.fingerprint_of(everything),
         samples={
             job.title: name
@@ -197,6 +190,21 @@ def row_of_plan(plan: Plan, outdated: Mapping[str, str] = MappingProxyType({})) 
             if record and (name := facts.samples_of(record))
         },
     )
+
+
+def _stages(plan: Plan, records: Iterable[Record | None], outdated: Mapping[str, str]) -> dict[str, str]:
+    """Return the status of each stage by title, also of those without a job. AlpacaEval has two stages."""
+
+    def titles(parts: Iterable[str]) -> list[str]:
+        return [title for part in parts for title in (("sample", "judge") if part == ALPACA_EVAL else (part,))]
+
+    planned = {
+        job.title: facts.stage_status(record, job.title in outdated)
+        for job, record in zip(plan.jobs, records, strict=True)
+    }
+    absent = dict.fromkeys(titles(plan.unavailable), facts.UNAVAILABLE)
+    absent |= dict.fromkeys([*outdated, *titles(plan.left_out)], facts.stage_status(None))
+    return planned | {title: status for title, status in absent.items() if title not in planned}
 
 
 def labelled(name: str, label: str | None) -> str:

@@ -6,6 +6,8 @@ The columns, their order and their meaning are those of ``COLUMNS`` and of `Line
 from __future__ import annotations
 
 import io
+import json
+import math
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields, replace
@@ -100,8 +102,10 @@ def scores(root: str, suite: str, groups: bool = False) -> pd.DataFrame:
         found = pool.map(lambda name: list(_lines(rows, name, groups)), names)
         lines = [asdict(line) for own in found for line in own]
     frame = pd.DataFrame(lines, columns=list(COLUMNS))
-    whole = dict.fromkeys(("schema", "n", "clusters", "limit"), "Int64")
-    return frame.astype(whole | dict.fromkeys(("gpu_hours", "dollars", "value", "stderr"), "float64")).assign(
+    whole, real = ["schema", "n", "clusters"], ["gpu_hours", "dollars", "value", "stderr"]
+    shares = any(line["limit"] is not None and line["limit"] % 1 for line in lines)
+    (real if shares else whole).append("limit")
+    return frame.astype(dict.fromkeys(whole, "Int64") | dict.fromkeys(real, "float64")).assign(
         **{column: pd.to_datetime(frame[column], utc=True) for column in TIMES}
     )
 
@@ -115,7 +119,10 @@ def encoded(frame: pd.DataFrame, name: str) -> bytes:
         }
         return bytes(frame.assign(**texts).to_csv(index=False, lineterminator="\n").encode())
     if name.endswith(".json"):
-        return bytes(frame.to_json(orient="records", date_format="iso", indent=1).encode())
+        # Python's encoder, because pandas' rounds numbers to at most 15 decimals. JSON has no infinity.
+        known = frame.notna() & ~frame.isin([math.inf, -math.inf])
+        lines = frame.astype(object).where(known, None).to_dict("records")
+        return json.dumps(lines, indent=1, default=datetime.isoformat, allow_nan=False).encode()
     if not name.endswith(".parquet"):
         raise BadInput(f"{name} is not supported; expected a name that ends with .csv, .parquet or .json")
     if find_spec("pyarrow") is None:

@@ -118,7 +118,7 @@ def _kept(root: str, suite: str, config: SummarizeConfig) -> list[Row]:
             found, removable = _rows(root, suite, config.checkpoint, noting.result())
             confirming = pool.submit(confirm)  # extends the lease by minutes, and what follows takes less than a second
             rows = in_order(found.rows.values())
-            contents = {layout.rows_url(root, suite): found.encoded(), config.output: csv_of(rows)}
+            contents = {layout.rows_url(root, suite): found.encoded(), config.output: _content(rows, config.output)}
             if pages.installed():
                 folder = layout.report_folder(root, suite)
                 contents |= {filesystem.join(folder, path): page for path, page in pages.overview(suite, rows).items()}

@@ -111,12 +111,15 @@ def cells_by_column(rows: Sequence[Row]) -> tuple[list[str], list[dict[str, str 
 
 
 def frame_of(rows: Sequence[Row]) -> pd.DataFrame:
-    """Return the table of rows as a pandas frame, with the columns of the CSV."""
+    """Return the table of rows as a pandas frame, with the columns of the CSV. Whole numbers are Int64."""
     import pandas as pd
 
     header, lines = cells_by_column(rows)
     frame = pd.DataFrame(lines, columns=header)
-    return frame.assign(**{name: pd.to_datetime(frame[name], utc=True) for name in TIMES if name in header})
+    whole = [name for name in header if all(isinstance(line.get(name, 0), int) for line in lines)]
+    return frame.astype(dict.fromkeys(whole, "Int64")).assign(
+        **{name: pd.to_datetime(frame[name], utc=True) for name in TIMES if name in header}
+    )
 
 
 def columns(lines: Iterable[Mapping[str, object]]) -> list[str]:

@@ -5,6 +5,7 @@ The CSV has all checkpoints. A terminal has about 80 columns, and reasons are lo
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -23,6 +24,8 @@ NAMES = 5
 """Maximum number of checkpoints named per reason. The CSV has all of them."""
 BORDER, PADDING = 1, 2
 """Characters around a cell: a line before each column and after the last, and a space on each side."""
+CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+"""Control characters but for tab and newline, and those that change the direction of writing."""
 
 
 class Summary:
@@ -107,6 +110,11 @@ def plain(text: str) -> str:
 def plain_lines(text: str) -> str:
     """Return ``text`` as ``plain`` does, with its ends of lines."""
     return "\n".join(map(plain, text.split("\n")))
+
+
+def visible(text: str) -> str:
+    r"""Return ``text`` as it is, but for controls that a terminal would execute: these become ``\x1b`` and the like."""
+    return CONTROLS.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def _fitting(names: Sequence[str], rows: Sequence[Sequence[str]], space: int) -> list[int]:

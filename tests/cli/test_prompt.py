@@ -40,6 +40,13 @@ def test_what_sampling_sends(tokenizer, rows, capsys):
     assert "Bye" not in out
 
 
+def test_the_printed_text_is_the_prompt_but_for_controls_of_a_terminal(tokenizer, asked, monkeypatch, capsys):
+    kept = "a\tb\u00a0c\u3000d\u200de\n"  # tab, no-break and wide space, joiner
+    monkeypatch.setattr(tokenizer, "decode", lambda ids: f"{kept}\x1b[31m\r\x9b\u202e")
+    prompt(PromptConfig(model="m", task="t"))
+    assert capsys.readouterr().out.count(f"\n{kept}\\x1b[31m\\r\\x9b\\u202e\n") == 2  # also the scored text
+
+
 def test_as_json(tokenizer, rows, capsys):
     tokenizer.chat_template = "{{ messages[0].content }}</s>"
     prompt(PromptConfig(model="m", prompts=rows, first=2, json=True))

@@ -96,6 +96,68 @@ def test_a_score_at_its_bound_has_an_interval_and_a_data_set_its_commit(root, su
     assert result["source_data"]["additional_details"]["revision"] == "c" * 40
 
 
+@pytest.mark.parametrize(
+    ("name", "revision", "published"),
+    [
+        ("gsm8k", "c" * 40, {"dataset_name": "gsm8k", "hf_repo": "gsm8k"}),
+        # the repository lab/choices, or the configuration choices of a repository lab
+        ("lab/choices", "c" * 40, {"dataset_name": "lab/choices"}),
+        ("/data/lab/private", "fingerprint:0123456789abcdef", None),
+        ("/data/lab/private", "c" * 40, None),
+        ("json", "fingerprint:0123456789abcdef", None),
+    ],
+)
+def test_only_a_data_set_of_the_hub_is_called_one(root, suite, evaluate, valid, name, revision, published):
+    suite("tasks: {demo_choice: {}}")
+    (job,) = evaluate("one").jobs
+    score = Score(task="demo_choice", metric="acc", value=0.5, higher_is_better=True)
+    finish(job, scores=(score,), provenance=make_provenance(NOW, **{f"dataset:{name}": revision}))
+    ((_, one),) = documents(root, "own", "lab")
+    valid(one)
+    if published:
+        published |= {"source_type": "hf_dataset", "additional_details": {"revision": revision}}
+    assert one["evaluation_results"][0]["source_data"] == (
+        published or {"dataset_name": "demo_choice", "source_type": "other"}
+    )
+
+
+def test_a_judge_in_both_orders_has_a_flip_rate_of_its_own_pairs(root, suite, evaluate, valid):
+    suite("alpaca_eval: {prompts: demo, reference: demo, judge: demo}")
+    judge = next(job for job in evaluate("one", alpaca_eval=[1.25, 1.75]).jobs if job.stage == "judge")
+    flips = Score(task="alpaca_eval", metric="flip_rate", value=25.0, higher_is_better=False)
+    finish(judge, scores=(flips,), details={"judged_in_both_orders": 8, "flips": 2})
+    ((_, one),) = documents(root, "own", "lab")
+    valid(one)
+    (result,) = one["evaluation_results"]
+    metric = result["metric_config"]
+    assert (metric["min_score"], metric["max_score"], metric["metric_unit"]) == (0, 100, "percent")
+    uncertainty = result["score_details"]["uncertainty"]
+    assert uncertainty["num_samples"] == 8
+    interval = uncertainty["confidence_interval"]
+    assert (interval["lower"], interval["upper"]) == pytest.approx((7.15, 59.07), abs=0.01)
+
+
+def test_judged_answers_come_from_the_engine_and_settings_of_the_samples(root, suite, evaluate, valid):
+    suite("alpaca_eval: {prompts: demo, reference: demo, judge: demo, sampling: {max_tokens: 99}}")
+    plan = evaluate("one", alpaca_eval=[1.25, 1.75])
+    sampled = next(job.identity.document for job in plan.jobs if job.stage == "sample")
+    ((_, one),) = documents(root, "own", "lab")
+    valid(one)
+    assert one["model_info"]["inference_engine"] == {"name": "vLLM", "version": sampled["tools"]["vllm"]}
+    assert one["evaluation_results"][0]["generation_config"]["additional_details"] == {
+        key: json.dumps(value) for key, value in sampled["settings"].items()
+    }
+    assert sampled["settings"]["max_tokens"] == 99
+
+
+def test_a_result_without_any_score_is_left_out(root, suite, evaluate, caplog):
+    suite("tasks: {demo_choice: {}}")
+    (job,) = evaluate("one").jobs
+    finish(job, missing={"demo_choice-acc,none": "no document has a score"})
+    assert list(documents(root, "own", "lab")) == []
+    assert "one, demo_choice is left out: demo_choice-acc,none: no document has a score" in caplog.text
+
+
 def test_results_that_are_not_current_and_trials_are_left_out(root, suite, evaluate, caplog):
     suite("tasks: {demo_choice: {}}")
     evaluate("old", demo_choice=[1.0])

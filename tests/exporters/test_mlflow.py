@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+from types import SimpleNamespace
+
 import pytest
 
+from halos_eval.checkpoints.mlflow import MlflowRegistry
 from halos_eval.errors import BadInput
 from halos_eval.exporters import mlflow
 from halos_eval.exporters.mlflow import tags_of, wanted, write_results
@@ -35,8 +39,9 @@ def written(tmp_path, monkeypatch):
         def write(self, *arguments):
             calls.append(arguments)
 
-        def set_alias(self, *arguments):
+        def advance_alias(self, *arguments):
             calls.append(arguments)
+            return True
 
     (tmp_path / "policy.yaml").write_text("{mlflow_results: true, rules: []}")
     monkeypatch.setenv("HALOS_EVAL_POLICY", str(tmp_path / "policy.yaml"))
@@ -93,6 +98,23 @@ def test_it_is_off_by_default(written, tmp_path):
     assert written == []
 
 
+@pytest.fixture
+def gated(tmp_path):
+    """``gated(row, alias, **outcome)`` keeps a row and the outcome of its gate, which gives an alias."""
+
+    def gated(row, alias="mlflow_alias: champion", **outcome):
+        gates = f"[{{tags: {{method: dpo}}, against: last, mlflow_alias: other}}, {{against: best, {alias}}}]"
+        (tmp_path / "policy.yaml").write_text(f"{{mlflow_results: true, gates: {gates}, rules: []}}")
+        keep(tmp_path, row)
+        found = GateOutcome(checkpoint="kto/v1", suite="quick", rule="best", baseline="b", at=NOW, **outcome)
+        write_gate(f"file://{tmp_path}/store", found)
+
+    return gated
+
+
+COMPLETE = Row("kto/v1", {"gsm8k-exact_match": Cell(0.5)})
+
+
 @pytest.mark.parametrize(
     ("alias", "verdict", "given"),
     [
@@ -103,14 +125,32 @@ def test_it_is_off_by_default(written, tmp_path):
         ("block: []", Verdict.BETTER, []),
     ],
 )
-def test_a_version_that_is_better_gets_the_alias_of_the_gate(written, tmp_path, alias, verdict, given):
-    gates = f"[{{tags: {{method: dpo}}, against: last, mlflow_alias: other}}, {{against: best, {alias}}}]"
-    (tmp_path / "policy.yaml").write_text(f"{{mlflow_results: true, gates: {gates}, rules: []}}")
-    keep(tmp_path, ROW)
-    outcome = GateOutcome(checkpoint="kto/v1", suite="quick", rule="best", baseline="b", verdict=verdict, at=NOW)
-    write_gate(f"file://{tmp_path}/store", outcome)
+def test_a_version_that_is_better_gets_the_alias_of_the_gate(written, gated, alias, verdict, given):
+    gated(COMPLETE, alias, verdict=verdict)
     write_results("kto/v1", "quick")
     assert written[1:] == given
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [(ROW, ""), (COMPLETE, "gsm8k: max_model_len 2048 and 4096")],
+    ids=["a result is missing", "a task is not comparable"],
+)
+def test_a_version_that_could_be_worse_elsewhere_gets_no_alias(written, gated, row, reason):
+    gated(row, verdict=Verdict.BETTER, reason=reason)
+    write_results("kto/v1", "quick")
+    assert len(written) == 1  # its tags
+
+
+@pytest.mark.parametrize(("holder", "has"), [(None, True), ("9", True), ("10", True), ("11", False)])
+def test_an_alias_never_goes_back_to_an_earlier_version(monkeypatch, holder, has):
+    given = []
+    client = SimpleNamespace(set_registered_model_alias=lambda *words: given.append(words))
+    model = SimpleNamespace(aliases={"champion": holder} if holder else {})
+    monkeypatch.setattr(MlflowRegistry, "_client", lambda self: nullcontext(client))
+    monkeypatch.setattr(MlflowRegistry, "_find", lambda *_: (SimpleNamespace(name="kto", version="10"), model))
+    assert MlflowRegistry("mlflow+http://mlflow:5000").advance_alias("kto/v10", "champion") == has
+    assert given == ([("kto", "champion", "10")] if holder in {None, "9"} else [])
 
 
 def test_the_outcome_of_the_gate_is_a_tag():

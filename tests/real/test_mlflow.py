@@ -156,12 +156,14 @@ def test_results_are_written_to_the_version_and_the_run_that_logged_it(lab):
         lab.registry.write("kto/v2", "halos_eval.result.quick.", {}, {})
 
 
-def test_an_alias_is_given_to_one_version(lab):
+def test_an_alias_is_given_to_one_version_and_never_back_to_an_earlier_one(lab):
     lab.add("kto")
     lab.version("kto")
     for number in ("1", "2"):
-        lab.registry.set_alias(f"kto/v{number}", "best")
+        assert lab.registry.advance_alias(f"kto/v{number}", "best")
         assert lab.client.get_registered_model("kto").aliases == {"best": number}
+    assert not lab.registry.advance_alias("kto/v1", "best")
+    assert lab.client.get_registered_model("kto").aliases == {"best": "2"}
 
 
 @pytest.mark.parametrize("stop", ["###", '{"a": 1}', "[1]"])

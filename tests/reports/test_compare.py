@@ -11,6 +11,7 @@ from halos_eval.cli.compare import CompareConfig, compare_checkpoints
 from halos_eval.errors import BadInput
 from halos_eval.reports.compare import common_suite, compare, overall
 from halos_eval.reports.comparison import Verdict, read_comparison
+from halos_eval.reports.table import read_rows
 from halos_eval.storage import filesystem
 from tests.reports.evaluated import evaluate, sample
 
@@ -120,6 +121,16 @@ def test_damaged_samples_and_missing_results_cost_only_their_task(root, suite, e
     evaluate("c", demo_cloze=RIGHT)
     (reason,) = compare(root, "own", "c", "b", 0.01).differs
     assert reason.startswith("demo_choice: A without a result (no result")
+
+
+def test_a_comparison_says_which_results_it_is_of(root, suite, evaluate):
+    suite("tasks: {demo_choice: {}}")
+    evaluate("a", demo_choice=RIGHT)
+    evaluate("b", demo_choice=WRONG)
+    (one,) = compare(root, "own", "a", "b", 0.01).tasks
+    samples = {row.checkpoint: row.samples["demo_choice"] for row in read_rows(root, "own")}
+    assert (one.result_a, one.result_b) == (samples["a"], samples["b"])
+    assert one.result_a != one.result_b
 
 
 def test_preferences_of_a_judge(root, suite, evaluate):

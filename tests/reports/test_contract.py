@@ -11,8 +11,9 @@ import pytest
 
 from halos_eval.digests import digest_json
 from halos_eval.reports.results import Cell, Row
+from halos_eval.reports.scores import encoded
 from halos_eval.reports.summarize import SummarizeConfig, summarize
-from halos_eval.reports.table import SCHEMA, cells_by_column, csv_of, facts_of, read_rows
+from halos_eval.reports.table import SCHEMA, cells_by_column, csv_of, facts_of, frame_of, read_rows
 from halos_eval.storage import filesystem, layout
 from tests.doubles import NOW
 from tests.reports.evaluated import evaluate
@@ -98,12 +99,13 @@ def test_an_outdated_result_says_so_with_its_fingerprint(root, suite, evaluate):
     assert older.stages["demo_choice"] == f"not current {fingerprint}"
 
 
+@pytest.mark.parametrize("checkpoint", [None, "one"])
 @pytest.mark.parametrize("name", ["table.json", "table.parquet"])
-def test_other_formats_have_the_same_table(root, suite, evaluate, tmp_path, name):
+def test_other_formats_have_the_same_table(root, suite, evaluate, tmp_path, name, checkpoint):
     suite(SUITE)
     evaluate("one", demo_choice=[1.0, 0.0], registered=NOW)
     url = str(tmp_path / name)
-    rows = summarize(SummarizeConfig(root=root, suite="own", output=url))
+    rows = summarize(SummarizeConfig(root=root, suite="own", checkpoint=checkpoint, output=url))
     data = filesystem.read_bytes(url)
     if name.endswith("json"):
         (line,) = json.loads(data)
@@ -112,6 +114,16 @@ def test_other_formats_have_the_same_table(root, suite, evaluate, tmp_path, name
         assert line["registered"] == NOW
     assert list(line) == cells_by_column(rows)[0]
     assert (line["demo_choice-acc"], line["demo_choice-n"]) == (0.5, 2)
+
+
+def test_json_has_the_numbers_of_the_csv():
+    value = 0.12345678901234568
+    rows = [Row("a", {"x-acc": Cell(value)}, items={"x-n": 3}, registered=NOW, suite="own"), Row("b", suite="own")]
+    first, second = json.loads(encoded(frame_of(rows), "table.json"))
+    assert first["x-acc"] == value
+    assert str(value) in csv_of(rows).decode()
+    assert (str(first["x-n"]), second["x-n"]) == ("3", None)
+    assert (datetime.fromisoformat(first["registered"]), second["registered"]) == (NOW, None)
 
 
 def test_pages_of_a_removed_checkpoint_disappear_with_its_row(root, suite, evaluate):

@@ -100,6 +100,15 @@ def test_scores_have_one_line_for_each_score_and_each_stage_without_one(results,
     assert results.scores("own").query("checkpoint == 'two'")["part"].tolist() == ["plan"]
 
 
+@pytest.mark.parametrize("limit", [3, 0.5])
+def test_a_trial_is_limited_to_a_number_or_a_share(root, suite, evaluate, limit):
+    suite(f"tasks: {{demo_choice: {{limit: {limit}}}, demo_cloze: {{}}}}")
+    evaluate("one", demo_choice=[1.0], demo_cloze=[1.0])
+    found = halos_eval.results(root).scores("own").set_index("part")["limit"]
+    assert str(found["demo_choice"]) == str(limit)
+    assert pd.isna(found["demo_cloze"])
+
+
 @pytest.mark.parametrize(
     ("ending", "read"), [("csv", pd.read_csv), ("json", pd.read_json), ("parquet", pd.read_parquet)]
 )

@@ -93,12 +93,15 @@ def test_another_judge_of_one_run_is_not_the_suites_result(suite, checkpoint, ev
     assert (before[0].cells["alpacaeval_wr"].value, before[0].judge) == (25, "demo")
 
 
-def test_a_part_that_only_another_judge_has_judged_was_not_requested(suite, checkpoint, evaluate, rows):
+def test_a_part_that_only_another_judge_has_judged_was_not_requested(suite, checkpoint, evaluate, rows, root):
     suite(WITH_JUDGE)
     evaluate(checkpoint("one"), "demo_cloze")
     evaluate(checkpoint("one"), "alpaca_eval", judge="gpt-4.1")
     row = rows()["one"]
     assert row["status"].startswith("judge: not current: judge")
+    (stages,) = (row.stages for row in read_rows(root, "own"))
+    assert stages.keys() == {"sample", "judge", "demo_cloze"}
+    assert stages["judge"] == "missing"  # the result of another judge is none of this suite
 
 
 def test_one_row_never_mixes_two_chat_templates(suite, checkpoint, evaluate, rows):

@@ -74,6 +74,15 @@ def test_unavailable_prompts_leave_alpaca_evals_cells_empty_and_the_tasks_averag
     assert all(math.isnan(row[column]) for column in ALPACA)
 
 
+@pytest.mark.parametrize(
+    ("absent", "status"),
+    [({"unavailable": {"alpaca_eval": "no such file"}}, "unavailable"), ({"left_out": ("alpaca_eval",)}, "missing")],
+    ids=["unavailable", "left out"],
+)
+def test_alpaca_eval_without_a_job_is_two_stages(absent, status):
+    assert results.row_of_plan(plan(**absent)).stages == {"sample": status, "judge": status}
+
+
 def test_everything_is_there(job):
     jobs = [job("sample", ()), job("judge", WIN_RATES), job("arc", [score("arc", value=0.4)]), job("gsm8k", GSM8K)]
     assert row_of_plan(plan(*jobs)) == {

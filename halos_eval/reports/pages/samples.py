@@ -98,13 +98,16 @@ def pages(
     }
 
 
-def flipped_items(comparisons: Iterable[Comparison], title: str) -> dict[str, list[str]]:
+def flipped_items(comparisons: Iterable[Comparison], title: str, result: str) -> dict[str, list[str]]:
     """Return the items on which a checkpoint, A of each comparison, differs from another one: first those it lost.
 
-    They are by id, with the other checkpoints in words. ``title`` is that of the job.
+    They are by id, with the other checkpoints in words. ``title`` is that of the job. Comparisons of another ``result``
+    than this one, which is as in ``Row.samples``, say nothing of its samples.
     """
     part = title.replace("judge", ALPACA_EVAL, 1) if title.partition("@")[0] == "judge" else title
-    compared = [(one.b, task) for one in comparisons for task in one.tasks if task.task == part]
+    compared = [
+        (one.b, task) for one in comparisons for task in one.tasks if (task.task, task.result_a) == (part, result)
+    ]
     found: dict[str, list[str]] = {}
     for verdict in ("worse", "better"):
         for other, task in compared:

@@ -103,7 +103,7 @@ def _write_samples(
     linked: dict[str, str] = {}
     damaged: dict[str, str] = {}
     for title, name in row.samples.items():
-        flipped = samples.flipped_items(comparisons, title)
+        flipped = samples.flipped_items(comparisons, title, name)
         key = samples_key(name, flipped)
         first = samples_name(title, key)
         if first not in there:

@@ -63,9 +63,10 @@ def test_samples_show_prompt_answer_and_reference_the_worst_first(tmp_path):
     assert f"../samples/m/{page.name}" in own.read_text()
 
 
-def compared(root, task, b="other", **directions):
-    """A comparison of ``m`` that is kept: the ids of the items on which it is better or worse."""
-    one = TaskComparison(task=task, metric="acc", n=9, verdict=Verdict.UNKNOWN, **directions)
+def compared(root, task, row, b="other", **directions):
+    """A comparison of the row's result that is kept: the ids of the items on which it is better or worse."""
+    (result,) = row.samples.values()
+    one = TaskComparison(task=task, metric="acc", n=9, verdict=Verdict.UNKNOWN, result_a=result, **directions)
     write_comparison(str(root), Comparison(a="m", b=b, suite=SUITE, margin=0.01, verdict=Verdict.UNKNOWN, tasks=(one,)))
 
 
@@ -78,8 +79,8 @@ def order(page, count):
 
 def test_samples_that_flipped_come_first_and_name_the_other_checkpoint(tmp_path):
     row = harness(tmp_path, [document(number, number in {2, 3}) for number in range(5)])
-    compared(tmp_path, "task", worse=("4", "1#0"), better=("3",))
-    compared(tmp_path, "another_task", b="third", worse=("0",))
+    compared(tmp_path, "task", row, worse=("4", "1#0"), better=("3",))
+    compared(tmp_path, "another_task", row, b="third", worse=("0",))
     write_checkpoints(str(tmp_path), SUITE, [row])
     (page,) = pages(tmp_path, "samples")
     assert order(page, 5) == [4, 1, 3, 0, 2]
@@ -92,7 +93,7 @@ def test_samples_that_flipped_come_first_and_name_the_other_checkpoint(tmp_path)
 def test_a_flip_beyond_the_shown_samples_is_shown(tmp_path, monkeypatch):
     monkeypatch.setattr(samples, "SHOWN", 2)
     row = harness(tmp_path, [document(number, number == 4) for number in range(5)])
-    compared(tmp_path, "task", better=("4",))
+    compared(tmp_path, "task", row, better=("4",))
     write_checkpoints(str(tmp_path), SUITE, [row])
     (page,) = pages(tmp_path, "samples")
     assert "Prompt 4" in page.read_text()
@@ -102,24 +103,33 @@ def test_a_new_comparison_writes_the_samples_again(tmp_path):
     row = harness(tmp_path, [document(number, False) for number in range(3)])
     write_checkpoints(str(tmp_path), SUITE, [row])
     (old,) = pages(tmp_path, "samples")
-    compared(tmp_path, "task", worse=("2",))
+    compared(tmp_path, "task", row, worse=("2",))
     write_checkpoints(str(tmp_path), SUITE, [row])
     (new,) = pages(tmp_path, "samples")
     assert old != new
     assert order(new, 3) == [2, 0, 1]
 
 
+def test_the_comparison_of_an_older_result_marks_no_sample_of_a_newer_one(tmp_path):
+    compared(tmp_path, "task", harness(tmp_path, [document(0, False)]), worse=("0",))
+    write_checkpoints(str(tmp_path), SUITE, [harness(tmp_path, [document(0, True)])])
+    (page,) = pages(tmp_path, "samples")
+    assert "Flipped" not in page.read_text()
+
+
 def test_pairs_that_flipped_come_first(tmp_path):
     rows = [{"instruction": f"Prompt {at}", "output_1": "R", "output_2": "A", "preference": 1.0} for at in range(3)]
-    compared(tmp_path, "alpaca_eval", worse=(pair_id("Prompt 2"),))
-    write_checkpoints(str(tmp_path), SUITE, [judged(tmp_path, rows)])
+    row = judged(tmp_path, rows)
+    compared(tmp_path, "alpaca_eval", row, worse=(pair_id("Prompt 2"),))
+    write_checkpoints(str(tmp_path), SUITE, [row])
     (page,) = pages(tmp_path, "samples")
     assert order(page, 3) == [2, 0, 1]
 
 
 def test_removed_checkpoints_have_no_pages(tmp_path):
-    compared(tmp_path, "task", worse=("0",))
-    write_checkpoints(str(tmp_path), SUITE, [harness(tmp_path, [document(0, True)]), Row("kept")])
+    row = harness(tmp_path, [document(0, True)])
+    compared(tmp_path, "task", row, worse=("0",))
+    write_checkpoints(str(tmp_path), SUITE, [row, Row("kept")])
     assert with_pages(str(tmp_path), SUITE) == {"m", "kept"}
     remove_checkpoints(str(tmp_path), SUITE, ["m", "never-there", "..", "../..", ""])
     assert [page.name for page in pages(tmp_path, "")] == ["kept.html"]
