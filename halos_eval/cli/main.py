@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
-import gc
 import json
 import logging
 import os
@@ -109,8 +107,6 @@ def main() -> None:
     # instructions only: a worker that has just begun to wait for a lock would wait for ever, and this process for it.
     os.register_at_fork(after_in_child=lambda: signal.signal(signal.SIGTERM, signal.SIG_DFL))
     os.environ.update(NO_REPORTS)
-    # At its exit Python would look for cycles in all that large libraries have imported: half a second with pandas.
-    atexit.register(gc.freeze)
     sys.exit(run(sys.argv[1:]))
 
 

@@ -5,6 +5,8 @@ github.com/tatsu-lab/alpaca_eval; length control: arXiv 2404.04475.
 
 from __future__ import annotations
 
+import atexit
+import gc
 import json
 import logging
 import math
@@ -74,6 +76,9 @@ def evaluate_pairs(
     with plain, _known_noise_silenced(), _calibration_at(calibration), tempfile.TemporaryDirectory() as folder:
         from alpaca_eval import evaluate, metrics
 
+        # At its exit Python would look for cycles in all that alpaca_eval has imported, for half a second. Only here:
+        # some of vLLM's libraries report what is not collected.
+        atexit.register(gc.freeze)
         judge = as_installed(judge)
         completions.read = reader(judge)
         leaderboard, annotations = evaluate(
