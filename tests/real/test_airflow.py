@@ -10,7 +10,7 @@ import pytest
 
 from tests.airflow_server import Airflow, airflow_environment, free_port, migrate, standalone, wait_for
 
-pytestmark = pytest.mark.real
+pytestmark = [pytest.mark.real, pytest.mark.slow]  # `make demo`, test_nights.py and the cluster have schedulers, too
 
 STORED = "s3://evaluations/listed/FINAL"
 SUITE = """

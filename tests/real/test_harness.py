@@ -168,6 +168,7 @@ def test_both_backends_give_the_same_log_likelihoods(fork, tiny, tmp_path):
     assert vllm["demo_cloze", "perplexity", "none"] == pytest.approx(hf["demo_cloze", "perplexity", "none"], rel=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("hub")
 def test_hub_data_is_named_by_its_commit(fork, tiny, tmp_path):
     options = ("--limit=2", "--num-fewshot=2", *VLLM)

@@ -10,7 +10,7 @@ import pytest
 from halos_eval.config.suite import load_suite, suite_names
 from halos_eval.shipped import shipped
 
-pytestmark = pytest.mark.real
+pytestmark = [pytest.mark.real, pytest.mark.slow]  # it changes with the pin of lm_eval only
 
 # Prints, for each list of names, how many entries were compared and those that differ.
 COMPARE = """
