@@ -42,6 +42,7 @@ from halos_eval.shipped import shipped
 from halos_eval.stages.vllm import kv_cache_bytes
 from halos_eval.storage import layout
 from halos_eval.storage.records import Record, read_record
+from tests.doubles.code_eval import script
 
 FOLDER = VAR / "bench-gpu-hours"
 PUBLISHED = HERE.parent / "shared" / "hub" / "data"
@@ -58,21 +59,7 @@ ONE = "demo_choice"
 SAME = 1e-4
 """Difference of scores that counts as none: other batches add numbers in another order."""
 # lm_eval's own metric executes answers, which takes no GPU and would need a sandbox.
-METRIC = """
-import datasets
-import evaluate
-
-
-class CodeEval(evaluate.Metric):
-    def _info(self):
-        features = {"predictions": datasets.Sequence(datasets.Value("string")), "references": datasets.Value("string")}
-        return evaluate.MetricInfo(
-            description="", citation="", inputs_description="", features=datasets.Features(features)
-        )
-
-    def _compute(self, predictions, references, k=(1,)):
-        return {f"pass@{one}": 0.0 for one in k}, {}
-"""
+METRIC = script('{f"pass@{one}": 0.0 for one in k}, {}')
 
 Scores = dict[str, float]
 

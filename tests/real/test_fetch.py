@@ -18,6 +18,7 @@ from urllib.request import urlopen
 import pytest
 
 from tests.conftest import NO_HUB
+from tests.doubles.code_eval import script
 from tests.doubles.hub_data import BBH_ROWS, BBH_SUBSETS, GSM8K_TEST, HUMANEVAL
 
 pytestmark = pytest.mark.real
@@ -32,24 +33,7 @@ tasks:
 """
 VLLM = ("--max-model-len=2048", "--enforce-eager")
 TOKEN = "hf_never-to-be-shown"
-# A stand-in for the metric that humaneval loads when it is imported: it executes nothing.
-METRIC = """
-import datasets
-import evaluate
-
-from .figures import VALUE
-
-
-class CodeEval(evaluate.Metric):
-    def _info(self):
-        features = {"predictions": datasets.Sequence(datasets.Value("string")), "references": datasets.Value("string")}
-        return evaluate.MetricInfo(
-            description="", citation="", inputs_description="", features=datasets.Features(features)
-        )
-
-    def _compute(self, predictions, references, k=(1,)):
-        return {f"pass@{one}": VALUE for one in k}, {}
-"""
+METRIC = script('{f"pass@{one}": VALUE for one in k}, {}', "from .figures import VALUE")
 METRIC_VALUE = "spaces/evaluate-metric/code_eval/figures.py"
 # What the harness stage does before it loads a model.
 LOAD = """

@@ -14,6 +14,7 @@ import pytest
 
 from tests.airflow_server import wait_for
 from tests.doubles import result_of
+from tests.doubles.code_eval import script
 from tests.real.test_sample import wait_for_parts
 from tests.running import of_session
 
@@ -88,22 +89,7 @@ def execute(doc, results):
         child.join()
         return dict(answer)
 """
-# A stand-in for the metric that executes code: it does not, but it writes to a file what it is given.
-METRIC = """
-import datasets
-import evaluate
-
-
-class CodeEval(evaluate.Metric):
-    def _info(self):
-        features = {"predictions": datasets.Sequence(datasets.Value("string")), "references": datasets.Value("string")}
-        return evaluate.MetricInfo(
-            description="", citation="", inputs_description="", features=datasets.Features(features)
-        )
-
-    def _compute(self, predictions, references):
-        return {"pass@1": 1.0}
-"""
+METRIC = script('{"pass@1": 1.0}')
 
 
 @pytest.fixture
