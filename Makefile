@@ -24,6 +24,8 @@ PACKAGE := pyproject.toml images/worker/vllm-cpu/pyproject.toml
 # Nothing is installed for these before the machine is found large enough. PREFLIGHT= goes on without a check.
 PREFLIGHT := $(if $(filter demo up,$(MAKECMDGOALS)),preflight)
 FAST := $(VENV)/dev/bin/pytest -n auto --dist worksteal --ignore tests/real --ignore tests/kubernetes
+# Half of the time they wait for servers, so there are two at once; those with vLLM are never two.
+REAL := $(VENV)/dev/bin/pytest tests/real -n 2 --dist loadgroup
 IMAGES := airflow worker judge
 # Docker with BuildKit, or: buildah bud --layers --isolation chroot --network host
 BUILD ?= docker build
@@ -32,7 +34,7 @@ COMMIT = $(shell git describe --always --abbrev=40 --exclude '*' --dirty=+dirty)
 # An image is for a cluster with GPUs, unless somebody says otherwise; the environments above are for this machine.
 WORKER_IMAGE = $(if $(filter file,$(origin WORKER)),cuda,$(WORKER))
 
-.PHONY: help demo preflight test test-all test-fast cluster-test cluster-test-all lint index bench-table bench-report \
+.PHONY: help demo preflight test test-all test-fast chaos cluster-test cluster-test-all lint index bench-table bench-report \
     bench-judge bench-gpu-hours bench-parse bench-night docs up locks images \
     $(IMAGES:%=image-%) release clean
 
@@ -47,14 +49,18 @@ preflight:
 
 test: $(VENV)/dev/.done $(VENV)/every-eval-ever/.done $(VENV)/airflow/.done $(VENV)/worker/.done $(VENV)/judge/.done ## install what is needed and run all tests, the fast ones first
 	$(FAST)
-	$(VENV)/dev/bin/pytest tests/real -m "not slow"
+	$(REAL) -m "not slow"
 
 test-all: $(VENV)/dev/.done $(VENV)/every-eval-ever/.done $(VENV)/airflow/.done $(VENV)/worker/.done $(VENV)/judge/.done ## `make test` and what is too slow for every commit
 	$(FAST)
-	$(VENV)/dev/bin/pytest tests/real
+	$(REAL)
 
 test-fast: $(VENV)/dev/.done $(VENV)/every-eval-ever/.done ## only the tests that start nothing
 	$(FAST)
+
+chaos: $(VENV)/dev/.done $(VENV)/airflow/.done $(VENV)/worker/.done $(VENV)/judge/.done ## a night in which everything is killed (SEED=1 CHECKPOINTS=20 KILLS=40)
+	SEED=$(or $(SEED),1) CHECKPOINTS=$(or $(CHECKPOINTS),20) KILLS=$(or $(KILLS),40) $(VENV)/dev/bin/pytest \
+	    --timeout 7200 -o log_cli=true tests/real/test_chaos.py
 
 cluster-test: $(VENV)/dev/.done $(VENV)/airflow/.done $(VENV)/worker/.done $(VENV)/judge/.done ## the tests on Kubernetes (tests/kubernetes/run.sh)
 	tests/kubernetes/run.sh

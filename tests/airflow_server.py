@@ -140,6 +140,11 @@ def standalone(environment, port):
 
 def _is_up(process, port, log):
     assert process.poll() is None, log.read_text()[-3000:]
+    return is_up(port)
+
+
+def is_up(port):
+    """Whether the API server answers, and the DAG was read."""
     try:
         with urlopen(f"http://127.0.0.1:{port}/api/v2/dags/evaluate_checkpoint", timeout=5):
             return True

@@ -21,6 +21,12 @@ from tests.doubles.judge import preference
 from tests.forkserver import Fork
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """With several workers, all files that start vLLM are for one of them: two at once are ten times slower."""
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group("vllm" if item.get_closest_marker("vllm") else item.path.stem))
+
+
 def write(path: Path, rows: list[dict]) -> Path:
     """``rows`` as a JSON file."""
     path.write_text(json.dumps(rows), encoding="utf-8")

@@ -10,7 +10,8 @@ import pytest
 
 from tests.airflow_server import Airflow, airflow_environment, free_port, migrate, standalone, wait_for
 
-pytestmark = [pytest.mark.real, pytest.mark.slow]  # `make demo`, test_nights.py and the cluster have schedulers, too
+# slow: `make demo`, test_nights.py and the cluster have schedulers, too
+pytestmark = [pytest.mark.real, pytest.mark.vllm, pytest.mark.slow]
 
 STORED = "s3://evaluations/listed/FINAL"
 SUITE = """

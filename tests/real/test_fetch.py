@@ -21,7 +21,7 @@ from tests.conftest import NO_HUB
 from tests.doubles.code_eval import script
 from tests.doubles.hub_data import BBH_ROWS, BBH_SUBSETS, GSM8K_TEST, HUMANEVAL
 
-pytestmark = pytest.mark.real
+pytestmark = [pytest.mark.real, pytest.mark.vllm]
 
 SUITE = """
 alpaca_eval: {}

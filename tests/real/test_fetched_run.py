@@ -11,7 +11,7 @@ import pytest
 from tests.airflow_server import Airflow, airflow_environment, free_port, migrate, standalone, wait_for
 from tests.conftest import hub_command, server
 
-pytestmark = [pytest.mark.real, pytest.mark.slow]
+pytestmark = [pytest.mark.real, pytest.mark.vllm, pytest.mark.slow]
 
 SUITE = """
 include_path: tasks

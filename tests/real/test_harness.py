@@ -18,7 +18,7 @@ from tests.doubles.code_eval import script
 from tests.real.test_sample import wait_for_parts
 from tests.running import of_session
 
-pytestmark = pytest.mark.real
+pytestmark = [pytest.mark.real, pytest.mark.vllm]
 
 VLLM = ("--max-model-len=4096", "--dtype=float32", "--enforce-eager")
 

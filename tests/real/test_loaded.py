@@ -13,7 +13,7 @@ import pytest
 from tests.airflow_server import wait_for
 from tests.real.conftest import failure, write
 
-pytestmark = pytest.mark.real
+pytestmark = [pytest.mark.real, pytest.mark.vllm]
 
 PROMPTS = [{"instruction": "Name a river."}, {"instruction": "Name a lake."}]
 ENGINE = ("--dtype=float32", "--enforce-eager", "--max-model-len=1024")

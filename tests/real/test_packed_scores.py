@@ -7,7 +7,7 @@ import pytest
 
 from tests.real.test_harness import VLLM, record_of, samples_of, scores_of
 
-pytestmark = [pytest.mark.real, pytest.mark.slow]
+pytestmark = [pytest.mark.real, pytest.mark.vllm, pytest.mark.slow]
 
 TASKS = ("demo_arithmetic", "demo_choice", "demo_cloze")
 TOLERANCE = 1e-4

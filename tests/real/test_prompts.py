@@ -9,7 +9,7 @@ from tests.conftest import ROOT
 from tests.doubles import outputs_in
 from tests.real.test_harness import record_of, samples_of, scores_of
 
-pytestmark = pytest.mark.real
+pytestmark = [pytest.mark.real, pytest.mark.vllm]
 
 ENGINE = ("--dtype=float32", "--enforce-eager")
 # The prompt opens the answer with `start`, so that the model's answer is known (tests/scripted_model.py).

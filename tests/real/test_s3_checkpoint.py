@@ -12,7 +12,7 @@ from tests.airflow_server import wait_for
 from tests.doubles import make_checkpoint, write_tensors
 from tests.real.conftest import failure
 
-pytestmark = pytest.mark.real
+pytestmark = [pytest.mark.real, pytest.mark.vllm]
 
 PART = '--tasks=["alpaca_eval"]'
 

@@ -10,7 +10,7 @@ import pytest
 
 from tests.doubles import outputs_in
 
-pytestmark = pytest.mark.real
+pytestmark = [pytest.mark.real, pytest.mark.vllm]
 
 # float32: bfloat16 rounds differently in a batch of another size, and a resumed run has smaller batches
 ENGINE = ("--dtype=float32", "--enforce-eager")

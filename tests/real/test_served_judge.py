@@ -19,7 +19,7 @@ from halos_eval.storage.records import read_record, write_model
 from tests.doubles import make_record
 
 # tests/real/test_demo.py runs the same with the demo's checkpoints.
-pytestmark = [pytest.mark.real, pytest.mark.slow]
+pytestmark = [pytest.mark.real, pytest.mark.vllm, pytest.mark.slow]
 SUITE = "{{enforce_eager: true, alpaca_eval: {{prompts: demo, reference: demo, judge: {{model: {}, dtype: float32}}}}}}"
 
 

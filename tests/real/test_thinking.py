@@ -15,7 +15,7 @@ from tests.doubles import outputs_in, result_of
 from tests.doubles.judge import preference
 from tests.real.conftest import write
 
-pytestmark = pytest.mark.real
+pytestmark = [pytest.mark.real, pytest.mark.vllm]
 
 # tests/thinking_model.py answers by the last character of the prompt: a thinks, b without an end, d does not.
 PROMPTS = [f"Question {number} {'b' if number == 7 else 'd' if number % 6 == 0 else 'a'}" for number in range(24)]

@@ -7,7 +7,7 @@ import subprocess
 
 import pytest
 
-pytestmark = [pytest.mark.real, pytest.mark.slow]  # they change with the pin of vLLM only
+pytestmark = [pytest.mark.real, pytest.mark.vllm, pytest.mark.slow]  # they change with the pin of vLLM only
 
 COMPARE = """
 import json
