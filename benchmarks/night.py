@@ -1,6 +1,6 @@
 """A night through a real Airflow on PostgreSQL: processor time, memory and delays. Pods and GPUs are doubles.
 
-python -m benchmarks.night [CHECKPOINTS] [TASKS] [--minutes=12] [--gpus=16] [--seconds=15] [--parallelism=8]
+python -m benchmarks.night [CHECKPOINTS] [TASKS] [--minutes=30] [--gpus=16] [--seconds=15] [--parallelism=8]
 
 Scheduler, DAG processor, triggerer and API server are processes of their own, from the environment `airflow`. Every
 stage takes the way that it takes on a cluster: a pod operator that defers, its trigger, and an API server of
@@ -78,7 +78,7 @@ def parsed(words: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.night")
     parser.add_argument("checkpoints", type=int, nargs="?", default=60)
     parser.add_argument("tasks", type=int, nargs="?", default=12, choices=range(1, len(TASKS) + 1))
-    parser.add_argument("--minutes", type=float, default=12)
+    parser.add_argument("--minutes", type=float, default=30)
     parser.add_argument("--gpus", type=int, default=16)
     parser.add_argument("--seconds", type=float, default=15, help="time that a pod with a GPU runs")
     parser.add_argument("--parallelism", type=int, default=8, help="tasks that Airflow runs at the same time")
@@ -264,9 +264,9 @@ def difference(now: dict[str, float], before: dict[str, float]) -> dict[str, flo
     return {name: now[name] - before[name] for name in now}
 
 
-def shown(spent: dict[str, float], times: float = 1) -> str:
+def shown(spent: dict[str, float], times: float = 1, digits: int = 1) -> str:
     """Return the parts with their seconds."""
-    return ", ".join(f"{name} {spent[name] * times:.1f}" for name in PARTS)
+    return ", ".join(f"{name} {spent[name] * times:.{digits}f}" for name in PARTS)
 
 
 def worker_memory(lab: Lab) -> list[int]:
@@ -334,15 +334,16 @@ class Measured:
             f"\n{machine()}; {options.tasks} tasks, {options.gpus} GPUs, {options.seconds:g} s for each pod, at most "
         )
         print(f"{options.parallelism} tasks at a time; {self.complete} of {options.checkpoints} evaluations complete")
-        ((failed,),) = query(
-            self.lab, "select count(*) from task_instance where dag_id = %s and state = 'failed'", EVALUATION
+        counts = (
+            "select count(*) filter (where state = 'failed'), count(*) filter (where try_number > 1) from task_instance"
         )
-        print(f"failed task instances: {failed}")
+        ((failed, retried),) = query(self.lab, f"{counts} where dag_id = %s", EVALUATION)
+        print(f"failed task instances: {failed}; retried: {retried}")
         total = sum(self.spent[name] for name in PARTS)
         one = {name: self.spent[name] / self.instances for name in PARTS}
         print(f"task instances: {per_run} of a checkpoint, {self.instances / self.elapsed:.2f} a second")
         print(f"CPU-seconds of a checkpoint: {total / self.instances * per_run:.1f}: {shown(one, per_run)}")
-        print(f"CPU-seconds of a task instance: {total / self.instances:.2f}: {shown(one)}")
+        print(f"CPU-seconds of a task instance: {total / self.instances:.2f}: {shown(one, digits=2)}")
         print(gaps(self.lab))
         if self.memory:
             print(f"memory of a task at work: {median(self.memory) / 2**20:.0f} MiB (median of {len(self.memory)})")

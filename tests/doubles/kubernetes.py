@@ -139,9 +139,11 @@ class Api:
         self.cluster = cluster
 
     async def create(self, request: web.Request) -> web.Response:
-        """Create a pod."""
-        pod = self.cluster.create(await request.json(), request.match_info["namespace"])
-        return web.json_response(pod, status=201)
+        """Create a pod, unless there is one of its name."""
+        pod = await request.json()
+        if pod["metadata"]["name"] in self.cluster.pods:
+            return web.json_response({"kind": "Status", "code": 409, "reason": "AlreadyExists"}, status=409)
+        return web.json_response(self.cluster.create(pod, request.match_info["namespace"]), status=201)
 
     async def find(self, request: web.Request) -> web.Response:
         """List pods by their labels."""
