@@ -60,7 +60,7 @@ test-fast: $(VENV)/dev/.done $(VENV)/every-eval-ever/.done ## only the tests tha
 
 chaos: $(VENV)/dev/.done $(VENV)/airflow/.done $(VENV)/worker/.done $(VENV)/judge/.done ## a night in which everything is killed (SEED=1 CHECKPOINTS=20 KILLS=40)
 	SEED=$(or $(SEED),1) CHECKPOINTS=$(or $(CHECKPOINTS),20) KILLS=$(or $(KILLS),40) $(VENV)/dev/bin/pytest \
-	    --timeout 7200 -o log_cli=true tests/real/test_chaos.py
+	    --timeout 7200 -o log_cli=true -o log_cli_level=WARNING tests/real/test_chaos.py
 
 cluster-test: $(VENV)/dev/.done $(VENV)/airflow/.done $(VENV)/worker/.done $(VENV)/judge/.done ## the tests on Kubernetes (tests/kubernetes/run.sh)
 	tests/kubernetes/run.sh

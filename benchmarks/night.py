@@ -345,6 +345,7 @@ class Measured:
         print(f"CPU-seconds of a checkpoint: {total / self.instances * per_run:.1f}: {shown(one, per_run)}")
         print(f"CPU-seconds of a task instance: {total / self.instances:.2f}: {shown(one, digits=2)}")
         print(gaps(self.lab))
+        print(f"summarize, which runs one at a time: {summary_seconds(self.lab):.0f} s (median)")
         if self.memory:
             print(f"memory of a task at work: {median(self.memory) / 2**20:.0f} MiB (median of {len(self.memory)})")
         print(triggerer_memory(self.lab))
@@ -361,6 +362,15 @@ def instances_of_a_run(lab: Lab) -> int:
         "order by 1 desc limit 1"
     )
     return int(query(lab, text, EVALUATION)[0][0])
+
+
+def summary_seconds(lab: Lab) -> float:
+    """Return how long a summary takes, with the start of its pod and the wait for its end."""
+    text = (
+        "select percentile_cont(0.5) within group (order by extract(epoch from end_date - start_date)) "
+        "from task_instance where dag_id = %s and task_id = 'summarize' and state = 'success'"
+    )
+    return float(query(lab, text, EVALUATION)[0][0])
 
 
 def gaps(lab: Lab) -> str:
