@@ -16,6 +16,9 @@ VLLM_LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # vllm.config.lora.Max
 MERGE = (
     "Merge it into full weights with PEFT's merge_and_unload, save them with the tokenizer, and evaluate that folder"
 )
+RANK_KEY = re.compile(r"(?:[\w|^$().-]|\\[.dw]|(?<=[.dw])[*+])+")
+"""Keys of rank_pattern that are matched: regular expressions of an untrusted file. (a+)+ would take years."""
+MOST_REPETITIONS = 3
 TENSOR = re.compile(r"(?:base_model\.model\.)?(?P<module>.+)\.lora_(?P<side>[AB])\.weight")
 EMBEDDINGS = frozenset({"embed_tokens", "lm_head", "embed_in", "embed_out", "wte"})
 """Modules whose LoRA only some of vLLM's models use."""
@@ -101,6 +104,12 @@ def _modules(shapes: Shapes) -> dict[str, _Module]:
 
 
 def _rank_problems(name: str, module: _Module, config: Mapping[str, Any]) -> Iterator[str]:
+    if slow := [key for key in _pattern(config) if _may_be_slow(key)]:
+        yield (
+            f"rank_pattern has the key {slow[0][:80]!r}; expected the end of a module's name, with at most "
+            rf"{MOST_REPETITIONS} of .*, .+, \d+ and \w+"
+        )
+        return
     # As PEFT's get_pattern_key: a key is the end of a module's name, and the first match counts.
     ranks = (rank for key, rank in _pattern(config).items() if re.fullmatch(rf"(.*\.)?({key})", name))
     try:
@@ -127,6 +136,10 @@ def _base_problems(name: str, module: _Module, base: Shapes, known: set[str]) ->
         fits = (module.up[0], module.down[-1])
         if weight not in {fits, fits[::-1]}:
             yield f"lora_A and lora_B of {name} are for a weight of {fits}; its base has {weight}"
+
+
+def _may_be_slow(key: str) -> bool:
+    return not RANK_KEY.fullmatch(key) or key.count("*") + key.count("+") > MOST_REPETITIONS
 
 
 def _pattern(config: Mapping[str, Any]) -> dict[str, Any]:

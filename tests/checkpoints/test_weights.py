@@ -202,6 +202,9 @@ def test_an_adapters_digest_covers_both(tmp_path, folder, part):
         ({"r": 513}, "LoRA rank 513 is not supported by vLLM; expected 1 to 512"),
         ({"r": None}, "LoRA rank None is not supported"),
         ({"rank_pattern": {"(": 8}}, "rank_pattern has a key that is no regular expression"),
+        ({"rank_pattern": {"(([a-z])+.)+[A-Z]([a-z])+$": 8}}, "rank_pattern has the key '(([a-z])+.)+[A-Z]([a-z])+$'"),
+        ({"rank_pattern": {"(.+)+x": 8}}, "rank_pattern has the key '(.+)+x'"),
+        ({"rank_pattern": {".*.*.*.*x": 8}}, "rank_pattern has the key '.*.*.*.*x'"),
         ({"base_model_name_or_path": "/nowhere"}, "/nowhere"),
     ],
 )
