@@ -12,6 +12,7 @@
     ├── Infrastructure        a new pod starts in the same try (restarts.py): nothing is wrong with the evaluation
     │   ├── Evicted               the node ran out of a resource, or a pod with higher priority needed it
     │   ├── NodeLost              the node disappeared
+    │   ├── NodeUnreachable       the node does not answer, so that nobody knows whether the pod still runs
     │   ├── PodLost               somebody deleted the pod
     │   ├── Unschedulable         no node accepted the pod in time, or the chosen node rejected it
     │   ├── StartTimeout          the pod had a node, but its container did not start in time
@@ -113,6 +114,10 @@ class Evicted(Infrastructure):
 
 class NodeLost(Infrastructure):
     """The node disappeared."""
+
+
+class NodeUnreachable(Infrastructure):
+    """The node does not answer, so that nobody knows whether the pod still runs."""
 
 
 class PodLost(Infrastructure):

@@ -1,20 +1,26 @@
-"""The trigger that waits for a stage's pod: Airflow's own, but its reads of logs cannot exhaust a triggerer.
+"""The trigger that waits for a stage's pod: Airflow's own, with two differences.
 
-Airflow's reads a whole interval of a log into memory, for all pods at the same moment, and after a restart of the
-triggerer the whole logs: https://github.com/apache/airflow/pull/73044.
+Its reads of logs cannot exhaust a triggerer. Airflow's reads a whole interval of a log into memory, for all pods at the
+same moment, and after a restart of the triggerer the whole logs: https://github.com/apache/airflow/pull/73044.
+
+It notices a node that does not answer any more. Kubernetes deletes the pods of such a node, but they keep their last
+status, which is Running, as long as the Node object exists.
 """
 
 from __future__ import annotations
 
 import asyncio
+import time
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from typing import Any
 
 from aiohttp import ClientError
 from airflow.providers.cncf.kubernetes.exceptions import KubernetesApiError
-from airflow.providers.cncf.kubernetes.triggers.pod import KubernetesPodTrigger
+from airflow.providers.cncf.kubernetes.triggers.pod import ContainerState, KubernetesPodTrigger
 from airflow.providers.cncf.kubernetes.utils.pod_manager import AsyncPodManager
+from airflow.triggers.base import TriggerEvent
 from kubernetes_asyncio.client import ApiException
 from kubernetes_asyncio.client.models import V1Pod
 from pendulum import DateTime
@@ -29,6 +35,10 @@ LONGEST_WAIT, LONGEST_READ = 5.0, 20.0
 Airflow alone tries a read five times, for a minute each.
 """
 _reads = asyncio.Semaphore(AT_ONCE)
+UNREACHABLE = "unreachable"
+"""Status of the event for a pod whose node does not answer."""
+LONGEST_END = 120.0
+"""Seconds after its grace period in which a deleted pod ends, if its node answers."""
 
 
 class BoundedLogs(AsyncPodManager):
@@ -55,7 +65,28 @@ class BoundedLogs(AsyncPodManager):
 
 
 class StagePodTrigger(KubernetesPodTrigger):
-    """Fires when the pod has ended or could not start."""
+    """Fires when the pod has ended or could not start, or if its node does not answer."""
+
+    _deleted: float | None = None
+    """When the pod was first seen to be deleted, by this process's own clock."""
+    _unreachable = False
+
+    async def run(self) -> AsyncIterator[TriggerEvent]:
+        """Yield the event with which the task resumes."""
+        async for event in super().run():
+            if self._unreachable:
+                event.payload["status"] = UNREACHABLE
+            yield event
+
+    def define_pod_container_state(self, pod: V1Pod) -> ContainerState:
+        """Return the state of the pod's container; FAILED if nothing will report its end."""
+        state: ContainerState = super().define_pod_container_state(pod)
+        if state is not ContainerState.RUNNING or pod.metadata.deletion_timestamp is None:
+            return state
+        self._deleted = self._deleted or time.monotonic()
+        grace = pod.metadata.deletion_grace_period_seconds or 0
+        self._unreachable = time.monotonic() - self._deleted > grace + LONGEST_END
+        return ContainerState.FAILED if self._unreachable else state
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         """Return the class and its arguments, for Airflow's database."""

@@ -26,6 +26,7 @@ from halos_eval.orchestration.failures import (
     ApiUnavailable,
     Infrastructure,
     InfrastructureFailed,
+    NodeUnreachable,
     PodLost,
     QueueRejected,
     StageFailure,
@@ -35,8 +36,8 @@ from halos_eval.orchestration.failures import (
 )
 from halos_eval.orchestration.packs import check_result, waits
 from halos_eval.orchestration.pod_spec import manifest, pod_name
-from halos_eval.orchestration.pod_trigger import StagePodTrigger
-from halos_eval.orchestration.queues import CHECK_SECONDS, gated, queue_problem, unscheduled
+from halos_eval.orchestration.pod_trigger import UNREACHABLE, StagePodTrigger
+from halos_eval.orchestration.queues import CHECK_SECONDS, gated, queue_problem, scheduled
 from halos_eval.orchestration.restarts import Restarts, next_start
 from halos_eval.orchestration.turns import task_owner
 from halos_eval.orchestration.waiting import rescheduled
@@ -44,6 +45,10 @@ from halos_eval.planning.interrupted import write_note
 from halos_eval.planning.jobs import StageJob
 from halos_eval.storage.records import readable_record
 
+ENDED = {"Succeeded", "Failed"}
+"""Phases of a pod that has ended."""
+REDEFERRALS = "_redefer_count"
+"""Key of the operator's own count among the values that go with a deferred task."""
 RESTARTS = "restarts"
 """Key of the failures of this try among the values that go with a deferred task."""
 LOG_LINES = 2000
@@ -112,13 +117,27 @@ class PodStageOperator(KubernetesPodOperator):
 
         Raise AirflowRescheduleException if the stage waits for a batch.
         """
+        # The operator counts its deferrals after errors over the pod's whole life, and then waits for the pod itself.
+        event = {key: value for key, value in event.items() if key != REDEFERRALS}
         restarts = event.get(RESTARTS)
         profile = self._profile_now()
         self._limit(profile, restarts)
-        return self._restarting(context, profile, restarts, lambda: self._resume(context, event, profile))
+        work = self._abandon if event["status"] == UNREACHABLE else self._resume
+        return self._restarting(context, profile, restarts, lambda: work(context, event, profile))
+
+    def _abandon(self, context: Context, event: dict[str, Any], profile: Profile) -> Any:
+        """Remove a pod that Kubernetes keeps only because its node does not confirm its end. Raise NodeUnreachable."""
+        pod = self._pod_now(event)
+        if pod and pod.status.phase in ENDED:  # it answered just now
+            return self._resume(context, event | {"status": "success"}, profile)
+        if pod:
+            self.client.delete_namespaced_pod(event["name"], event["namespace"], grace_period_seconds=0)
+        raise NodeUnreachable(f"{event['name']} was deleted and does not end: its node does not answer. Check the node")
 
     def _resume(self, context: Context, event: dict[str, Any], profile: Profile) -> Any:
-        problem = self._queue_problem(context, event, profile) if profile.queue and event["status"] == "timeout" else ""
+        problem = ""
+        if event["status"] == "timeout":
+            event, problem = self._look_again(context, event, profile)
         try:
             return super().trigger_reentry(context, event)
         except StageWaiting as waiting:
@@ -135,24 +154,42 @@ class PodStageOperator(KubernetesPodOperator):
             # Other failures went through cleanup(), which raises StageFailure. Without it, the pod no longer exists.
             raise PodLost(f"pod {event['name']} is gone: {error}") from error
 
-    def _queue_problem(self, context: Context, event: dict[str, Any], profile: Profile) -> str:
-        """Return why Kueue will never admit the pod. Defer again, for the whole time, if its queue may only be busy."""
+    def _pod_now(self, event: dict[str, Any]) -> V1Pod | None:
+        """Return the pod of an event; None if it no longer exists."""
         try:
-            pod = self.pod = self.hook.get_pod(event["name"], event["namespace"])
+            return self.hook.get_pod(event["name"], event["namespace"])
         except ApiException as error:
             if error.status == HTTPStatus.NOT_FOUND:
-                return ""  # the operator itself reports it
+                return None
             raise
-        if not unscheduled(pod):
-            return ""  # it had a node, but did not start
-        waited = (datetime.now(UTC) - pod.metadata.creation_timestamp).total_seconds()
-        problem = queue_problem(self.client.api_client, pod, str(profile.queue)) if gated(pod) else ""
+
+    def _look_again(self, context: Context, event: dict[str, Any], profile: Profile) -> tuple[dict[str, Any], str]:
+        """Defer again if the pod has started since the trigger gave up, or still has time.
+
+        Otherwise return the event, and why Kueue will never admit the pod; empty for other reasons.
+        """
+        pod = self.pod = self._pod_now(event)
+        if pod is None:
+            return event, ""  # the operator itself reports it
+        if pod.status.phase in ENDED:
+            return event | {"status": "success"}, ""  # cleanup() says whether it was one
+        now = datetime.now(UTC)
+        has_node = scheduled(pod)
+        if has_node or pod.status.phase == "Running":
+            since = has_node.last_transition_time if has_node else None
+            left = profile.start_timeout_seconds - (now - since).total_seconds() if since else 0
+            if pod.status.phase == "Running" or left > 0:
+                self.startup_timeout_seconds = max(1, int(left))
+                self.invoke_defer_method(context=context)
+            return event, ""
+        waited = (now - pod.metadata.creation_timestamp).total_seconds()
+        problem = queue_problem(self.client.api_client, pod, profile.queue) if profile.queue and gated(pod) else ""
         if problem or waited >= profile.schedule_timeout_seconds:
-            return problem
-        self.log.info("the pod has no node yet; its queue %s may be busy", profile.queue)
+            return event, problem
+        self.log.info("the pod has no node yet, and still has time")
         self.schedule_timeout_seconds = max(1, profile.schedule_timeout_seconds - int(waited))
         self.invoke_defer_method(context=context)
-        return ""
+        return event, ""
 
     def _restarting(
         self, context: Context, profile: Profile, restarts: dict[str, Any] | None, work: Callable[[], Any]
@@ -250,7 +287,8 @@ class PodStageOperator(KubernetesPodOperator):
         self._limit(profile, restarts)
         self.namespace = cluster.kubernetes.namespace
         self.name = pod_name(job)
-        job = job.model_copy(update={"argv": job.owned_by(task_owner(context))})
+        abandoned = Restarts.model_validate(restarts).counts.get(NodeUnreachable.__name__, 0) if restarts else 0
+        job = job.model_copy(update={"argv": job.owned_by(task_owner(context, abandoned))})
         self.pod_template_dict = manifest(
             job, cluster.kubernetes, profile, context["params"]["priority"], cluster.profiles[CPU_PROFILE]
         )

@@ -11,7 +11,7 @@ import re
 from http import HTTPStatus
 from typing import Any
 
-from kubernetes.client import ApiClient, ApiException, CustomObjectsApi, V1Pod
+from kubernetes.client import ApiClient, ApiException, CustomObjectsApi, V1Pod, V1PodCondition
 
 GROUP, VERSIONS = "kueue.x-k8s.io", ("v1beta2", "v1beta1")
 CHECK_SECONDS = 180
@@ -23,14 +23,16 @@ BUSY = "insufficient unused quota"
 NEVER = re.compile(r"maximum capacity|unavailable in ClusterQueue|untolerated taint|doesn't match node")
 
 
-def unscheduled(pod: V1Pod) -> bool:
-    """Return whether ``pod`` has no node yet."""
-    return not any((one.type, one.status) == ("PodScheduled", "True") for one in pod.status.conditions or ())
+def scheduled(pod: V1Pod) -> V1PodCondition | None:
+    """Return the condition that says since when ``pod`` has a node; None if it has none yet."""
+    return next(
+        (one for one in pod.status.conditions or () if (one.type, one.status) == ("PodScheduled", "True")), None
+    )
 
 
 def gated(pod: V1Pod) -> bool:
     """Return whether ``pod`` waits at a scheduling gate."""
-    return unscheduled(pod) and any(one.reason == "SchedulingGated" for one in pod.status.conditions or ())
+    return scheduled(pod) is None and any(one.reason == "SchedulingGated" for one in pod.status.conditions or ())
 
 
 def queue_problem(client: ApiClient, pod: V1Pod, queue: str) -> str:

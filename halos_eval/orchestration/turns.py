@@ -57,10 +57,14 @@ def end_turn(checkpoint: str, suite: str) -> None:
     release(layout.turn_url(Settings().store, suite, checkpoint), _this_run())
 
 
-def task_owner(context: Context) -> str:
-    """Return the owner that stands for a task instance, whatever its try."""
+def task_owner(context: Context, abandoned: int = 0) -> str:
+    """Return the owner that stands for a task instance, whatever its try.
+
+    With ``abandoned`` pods that may still be at work, it is another owner, which does not share their claim.
+    """
     task = context["ti"]
-    return f"task {task.task_id} {task.map_index} of {context['run_id']}"
+    more = f" after {abandoned} abandoned" if abandoned else ""
+    return f"task {task.task_id} {task.map_index}{more} of {context['run_id']}"
 
 
 def _this_run() -> str:

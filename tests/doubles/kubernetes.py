@@ -31,6 +31,8 @@ class Cluster:
         self.free_since: list[float] = []
         self.waiting: list[str] = []
         self.in_use = 0
+        self.lost: set[str] = set()
+        """Pods on nodes that do not answer any more."""
         self.figures: dict[str, Any] = {"created": 0, "without_a_free_gpu": 0, "gaps": []}
         self._numbers = itertools.count(1)
         self._running: dict[str, asyncio.Task[None]] = {}
@@ -64,12 +66,13 @@ class Cluster:
             self.waiting.append(name)
         return pod
 
-    def delete(self, name: str) -> None:
-        """Delete a pod: at once, or when its container has ended."""
+    def delete(self, name: str, forced: bool = False) -> None:
+        """Delete a pod: at once, or when its container has ended. On a lost node that is never confirmed."""
         if name in self._running:
-            self.pods[name]["metadata"]["deletionTimestamp"] = _now()
-            self._running[name].cancel()
-        else:
+            self.pods[name]["metadata"] |= {"deletionTimestamp": _now(), "deletionGracePeriodSeconds": 0}
+            if forced or name not in self.lost:
+                self._running[name].cancel()
+        elif name in self.pods:
             if name in self.waiting:
                 self.waiting.remove(name)
             del self.pods[name]
@@ -159,7 +162,7 @@ class Api:
         if request.method == "PATCH":
             pod["metadata"].setdefault("labels", {}).update((await request.json())["metadata"]["labels"])
         if request.method == "DELETE":
-            self.cluster.delete(request.match_info["name"])
+            self.cluster.delete(request.match_info["name"], request.query.get("gracePeriodSeconds") == "0")
         return web.json_response(pod)
 
     async def log(self, request: web.Request) -> web.Response:

@@ -9,11 +9,20 @@ from types import SimpleNamespace
 import pytest
 from aiohttp import ClientError
 from airflow.sdk._shared.module_loading import import_string
-from kubernetes_asyncio.client import ApiException
+from kubernetes_asyncio.client import (
+    ApiException,
+    V1ContainerState,
+    V1ContainerStateRunning,
+    V1ContainerStateTerminated,
+    V1ContainerStatus,
+    V1ObjectMeta,
+    V1Pod,
+    V1PodStatus,
+)
 from pendulum import DateTime
 
 from halos_eval.orchestration import pod_trigger
-from halos_eval.orchestration.pod_trigger import AT_ONCE, BoundedLogs, StagePodTrigger
+from halos_eval.orchestration.pod_trigger import AT_ONCE, UNREACHABLE, BoundedLogs, StagePodTrigger
 
 POD = SimpleNamespace(metadata=SimpleNamespace(name="halos-eval-harness-x1", namespace="halos"))
 
@@ -93,3 +102,37 @@ def test_airflow_finds_the_trigger_again():
     found = import_string(path)(**arguments)
     assert found.serialize() == (path, arguments)
     assert isinstance(found.pod_manager, BoundedLogs)
+
+
+class Pods:
+    """Double of the asynchronous hook with a pod that runs on, although it was deleted."""
+
+    def __init__(self, deleted, grace=60):
+        metadata = V1ObjectMeta(name="pod", namespace="halos", deletion_grace_period_seconds=grace)
+        metadata.deletion_timestamp = datetime.now(UTC) if deleted else None
+        state = V1ContainerState(running=V1ContainerStateRunning())
+        container = V1ContainerStatus(name="base", image="i", image_id="", ready=True, restart_count=0, state=state)
+        self.pod = V1Pod(metadata=metadata, status=V1PodStatus(phase="Running", container_statuses=[container]))
+        self.reads = 0
+
+    async def get_pod(self, name, namespace):
+        self.reads += 1
+        if self.reads > 200:
+            self.pod.status.container_statuses[0].state = V1ContainerState(
+                terminated=V1ContainerStateTerminated(exit_code=0)
+            )
+        return self.pod
+
+
+@pytest.mark.parametrize(
+    ("deleted", "longest", "status"), [(True, -61, UNREACHABLE), (True, 120, "success"), (False, -61, "success")]
+)
+def test_a_deleted_pod_whose_node_does_not_confirm_its_end_is_given_up(monkeypatch, deleted, longest, status):
+    monkeypatch.setattr(pod_trigger, "LONGEST_END", longest)  # besides the pod's grace period of a minute
+    monkeypatch.setattr(StagePodTrigger, "hook", Pods(deleted))
+    trigger = StagePodTrigger("pod", "halos", datetime.now(UTC), "base", poll_interval=0, log_events_on_startup=False)
+
+    async def first():
+        return await anext(trigger.run())
+
+    assert asyncio.run(first()).payload["status"] == status

@@ -35,7 +35,7 @@ from halos_eval.orchestration.failures import (
     Unschedulable,
 )
 from halos_eval.orchestration.pod_spec import manifest
-from halos_eval.orchestration.pod_trigger import StagePodTrigger
+from halos_eval.orchestration.pod_trigger import UNREACHABLE, StagePodTrigger
 from halos_eval.orchestration.pods import PodStageOperator
 from halos_eval.planning.interrupted import Note
 from halos_eval.storage.records import write_model
@@ -408,12 +408,64 @@ def test_a_stage_that_waits_for_a_batch_is_rescheduled_and_then_gets_another_pod
     assert len(kubernetes.created) == 1
 
 
-def test_an_error_of_the_trigger_with_a_running_pod_defers_again(kubernetes, context):
+def test_errors_of_the_trigger_with_a_running_pod_defer_again_however_many(kubernetes, context):
     kubernetes.put(make_pod(running(), phase="Running"))
-    with pytest.raises(TaskDeferred) as caught:
-        come_back(context, "error")
+    event = {}
+    for _ in range(10):
+        with pytest.raises(TaskDeferred) as caught:
+            come_back(context, "error", **event)
+        event = caught.value.trigger.trigger_kwargs
     assert (caught.value.trigger.schedule_timeout, caught.value.trigger.startup_timeout) == (111, 22)
     assert kubernetes.deleted == []
+
+
+def scheduled_before(seconds):
+    since = condition("PodScheduled", "True", None, None)
+    since.last_transition_time = datetime.now(UTC) - timedelta(seconds=seconds)
+    return [since]
+
+
+@pytest.mark.parametrize("state", [running(), None])
+def test_a_pod_that_got_its_node_after_the_trigger_gave_up_goes_on(kubernetes, context, state):
+    late = make_pod(state, phase="Running") if state else make_pod(conditions=scheduled_before(2), **PENDING)
+    kubernetes.put(late)
+    with pytest.raises(TaskDeferred) as caught:
+        come_back(context, "timeout")
+    assert caught.value.trigger.startup_timeout <= 20
+    assert kubernetes.deleted == []
+
+
+def test_a_pod_that_has_ended_after_the_trigger_gave_up_has_succeeded(kubernetes, context):
+    kubernetes.put(make_pod(ended(0), phase="Succeeded"))
+    assert come_back(context, "timeout") is None
+    assert [name for name, _ in kubernetes.deleted] == [POD]
+
+
+def test_a_pod_that_does_not_start_in_its_time_is_replaced(kubernetes, context):
+    kubernetes.put(make_pod(conditions=scheduled_before(23), **PENDING))
+    assert restart(context, "timeout").kwargs["restarts"]["counts"] == {"StartTimeout": 1}
+    assert [name for name, _ in kubernetes.deleted] == [POD]
+
+
+def test_a_pod_on_a_node_that_does_not_answer_is_replaced_by_one_with_a_claim_of_its_own(kubernetes, context):
+    kubernetes.put(make_pod(running(), phase="Running", deleted=True))
+    deferred = restart(context, UNREACHABLE)
+    assert kubernetes.deleted == [(POD, 0)]  # nothing else makes it disappear
+    assert deferred.kwargs["restarts"]["counts"] == {"NodeUnreachable": 1}
+    with pytest.raises(TaskDeferred):
+        operator().start_again(context, **deferred.kwargs)
+    (pod,) = kubernetes.created
+    owner = "--owner=task sample 0 after 1 abandoned of manual__2026-01-02"
+    assert owner in pod["spec"]["containers"][0]["args"]
+
+
+@pytest.mark.parametrize(("state", "phase"), [(ended(0), "Succeeded"), (None, None)])
+def test_a_node_that_answers_again(kubernetes, context, state, phase):
+    if state is None:
+        assert restart(context, UNREACHABLE).kwargs["restarts"]["counts"] == {"NodeUnreachable": 1}
+    else:
+        kubernetes.put(make_pod(state, phase=phase, deleted=True))
+        assert come_back(context, UNREACHABLE) is None
 
 
 # Queues of Kueue

@@ -1,9 +1,9 @@
 """A night in which everything is killed at random moments, and what is left of it: `make chaos SEED=n`.
 
 Killed are Airflow's four components, its connections to the database, the connections to the store, to the judge and to
-Kubernetes, pods (deleted, as by a drained node) and the processes in them. Pods are processes of this machine
-(tests/doubles/kubernetes.py); the stages in them are real but for vLLM and lm_eval (tests/real/chaos_stage.py). SEED,
-CHECKPOINTS and KILLS make another, a longer and a worse night.
+Kubernetes, nodes (which then say nothing of their pods), pods (deleted, as by a drained node) and the processes in
+them. Pods are processes of this machine (tests/doubles/kubernetes.py); the stages in them are real but for vLLM and
+lm_eval (tests/real/chaos_stage.py). SEED, CHECKPOINTS and KILLS make another, a longer and a worse night.
 """
 
 from __future__ import annotations
@@ -51,12 +51,18 @@ STAGES = (("sample", None), ("judge", None), *(("harness", task) for task in TAS
 LONGEST = 900 + 60 * len(NAMES)
 """Seconds in which a night ends after the last kill."""
 GPUS = 3
-VICTIMS = (*COMPONENTS, "database", "store", "judge", "kubernetes", "pod", "pod", "stage", "stage")
+VICTIMS = (*COMPONENTS, "database", "store", "judge", "kubernetes", "node", "pod", "pod", "stage", "stage")
+TOLERATION = 300
+"""Seconds after which Kubernetes deletes the pods of a node that does not answer."""
 AT_ONCE = 2
 """Requests of a judge stage at the same time."""
-# Retries after 10 instead of 30 s, and lost tasks noticed within seconds instead of minutes.
+# Retries after 10 instead of 30 s, and lost tasks and nodes noticed within seconds instead of minutes.
 QUICK = """
 from datetime import timedelta
+
+from halos_eval.orchestration import pod_trigger
+
+pod_trigger.LONGEST_END = 10
 
 def task_policy(task):
     task.retry_delay = timedelta(seconds=10)
@@ -94,6 +100,8 @@ class Pods(Cluster):
             )
         try:
             code = await process.wait()
+            if name in self.lost:
+                await asyncio.Event().wait()
         except asyncio.CancelledError:
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGTERM)
@@ -143,6 +151,9 @@ class Lab(Airflow):
             if not pods:
                 return None
             name = dice.choice(pods)
+            if victim == "node":
+                self.pods.lost.add(name)
+                self.loop.call(self.pods.delete, name, after=TOLERATION)
             if victim == "pod":
                 self.loop.call(self.pods.delete, name)
             else:
@@ -187,8 +198,8 @@ class Loop:
     def wait_for(self, coroutine):
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(60)
 
-    def call(self, function, *words):
-        self._loop.call_soon_threadsafe(function, *words)
+    def call(self, function, *words, after=0):
+        self._loop.call_soon_threadsafe(self._loop.call_later, after, function, *words)
 
     @contextmanager
     def entered(self, context):
@@ -403,7 +414,7 @@ def states(lab):
 
 
 def failures(lab):
-    """The failed tasks of all runs, with the last words of their last try's log."""
+    """The failed tasks of all runs, with the last error in the log of their last try."""
     found = {}
     for run in lab.runs(EVALUATE):
         for one in lab.instances(run["dag_run_id"]):
