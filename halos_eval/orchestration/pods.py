@@ -45,8 +45,8 @@ from halos_eval.planning.interrupted import write_note
 from halos_eval.planning.jobs import StageJob
 from halos_eval.storage.records import readable_record
 
-ENDED = {"Succeeded", "Failed"}
-"""Phases of a pod that has ended."""
+ENDED = {"Succeeded": "success", "Failed": "failed"}
+"""Phases of a pod that has ended, and the status of the trigger's event for each."""
 REDEFERRALS = "_redefer_count"
 """Key of the operator's own count among the values that go with a deferred task."""
 RESTARTS = "restarts"
@@ -129,9 +129,12 @@ class PodStageOperator(KubernetesPodOperator):
         """Remove a pod that Kubernetes keeps only because its node does not confirm its end. Raise NodeUnreachable."""
         pod = self._pod_now(event)
         if pod and pod.status.phase in ENDED:  # it answered just now
-            return self._resume(context, event | {"status": "success"}, profile)
-        if pod:
+            return self._resume(context, event | {"status": ENDED[pod.status.phase]}, profile)
+        try:
             self.client.delete_namespaced_pod(event["name"], event["namespace"], grace_period_seconds=0)
+        except ApiException as error:
+            if error.status != HTTPStatus.NOT_FOUND:
+                raise
         raise NodeUnreachable(f"{event['name']} was deleted and does not end: its node does not answer. Check the node")
 
     def _resume(self, context: Context, event: dict[str, Any], profile: Profile) -> Any:
@@ -172,7 +175,7 @@ class PodStageOperator(KubernetesPodOperator):
         if pod is None:
             return event, ""  # the operator itself reports it
         if pod.status.phase in ENDED:
-            return event | {"status": "success"}, ""  # cleanup() says whether it was one
+            return event | {"status": ENDED[pod.status.phase]}, ""
         now = datetime.now(UTC)
         has_node = scheduled(pod)
         if has_node or pod.status.phase == "Running":

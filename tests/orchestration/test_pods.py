@@ -435,10 +435,28 @@ def test_a_pod_that_got_its_node_after_the_trigger_gave_up_goes_on(kubernetes, c
     assert kubernetes.deleted == []
 
 
-def test_a_pod_that_has_ended_after_the_trigger_gave_up_has_succeeded(kubernetes, context):
+@pytest.mark.parametrize("event", ["timeout", UNREACHABLE])
+def test_a_pod_that_has_ended_after_the_trigger_gave_up_counts(kubernetes, context, event):
     kubernetes.put(make_pod(ended(0), phase="Succeeded"))
-    assert come_back(context, "timeout") is None
+    assert come_back(context, event) is None
     assert [name for name, _ in kubernetes.deleted] == [POD]
+    kubernetes.put(make_pod(ended(2), phase="Failed"))
+    with pytest.raises(StageFailed):
+        come_back(context, event)
+
+
+def test_a_pod_that_disappears_while_it_is_looked_at_has_not_succeeded(kubernetes, context, monkeypatch):
+    pods = iter([kubernetes.put(make_pod(ended(2), phase="Failed"))])
+    kubernetes.pod = None
+
+    def once(name, namespace):
+        try:
+            return next(pods)
+        except StopIteration:
+            raise ApiException(status=404) from None
+
+    monkeypatch.setattr(PodStageOperator.hook, "get_pod", once)
+    assert restart(context, "timeout").kwargs["restarts"]["counts"] == {"PodLost": 1}
 
 
 def test_a_pod_that_does_not_start_in_its_time_is_replaced(kubernetes, context):
@@ -459,13 +477,8 @@ def test_a_pod_on_a_node_that_does_not_answer_is_replaced_by_one_with_a_claim_of
     assert owner in pod["spec"]["containers"][0]["args"]
 
 
-@pytest.mark.parametrize(("state", "phase"), [(ended(0), "Succeeded"), (None, None)])
-def test_a_node_that_answers_again(kubernetes, context, state, phase):
-    if state is None:
-        assert restart(context, UNREACHABLE).kwargs["restarts"]["counts"] == {"NodeUnreachable": 1}
-    else:
-        kubernetes.put(make_pod(state, phase=phase, deleted=True))
-        assert come_back(context, UNREACHABLE) is None
+def test_a_pod_on_such_a_node_that_somebody_removed_is_replaced(kubernetes, context):
+    assert restart(context, UNREACHABLE).kwargs["restarts"]["counts"] == {"NodeUnreachable": 1}
 
 
 # Queues of Kueue
