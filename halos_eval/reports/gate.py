@@ -87,8 +87,7 @@ def baseline_of(root: str, suite: str, checkpoint: str, gate: Gate) -> str:
         if gate.parent_tag not in plan.tags:
             raise BadInput(f"{checkpoint} has no tag {gate.parent_tag}. Set it in halos_eval.yaml or in the registry")
         return plan.tags[gate.parent_tag]
-    kept = kept_rows.read(root, suite)
-    others = [row for row in (kept.rows.values() if kept else ()) if row.checkpoint != plan.checkpoint.name]
+    others = kept_rows.of_others(root, suite, layout.folder_name(checkpoint))
     others = [row for row in others if _same(row.tags, plan.tags, gate.same_tags)]
     found = best(others) if gate.against == "best" else _last(others, plan)
     if found is None:

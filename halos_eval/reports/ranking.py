@@ -1,4 +1,8 @@
-"""The scores by which checkpoints are ranked, and the best of them."""
+"""The scores that may stand beside those of other checkpoints: ranks, baselines, charts and MLflow use only these.
+
+A score that is not current was measured with another definition, for example against a weaker reference, or on other
+weights. Tables and pages show it with its reason, see `cell_of`.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +15,22 @@ RANKED = (AVERAGE, "alpacaeval_lcwr", "alpacaeval_wr")
 """Columns by which checkpoints are ranked: the first that one of them has, for all of them."""
 
 
-def score_of(row: Row, column: str) -> Cell | None:
-    """Return the score of a row in a column, also the average; None if it has none."""
+def cell_of(row: Row, column: str) -> Cell | None:
+    """Return what a row shows in a column, also the average; None if there is no score."""
     if column == AVERAGE:
         return None if row.average is None else Cell(row.average, row.average_stderr)
     return row.cells.get(column)
+
+
+def score_of(row: Row, column: str) -> Cell | None:
+    """Return the current score of a row in a column, also the average; None if it has none."""
+    cell = cell_of(row, column)
+    return cell if cell and cell.current else None
+
+
+def scores_of(row: Row) -> dict[str, Cell]:
+    """Return all current scores of a row by column, and the average as ``avg``."""
+    return {column: cell for column in (*row.cells, AVERAGE) if (cell := score_of(row, column))}
 
 
 def ranked_by(rows: Sequence[Row]) -> str | None:

@@ -1,10 +1,10 @@
-"""The best of several checkpoints: by one column for all of them."""
+"""Scores that may stand beside those of other checkpoints: current ones, and in one column for all of them."""
 
 from __future__ import annotations
 
 import pytest
 
-from halos_eval.reports.ranking import best, ranked_by
+from halos_eval.reports.ranking import best, cell_of, ranked_by, score_of, scores_of
 from halos_eval.reports.results import Cell, Row
 
 
@@ -36,3 +36,17 @@ def test_the_best_is_one_of_the_newest_series_that_has_scores():
 def test_without_scores_there_is_no_best():
     assert best([]) is None
     assert best([Row("failed", {"a-acc": Cell(0.5), "alpacaeval_wr": None})]) is None
+
+
+def test_a_score_that_is_not_current_is_shown_but_never_ranked():
+    old = Row("old", {"alpacaeval_wr": Cell(90.0, current=False), "a-acc": Cell(0.5)})
+    new = row("new", wr=10)
+    assert cell_of(old, "alpacaeval_wr").value == 90
+    assert score_of(old, "alpacaeval_wr") is None
+    assert scores_of(old) == {"a-acc": Cell(0.5)}
+    assert best([old, new]).checkpoint == best([new, old]).checkpoint == "new"
+    assert (ranked_by([old]), best([old])) == (None, None)
+
+
+def test_the_average_is_one_of_the_scores():
+    assert scores_of(row("one", 0.5, wr=10)) == {"alpacaeval_wr": Cell(10), "avg": Cell(0.5)}

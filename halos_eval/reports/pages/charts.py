@@ -1,4 +1,4 @@
-"""Charts of a suite as SVG without a script: history, methods, win rates and cost."""
+"""Charts of a suite as SVG without a script: history, methods, win rates and cost. All scores in them are current."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ def win_rates(rows: Iterable[Row]) -> Figure | None:
     points = [
         {"raw": raw.value, "controlled": controlled.value}
         for row in rows
-        if (raw := row.cells.get(RAW)) and (controlled := row.cells.get(LENGTH_CONTROLLED))
+        if (raw := score_of(row, RAW)) and (controlled := score_of(row, LENGTH_CONTROLLED))
     ]
     if len(points) < 2:
         return None

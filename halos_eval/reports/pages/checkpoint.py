@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from halos_eval.reports.pages import document
 from halos_eval.reports.pages.leaderboard import interval_of, reasons_of, score_columns
-from halos_eval.reports.ranking import score_of
+from halos_eval.reports.ranking import cell_of
 from halos_eval.reports.results import Row
 
 
@@ -23,7 +23,7 @@ def page(
         "checkpoint.html.jinja",
         suite=suite,
         row=row,
-        scores=[(column, score_of(row, column), interval_of(score_of(row, column))) for column in columns],
+        scores=[(column, cell_of(row, column), interval_of(cell_of(row, column))) for column in columns],
         reasons=reasons_of(row, columns),
         samples=samples,
         damaged=damaged,

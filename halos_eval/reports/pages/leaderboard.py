@@ -9,7 +9,7 @@ from typing import Any
 from halos_eval.config.suite import ALPACA_EVAL
 from halos_eval.reports.pages import document
 from halos_eval.reports.pages.links import checkpoint_page
-from halos_eval.reports.ranking import AVERAGE, ranked_by, score_of
+from halos_eval.reports.ranking import AVERAGE, cell_of, ranked_by, score_of
 from halos_eval.reports.results import ALPACA_COLUMNS, Cell, Row
 from halos_eval.reports.table import short_status
 from halos_eval.reports.uncertainty import Z
@@ -40,7 +40,7 @@ def content(rows: Sequence[Row]) -> dict[str, Any]:
     lines = []
     for row, rank in zip(rows, ranks, strict=True):
         why = reasons_of(row, scores)
-        cells = [_cell(score_of(row, column), why.get(column), reasons) for column in scores]
+        cells = [_cell(cell_of(row, column), why.get(column), reasons) for column in scores]
         status = [short_status(row.missing, row.trial, row.warnings), *map(str, row.missing or ()), *row.warnings]
         lines.append(
             [
@@ -80,7 +80,7 @@ def ranks_of(rows: Sequence[Row], column: str | None) -> list[list[int] | None]:
     """Return the first and the last rank that each row can have, among the rows of its series.
 
     A row is certainly better than another one if its whole interval of 95 % is above. So ``[3, 3]`` is a rank, and
-    ``[1, 7]`` says that the intervals do not allow one. None without an interval.
+    ``[1, 7]`` says that the intervals do not allow one. None without an interval, or if the score is not current.
     """
     spans = [interval_of(score_of(row, column)) if column else None for row in rows]
     groups: dict[int | None, list[tuple[float, float]]] = {}
