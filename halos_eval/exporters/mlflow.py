@@ -1,8 +1,8 @@
 """Results on the model versions of MLflow: tags, and metrics of the run that logged the model.
 
 A version gets the tags halos_eval.result.SUITE.NAME: each score by its column, ``status``, ``judge``, ``series``,
-``gate`` and ``report``. A score that is missing now has no tag, although an earlier one was there. If the policy's gate
-wants it, a version that is better than its baseline also gets an alias.
+``gate`` and ``report``. A score that is missing now, or not current, has no tag, although an earlier one was there. If
+the policy's gate wants it, a version that is better than its baseline also gets an alias.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from halos_eval.config.settings import Settings
 from halos_eval.errors import BadInput
 from halos_eval.reports import kept_rows
 from halos_eval.reports.comparison import Verdict, read_gate
+from halos_eval.reports.ranking import scores_of
 from halos_eval.reports.table import COMPLETE, SEPARATOR, status
 from halos_eval.storage import layout
 
@@ -59,7 +60,7 @@ def write_results(checkpoint: str, suite: str) -> None:
         return
     tags = tags_of(found, layout.report_url(settings.store, suite))
     registry = MlflowRegistry(settings.checkpoints)
-    registry.write(checkpoint, f"{RESULT_TAG}{suite}.", tags, scores_of(found))
+    registry.write(checkpoint, f"{RESULT_TAG}{suite}.", tags, numbers_of(found))
     if alias := _alias(settings.store, suite, checkpoint, found):
         if registry.advance_alias(checkpoint, alias):
             log.info("%s is better than what it was compared with, and has the alias %s now", checkpoint, alias)
@@ -80,12 +81,9 @@ def _alias(root: str, suite: str, checkpoint: str, row: Row) -> str | None:
     return gate.mlflow_alias if outcome and outcome.verdict == Verdict.BETTER and not outcome.reason else None
 
 
-def scores_of(row: Row) -> dict[str, float]:
-    """Return the scores of a row that are there, and the average, by names that MLflow allows."""
-    scores = {name: cell.value for name, cell in row.cells.items() if cell}
-    if row.average is not None:
-        scores["avg"] = row.average
-    return {NOT_IN_A_NAME.sub("_", name): value for name, value in scores.items()}
+def numbers_of(row: Row) -> dict[str, float]:
+    """Return the current scores of a row, and the average, by names that MLflow allows."""
+    return {NOT_IN_A_NAME.sub("_", column): cell.value for column, cell in scores_of(row).items()}
 
 
 def tags_of(row: Row, report: str) -> dict[str, str]:
@@ -97,4 +95,4 @@ def tags_of(row: Row, report: str) -> dict[str, str]:
         "gate": row.gate[:LONGEST],
         "report": report,
     }
-    return {name: f"{value:.6g}" for name, value in scores_of(row).items()} | {k: v for k, v in about.items() if v}
+    return {name: f"{value:.6g}" for name, value in numbers_of(row).items()} | {k: v for k, v in about.items() if v}

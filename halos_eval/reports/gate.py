@@ -14,6 +14,7 @@ from halos_eval.planning.plan import Plan, read_plan
 from halos_eval.reports import kept_rows
 from halos_eval.reports.compare import compare
 from halos_eval.reports.comparison import Comparison, Flip, GateOutcome, Verdict, write_comparison, write_gate
+from halos_eval.reports.ranking import best
 from halos_eval.reports.results import Row
 from halos_eval.storage import layout
 
@@ -21,8 +22,6 @@ log = logging.getLogger(__name__)
 
 FLIPS = 3
 """Items with which a regression is reported."""
-PREFERRED = ("alpacaeval_lcwr", "alpacaeval_wr")
-"""Columns by which checkpoints are ranked if the suite has no average."""
 
 
 def run_gate(root: str, suite: str, checkpoint: str, gate: Gate, margin: float) -> GateOutcome:
@@ -88,10 +87,9 @@ def baseline_of(root: str, suite: str, checkpoint: str, gate: Gate) -> str:
         if gate.parent_tag not in plan.tags:
             raise BadInput(f"{checkpoint} has no tag {gate.parent_tag}. Set it in halos_eval.yaml or in the registry")
         return plan.tags[gate.parent_tag]
-    kept = kept_rows.read(root, suite)
-    others = [row for row in (kept.rows.values() if kept else ()) if row.checkpoint != plan.checkpoint.name]
+    others = kept_rows.of_others(root, suite, layout.folder_name(checkpoint))
     others = [row for row in others if _same(row.tags, plan.tags, gate.same_tags)]
-    found = _best(others) if gate.against == "best" else _last(others, plan)
+    found = best(others) if gate.against == "best" else _last(others, plan)
     if found is None:
         raise BadInput(f"no earlier checkpoint is {rule_of(gate)}: there is nothing to compare {checkpoint} with yet")
     return found.checkpoint
@@ -99,20 +97,6 @@ def baseline_of(root: str, suite: str, checkpoint: str, gate: Gate) -> str:
 
 def _same(one: Mapping[str, str], other: Mapping[str, str], tags: Sequence[str]) -> bool:
     return all(tag in other and one.get(tag) == other[tag] for tag in tags)
-
-
-def _best(rows: Sequence[Row]) -> Row | None:
-    """Return the row with the highest average, or win rate without one, in the newest series."""
-    scored = [(row, _score(row)) for row in rows]
-    known = [((row.series or 0, score), row) for row, score in scored if score is not None]
-    return max(known, key=lambda one: one[0])[1] if known else None
-
-
-def _score(row: Row) -> float | None:
-    if row.average is not None:
-        return row.average
-    cells = [row.cells.get(column) for column in PREFERRED]
-    return next((cell.value for cell in cells if cell), None)
 
 
 def _last(rows: Sequence[Row], plan: Plan) -> Row | None:

@@ -40,7 +40,7 @@ class KeptRows(BaseModel):
 
     model_config = FROZEN
 
-    version: Literal[2]
+    version: Literal[3]
     """Version of this format."""
     made_with: str
     """Digest of everything that all rows depend on, see `SuiteRows.made_with`."""
@@ -93,10 +93,24 @@ def with_row(root: str, suite: str, own: str, noted: str) -> tuple[KeptRows, lis
     return _kept(source, [*left, noted], kept.rows, computed), removable
 
 
+def of_others(root: str, suite: str, own: str) -> list[Row]:
+    """Return the rows of all checkpoints but ``own`` as they are now. Write nothing. Raise StoreError.
+
+    Kept rows that something has outdated, such as another definition of the suite, are computed again.
+    """
+    notes, kept, source = changes.read(root, suite), read(root, suite), SuiteRows(root, suite)
+    if kept is None or kept.made_with != source.made_with:
+        kept = _rebuild(source, notes, PROCESSES)
+    else:
+        outdated = {changes.checkpoint_of(name) for name in notes.keys() - frozenset(kept.considered)} - {own}
+        kept = _kept(source, notes, kept.rows, _computed(source, sorted(outdated), PROCESSES))
+    return [row for name, row in kept.rows.items() if name != own]
+
+
 def _kept(source: SuiteRows, notes: Iterable[str], kept: Mapping[str, Row], new: Mapping[str, Row | None]) -> KeptRows:
     found = {name: row for name, row in sorted({**kept, **new}.items()) if row}
     return KeptRows.model_construct(
-        version=2, made_with=source.made_with, considered=tuple(sorted(set(notes))), rows=found, computed=frozenset(new)
+        version=3, made_with=source.made_with, considered=tuple(sorted(set(notes))), rows=found, computed=frozenset(new)
     )
 
 

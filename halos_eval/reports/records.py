@@ -30,7 +30,7 @@ from halos_eval.stages.judge.options import SWAP
 from halos_eval.storage.records import Record
 
 Parts = dict[tuple[str, str], Record]
-"""The record that is shown for each stage and task; for each judge, because two judges' scores are not comparable."""
+"""The record that is shown for each stage and task; for each judge and reference, see `_part`."""
 
 
 class _Model(NamedTuple):
@@ -135,29 +135,48 @@ def _best(found: Sequence[Record]) -> Parts:
 
 
 def _part(record: Record) -> tuple[str, str]:
-    """Return the stage, with the task or a digest of the judge."""
+    """Return the stage with the task, or with what makes win rates comparable: judge, orders and reference."""
     if record.stage != "judge":
         return record.stage, record.task or ""
-    swapped = "swapped " if record.identity.get("settings", {}).get(SWAP) else ""
-    return "judge", f"{swapped}{record.identity.get('inputs', {}).get(JUDGE) or judge_of(record) or ''}"
+    swapped = "swapped " if _swapped(record) else ""
+    judge = record.identity.get("inputs", {}).get(JUDGE) or judge_of(record) or ""
+    return "judge", f"{swapped}{judge} {_reference(record)}"
+
+
+def _swapped(record: Record) -> bool:
+    return bool(record.identity.get("settings", {}).get(SWAP))
+
+
+def _reference(record: Record) -> str:
+    """Return the digest of the outputs with which a judge compared."""
+    return str(record.identity.get("inputs", {}).get("reference") or "")
 
 
 def _labels(rows: Collection[Parts]) -> dict[str, str | None]:
-    """Return the label of each judge for its columns; None for the one that has judged most models, then the newest."""
+    """Return the label of the columns of each judge and reference; None for those of most models, then the newest."""
     records: dict[str, list[Record]] = {}
     for best in rows:
-        for (stage, judge), record in best.items():
+        for (stage, judged), record in best.items():
             if stage == "judge":
-                records.setdefault(judge, []).append(record)
-    newest = {judge: _latest(found).provenance.ended for judge, found in records.items()}
-    usual = max(records, key=lambda judge: (len(records[judge]), newest[judge], judge), default="")
+                records.setdefault(judged, []).append(record)
+    latest = {judged: _latest(found) for judged, found in records.items()}
+    usual = max(records, key=lambda judged: (len(records[judged]), latest[judged].provenance.ended, judged), default="")
     labels: dict[str, str | None] = {usual: None}
-    for judge in sorted(records.keys() - {usual}):
-        latest = _latest(records[judge])
-        name = label_of(str(latest.provenance.config.get("judge") or judge_of(latest) or "other"))
-        name += "-swapped" if judge.startswith("swapped ") else ""
-        labels[judge] = f"{name}-{digest_json(judge)[:6]}" if name in labels.values() else name
+    for judged in sorted(records.keys() - {usual}):
+        name = _label(latest[judged], latest[usual])
+        labels[judged] = f"{name}-{digest_json(judged)[:6]}" if name in labels.values() else name
     return labels
+
+
+def _label(record: Record, usual: Record) -> str:
+    """Return the name of a judge, with the reference if it is not that of the ``usual`` columns."""
+    config = record.provenance.config
+    name = label_of(str(config.get("judge") or judge_of(record) or "other"))
+    name += "-swapped" if _swapped(record) else ""
+    if _reference(record) == _reference(usual):
+        return name
+    reference = label_of(str(config.get("reference") or _reference(record)[:6] or "unknown"))
+    return f"{name}-against-{reference.removesuffix('.json')}"
 
 
 def _widest(rows: Iterable[Parts], task: str) -> int | float | None:

@@ -6,8 +6,8 @@ and only this module computes the average.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from types import MappingProxyType
 from typing import TypeVar
@@ -47,6 +47,8 @@ class Cell:
     """Interval of 95 % of a score at its bound, which has no valid standard error; None for other scores."""
     filter: str = facts.NO_FILTER
     """lm_eval's filter that extracted the answers."""
+    current: bool = True
+    """Whether it is of the suite's present definition. If not, `halos_eval.reports.ranking` leaves it out."""
 
     @property
     def shown_stderr(self) -> float | None:
@@ -133,6 +135,7 @@ def row_of_plan(plan: Plan, outdated: Mapping[str, str] = MappingProxyType({})) 
     missing: list[Missing] = []
     records: list[Record] = []
     further: dict[str, Record] = {}
+    stale: set[str] = set()
     tasks: list[tuple[Record | None, str | None]] = []
     if ALPACA_EVAL in plan.unavailable or "judge" in {*outdated, *plan.left_out}:
         cells |= dict.fromkeys(ALPACA_COLUMNS.values())
@@ -144,6 +147,7 @@ def row_of_plan(plan: Plan, outdated: Mapping[str, str] = MappingProxyType({})) 
             tasks.append((None if job.title in outdated else record, job.metric))
         if record and job.title in outdated:
             missing.append(Missing(job.title, outdated[job.title]))
+            stale.add(record.fingerprint)
         if record is None:
             missing.append(Missing(job.title, damage or why_missing(job.record)))
             continue
@@ -160,12 +164,12 @@ def row_of_plan(plan: Plan, outdated: Mapping[str, str] = MappingProxyType({})) 
     # Without a job for some task there is no average. AlpacaEval is not averaged.
     absent = {*plan.left_out, *plan.unavailable} - {ALPACA_EVAL, "sample", "judge"}
     tasks += [(None, None) for part in absent if not part.startswith(labelled("judge", ""))]
-    found, clashes = joined(records)
+    found, clashes = joined(records, stale)
     mean = average(tasks)
     everything = [record for record, _ in read if record]
     return Row(
         plan.checkpoint.name,
-        cells | found | beside(further, cells_of_record),
+        cells | found | beside(further, lambda record: cells_of_record(record, record.fingerprint not in stale)),
         next((model for record in records if (model := judge_of(record))), None),
         judge_versions=tuple(version for record in records for version in answered_as(record)),
         judges={label: model for label, record in further.items() if (model := judge_of(record))},
@@ -224,18 +228,18 @@ def warnings_beside(further: Mapping[str, Record], above: float) -> list[str]:
     return [f"judge@{label}: {one}" for label, record in further.items() for one in warnings_of([record], above)]
 
 
-def joined(records: Sequence[Record]) -> tuple[dict[str, Cell], list[Missing]]:
+def joined(records: Sequence[Record], stale: Collection[str] = ()) -> tuple[dict[str, Cell], list[Missing]]:
     """Return the cells of all records, and why there is no average if two records have the same column.
 
     A tag and one of its tasks have the same columns, for example. The first record's cell is shown, and the average
-    would count the task twice.
+    would count the task twice. ``stale`` has the fingerprints of records that are not current.
     """
     cells: dict[str, Cell] = {}
     owners: dict[str, str] = {}
     clashes: dict[tuple[str, str], list[str]] = {}
     for record in records:
         title = record.task or record.stage
-        for column, cell in cells_of_record(record).items():
+        for column, cell in cells_of_record(record, record.fingerprint not in stale).items():
             owner = owners.setdefault(column, title)
             if owner == title:
                 cells[column] = cell
@@ -294,8 +298,8 @@ def cells_of(scores: Iterable[Score], items: int | None = None, missing: Iterabl
     return cells
 
 
-def cells_of_record(record: Record) -> dict[str, Cell]:
-    """Return the cells of a record by column, without placeholders."""
+def cells_of_record(record: Record, current: bool = True) -> dict[str, Cell]:
+    """Return the cells of a record by column, without placeholders. The caller knows whether they are ``current``."""
     # A record of one task counts its items. That of a tag counts the items of all its tasks together.
     tasks = {score.task for score in record.scores if score.group is None}
     items = record.coverage.scored if len(tasks) == 1 else None
@@ -304,7 +308,7 @@ def cells_of_record(record: Record) -> dict[str, Cell]:
         if (score.task, score.metric) == (ALPACA_EVAL, FLIP_RATE):
             low, high = wilson(score.value / 100, round(record.details[BOTH_ORDERS]))
             cells[FLIP_COLUMN] = Cell(score.value, interval=(100 * low, 100 * high))
-    return cells
+    return cells if current else {column: replace(cell, current=False) for column, cell in cells.items()}
 
 
 def why_missing(record_url: str) -> str:

@@ -53,7 +53,7 @@ def written(tmp_path, monkeypatch):
 
 def keep(tmp_path, row):
     rows = {layout.folder_name(row.checkpoint): row}
-    found = KeptRows(version=2, made_with="m", considered=(), rows=rows)
+    found = KeptRows(version=3, made_with="m", considered=(), rows=rows)
     filesystem.write_bytes(layout.rows_url(f"file://{tmp_path}/store", "quick"), found.encoded())
 
 
@@ -72,6 +72,16 @@ def test_a_missing_score_has_no_tag():
         "status": "complete",
         "report": REPORT,
     }
+
+
+def test_a_score_that_is_not_current_is_neither_a_tag_nor_a_metric(written, tmp_path):
+    reason = Missing("judge", "not current: reference")
+    keep(tmp_path, Row("kto/v1", {"alpacaeval_wr": Cell(90.0, current=False), "a-acc": Cell(0.5)}, missing=(reason,)))
+    write_results("kto/v1", "quick")
+    ((_, _, tags, numbers),) = written
+    assert numbers == {"a-acc": 0.5}
+    assert {name for name in tags if name not in {"status", "report"}} == {"a-acc"}
+    assert tags["status"] == "judge: not current: reference"
 
 
 def test_the_row_of_the_checkpoint_is_written(written, tmp_path):

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import csv
+import json
 from datetime import timedelta
 
 import pytest
 
 from halos_eval.config.policy import Gate
+from halos_eval.data.prompts import load
+from halos_eval.errors import BadInput
 from halos_eval.planning.selection import Evaluation, Selection
 from halos_eval.reports.comparison import Verdict, read_comparison, read_gate
+from halos_eval.reports.gate import baseline_of
 from halos_eval.reports.message import compose
 from halos_eval.reports.summarize import SummarizeConfig, summarize
 from halos_eval.storage import filesystem, layout
@@ -34,6 +38,17 @@ def gated(root, suite, evaluate):
         return read_gate(root, "own", name)
 
     return gated
+
+
+@pytest.fixture
+def tabled(root, evaluate):
+    """``tabled(name, TASK=values, ...)`` evaluates a checkpoint and writes the table."""
+
+    def tabled(name, **values):
+        evaluate(name, **values)
+        summarize(SummarizeConfig(root=root, suite="own", checkpoint=name, output=layout.report_url(root, "own")))
+
+    return tabled
 
 
 def cells(root):
@@ -89,6 +104,39 @@ def test_the_best_and_the_last_with_the_same_tags(gated):
     assert gated("new", last, HALF, **new).baseline == "last"
     assert gated("middle", last, HALF, tags={"base": "x"}, registered=days["middle"]).baseline == "best"
     assert gated("first", best, tags={"base": "z"}).reason.startswith("no earlier checkpoint is the best checkpoint")
+
+
+def test_a_checkpoint_whose_task_failed_is_not_the_best(tabled, root, suite):
+    suite("alpaca_eval: {prompts: demo, reference: demo, judge: demo}\ntasks: {demo_choice: {}, demo_cloze: {}}")
+    tabled("good", demo_choice=RIGHT, demo_cloze=HALF, alpaca_eval=[1.5] * 20)
+    tabled("failed", demo_choice=RIGHT, alpaca_eval=[1.9] * 20)  # 90 %, but no average
+    tabled("new", demo_choice=RIGHT, demo_cloze=RIGHT, alpaca_eval=[1.5] * 20)
+    assert baseline_of(root, "own", "new", Gate(against="best")) == "good"
+
+
+def test_a_score_that_is_not_current_is_no_baseline(tabled, evaluate, root, suite, tmp_path):
+    """Neither in the first evaluation of the new definition, whose table still has the rows of the earlier one."""
+    suite("alpaca_eval: {prompts: demo, reference: demo, judge: demo}")
+    tabled("old", alpaca_eval=[1.9] * 20)
+    stronger = [{**one, "output": "stronger"} for one in load("demo", "reference").rows]
+    (tmp_path / "stronger.json").write_text(json.dumps(stronger))
+    suite(f"alpaca_eval: {{prompts: demo, reference: {tmp_path}/stronger.json, judge: demo}}")
+    gate = Gate(against="best")
+    evaluate("new", alpaca_eval=[1.1] * 20)
+    with pytest.raises(BadInput, match="no earlier checkpoint is the best checkpoint"):
+        baseline_of(root, "own", "new", gate)
+    tabled("new", alpaca_eval=[1.1] * 20)
+    tabled("newer", alpaca_eval=[1.5] * 20)
+    assert baseline_of(root, "own", "newer", gate) == "new"
+
+
+def test_a_row_that_another_process_has_outdated_is_no_baseline(tabled, evaluate, root, suite):
+    suite("tasks: {demo_choice: {}}")
+    tabled("good", demo_choice=RIGHT)
+    tabled("less", demo_choice=HALF)
+    evaluate("good", demo_choice=WRONG)  # its table is not written yet
+    evaluate("new", demo_choice=RIGHT)
+    assert baseline_of(root, "own", "new", Gate(against="best")) == "less"
 
 
 def test_the_morning_message_has_the_regression_and_its_items(gated, root):

@@ -95,7 +95,7 @@ def test_any_sequence_of_evaluations_and_edits_gives_the_table_of_a_rebuild(suit
 
 CELLS = st.builds(
     Cell, st.floats(allow_nan=False, allow_infinity=False), st.none() | st.floats(0, 1),
-    st.none() | st.tuples(st.floats(0, 1), st.floats(0, 1)),
+    st.none() | st.tuples(st.floats(0, 1), st.floats(0, 1)), current=st.booleans(),
 )  # fmt: skip
 ROWS = st.builds(
     Row, st.text(), st.dictionaries(st.text(), st.none() | CELLS), st.none() | st.text(), st.none() | st.floats(0, 1),
@@ -125,7 +125,7 @@ def test_the_csv_is_that_of_pandas(rows):
 
 @given(ROWS)
 def test_a_row_is_kept_exactly(row):
-    kept = KeptRows(version=2, made_with="m", considered=("one.1",), rows={"one": row})
+    kept = KeptRows(version=3, made_with="m", considered=("one.1",), rows={"one": row})
     read = KeptRows.model_validate_json(gzip.decompress(kept.encoded())).rows["one"]
     assert repr(read) == repr(row)
     assert list(read.cells) == list(row.cells)
@@ -169,7 +169,17 @@ def test_an_earlier_version_and_another_definition_make_all_rows_again(suite, ro
     assert [row.judge for row in add(root, "own", "b")] == [None, None]
 
 
-NEWER = gzip.compress(b'{"version": 3}', mtime=0)
+def test_rows_of_an_earlier_format_are_not_read(suite, root, folder):
+    """Version 2 did not say which cells are current."""
+    suite(SUITE)
+    evaluate(root, folder, "own", "a")
+    text = gzip.decompress(filesystem.read_bytes(layout.rows_url(root, "own"))).replace(b'"version":3', b'"version":2')
+    filesystem.write_bytes(layout.rows_url(root, "own"), gzip.compress(text))
+    assert kept_rows.read(root, "own") is None
+    assert [row.checkpoint for row in kept_rows.of_others(root, "own", "b")] == ["a"]
+
+
+NEWER = gzip.compress(b'{"version": 4}', mtime=0)
 
 
 @pytest.mark.parametrize("data", [b"", b"text", gzip.compress(b"{}", mtime=0), NEWER, NEWER[:15]])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from datetime import timedelta
 
 import pytest
@@ -211,6 +212,37 @@ def test_two_judges_are_never_in_one_column():
     assert ("alpacaeval_wr" in two, two["alpacaeval_wr@gpt-4.1-mini"]) == (False, 30)
     assert (three["alpacaeval_wr"], four["alpacaeval_wr"]) == (40, 50)
     assert {one["status"] for one in (one, two, three, four)} == {"complete"}
+
+
+def against(reference, generator, digest=None, **more):
+    """A judgement that compares with the file ``reference``, whose content has this digest."""
+    one = judged(generator, file=f"/{generator}.json", **more)
+    identity = {"inputs": one.identity["inputs"] | {"reference": digest or reference}}
+    provenance = one.provenance.model_copy(update={"config": {"reference": reference}})
+    return one.model_copy(update={"identity": identity, "provenance": provenance})
+
+
+def test_win_rates_against_two_references_are_never_in_one_column():
+    """A win rate of 90 % against a weak reference is no better than one of 10 % against a strong one."""
+    found = [against("alpaca_eval", "one", value=10), against("/lab/weak.json", "two", value=90, hour=1)]
+    found += [against("alpaca_eval", "three", value=20), against("/lab/weak.json", "three", value=80)]
+    found += [against("/other/weak.json", "one", "other", value=70), against("alpaca_eval", "four", value=30)]
+    four, one, three, two = rows_of_records(found)
+    assert [row.get("alpacaeval_wr") for row in (one, two, three, four)] == [10, None, 20, 30]
+    assert [row.get("alpacaeval_wr@gpt-against-weak") for row in (one, two, three, four)] == [None, 90, 80, None]
+    # another file of the same name has columns of its own, too
+    assert [one[name] for name in one if re.fullmatch("alpacaeval_wr@gpt-against-weak-[0-9a-f]{6}", name)] == [70]
+    assert {row["status"] for row in (one, two, three, four)} == {"complete"}
+
+
+def test_the_same_reference_under_another_name_is_the_same():
+    one, two = rows_of_records([against("/a.json", "one", "same"), against("/b.json", "two", "same", hour=1)])
+    assert one.keys() == two.keys()
+
+
+def test_another_judge_of_another_reference_is_called_by_both():
+    found = [against("demo", "one"), against("demo", "two"), against("/weak.json", "two", judge="mini")]
+    assert rows_of_records(found)[1]["alpacaeval_judge@mini-against-weak"] == "mini"
 
 
 def test_two_records_with_one_column_have_no_average():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from datetime import timedelta
 
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from halos_eval.checkpoints.registry import Checkpoint, Metadata
 from halos_eval.config.cluster import load_cluster
 from halos_eval.config.suite import load_suite
+from halos_eval.data.prompts import load
 from halos_eval.errors import StoreError
 from halos_eval.planning.plan import make_plan, save_plan
 from halos_eval.reports.table import document, read_rows
@@ -81,6 +83,22 @@ def test_rows_of_an_earlier_definition_have_no_average_and_say_what_differs(suit
     evaluate(checkpoint("old"), value=0.8)
     assert rows()["old"]["avg"] == 0.8
     assert rows()["old"]["status"] == "complete"
+
+
+def test_each_cell_says_whether_it_is_current(suite, checkpoint, evaluate, root, tmp_path):
+    judged = "alpaca_eval: {{prompts: demo, reference: {}, judge: [demo, gpt-4.1]}}\n"
+    tasks = "tasks: {{demo_choice: {{num_fewshot: {}}}, demo_cloze: {{}}}}"
+    suite((judged + tasks).format("demo", 5))
+    evaluate(checkpoint("old"))
+    stronger = [{**one, "output": "stronger"} for one in load("demo", "reference").rows]
+    (tmp_path / "stronger.json").write_text(json.dumps(stronger))
+    suite((judged + tasks).format(tmp_path / "stronger.json", 0))
+    evaluate(checkpoint("new"))
+    new, old = (row.cells for row in read_rows(root, "own"))
+    names = {"alpacaeval_wr", "alpacaeval_wr@gpt-4.1", "demo_choice-acc", "demo_cloze-acc"}
+    assert {name for name, cell in new.items() if cell and cell.current} == names
+    assert {name for name, cell in old.items() if cell} == names
+    assert {name for name, cell in old.items() if cell and cell.current} == {"demo_cloze-acc"}
 
 
 def test_another_judge_of_one_run_is_not_the_suites_result(suite, checkpoint, evaluate, root):

@@ -1,4 +1,4 @@
-"""Charts of a suite as SVG without a script: history, methods, win rates and cost."""
+"""Charts of a suite as SVG without a script: history, methods, win rates and cost. All scores in them are current."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from markupsafe import Markup
 
 from halos_eval.reports.pages import document
 from halos_eval.reports.pages.drawing import Axis, Point, draw
-from halos_eval.reports.pages.leaderboard import cell_of, interval_of, ranked_by, score_columns
+from halos_eval.reports.pages.leaderboard import interval_of, score_columns
+from halos_eval.reports.ranking import ranked_by, score_of
 from halos_eval.reports.results import Row
 
 MANY = 150
@@ -62,7 +63,7 @@ def history(rows: Iterable[Row], column: str) -> Figure | None:
     """Draw a score over the time of registration; None with fewer than two dated scores."""
     points: list[Point] = []
     for row in rows:
-        cell = cell_of(row, column)
+        cell = score_of(row, column)
         if row.registered and cell:
             low, high = interval_of(cell) or (cell.value, cell.value)
             points.append({"time": row.registered, "value": cell.value, "low": low, "high": high})
@@ -100,7 +101,7 @@ def methods(rows: Iterable[Row], column: str) -> Figure | None:
     """Draw the scores of each method; None with fewer than two methods."""
     groups: dict[str, list[float]] = {}
     for row in rows:
-        if METHOD in row.tags and (cell := cell_of(row, column)):
+        if METHOD in row.tags and (cell := score_of(row, column)):
             groups.setdefault(document.shown(row.tags[METHOD])[:40], []).append(cell.value)
     if len(groups) < 2:
         return None
@@ -121,7 +122,7 @@ def win_rates(rows: Iterable[Row]) -> Figure | None:
     points = [
         {"raw": raw.value, "controlled": controlled.value}
         for row in rows
-        if (raw := row.cells.get(RAW)) and (controlled := row.cells.get(LENGTH_CONTROLLED))
+        if (raw := score_of(row, RAW)) and (controlled := score_of(row, LENGTH_CONTROLLED))
     ]
     if len(points) < 2:
         return None

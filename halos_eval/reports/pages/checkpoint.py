@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from halos_eval.reports.pages import document
-from halos_eval.reports.pages.leaderboard import cell_of, interval_of, reasons_of, score_columns
+from halos_eval.reports.pages.leaderboard import interval_of, reasons_of, score_columns
+from halos_eval.reports.ranking import cell_of
 from halos_eval.reports.results import Row
 
 

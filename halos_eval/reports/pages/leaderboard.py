@@ -9,13 +9,11 @@ from typing import Any
 from halos_eval.config.suite import ALPACA_EVAL
 from halos_eval.reports.pages import document
 from halos_eval.reports.pages.links import checkpoint_page
+from halos_eval.reports.ranking import AVERAGE, cell_of, ranked_by, score_of
 from halos_eval.reports.results import ALPACA_COLUMNS, Cell, Row
 from halos_eval.reports.table import short_status
 from halos_eval.reports.uncertainty import Z
 
-AVERAGE = "avg"
-RANKED = (AVERAGE, "alpacaeval_lcwr", "alpacaeval_wr")
-"""Columns by which checkpoints are ranked: the first that a row of the suite has."""
 DIGITS = 5
 """Significant digits of the numbers in the page. The CSV has all."""
 
@@ -68,13 +66,6 @@ def score_columns(rows: Iterable[Row]) -> list[str]:
     return [*first, *own, *sorted(found.difference(own))]
 
 
-def cell_of(row: Row, column: str) -> Cell | None:
-    """Return the score of a row in a column, also the average."""
-    if column != AVERAGE:
-        return row.cells.get(column)
-    return None if row.average is None else Cell(row.average, row.average_stderr)
-
-
 def interval_of(cell: Cell | None) -> tuple[float, float] | None:
     """Return the interval of 95 % of a score; None if it has none."""
     if cell is None:
@@ -85,18 +76,13 @@ def interval_of(cell: Cell | None) -> tuple[float, float] | None:
     return None if error is None else (cell.value - Z * error, cell.value + Z * error)
 
 
-def ranked_by(rows: Sequence[Row]) -> str | None:
-    """Return the column by which the rows are ranked; None if no row has one of them."""
-    return next((column for column in RANKED if any(cell_of(row, column) for row in rows)), None)
-
-
 def ranks_of(rows: Sequence[Row], column: str | None) -> list[list[int] | None]:
     """Return the first and the last rank that each row can have, among the rows of its series.
 
     A row is certainly better than another one if its whole interval of 95 % is above. So ``[3, 3]`` is a rank, and
-    ``[1, 7]`` says that the intervals do not allow one. None without an interval.
+    ``[1, 7]`` says that the intervals do not allow one. None without an interval, or if the score is not current.
     """
-    spans = [interval_of(cell_of(row, column)) if column else None for row in rows]
+    spans = [interval_of(score_of(row, column)) if column else None for row in rows]
     groups: dict[int | None, list[tuple[float, float]]] = {}
     for row, span in zip(rows, spans, strict=True):
         if span:

@@ -32,6 +32,12 @@ def test_other_series_are_ranked_apart():
     assert ranks_of(rows, "avg") == [[1, 1], [1, 1]]
 
 
+def test_a_score_that_is_not_current_is_shown_without_a_rank():
+    rows = [Row("old", {"alpacaeval_wr": Cell(90, 1, current=False)}), Row("new", {"alpacaeval_wr": Cell(10, 1)})]
+    assert ranks_of(rows, "alpacaeval_wr") == [None, [1, 1]]
+    assert [line[4] for line in content(rows)["rows"]] == [[90, 1], [10, 1]]
+
+
 def test_a_score_at_its_bound_has_the_interval_of_the_table():
     rows = [Row("all", {"alpacaeval_wr": Cell(100, 0, (80.0, 100.0))}), Row("most", {"alpacaeval_wr": Cell(90, 2)})]
     assert ranks_of(rows, "alpacaeval_wr") == [[1, 2], [1, 2]]
