@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 from halos_eval.config.suite import ALPACA_EVAL
 from halos_eval.storage.records import Record
@@ -34,7 +35,7 @@ def counts_of(records: Iterable[Record]) -> dict[str, int | float]:
 
     A count that a stage did not make is absent; 0 means that it was counted.
     """
-    return {_column(record, name): count for record in records for name, count, _ in _counts(record)} | {
+    return {_column(record, one.name): one.number for record in records for one in _counts(record)} | {
         f"{record.task}-limit": limit for record in records if (limit := limit_of(record))
     }
 
@@ -42,10 +43,10 @@ def counts_of(records: Iterable[Record]) -> dict[str, int | float]:
 def warnings_of(records: Iterable[Record], above: float) -> list[str]:
     """Return a warning for each count that is a larger share of the record's items than ``above``."""
     return [
-        f"{record.task or 'alpacaeval'}: {count} of {record.coverage.attempted} {words}"
+        f"{record.task or 'alpacaeval'}: {one.number} of {one.items} {one.words}"
         for record in records
-        for _, count, words in _counts(record)
-        if count > above * record.coverage.attempted
+        for one in _counts(record)
+        if one.number > above * one.items
     ]
 
 
@@ -75,17 +76,32 @@ def describe_limits(tasks: Mapping[str, float | str | None]) -> str:
     return ", ".join(f"limit {limit} for {names}" for limit, names in groups.items())
 
 
-def _counts(record: Record) -> list[tuple[str, int, str]]:
+class _Count(NamedTuple):
+    name: str
+    """The end of its column's name."""
+    number: int
+    items: int
+    """The items that were counted through."""
+    words: str
+    """Words after "N of M"."""
+
+
+def _counts(record: Record) -> list[_Count]:
+    items = record.coverage.attempted
     counts = [
-        (name, round(record.details[key]), words) for key, (name, words) in _DETAILS.items() if key in record.details
+        _Count(name, round(record.details[key]), items, words)
+        for key, (name, words) in _DETAILS.items()
+        if key in record.details
     ]
-    lost = record.coverage.attempted - record.coverage.scored
+    lost = items - record.coverage.scored
     if record.stage == "judge":
+        # The judgements of cut outputs do not count, whether they could be read or not.
+        cut = round(record.details.get("cut_outputs", 0))
         # The stage's reason repeats the numbers, and names the first refusal in parentheses.
         _, refused, why = record.missing.get(UNREAD, "").partition(" (refused")
-        counts.append(("n_unread", lost, f"judgements could not be read{refused}{why}"))
+        counts.append(_Count("n_unread", lost - cut, items - cut, f"judgements could not be read{refused}{why}"))
     elif record.stage == "harness":
-        counts.append(("n_unscored", lost, "documents have no score"))
+        counts.append(_Count("n_unscored", lost, items, "documents have no score"))
     return counts
 
 

@@ -120,6 +120,20 @@ def test_unreadable_judgements_are_a_warning_with_the_first_refusal():
     assert warnings_of([record], 0.01) == [warning]
 
 
+def test_judgements_of_cut_outputs_are_not_unreadable():
+    def judged(scored, reason):
+        coverage = Coverage(attempted=805, scored=scored)
+        missing = {"alpaca_eval-n_total": reason} if reason else {}
+        return make_record("judge", coverage=coverage, missing=missing, details={"cut_outputs": 30})
+
+    assert counts_of([judged(775, "")]) == {"alpacaeval_n_unread": 0}
+    # Earlier versions counted them as unreadable in the reason.
+    some = judged(765, "40 of 805 answers could not be read (refused: 400 content filter)")
+    assert counts_of([some]) == {"alpacaeval_n_unread": 10}
+    warning = "alpacaeval: 10 of 775 judgements could not be read (refused: 400 content filter)"
+    assert warnings_of([some], 0.01) == [warning]
+
+
 @pytest.mark.parametrize(
     ("limits", "words"),
     [
