@@ -26,6 +26,8 @@ _DETAILS = {
     "truncated_prompts": ("n_truncated_prompts", "prompts were truncated"),
     "dropped_system_texts": ("n_dropped_system_texts", "prompts lost their system text"),
 }
+_OF_DOCUMENTS = frozenset({"truncated_prompts", "dropped_system_texts"})
+"""Details of a harness record that count documents; the others count answers, of which a document may have several."""
 UNREAD = f"{ALPACA_EVAL}-n_total"
 """Key of ``Record.missing`` with the reason for judgements that could not be read."""
 
@@ -41,9 +43,9 @@ def counts_of(records: Iterable[Record]) -> dict[str, int | float]:
 
 
 def warnings_of(records: Iterable[Record], above: float) -> list[str]:
-    """Return a warning for each count that is a larger share of the record's items than ``above``."""
+    """Return a warning for each count that is a larger share of what was counted through than ``above``."""
     return [
-        f"{record.task or 'alpacaeval'}: {one.number} of {one.items} {one.words}"
+        f"{record.task or 'alpacaeval'}: {one.number}{f' of {one.items}' if one.known else ''} {one.words}"
         for record in records
         for one in _counts(record)
         if one.number > above * one.items
@@ -84,15 +86,20 @@ class _Count(NamedTuple):
     """The items that were counted through."""
     words: str
     """Words after "N of M"."""
+    known: bool = True
+    """Whether ``items`` is what was counted through; False if it is the number of documents in an older record."""
 
 
 def _counts(record: Record) -> list[_Count]:
     items = record.coverage.attempted
-    counts = [
-        _Count(name, round(record.details[key]), items, words)
-        for key, (name, words) in _DETAILS.items()
-        if key in record.details
-    ]
+    answers = record.details.get("generated_answers")
+    counts = []
+    for key, (name, words) in _DETAILS.items():
+        if key in record.details:
+            by_answer = record.stage == "harness" and key not in _OF_DOCUMENTS
+            of = round(answers) if by_answer and answers else items
+            known = not by_answer or answers is not None
+            counts.append(_Count(name, round(record.details[key]), of, words, known))
     lost = items - record.coverage.scored
     if record.stage == "judge":
         # The judgements of cut outputs do not count, whether they could be read or not.
