@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from halos_eval.stages.identity import Identity
@@ -44,7 +44,8 @@ def judged_as(record: Record) -> tuple[str | None, dict[str, Any]]:
 def changes(old: Record, new: Identity, tools: bool = True, ignore: Collection[str] = ()) -> list[str]:
     """Return the differences between the identity of a record and ``new``, with the values of settings and tools.
 
-    Inputs are only named, because their values are digests. Keys in ``ignore`` are not compared.
+    Inputs are only named, because their values are digests. Keys in ``ignore`` are not compared. There may be none if
+    something is not compared.
     """
     found = []
     for part in ("settings", "inputs", "tools") if tools else ("settings", "inputs"):
@@ -53,7 +54,18 @@ def changes(old: Record, new: Identity, tools: bool = True, ignore: Collection[s
             if before.get(key) != after.get(key):
                 values = f" {_short(before.get(key))} then, {_short(after.get(key))} now"
                 found.append(NAMES.get(key, key) if part == "inputs" else key + values)
-    return found or ["the logic of halos-eval"]
+    if old.identity.get("logic") != new.definition["logic"]:
+        found.append("the logic of halos-eval")
+    return found
+
+
+def other_tools(old: Record, versions: Mapping[str, str]) -> list[str]:
+    """Return the tools with which a record was made, and that of its row's series, if their ``versions`` differ."""
+    return [
+        f"{tool} {version}, and {versions.get(tool)} in this row's series"
+        for tool, version in sorted(old.identity.get("tools", {}).items())
+        if version != versions.get(tool)
+    ]
 
 
 def _short(value: object) -> str:

@@ -19,12 +19,12 @@ from halos_eval.analysis.prediction import fit
 from halos_eval.config.judge import load_judge
 from halos_eval.config.settings import FROZEN
 from halos_eval.config.suite import ALPACA_EVAL, Suite, label_of
-from halos_eval.digests import digest_bytes
-from halos_eval.errors import BadInput, StoreError
+from halos_eval.errors import BadInput
 from halos_eval.planning.changes import JUDGE, same_judge
 from halos_eval.planning.definition import read_definition
 from halos_eval.planning.plan import Plan
 from halos_eval.planning.progress import READERS
+from halos_eval.reports.items import annotations_of
 from halos_eval.reports.results import Cell, cells_of_record
 from halos_eval.stages.identity import Identity
 from halos_eval.storage import filesystem, layout
@@ -32,7 +32,6 @@ from halos_eval.storage.records import Record, readable, readable_record
 
 COLUMNS = ("alpacaeval_lcwr", "alpacaeval_wr")
 """Scores to compare."""
-ANNOTATIONS = "annotations.json"
 Value = TypeVar("Value")
 
 
@@ -222,25 +221,12 @@ class _Pair(NamedTuple):
 
 def _pairs(one: _Checkpoint) -> dict[str, _Pair]:
     """Return the pairs that both judges have read, by instruction."""
-    old, new = ({row["instruction"]: row for row in _annotations(judged)} for judged in (one.old, one.new) if judged)
+    old, new = ({row["instruction"]: row for row in annotations_of(*judged)} for judged in (one.old, one.new) if judged)
     return {
         text: _Pair(row["output_1"] == row["output_2"], row["preference"], new[text]["preference"])
         for text, row in old.items()
         if row["preference"] is not None and text in new and new[text]["preference"] is not None
     }
-
-
-def _annotations(judged: _Judged) -> list[dict[str, Any]]:
-    """Return the annotations of a record. Raise StoreError if they are not those that it names."""
-    url = filesystem.join(judged.url.rpartition("/")[0], ANNOTATIONS)
-    try:
-        data = filesystem.read_bytes(url)
-    except FileNotFoundError:
-        data = b""
-    if digest_bytes(data) != judged.record.files.get(ANNOTATIONS):
-        raise StoreError(f"{url} is missing or was changed after its record was written. Judge this checkpoint again")
-    rows: list[dict[str, Any]] = json.loads(data)
-    return rows
 
 
 def _differences(pairs: Mapping[str, _Pair]) -> dict[str, float]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 from halos_eval.config.suite import ALPACA_EVAL
 from halos_eval.storage.records import Record
@@ -25,6 +26,8 @@ _DETAILS = {
     "truncated_prompts": ("n_truncated_prompts", "prompts were truncated"),
     "dropped_system_texts": ("n_dropped_system_texts", "prompts lost their system text"),
 }
+_OF_DOCUMENTS = frozenset({"truncated_prompts", "dropped_system_texts"})
+"""Details of a harness record that count documents; the others count answers, of which a document may have several."""
 UNREAD = f"{ALPACA_EVAL}-n_total"
 """Key of ``Record.missing`` with the reason for judgements that could not be read."""
 
@@ -34,18 +37,18 @@ def counts_of(records: Iterable[Record]) -> dict[str, int | float]:
 
     A count that a stage did not make is absent; 0 means that it was counted.
     """
-    return {_column(record, name): count for record in records for name, count, _ in _counts(record)} | {
+    return {_column(record, one.name): one.number for record in records for one in _counts(record)} | {
         f"{record.task}-limit": limit for record in records if (limit := limit_of(record))
     }
 
 
 def warnings_of(records: Iterable[Record], above: float) -> list[str]:
-    """Return a warning for each count that is a larger share of the record's items than ``above``."""
+    """Return a warning for each count that is a larger share of what was counted through than ``above``."""
     return [
-        f"{record.task or 'alpacaeval'}: {count} of {record.coverage.attempted} {words}"
+        f"{record.task or 'alpacaeval'}: {one.number}{f' of {one.items}' if one.known else ''} {one.words}"
         for record in records
-        for _, count, words in _counts(record)
-        if count > above * record.coverage.attempted
+        for one in _counts(record)
+        if one.number > above * one.items
     ]
 
 
@@ -75,17 +78,37 @@ def describe_limits(tasks: Mapping[str, float | str | None]) -> str:
     return ", ".join(f"limit {limit} for {names}" for limit, names in groups.items())
 
 
-def _counts(record: Record) -> list[tuple[str, int, str]]:
-    counts = [
-        (name, round(record.details[key]), words) for key, (name, words) in _DETAILS.items() if key in record.details
-    ]
-    lost = record.coverage.attempted - record.coverage.scored
+class _Count(NamedTuple):
+    name: str
+    """The end of its column's name."""
+    number: int
+    items: int
+    """The items that were counted through."""
+    words: str
+    """Words after "N of M"."""
+    known: bool = True
+    """Whether ``items`` is what was counted through; False if it is the number of documents in an older record."""
+
+
+def _counts(record: Record) -> list[_Count]:
+    items = record.coverage.attempted
+    answers = record.details.get("generated_answers")
+    counts = []
+    for key, (name, words) in _DETAILS.items():
+        if key in record.details:
+            by_answer = record.stage == "harness" and key not in _OF_DOCUMENTS
+            of = round(answers) if by_answer and answers else items
+            known = not by_answer or answers is not None
+            counts.append(_Count(name, round(record.details[key]), of, words, known))
+    lost = items - record.coverage.scored
     if record.stage == "judge":
+        # The judgements of cut outputs do not count, whether they could be read or not.
+        cut = round(record.details.get("cut_outputs", 0))
         # The stage's reason repeats the numbers, and names the first refusal in parentheses.
         _, refused, why = record.missing.get(UNREAD, "").partition(" (refused")
-        counts.append(("n_unread", lost, f"judgements could not be read{refused}{why}"))
+        counts.append(_Count("n_unread", lost - cut, items - cut, f"judgements could not be read{refused}{why}"))
     elif record.stage == "harness":
-        counts.append(("n_unscored", lost, "documents have no score"))
+        counts.append(_Count("n_unscored", lost, items, "documents have no score"))
     return counts
 
 

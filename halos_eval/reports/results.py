@@ -156,7 +156,7 @@ def row_of_plan(plan: Plan, outdated: Mapping[str, str] = MappingProxyType({})) 
             further[job.label] = record
             continue
         records.append(record)
-        if job.metric and _primary(record, job.metric) is None:
+        if job.metric and _primary(record, job.metric) is None and not _not_averaged(record, job.metric):
             missing.append(Missing("avg", f"{job.title} has no {job.metric}, which the average needs"))
     missing += [Missing(part, why_unavailable(reason)) for part, reason in plan.unavailable.items()]
     missing += [Missing(title, why) for title, why in outdated.items() if title not in {job.title for job in plan.jobs}]
@@ -255,7 +255,7 @@ def average(tasks: Sequence[tuple[Record | None, str | None]]) -> Cell | None:
     """Return the mean over tasks, given as records with the chosen metric, rounded as in HALOs, with its error.
 
     Return None if a task has no record or lacks its metric, because the mean of the others would not be comparable.
-    Tasks whose metrics are all better when lower (perplexity) are excluded.
+    Tasks whose metrics, or whose chosen metric, are all better when lower (perplexity) are excluded.
     """
     found: list[Cell] = []
     for record, metric in tasks:
@@ -264,7 +264,7 @@ def average(tasks: Sequence[tuple[Record | None, str | None]]) -> Cell | None:
         cell = _primary(record, metric)
         if cell is not None:
             found.append(cell)
-        elif metric or _gaps(record):
+        elif not _not_averaged(record, metric) and (metric or _gaps(record)):
             return None
     return mean_of(found)
 
@@ -364,6 +364,19 @@ def _primary(record: Record, metric: str | None) -> Cell | None:
         return None
     value = sum(cell.value for cell in first.values()) / len(first)
     return Cell(value, error_of_mean([cell.shown_stderr for cell in first.values()]))
+
+
+def _not_averaged(record: Record, metric: str | None) -> bool:
+    """Return whether a task has the metric that the suite chose, and it is better when lower."""
+    name, _, filter_name = (metric or "").partition(",")
+    own = [score for score in real_scores(record) if score.group is None]
+    chosen = [score for score in own if score.metric == name and filter_name in {"", score.filter}]
+    return (
+        bool(chosen)
+        and all(score.higher_is_better is False for score in chosen)
+        and {score.task for score in chosen} == {score.task for score in own}
+        and not any(_is_of(key, name, filter_name) for key in _gaps(record))
+    )
 
 
 def _is_of(key: str, metric: str, filter_name: str) -> bool:

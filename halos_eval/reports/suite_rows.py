@@ -16,7 +16,7 @@ from typing import NamedTuple
 import halos_eval
 from halos_eval.config.suite import ALPACA_EVAL, title_of
 from halos_eval.digests import digest_files, digest_json
-from halos_eval.planning.changes import changes, newest_record, same_judge
+from halos_eval.planning.changes import changes, newest_record, other_tools, same_judge
 from halos_eval.planning.chat import OF_CHECKPOINTS
 from halos_eval.planning.current import Standing, files_of, judged_again, standing
 from halos_eval.planning.definition import PartDefinition, read_definition
@@ -26,7 +26,7 @@ from halos_eval.reports.comparison import GateOutcome
 from halos_eval.reports.results import Missing, Row, row_of_plan
 from halos_eval.stages.identity import Identity
 from halos_eval.storage import filesystem, layout
-from halos_eval.storage.records import StageName, readable
+from halos_eval.storage.records import Record, StageName, readable, readable_record
 from halos_eval.storage.series import read_series
 
 OWN = frozenset({"model", "outputs", "chat_template", *OF_CHECKPOINTS})
@@ -117,7 +117,8 @@ class SuiteRows:
                 newest = newest_record(self.root, name, job.stage, job.task, _judge(job.identity))
                 if newest:
                     url, record = newest
-                    outdated[job.title] = _reason(changes(record, job.identity, tools=False))
+                    words = changes(record, job.identity, tools=False) or other_tools(record, found.series.tools)
+                    outdated[job.title] = _reason(words or ["the outputs are of another series"])
             shown.append(job.model_copy(update={"record": url}))
         outdated |= dict.fromkeys(judged_again(self.root, name, found), "not current: the outputs were sampled again")
         return shown, outdated
@@ -152,7 +153,20 @@ class SuiteRows:
             fingerprint=record.fingerprint, record=url,
             metric=self.definition.parts[part].metric if self.definition else None, done=True, why="",
         )  # fmt: skip
-        return job, _reason(["weights"] if record.checkpoint.digest != plan.checkpoint.digest else words)
+        if record.checkpoint.digest != plan.checkpoint.digest:
+            words = ["weights"]
+        return job, _reason(words or [self._elsewhere(plan, part, record)])
+
+    def _elsewhere(self, plan: Plan, part: str, record: Record) -> str:
+        """Return what made a result outdated although its stage is defined as before."""
+        outputs = record.identity.get("inputs", {}).get("outputs") if record.stage == "judge" else None
+        if outputs and self.definition:
+            tail = layout.record_tail("sample", None, str(outputs))
+            sampled, _ = readable_record(filesystem.join(layout.runs_url(self.root, plan.checkpoint.name), tail))
+            now = next((one for one in self.definition.parts[part].identities if one.stage == "sample"), None)
+            if sampled and now and changes(sampled, now, tools=False, ignore=OWN):
+                return "the outputs were sampled with other settings"
+        return "planned before the suite or the checkpoint's metadata changed"
 
 
 class _Expected(NamedTuple):

@@ -17,6 +17,8 @@ from halos_eval.storage.records import CheckpointRef, StageName
 LOGIC: dict[StageName, int] = {"sample": 2, "judge": 3, "harness": 2}
 """Version of this project's own effect on each stage's scores. Raise it when a fixed bug has made records wrong."""
 
+SWAPPED = 1
+"""Added to the version of a judge that is asked in both orders: its flip rate had counted outputs that were cut."""
 SERVER_PACKAGE = "vllm"
 """The tool of a judge's server, which runs beside the judge stage in another environment and checks its own version."""
 
@@ -51,7 +53,7 @@ class Identity(BaseModel):
     def definition(self) -> dict[str, Any]:
         """Everything that determines the scores except the versions of the tools."""
         return {
-            "logic": LOGIC[self.stage],
+            "logic": LOGIC[self.stage] + (SWAPPED if self.stage == "judge" and self.settings.get("swap") else 0),
             "stage": self.stage,
             "task": self.task,
             "settings": self.settings,

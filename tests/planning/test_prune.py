@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from halos_eval.checkpoints.registry import Checkpoint, Listing
 from halos_eval.config.cluster import load_cluster
 from halos_eval.config.suite import load_suite
+from halos_eval.digests import digest_bytes
 from halos_eval.errors import StoreError
 from halos_eval.planning.plan import make_plan, save_plan
 from halos_eval.planning.progress import overview
@@ -24,7 +25,7 @@ from halos_eval.reports.table import read_rows
 from halos_eval.storage import filesystem, layout, result_files
 from halos_eval.storage.claims import Busy, Claim, this_process
 from halos_eval.storage.records import read_model, read_record, write_model
-from tests.doubles import NOW, finish, make_checkpoint, write_failure, write_safetensors
+from tests.doubles import NOW, finish, make_checkpoint, make_provenance, write_failure, write_safetensors
 from tests.planning.test_progress import EDITS, Lab
 from tests.reports.pandas_table import frame
 
@@ -74,10 +75,10 @@ class Store:
 
 def write_result(job, ended=NOW):
     """Write the record of a job and the file that it names."""
-    files = {"outputs.json": "abc"} if job.stage == "sample" else {"results.json": "abc"}
-    for name in files:
-        filesystem.write_bytes(filesystem.join(job.record.rpartition("/")[0], name), b"content")
-    finish(job, ended, files=files)
+    plain = {"sample": "outputs.json", "judge": "annotations.json", "harness": "results.json"}[job.stage]
+    files = result_files.write(job.record.rpartition("/")[0], {plain: b"content"})
+    judged = {"outputs_sha256": digest_bytes(b"content")} if job.stage == "judge" else {}
+    finish(job, ended, files=files, provenance=make_provenance(ended, **judged))
 
 
 def folder(job):
@@ -193,7 +194,7 @@ def test_outputs_stay_as_long_as_their_judgement(lab):
 def test_a_failure_of_an_old_definition_is_removed_and_that_of_the_current_one_stays(lab):
     old, new = lab.evaluate(shots=5)["demo_choice"], lab.evaluate(shots=0)["demo_choice"]
     for job in (old, new):
-        filesystem.delete(job.record)
+        filesystem.delete(f"{lab.root}/{folder(job)}")
         write_failure(layout.failure_beside(job.record))
     assert lab.found() == ([folder(old)], "")
 
@@ -287,7 +288,7 @@ def test_while_it_removes_no_run_begins(lab, monkeypatch):
     real = filesystem.delete
 
     def look(url):
-        held.append((url.rpartition("/")[2], read_model(turn, Claim).owner))
+        held.append((result_files.plain_name(url.rpartition("/")[2]), read_model(turn, Claim).owner))
         real(url)
 
     monkeypatch.setattr("halos_eval.planning.prune.filesystem.delete", look)
@@ -331,7 +332,7 @@ def test_journals_and_claims_of_ended_runs_are_removed(lab):
 def test_result_files_that_no_record_names_are_removed(lab):
     job = lab.evaluate()["sample"]
     home = f"{lab.root}/{folder(job)}"
-    older = result_files.write(home, {"outputs.json": b"older"})
+    older = read_record(job.record).files
     finish(job, files=result_files.write(home, {"outputs.json": b"newer"}))
     assert lab.found(datetime.now(UTC) - timedelta(days=1)) == ([], "")
     before = lab.files()

@@ -86,6 +86,7 @@ def test_an_answer_ends_with_its_turn_and_what_spoils_a_score_is_counted(fork, s
     assert record["details"] == {
         "truncated_prompts": 1,
         "dropped_system_texts": 5,
+        "generated_answers": len(DOCUMENTS),
         "cut_at_max_tokens": 1,
         "empty": 1,
     }

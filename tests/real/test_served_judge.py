@@ -11,10 +11,9 @@ from halos_eval.checkpoints.weights import inspect
 from halos_eval.config.cluster import load_cluster
 from halos_eval.config.suite import load_suite
 from halos_eval.data import prompts
-from halos_eval.digests import digest_bytes
 from halos_eval.planning.plan import make_plan
 from halos_eval.stages.tools import pinned
-from halos_eval.storage import filesystem
+from halos_eval.storage import result_files
 from halos_eval.storage.records import read_record, write_model
 from tests.doubles import make_record
 
@@ -34,11 +33,8 @@ def sampled(job):
     """Write what the sample stage would have written: another answer than the reference's to each prompt."""
     rows = prompts.load("demo", "reference").rows
     outputs = [{"instruction": row["instruction"], "output": f"answer {n}"} for n, row in enumerate(rows)]
-    data = json.dumps(outputs).encode()
-    filesystem.write_bytes(job.record.replace(".record.json", ".json"), data)
-    write_model(
-        job.record, make_record("sample", fingerprint=job.fingerprint, files={"outputs.json": digest_bytes(data)})
-    )
+    files = result_files.write(job.record.rpartition("/")[0], {"outputs.json": json.dumps(outputs).encode()})
+    write_model(job.record, make_record("sample", fingerprint=job.fingerprint, files=files))
     return len(rows)
 
 

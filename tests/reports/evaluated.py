@@ -11,9 +11,8 @@ import pytest
 from halos_eval.checkpoints.registry import Checkpoint, Metadata
 from halos_eval.config.cluster import load_cluster
 from halos_eval.config.suite import load_suite
-from halos_eval.digests import digest_bytes
 from halos_eval.planning.plan import make_plan, save_plan
-from halos_eval.storage import filesystem, result_files
+from halos_eval.storage import result_files
 from halos_eval.storage.records import Coverage, Score
 from tests.doubles import NOW, finish, make_checkpoint, make_provenance
 
@@ -73,7 +72,7 @@ def _annotations(job, values, provenance):
         for number, one in enumerate(values)
     ]
     data = json.dumps(rows).encode()
-    filesystem.write_bytes(f"{job.record.rpartition('/')[0]}/annotations.json", data)
+    files = result_files.write(job.record.rpartition("/")[0], {"annotations.json": data})
     read = [one for one in values if one is not None]
     score = Score(task="alpaca_eval", metric="win_rate", value=100 * (sum(read) / len(read) - 1))
-    finish(job, scores=(score,), files={"annotations.json": digest_bytes(data)}, provenance=provenance)
+    finish(job, scores=(score,), files=files, provenance=provenance)

@@ -13,14 +13,13 @@ from halos_eval.cli import judges as command
 from halos_eval.cli.judges import JudgesConfig
 from halos_eval.config.cluster import load_cluster
 from halos_eval.config.suite import load_suite
-from halos_eval.digests import digest_bytes
 from halos_eval.errors import BadInput, StoreError
 from halos_eval.planning.plan import make_plan, save_plan
 from halos_eval.reports.judges import compare
 from halos_eval.reports.table import read_rows
-from halos_eval.storage import filesystem
+from halos_eval.storage import result_files
 from halos_eval.storage.records import Score
-from tests.doubles import NOW, finish, make_checkpoint, make_provenance
+from tests.doubles import NOW, finish, make_checkpoint, make_provenance, result_of
 from tests.reports.pandas_table import frame
 
 SUITE = "alpaca_eval: {{prompts: demo, reference: demo, judge: {}}}"
@@ -48,14 +47,14 @@ def judged(root, tmp_path):
                     for text, one in zip(PROMPTS, given[job.judge], strict=False)
                 ]
                 data = json.dumps(rows).encode()
-                filesystem.write_bytes(job.record.replace("record.json", "annotations.json"), data)
+                files = result_files.write(job.record.rpartition("/")[0], {"annotations.json": data})
                 read = [one for one in given[job.judge] if one is not None]
                 rates = {"win_rate": 100 * (sum(read) / len(read) - 1)}
                 rates |= {"length_controlled_winrate": lc[job.judge]} if lc else {}
                 finish(
                     job,
                     scores=tuple(Score(task="alpaca_eval", metric=key, value=value) for key, value in rates.items()),
-                    files={"annotations.json": digest_bytes(data)},
+                    files=files,
                     provenance=make_provenance(ended, outputs_sha256=outputs, judge_model=str(job.judge)),
                 )
         return plan
@@ -160,8 +159,9 @@ def test_only_judgements_of_the_same_outputs_are_compared(both, judged):
 def test_a_changed_file_is_not_compared(both, judged):
     one, other = draw(1, 0.9)
     plan = judged("one", gpt_4_1=one, gpt_4_1_mini=other)
-    filesystem.write_bytes(plan.jobs[1].record.replace("record.json", "annotations.json"), b"[]")
-    with pytest.raises(StoreError, match="is missing or was changed after its record"):
+    file = result_of(plan.jobs[1].record.removeprefix("file://"), "annotations.json")
+    file.write_text("[]")
+    with pytest.raises(StoreError, match=f"{file} is missing or was changed after its record"):
         both()
 
 

@@ -47,7 +47,7 @@ def test_each_count_has_its_column():
 
 def test_thinking_has_columns_and_warnings():
     coverage = Coverage(attempted=20, scored=19)
-    details = {"cut_at_max_tokens": 1, "unended_thinking": 2, "without_thinking": 0}
+    details = {"cut_at_max_tokens": 1, "unended_thinking": 2, "without_thinking": 0, "generated_answers": 20}
     records = [
         make_record(task="aime", details=details, coverage=coverage, identity={"settings": {"limit": 0.1}}),
         sampled(undeclared_thinking=800),
@@ -68,6 +68,22 @@ def test_thinking_has_columns_and_warnings():
     assert warnings[1].startswith("alpacaeval: 800 of 805 answers contain thinking that nothing declares")
     assert len(warnings) == 2
     assert trial_of(records) == "limit 0.1"
+
+
+def test_answers_are_counted_among_answers_and_documents_among_documents():
+    """164 documents of HumanEval with 64 answers each: 100 of these are 1 %."""
+    coverage = Coverage(attempted=164, scored=164)
+    details = {"cut_at_max_tokens": 500, "empty": 100, "truncated_prompts": 2, "generated_answers": 10_496}
+    record = make_record(task="humaneval_64", details=details, coverage=coverage)
+    assert warnings_of([record], 0.01) == [
+        "humaneval_64: 500 of 10496 answers were cut at max_tokens", "humaneval_64: 2 of 164 prompts were truncated",
+    ]  # fmt: skip
+
+
+def test_an_older_record_does_not_say_of_how_many_answers():
+    coverage = Coverage(attempted=164, scored=164)
+    record = make_record(task="humaneval_64", details={"cut_at_max_tokens": 500, "empty": 1}, coverage=coverage)
+    assert warnings_of([record], 0.01) == ["humaneval_64: 500 answers were cut at max_tokens"]
 
 
 def judged_by(*names, checkpoint="one", judge="gpt-4.1", series=1):
@@ -118,6 +134,20 @@ def test_unreadable_judgements_are_a_warning_with_the_first_refusal():
     record = make_record("judge", coverage=Coverage(attempted=805, scored=780), missing={"alpaca_eval-n_total": reason})
     warning = "alpacaeval: 25 of 805 judgements could not be read (refused: 400 content filter)"
     assert warnings_of([record], 0.01) == [warning]
+
+
+def test_judgements_of_cut_outputs_are_not_unreadable():
+    def judged(scored, reason):
+        coverage = Coverage(attempted=805, scored=scored)
+        missing = {"alpaca_eval-n_total": reason} if reason else {}
+        return make_record("judge", coverage=coverage, missing=missing, details={"cut_outputs": 30})
+
+    assert counts_of([judged(775, "")]) == {"alpacaeval_n_unread": 0}
+    # Earlier versions counted them as unreadable in the reason.
+    some = judged(765, "40 of 805 answers could not be read (refused: 400 content filter)")
+    assert counts_of([some]) == {"alpacaeval_n_unread": 10}
+    warning = "alpacaeval: 10 of 775 judgements could not be read (refused: 400 content filter)"
+    assert warnings_of([some], 0.01) == [warning]
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,8 @@ from halos_eval.data.prompts import load
 from halos_eval.errors import StoreError
 from halos_eval.planning.plan import make_plan, save_plan
 from halos_eval.reports.table import document, read_rows
+from halos_eval.stages import tools
+from halos_eval.stages.identity import LOGIC
 from halos_eval.storage import filesystem, layout
 from halos_eval.storage.records import Score
 from tests.doubles import NOW, finish, make_checkpoint, make_provenance, write_safetensors
@@ -129,7 +131,68 @@ def test_one_row_never_mixes_two_chat_templates(suite, checkpoint, evaluate, row
     row = rows()["one"]
     assert (row["demo_choice-acc"], row["demo_cloze-acc"]) == (0.4, 0.9)
     assert "avg" not in row
-    assert row["status"].startswith("demo_cloze: not current")
+    assert row["status"] == ("demo_cloze: not current: planned before the suite or the checkpoint's metadata changed")
+
+
+def test_a_judgement_of_other_outputs_says_that_they_were_sampled_otherwise(suite, checkpoint, evaluate, rows):
+    own = WITH_JUDGE.replace("judge: demo", "judge: demo, sampling: {temperature: 0.7}")
+    suite(own)
+    evaluate(checkpoint("old"), value=90)
+    suite(own.replace("0.7", "0"))
+    evaluate(checkpoint("new"), value=10)
+    sampled = "the outputs were sampled with other settings"
+    assert rows()["old"]["status"] == (
+        f"sample: not current: temperature 0.7 then, 0.0 now; judge: not current: {sampled}"
+    )
+    evaluate(checkpoint("old"), "demo_cloze")
+    assert rows()["old"]["status"].endswith(f"judge: not current: {sampled}")
+
+
+@pytest.fixture
+def upgrade(monkeypatch):
+    """``upgrade(tool)`` gives a tool the version 99.1."""
+
+    def upgrade(tool):
+        later = tools.versions() | {tool: "99.1"}
+        monkeypatch.setattr(tools, "versions", lambda: dict(later))
+        monkeypatch.setattr(tools, "pinned", later.__getitem__)
+
+    return upgrade
+
+
+def test_a_judgement_of_outputs_of_another_series_says_so(suite, checkpoint, evaluate, rows, upgrade):
+    suite(WITH_JUDGE.replace("tasks: {", "tasks: {demo_choice: {}, "))
+    evaluate(checkpoint("one"), "demo_choice", "demo_cloze")
+    evaluate(checkpoint("one"), "alpaca_eval", until=1)
+    upgrade("vllm")
+    evaluate(checkpoint("one"), "alpaca_eval")
+    row = rows()["one"]
+    assert (row["series"], row["status"]) == (1, "judge: not current: the outputs are of another series")
+
+
+def test_a_result_of_other_tools_than_its_rows_series_names_them(suite, checkpoint, evaluate, rows, upgrade):
+    suite("tasks: {demo_choice: {}, demo_cloze: {}}")
+    evaluate(checkpoint("one"))
+    version = tools.pinned("lm-eval")
+    upgrade("lm-eval")
+    suite("tasks: {demo_choice: {}, demo_cloze: {num_fewshot: 3}}")
+    evaluate(checkpoint("one"), until=0)
+    evaluate(checkpoint("one"), "demo_cloze")
+    row = rows()["one"]
+    assert row["series"] == 2
+    assert row["status"] == f"demo_choice: not current: lm-eval {version}, and 99.1 in this row's series"
+
+
+def test_the_logic_of_this_project_is_named_only_if_it_changed(suite, checkpoint, evaluate, rows, monkeypatch):
+    suite(SUITE)
+    evaluate(checkpoint("old"))
+    monkeypatch.setitem(LOGIC, "harness", 99)
+    suite(SUITE.replace("5", "0"))
+    evaluate(checkpoint("new"))
+    assert rows()["old"]["status"] == (
+        "demo_choice: not current: num_fewshot 5 then, 0 now, the logic of halos-eval; "
+        "demo_cloze: not current: the logic of halos-eval"
+    )
 
 
 def test_results_of_other_weights_say_so(suite, checkpoint, evaluate, rows, tmp_path):

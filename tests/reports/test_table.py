@@ -157,6 +157,25 @@ def test_a_metric_that_is_better_when_lower_does_not_count(job):
     assert (row["avg"], row["t-brier"]) == (0.3, 0.9)
 
 
+@pytest.mark.parametrize("metric", ["ppl", "ppl,none"])
+def test_a_suite_may_choose_a_metric_that_is_better_when_lower(job, metric):
+    """A comparison needs the choice. The average leaves the task out, and nothing is missing."""
+    text = [score("text", "ppl", 12.5, higher_is_better=False), score("text", "acc", 0.9, higher_is_better=True)]
+    row = row_of_plan(plan(job("text", text, metric), job("arc", [score("arc", value=0.4)])))
+    assert (row["text-ppl"], row["avg"], row["status"]) == (12.5, 0.4, "complete")
+    alone = row_of_plan(plan(job("text", text, metric)))
+    assert ("avg" in alone, alone["status"]) == (False, "complete")
+
+
+def test_a_chosen_metric_that_is_better_when_lower_may_still_be_missing(job):
+    tag = [score("a", "ppl", 12.5, higher_is_better=False), score("b", "acc", 0.9)]
+    lost = {"b-ppl,none": "lm_eval returned nan"}
+    for parts in ({}, {"missing": lost}):
+        row = row_of_plan(plan(job("tag", tag, "ppl", **parts), job("arc", [score("arc", value=0.4)])))
+        assert "avg" not in row
+        assert row["status"].endswith("avg: tag has no ppl, which the average needs")
+
+
 def test_a_groups_parts_are_neither_columns_nor_in_the_average(job):
     scores = [score("mmlu", value=0.6), score("mmlu_stem", value=0.1, group="mmlu")]
     row = row_of_plan(plan(job("mmlu", scores)))

@@ -28,10 +28,9 @@ class Tally:
         self.requests: Counter[str] = Counter()
         """Requests, ``computed`` or ``resumed``."""
         self.answers: Counter[str] = Counter()
-        """Generated answers, ``empty`` or ``cut_at_max_tokens``."""
+        """``generated_answers``, and how many of them are ``empty`` or ``cut_at_max_tokens``."""
         self.documents: dict[str, set[Any]] = {"truncated_prompts": set(), "dropped_system_texts": set()}
         """Documents with such a prompt. Several requests (choices) of one document count once."""
-        self._generated = False
 
     def add(self, request: Instance, prompting: Prompting, truncated: bool) -> None:
         """Count a request, and whether its prompt was truncated."""
@@ -43,15 +42,15 @@ class Tally:
 
     def add_answer(self, text: str) -> None:
         """Count a generated answer."""
-        self._generated = True
+        self.answers["generated_answers"] += 1
         self.answers["empty"] += not text.strip()
 
     @property
     def details(self) -> dict[str, float]:
         """The counts for the record. Those of generated answers are missing if the task generates none."""
         details: dict[str, float] = {name: len(found) for name, found in self.documents.items()}
-        if self._generated:
-            details |= {name: self.answers[name] for name in ("cut_at_max_tokens", "empty")}
+        if self.answers["generated_answers"]:
+            details |= {name: self.answers[name] for name in ("generated_answers", "cut_at_max_tokens", "empty")}
         return details
 
 

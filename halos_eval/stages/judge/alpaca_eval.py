@@ -26,18 +26,21 @@ from halos_eval.data import prompts
 from halos_eval.stages.judge.chat import chat_judge
 from halos_eval.stages.judge.client import Completions
 from halos_eval.stages.judge.installed import as_installed, template_path
-from halos_eval.stages.judge.swapped import read_answers, swapping
+from halos_eval.stages.judge.swapped import number, read_answers, swapping
 
 LEAST_READ = 0.95
 """Share of the judge's answers that must be readable: a win rate over fewer does not represent the set."""
 
 
 class TooFewReadError(Exception):
-    """Too few of the judge's answers were readable for a win rate that represents the set. ``read``: how many."""
+    """Too few of the judge's answers were readable for a win rate that represents the set.
 
-    def __init__(self, read: int) -> None:
-        super().__init__(read)
-        self.read = read
+    ``read``: how many; ``asked``: of how many.
+    """
+
+    def __init__(self, read: int, asked: int) -> None:
+        super().__init__(read, asked)
+        self.read, self.asked = read, asked
 
 
 def evaluate_pairs(
@@ -61,12 +64,7 @@ def evaluate_pairs(
         for one in annotations:
             if one["instruction"] in cut:
                 one["preference"] = None
-        # Equal outputs are draws that need no answer of the judge. On their own they would give a win rate of 50.
-        asked = completions.asked // (2 if swap else 1)
-        draws = len(reference.rows) - asked
-        read = int(sum(pd.notna(one["preference"]) for one in annotations)) - draws
-        if asked and read < LEAST_READ * asked:
-            raise TooFewReadError(read_answers(annotations) - 2 * draws if swap else read)
+        check_read(annotations, cut, swap)
         return getattr(metrics, "get_length_controlled_winrate" if calibration else "get_winrate")(
             annotations, **options
         )
@@ -101,6 +99,18 @@ def evaluate_pairs(
         )
     pairs = pd.DataFrame(annotations)
     return leaderboard.loc[name].to_dict(), json.loads(pairs.to_json(orient="records"))
+
+
+def check_read(annotations: list[dict[str, Any]], cut: Collection[str], swap: bool) -> None:
+    """Raise TooFewReadError if too few of the judge's answers that count could be read.
+
+    Equal outputs are draws that need no answer. On their own they would give a win rate of 50. Judgements of outputs
+    with instructions in ``cut`` do not count, whether they could be read or not.
+    """
+    asked = [one for one in annotations if one["output_1"] != one["output_2"] and one["instruction"] not in cut]
+    read = sum(number(one["preference"]) is not None for one in asked)
+    if asked and read < LEAST_READ * len(asked):
+        raise TooFewReadError(*((read_answers(asked), 2 * len(asked)) if swap else (read, len(asked))))
 
 
 def _outputs(rows: list[dict[str, Any]], generator: str) -> Any:

@@ -156,7 +156,7 @@ def _work(
                 judge, rows, reference, completions, calibration, job.checkpoint.name, config.swap, cut
             )
         except TooFewReadError as error:
-            raise _no_judgement(completions, judge, error.read) from None
+            raise _no_judgement(completions, judge, error) from None
     inputs |= {"endpoint": endpoint.place} | served.inputs
     superfluous = answers.finish()
     if completions.snapshots:
@@ -169,7 +169,7 @@ def _work(
     # One pair on each line: with an indent, Python's own encoder takes ten times as long.
     data = ("[\n" + ",\n".join(json.dumps(one, ensure_ascii=False) for one in annotations) + "\n]\n").encode()
     files = result_files.write(config.output_dir, {"annotations.json": data})
-    scores, missing = _scores(figures, len(reference.rows), completions)
+    scores, missing = _scores(figures, len(reference.rows), completions, len(cut))
     details = {"avg_length": float(figures["avg_length"])} | ({"cut_outputs": len(cut)} if cut else {})
     if config.swap:
         flipped, both = flips(annotations)
@@ -197,13 +197,13 @@ def _work(
     )
 
 
-def _no_judgement(completions: Completions, judge: Judge, read: int) -> JudgeRefused | EvaluationFailed:
-    if read:
+def _no_judgement(completions: Completions, judge: Judge, few: TooFewReadError) -> JudgeRefused | EvaluationFailed:
+    if few.read:
         reason = f"; it refused {len(completions.refused)}: {completions.refused[0]}" if completions.refused else ""
         if completions.cut:
             reason += f"; {completions.cut} ended without text at the limit of tokens, which hidden reasoning uses up"
         return EvaluationFailed(
-            f"{judge.fn_completion_parser} could parse only {read} of {completions.asked} answers of "
+            f"{judge.fn_completion_parser} could parse only {few.read} of {few.asked} answers of "
             f"{judge.model}{reason}. The answers are kept. Fix the judge, "
             "or request new answers with --force"
         )
@@ -218,7 +218,10 @@ def _flip_rate(flipped: int, both: int) -> Score:
     return Score(task=ALPACA_EVAL, metric=FLIP_RATE, value=100 * flipped / both, higher_is_better=False)
 
 
-def _scores(figures: dict[str, Any], expected: int, completions: Completions) -> tuple[list[Score], dict[str, str]]:
+def _scores(
+    figures: dict[str, Any], pairs: int, completions: Completions, cut: int = 0
+) -> tuple[list[Score], dict[str, str]]:
+    """Return the scores, and why others are missing. The judgements of ``cut`` outputs do not count."""
     scores: list[Score] = []
     missing: dict[str, str] = {}
     for metric, error in METRICS.items():
@@ -236,6 +239,7 @@ def _scores(figures: dict[str, Any], expected: int, completions: Completions) ->
                 higher_is_better=True,
             )
         )
+    expected = pairs - cut
     unread = expected - int(figures["n_total"])
     if unread:
         reason = f" (refused: {completions.refused[0]})" if completions.refused else ""

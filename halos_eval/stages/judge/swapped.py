@@ -38,13 +38,13 @@ def swapping(judge: Any) -> Any:
 
 def joined(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
     """Return the annotation of a pair in both orders; the second one has the outputs exchanged."""
-    first, second = _number(one["preference"]), _number(other["preference"])
+    first, second = number(one["preference"]), number(other["preference"])
     turned = None if second is None else 2 * DRAW - second
     mean = None if first is None or turned is None else (first + turned) / 2
     return one | {"preference": mean, ORDERS: [first, turned]}
 
 
-def _number(value: Any) -> float | None:
+def number(value: Any) -> float | None:
     """Return a preference; None for the NaN with which alpaca_eval marks an answer that could not be read."""
     return float(value) if value is not None and value == value else None  # noqa: PLR0124 (NaN)
 
@@ -57,7 +57,12 @@ def read_answers(annotations: Iterable[dict[str, Any]]) -> int:
 def flips(annotations: Iterable[dict[str, Any]]) -> tuple[int, int]:
     """Return in how many pairs the two orders contradict each other, and how many pairs have both answers.
 
-    Equal outputs, about which nobody is asked, do not count. A draw in one order contradicts nothing.
+    Equal outputs, about which nobody is asked, do not count, and neither do pairs whose preference does not count. A
+    draw in one order contradicts nothing.
     """
-    asked = [one[ORDERS] for one in annotations if one["output_1"] != one["output_2"] and None not in one[ORDERS]]
+    asked = [
+        one[ORDERS]
+        for one in annotations
+        if one["output_1"] != one["output_2"] and one["preference"] is not None and None not in one[ORDERS]
+    ]
     return sum((first - DRAW) * (second - DRAW) < 0 for first, second in asked), len(asked)

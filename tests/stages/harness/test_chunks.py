@@ -148,6 +148,7 @@ def test_what_is_counted(texts, save_every):
     expected = {"truncated_prompts": len(too_long | no_room), "dropped_system_texts": 0}
     if texts:
         expected |= {
+            "generated_answers": len(texts),
             "empty": sum(not answer.strip() for answer in answers),
             "cut_at_max_tokens": sum(len(text) >= 4 and "\n" not in text[-4:] for text in texts),
         }

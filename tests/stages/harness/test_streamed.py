@@ -143,6 +143,7 @@ def test_what_is_answered_and_counted(texts):
     details = {"truncated_prompts": len(too_long | no_room), "dropped_system_texts": 0}
     if texts:
         details |= {
+            "generated_answers": len(texts),
             "empty": sum(not answer.strip() for answer in answers),
             "cut_at_max_tokens": sum(len(prompt) > 4 and "\n" not in prompt[-4:] for prompt in prompts),
         }

@@ -14,8 +14,10 @@ from halos_eval.data import prompts
 from halos_eval.digests import digest_bytes
 from halos_eval.errors import BadInput, EvaluationFailed, JudgeRefused
 from halos_eval.stages.judge import stage
+from halos_eval.stages.judge.alpaca_eval import TooFewReadError, check_read
 from halos_eval.stages.judge.options import JudgeConfig, judge_identity
 from halos_eval.stages.judge.outputs import find_outputs, read_outputs
+from halos_eval.stages.judge.swapped import ORDERS
 from halos_eval.storage import result_files
 from halos_eval.storage.records import CheckpointRef, write_model
 from tests.doubles import make_record
@@ -33,6 +35,7 @@ FIGURES = {
 CHECKPOINT = CheckpointRef(name="kto", location="/kto", digest="d")
 CLEAN = SimpleNamespace(refused=[])
 REFUSED = SimpleNamespace(refused=["content filter", "too long"])
+NONE = TooFewReadError(0, 2)
 
 
 @pytest.fixture
@@ -135,16 +138,50 @@ def test_answers_that_could_not_be_read_are_counted():
     assert "(refused: content filter)" in missing["alpaca_eval-n_total"]
 
 
+def test_an_output_that_was_cut_is_no_unreadable_answer():
+    assert stage._scores(FIGURES | {"n_total": 775}, 805, CLEAN, cut=30)[1] == {}
+    _, missing = stage._scores(FIGURES | {"n_total": 774}, 805, CLEAN, cut=30)
+    assert missing == {"alpaca_eval-n_total": "1 of 775 answers could not be read"}
+
+
+def annotations(*groups):
+    """Annotations of a number of pairs for each kind: read, unread, cut (its output was cut), or equal (outputs)."""
+    kinds = {
+        "read": {"output_2": "b", "preference": 2.0, ORDERS: [2.0, 2.0]},
+        "unread": {"output_2": "b", "preference": math.nan, ORDERS: [2.0, None]},
+        "cut": {"output_2": "", "preference": None, ORDERS: [1.0, 1.0]},
+        "cut and equal": {"output_2": "a", "preference": None, ORDERS: [1.5, 1.5]},
+        "equal": {"output_2": "a", "preference": 1.5, ORDERS: [1.5, 1.5]},
+    }
+    pairs = [(kind, kinds[kind]) for kind, times in groups for _ in range(times)]
+    return [{"instruction": f"{number} {kind}", "output_1": "a", **one} for number, (kind, one) in enumerate(pairs)]
+
+
+@pytest.mark.parametrize("swap", [False, True])
+def test_outputs_that_were_cut_are_not_asked_of_the_judge(swap):
+    """95 % of the answers must be readable, of those that count."""
+
+    def check(*groups):
+        pairs = annotations(*groups, ("cut", 5), ("cut and equal", 1), ("equal", 10))
+        check_read(pairs, {one["instruction"] for one in pairs if "cut" in one["instruction"]}, swap)
+
+    check(("read", 95), ("unread", 5))
+    check()  # nobody was asked
+    with pytest.raises(TooFewReadError) as caught:
+        check(("read", 94), ("unread", 6))
+    assert (caught.value.read, caught.value.asked) == ((194, 200) if swap else (94, 100))
+
+
 def test_no_answer_that_can_be_read_has_its_reason():
     judge = load_judge("demo")
     weighed = {"text": "m", "error": None, "logprobs": {"content": [{"token": "m"}]}}
-    unread = stage._no_judgement(SimpleNamespace(asked=2, refused=["too long"], received=[weighed]), judge, 0)
+    unread = stage._no_judgement(SimpleNamespace(asked=2, refused=["too long"], received=[weighed]), judge, NONE)
     assert isinstance(unread, EvaluationFailed)
     assert "logprob_parser could parse no answer of demo-judge" in str(unread)
-    refused = stage._no_judgement(SimpleNamespace(asked=2, **vars(REFUSED)), judge, 0)
+    refused = stage._no_judgement(SimpleNamespace(asked=2, **vars(REFUSED)), judge, NONE)
     assert isinstance(refused, JudgeRefused)
     assert "every request was refused: content filter" in str(refused)
-    few = stage._no_judgement(SimpleNamespace(asked=2, cut=1, **vars(REFUSED)), judge, 1)
+    few = stage._no_judgement(SimpleNamespace(asked=3, cut=1, **vars(REFUSED)), judge, TooFewReadError(1, 2))
     assert isinstance(few, EvaluationFailed)
     assert "1 ended without text at the limit of tokens" in str(few)
     assert "only 1 of 2 answers" in str(few)
@@ -159,6 +196,11 @@ def test_the_identity_covers_outputs_reference_and_judge(tmp_path):
     assert identity().inputs.keys() == {"outputs", "reference", "annotator"}
     others = [identity("g"), identity(judge="gpt-4.1"), identity(reference=str(tmp_path / "reference.json"))]
     assert len({identity().fingerprint, *(other.fingerprint for other in others)}) == 4
+
+
+def test_flip_rates_of_earlier_versions_are_not_current():
+    once, both = (judge_identity(load_judge("demo"), "demo", "f", CHECKPOINT, swap=swap) for swap in (False, True))
+    assert (once.definition["logic"], both.definition["logic"]) == (3, 4)
 
 
 @pytest.fixture

@@ -48,3 +48,8 @@ def test_a_flip_is_a_contradiction():
     assert flips(pairs) == (2, 4)
     assert flips([]) == (0, 0)
     assert read_answers(pairs) == 11
+
+
+def test_a_judgement_that_does_not_count_is_no_flip():
+    """Of an output that was cut, the stage removes the preference, not the answers in both orders."""
+    assert flips([pair(2, 2) | {"preference": None}, pair(2, 1)]) == (0, 1)
