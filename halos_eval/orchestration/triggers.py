@@ -37,7 +37,7 @@ def evaluate_each(found: Any) -> MappedOperator:
         failed_states=[],
         # OpenLineage must not add keys to the run's conf.
         openlineage_inject_parent_info=False,
-        map_index_template="{{ task.conf['checkpoint'] }}",
+        map_index_template="{{ task.conf['checkpoint'][:250] }}",  # Airflow's column takes no more
     ).expand_kwargs(found)
 
 
