@@ -282,14 +282,17 @@ class Cluster(BaseModel):
         return self.kubernetes.weights_gib if self.kubernetes else WEIGHTS_GIB
 
     def gpu_profile(self, name: str) -> Profile:
-        """Return the profile ``name`` for a stage that loads a model. Raises BadInput if it can never be scheduled."""
+        """Return the profile ``name`` of a stage. Raise BadInput if there is none, or if its pool is too small for it.
+
+        Stages with the profile ``cpu`` are in pools without GPUs, so they run even if all GPUs are reserved.
+        """
         profile = self.profiles.get(name)
         if profile is None:
             raise BadInput(f"unknown profile {name!r} in the cluster file; available: {', '.join(self.profiles)}")
-        slots = self.pools.gpu_slots[self.pools.of(profile.gpus)]
-        if max(1, profile.gpus) > slots:
+        slots, needed = self.pools.gpu_slots[self.pools.of(profile.gpus)], max(1, profile.gpus)
+        if name != CPU_PROFILE and needed > slots:
             raise BadInput(
-                f"profile {name} requests {profile.gpus} GPUs, but the pool has only {slots}. "
+                f"profile {name} requests {needed} GPUs, but the pool has only {slots}. "
                 "Raise pools.gpu, or choose a smaller profile"
             )
         return profile

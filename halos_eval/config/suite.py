@@ -25,7 +25,8 @@ ALPACA_EVAL = "alpaca_eval"
 WARN_ABOVE = 0.01
 """Default of ``Suite.warn_above``."""
 # lm_eval has names such as egymmlu_arabic_language_(general). No character is special in a path or a pattern of files.
-TASK_NAME = r"^[A-Za-z0-9][A-Za-z0-9_.()-]*$"
+# Names of files and Airflow's column for the name of a task instance (250 characters) contain it; lm_eval has up to 86.
+TASK_NAME = r"^[A-Za-z0-9][A-Za-z0-9_.()-]{0,199}$"
 JUDGE_LABEL = r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}"
 
 

@@ -48,8 +48,12 @@ GPU_CODES = {errors.HalosEvalError.exit_code, errors.EvaluationFailed.exit_code}
 """Our exit codes that a fault of a GPU can cause."""
 BASE = "base"
 """Name of the container that runs the stage."""
+SERVER = "server"
+"""Name of the container that serves a judge. It ends by itself when the other container has ended."""
 PERMANENT = {HTTPStatus.BAD_REQUEST, HTTPStatus.FORBIDDEN, HTTPStatus.NOT_FOUND, HTTPStatus.UNPROCESSABLE_ENTITY}
 """Statuses with which Kubernetes rejects a new pod for good: a retry would get the same one."""
+OOM = "OOMKilled"
+"""The kubelet's reason why a container has ended."""
 # The kubelet's reasons why a container is waiting.
 PULL_REASONS = {"ErrImagePull", "ImagePullBackOff"}
 IMAGE_REASONS = {"InvalidImageName", "ErrImageNeverPull", "ImageInspectError"}
@@ -230,16 +234,23 @@ def _conditions(pod: V1Pod, kind: str, status: str) -> list[V1PodCondition]:
     return [one for one in pod.status.conditions or () if (one.type, one.status) == (kind, status)]
 
 
-def _state(pod: V1Pod) -> V1ContainerState | None:
-    return next((one.state for one in pod.status.container_statuses or () if one.name == BASE), None)
+def _state(pod: V1Pod, container: str = BASE) -> V1ContainerState | None:
+    return next((one.state for one in pod.status.container_statuses or () if one.name == container), None)
 
 
 def _ended(pod: V1Pod, end: Any, log: str) -> StageFailure:
     line = last_log_line(log)
-    if end.reason == "OOMKilled":
+    if end.reason == OOM:
         return OutOfMemory(
             f"{pod.metadata.name} ran out of memory. Raise memory in its profile (/dev/shm counts), or lower "
             f"max_model_len. Last log line: {line}"
+        )
+    # Kubernetes kills all of a container, so the server leaves no note, and the stage knows only that it is gone.
+    server = _state(pod, SERVER)
+    if end.exit_code and server and server.terminated and server.terminated.reason == OOM:
+        return OutOfMemory(
+            f"the container {SERVER} of {pod.metadata.name} ran out of memory. Raise memory in the judge's profile "
+            f"(/dev/shm counts), or lower the judge's max_model_len. Last log line: {line}"
         )
     if pod.metadata.deletion_timestamp and end.exit_code in {128 + signal.SIGTERM, 128 + signal.SIGKILL}:
         return PodLost(f"{pod.metadata.name} was deleted while it ran. Last log line: {line}")

@@ -7,7 +7,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from halos_eval.config.cluster import ANSWERS, CACHE, COMPILE, OUTBOX, Kubernetes, Priority, Profile, Trust, Volume
-from halos_eval.orchestration.failures import BASE
+from halos_eval.orchestration.failures import BASE, SERVER
 from halos_eval.orchestration.pod_overrides import overridden
 from halos_eval.orchestration.secrets import HUB, allowed
 from halos_eval.planning.jobs import StageJob
@@ -20,8 +20,6 @@ USER = 1000
 TMP = Volume(mount_path="/tmp", empty_dir="50Gi")  # noqa: S108 (a volume of the pod's own)
 EXCHANGE = Volume(mount_path="/exchange", empty_dir="1Gi")
 """Folder that a judge and its server share. It has the server's log and key, and ends with the pod."""
-SERVER = "server"
-"""Name of the container that serves a judge. It ends by itself when the other container has ended."""
 # A pod without a network must not wait for the hub, and must unpack data into its own folder.
 OFFLINE = {
     "HF_HUB_OFFLINE": "1",

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import AsyncIterator
 from datetime import timedelta
 from typing import Any
 
 from airflow.providers.standard.operators.trigger_dagrun import TriggerDagRunOperator
-from airflow.providers.standard.triggers.external_task import DagStateTrigger
 from airflow.sdk import BaseOperator, Context, task
 from airflow.sdk.definitions.mappedoperator import MappedOperator
+from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance
+from airflow.triggers.base import BaseTrigger, TriggerEvent
 from airflow.utils.state import DagRunState
 
 from halos_eval.orchestration.names import EVALUATION
 from halos_eval.orchestration.report import runs_open, send_report, time_left
+from halos_eval.reports.message import PENDING
 
 POLL = 10
 """Seconds between two checks of a run's state."""
@@ -37,8 +41,28 @@ def evaluate_each(found: Any) -> MappedOperator:
         failed_states=[],
         # OpenLineage must not add keys to the run's conf.
         openlineage_inject_parent_info=False,
-        map_index_template="{{ task.conf['checkpoint'] }}",
+        map_index_template="{{ task.conf['checkpoint'][:250] }}",  # Airflow's column takes no more
     ).expand_kwargs(found)
+
+
+class RunsEndedTrigger(BaseTrigger):
+    """Fires when none of the runs is open. Airflow's DagStateTrigger would wait for ever for a run that is deleted."""
+
+    def __init__(self, run_ids: list[str]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.run_ids = run_ids
+
+    def serialize(self) -> tuple[str, dict[str, Any]]:
+        """Return the class and its arguments, for Airflow's database."""
+        return f"{RunsEndedTrigger.__module__}.{RunsEndedTrigger.__qualname__}", {"run_ids": self.run_ids}
+
+    async def run(self) -> AsyncIterator[TriggerEvent]:
+        """Look until all have ended."""
+        while await asyncio.to_thread(
+            RuntimeTaskInstance.get_dr_count, dag_id=EVALUATION, run_ids=self.run_ids, states=sorted(PENDING)
+        ):
+            await asyncio.sleep(POLL)
+        yield TriggerEvent({})  # type: ignore[no-untyped-call]
 
 
 class RunsEnded(BaseOperator):
@@ -51,12 +75,7 @@ class RunsEnded(BaseOperator):
             self.log.warning("message_after_hours is over; %d runs have not ended", len(open_ones))
         elif open_ones:
             self.defer(
-                trigger=DagStateTrigger(
-                    dag_id=EVALUATION,
-                    states=ENDED,
-                    run_ids=open_ones[:AT_ONCE],
-                    poll_interval=POLL,
-                ),
+                trigger=RunsEndedTrigger(open_ones[:AT_ONCE]),
                 method_name="look_again",
                 timeout=left,  # Airflow then retries this task, which finds that the time is over
             )

@@ -17,6 +17,8 @@ from halos_eval.stages.options import LONGEST_ARGUMENT
 from halos_eval.storage import layout
 
 COPY = "--copy-answers-to="
+LONGEST_TITLE = 200
+"""Characters. Airflow's column for the name of a task instance has 250, and a name of a file 255 bytes."""
 
 
 class Packs(NamedTuple):
@@ -89,7 +91,7 @@ def _pack(members: Sequence[PlannedJob], since: datetime, force: bool) -> StageJ
     first = members[0]
     return StageJob(
         stage="pack",
-        task=" + ".join(job.title for job in members),
+        task=_title([job.title for job in members]),
         image=first.image,
         argv=("pack", *options, "--", _commands(members)),
         profile=first.profile,
@@ -98,6 +100,16 @@ def _pack(members: Sequence[PlannedJob], since: datetime, force: bool) -> StageJ
         manifest=first.manifest,
         boxes=tuple(boxes),
     )
+
+
+def _title(titles: Sequence[str]) -> str:
+    """Return the first ``titles`` that fit, and how many follow. Packs of one plan share none, so theirs differ."""
+    text = " + ".join(titles)
+    shown = len(titles)
+    while len(text) > LONGEST_TITLE and shown > 1:
+        shown -= 1
+        text = f"{' + '.join(titles[:shown])} and {len(titles) - shown} more"
+    return text
 
 
 def _commands(members: Sequence[PlannedJob]) -> str:

@@ -348,6 +348,18 @@ def test_a_stage_must_fit_in_its_pool(gpus, slots):
         cluster.gpu_profile("own")
 
 
+def test_if_all_gpus_are_reserved_stages_without_one_run_nevertheless():
+    cluster = Cluster(
+        pools=Pools(gpu=8, judge=1, reserved={4: 8}),
+        profiles={"default": Profile(gpus=4), "cpu": Profile(), "trial": Profile()},
+    )
+    assert cluster.gpu_profile("default").gpus == 4
+    assert cluster.gpu_profile("cpu").gpus == 0
+    # A model that runs on processors takes one slot of the pool nevertheless.
+    with pytest.raises(BadInput, match="profile trial requests 1 GPUs, but the pool has only 0"):
+        cluster.gpu_profile("trial")
+
+
 @pytest.mark.parametrize(
     ("profile", "parts", "copies"),
     [

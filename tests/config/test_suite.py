@@ -170,6 +170,7 @@ def test_a_misspelt_key_is_named(error, text, key):
         ("tasks: {../a: {}}", "'../a' is invalid or reserved"),
         ("tasks: {(a): {}}", "'(a)' is invalid or reserved"),
         ("tasks: {a*: {}}", "'a*' is invalid or reserved"),
+        (f"tasks: {{{'a' * 201}: {{}}}}", "is invalid or reserved"),
         ("tasks: {alpaca_eval: {}}", "is invalid or reserved"),
         ("tasks: {1: {}}", "tasks"),
         ("1: 2", "1"),

@@ -251,6 +251,13 @@ def test_each_judge_is_a_task_instance_with_its_name(dag, job, name):
     assert environment.from_string(template).render(task=SimpleNamespace(job=job)) == name
 
 
+@pytest.mark.parametrize("checkpoint", ["team/kto/step-10", "/".join(["x" * 255] * 4)])
+def test_each_evaluation_of_a_night_is_a_task_instance_with_a_name_that_fits_in_airflows_column(checkpoint):
+    template = BAG.dags["nightly_evaluation"].get_task("evaluate").partial_kwargs["map_index_template"]
+    task = SimpleNamespace(conf={"checkpoint": checkpoint})
+    assert Environment(autoescape=False).from_string(template).render(task=task) == checkpoint[:250]
+
+
 def test_every_stage_waits_for_success_but_the_summary(dag):
     rules = {task.task_id: task.trigger_rule for task in dag.tasks}
     assert rules == dict.fromkeys(dag.task_ids, "all_success") | {

@@ -81,6 +81,18 @@ def test_it_has_what_the_profile_overrides(render):
     assert {"name": "ca", "configMap": {"name": "lab-ca"}} in pod["spec"]["volumes"]
 
 
+@pytest.mark.parametrize("order", [1, -1])
+def test_what_a_judges_server_overrides_is_not_checked(render, order):
+    """The container `server` is another one than that of the stages, wherever the list has it."""
+    containers = [{"name": "base", "env": [{"name": "HTTPS_PROXY", "value": "http://proxy.example.org:3128"}]},
+                  {"name": "server", "env": [{"name": "VLLM_LOGGING_LEVEL", "value": "DEBUG"}]}]  # fmt: skip
+    overrides = {"podOverrides": {"spec": {"containers": containers[::order]}}}
+    _, container = doctor(render(merged(LAB, {"profiles": {"default": overrides}})), "worker")
+    names = [one["name"] for one in container["env"]]
+    assert "HTTPS_PROXY" in names
+    assert "VLLM_LOGGING_LEVEL" not in names
+
+
 def test_the_sandbox_is_checked_where_code_is_scored(render):
     """On nodes of the same kind, with the same profile of seccomp and the same runtime."""
     profile = {"nodeSelector": {"pool": "cpu"}, "runtimeClassName": "kata"}

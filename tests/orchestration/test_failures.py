@@ -216,6 +216,33 @@ def test_out_of_memory(code):
     assert str(found).endswith(WORDS)
 
 
+def served(base, server):
+    """Return the pod of a judge with its server."""
+    pod = make_pod(base, phase="Failed")
+    pod.status.container_statuses[0].name = "server"
+    pod.status.container_statuses[0].state = server
+    return pod
+
+
+@pytest.mark.parametrize("code", [5, 7])
+def test_a_judges_server_that_runs_out_of_memory(code):
+    """The stage itself only knows that its server is gone, which is retried."""
+    found = diagnose(served(ended(code), ended(137, "OOMKilled", message="loading")))
+    assert type(found) is OutOfMemory
+    assert str(found).startswith("the container server of halos-eval-sample-x1 ran out of memory. Raise memory")
+    assert str(found).endswith(WORDS)
+
+
+@pytest.mark.parametrize("server", [ended(137), ended(0, "Completed"), running(), waiting("ContainerCreating"), None])
+def test_a_judges_server_that_ended_for_another_reason_leaves_the_failure_to_the_judge(server):
+    assert str(diagnose(served(ended(5), server))) == WORDS
+
+
+def test_a_judge_that_succeeded_does_not_fail_because_of_its_server():
+    """Its next try finds the record."""
+    assert type(diagnose(served(ended(0, "Completed"), ended(137, "OOMKilled")))) is StageInterrupted
+
+
 def test_a_kill_that_was_not_for_memory_is_retried():
     found = diagnose(make_pod(ended(137), phase="Failed"))
     assert type(found) is StageInterrupted

@@ -13,7 +13,8 @@ from halos_eval.checkpoints.registry import Checkpoint
 from halos_eval.config.cluster import load_cluster
 from halos_eval.config.suite import Suite, load_suite
 from halos_eval.planning.expected import Expected, packing_of
-from halos_eval.planning.packing import ENOUGH, Candidate, EngineKey, packed
+from halos_eval.planning.jobs import PlannedJob
+from halos_eval.planning.packing import ENOUGH, Candidate, EngineKey, Packing, packed
 from halos_eval.planning.packs import packing_of_jobs, packs_of
 from halos_eval.planning.plan import make_plan
 from halos_eval.stages.options import LONGEST_ARGUMENT
@@ -98,6 +99,41 @@ def test_without_packing_each_stage_has_its_pod():
 def test_the_demo_samples_and_runs_its_tasks_in_one_pod():
     demo = load_suite("demo")
     assert packing_of(demo, NEW, ["sample", *demo.tasks]).packs == (("sample", *demo.tasks),)
+
+
+NAMES = ["mmlu_high_school_european_history", *(f"mmlu_high_school_subject_{number}" for number in range(50))]
+
+
+@pytest.mark.parametrize(
+    ("count", "title"),
+    [
+        (2, "mmlu_high_school_european_history + mmlu_high_school_subject_0"),
+        (
+            51,
+            "mmlu_high_school_european_history + mmlu_high_school_subject_0 + mmlu_high_school_subject_1 + "
+            "mmlu_high_school_subject_2 + mmlu_high_school_subject_3 + mmlu_high_school_subject_4 and 45 more",
+        ),
+    ],
+)
+def test_the_name_of_a_pack_fits_in_airflows_column_and_in_the_name_of_a_file(count, title):
+    assert name_of_pack(NAMES[:count]) == title
+
+
+@given(st.lists(st.text("a", min_size=1, max_size=200), min_size=2, max_size=99))
+def test_whatever_the_tasks_are_called(names):
+    own = suite(tasks={name: {} for name in names})  # no name is longer in a suite
+    assert len(name_of_pack([*own.tasks])) <= 250
+
+
+def name_of_pack(names):
+    """Return the name of the task instance that runs these tasks."""
+    jobs = [
+        PlannedJob(stage="harness", task=name, image="worker", argv=("harness",), profile="default", fingerprint="f",
+                   record="r", done=False, why="")
+        for name in names
+    ]  # fmt: skip
+    (pack,) = packs_of(jobs, Packing((tuple(names),), {}), datetime.now(UTC), force=False).jobs
+    return pack.title
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@
 {{- $overrides := $profile.podOverrides | default dict -}}
 {{- $spec := $overrides.spec | default dict -}}
 {{- $base := dict -}}
-{{- range $spec.containers }}{{ $base = . }}{{ end -}}
+{{- range $spec.containers }}{{ if eq .name "base" }}{{ $base = . }}{{ end }}{{ end -}}
 {{- $security := dict "runAsNonRoot" true "runAsUser" 1000 "runAsGroup" 1000 "fsGroup" 1000 "fsGroupChangePolicy" "OnRootMismatch" "seccompProfile" (dict "type" "RuntimeDefault") -}}
 {{- range $key, $value := $spec.securityContext -}}
 {{- if kindIs "invalid" $value }}{{ $_ := unset $security $key }}{{ else }}{{ $_ := set $security $key $value }}{{ end -}}
