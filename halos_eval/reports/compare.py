@@ -13,7 +13,7 @@ from halos_eval.reports.comparison import Comparison, Flip, TaskComparison, Verd
 from halos_eval.reports.facts import samples_of
 from halos_eval.reports.paired_items import PERCENT, Measured, Value, measured
 from halos_eval.reports.remarks import answered_as
-from halos_eval.reports.shown import Shown, ShownParts, shown
+from halos_eval.reports.shown import ShownParts, shown
 from halos_eval.reports.suite_rows import OWN, SuiteRows
 from halos_eval.storage import filesystem, layout
 from halos_eval.storage.records import Record
@@ -53,10 +53,8 @@ def compare(root: str, suite: str, a: str, b: str, margin: float) -> Comparison:
 
 def compare_shown(suite: str, ours: ShownParts, theirs: ShownParts, margin: float) -> Comparison:
     """Compare two checkpoints whose records are known. Raise StoreError."""
-    others = {one.part: one for one in theirs.parts}
-    own = {one.part: one for one in ours.parts}
-    names = [name for name in dict.fromkeys([*own, *others]) if name != "sample"]
-    pairs = [_pair(name, own.get(name), others.get(name)) for name in names]
+    names = dict.fromkeys(one.part for one in (*ours.parts, *theirs.parts) if one.part != "sample")
+    pairs = [_pair(name, ours, theirs) for name in names]
     found = [(one, _difference(one)) for one in pairs if isinstance(one, _Pair)]
     known = [(one, difference) for one, difference in found if difference]
     corrected = iter(holm([difference.p for _, difference in known]))
@@ -124,20 +122,19 @@ def _refused(part: str, reason: str, metric: str = "") -> TaskComparison:
     return TaskComparison(task=part, metric=metric, verdict=Verdict.NOT_COMPARABLE, reason=reason)
 
 
-def _pair(part: str, ours: Shown | None, theirs: Shown | None) -> _Pair | TaskComparison:
+def _pair(part: str, ours: ShownParts, theirs: ShownParts) -> _Pair | TaskComparison:
     """Return the items that both results of a part have, or why they are not comparable."""
-    absent = [side for side, one in (("A", ours), ("B", theirs)) if one is None or one.record is None]
-    if ours is None or theirs is None or ours.record is None or theirs.record is None:
-        reasons = {one.reason for one in (ours, theirs) if one and one.reason and one.record is None}
+    one, other = ours.part(part), theirs.part(part)
+    absent = [side for side, found in (("A", one), ("B", other)) if found is None or found.record is None]
+    if one is None or other is None or one.record is None or other.record is None:
+        reasons = {found.reason for found in (one, other) if found and found.reason and found.record is None}
         return _refused(
             part, f"{' and '.join(absent)} without a result" + "".join(f" ({why})" for why in sorted(reasons))
         )
-    if differing := differences(ours.record, theirs.record):
-        return _refused(part, ", ".join(differing))
+    if why := _obstacle(ours, theirs, one.record, other.record):
+        return _refused(part, why)
     try:
-        a, b = (
-            measured(one.url, record, ours.metric) for one, record in ((ours, ours.record), (theirs, theirs.record))
-        )
+        a, b = (measured(found.url, record, one.metric) for found, record in ((one, one.record), (other, other.record)))
     except HalosEvalError as error:
         return _refused(part, str(error))
     if a.metric != b.metric:
@@ -145,8 +142,20 @@ def _pair(part: str, ours: Shown | None, theirs: Shown | None) -> _Pair | TaskCo
     ids = [key for key in a.items if key in b.items]
     if not ids or any(a.items[key].digest != b.items[key].digest for key in ids):
         return _refused(part, "the documents or references differ", a.metric)
-    results = samples_of(ours.record) or "", samples_of(theirs.record) or ""
-    return _Pair(part, a, b, ids, results, _remark(ours.record, theirs.record, len(a.items.keys() ^ b.items.keys())))
+    results = samples_of(one.record) or "", samples_of(other.record) or ""
+    remark = _remark(one.record, other.record, (one.reason, other.reason), len(a.items.keys() ^ b.items.keys()))
+    return _Pair(part, a, b, ids, results, remark)
+
+
+def _obstacle(ours: ShownParts, theirs: ShownParts, one: Record, other: Record) -> str:
+    """Return why two results say nothing about the two checkpoints; empty if they do."""
+    outdated = {"A": ours.outdated(one), "B": theirs.outdated(other)}
+    if any(outdated.values()):
+        return "; ".join(f"{side} {why}" for side, why in outdated.items() if why)
+    found = differences(one, other)
+    if one.stage == "judge" and ours.sampled and theirs.sampled:
+        found += [f"sampled with {words}" for words in differences(ours.sampled, theirs.sampled)]
+    return ", ".join(found)
 
 
 def differences(one: Record, other: Record) -> list[str]:
@@ -163,8 +172,9 @@ def differences(one: Record, other: Record) -> list[str]:
     return found
 
 
-def _remark(one: Record, other: Record, only_one: int) -> str:
-    remarks = [f"{only_one} items have only one score"] if only_one else []
+def _remark(one: Record, other: Record, outdated: tuple[str, str], only_one: int) -> str:
+    remarks = [f"{side} is {why}" for side, why in zip("AB", outdated, strict=True) if why]
+    remarks += [f"{only_one} items have only one score"] if only_one else []
     names = [sorted(answered_as(record)) for record in (one, other)]
     if names[0] != names[1]:
         remarks.append(f"the judge answered as {' / '.join(names[0])} and as {' / '.join(names[1])}")

@@ -32,23 +32,26 @@ def sample(number, value, **parts):
 def evaluate(root, tmp_path):
     """``evaluate(name, TASK=values, alpaca_eval=preferences, ...)`` writes the results of a suite on a checkpoint.
 
-    A value is that of a document, or the whole document.
+    A value is that of a document, or the whole document. ``parts`` are those of the suite that are planned (None: all).
+    ``outputs`` is the digest of what is sampled. Weights that are there stay.
     """
     moments = iter(range(1000))
 
-    def evaluate(name, suite="own", tags=None, registered=None, **values):
+    def evaluate(name, suite="own", tags=None, registered=None, parts=None, outputs="abc", **values):
         own = load_suite(suite)
-        folder = make_checkpoint(tmp_path / "checkpoints" / name)
+        folder = tmp_path / "checkpoints" / name
+        if not folder.is_dir():
+            make_checkpoint(folder)
         metadata = Metadata(tags=tags or {})
         checkpoint = Checkpoint(name=name, location=str(folder), registered=registered, metadata=metadata)
-        plan = make_plan(own, checkpoint, root, load_cluster())
+        plan = make_plan(own.keep(parts) if parts else own, checkpoint, root, load_cluster())
         save_plan(plan, own, root)
         for job in plan.jobs:
             provenance = make_provenance(
-                NOW + timedelta(minutes=next(moments)), judge_model="judge", outputs_sha256="abc"
+                NOW + timedelta(minutes=next(moments)), judge_model="judge", outputs_sha256=outputs
             )
             if job.stage == "sample":
-                finish(job, provenance=provenance)
+                finish(job, provenance=provenance, files={"outputs.json": outputs})
             elif job.part in values:
                 write = _annotations if job.stage == "judge" else _samples
                 write(job, values[job.part], provenance)
