@@ -61,13 +61,26 @@ def evaluate(root, tmp_path):
 
 
 def _samples(job, values, provenance):
-    rows = [value if isinstance(value, dict) else sample(number, value) for number, value in enumerate(values)]
-    numbers = [row["acc"] for row in rows]
-    data = gzip.compress(b"\n".join(json.dumps(row).encode() for row in rows))
-    files = result_files.write(job.record.rpartition("/")[0], {f"samples/{job.task}.jsonl.gz": data})
-    score = Score(task=job.task, metric="acc", value=sum(numbers) / len(numbers), stderr=0.1, higher_is_better=True)
-    coverage = Coverage(attempted=len(rows), scored=len(rows))
-    finish(job, scores=(score,), files=files, coverage=coverage, provenance=provenance)
+    tasks = values if isinstance(values, dict) else {job.task: values}
+    rows = {
+        task: [
+            one if isinstance(one, dict) else sample(number, one) for number, one in enumerate(ones) if one is not None
+        ]
+        for task, ones in tasks.items()
+    }
+    data = {
+        f"samples/{task}.jsonl.gz": gzip.compress(b"\n".join(json.dumps(row).encode() for row in own))
+        for task, own in rows.items()
+    }
+    files = result_files.write(job.record.rpartition("/")[0], data)
+    scores = tuple(
+        Score(
+            task=task, metric="acc", value=sum(row["acc"] for row in own) / len(own), stderr=0.1, higher_is_better=True
+        )
+        for task, own in rows.items()
+    )
+    coverage = Coverage(attempted=sum(map(len, tasks.values())), scored=sum(map(len, rows.values())))
+    finish(job, scores=scores, files=files, coverage=coverage, provenance=provenance)
 
 
 def _annotations(job, values, provenance):

@@ -95,6 +95,26 @@ def test_documents_of_one_passage_are_clusters(tasks):
     assert of["demo_choice"].verdict == Verdict.WORSE
 
 
+def test_equal_answers_differ_in_nothing_if_a_tag_has_documents_without_a_score(root, suite, evaluate):
+    suite("tasks: {demo_choice: {}}")
+    evaluate("a", demo_choice={"one": [None] * 5 + [1.0] * 95, "two": [0.0] * 100})
+    evaluate("b", demo_choice={"one": [1.0] * 100, "two": [0.0] * 100})
+    (found,) = compare(root, "own", "a", "b", 0.01).tasks
+    assert (found.n, found.difference, found.p) == (195, 0, 1)
+    assert (found.a, found.b) == (pytest.approx(0.5), pytest.approx(0.5))
+    assert found.verdict not in {Verdict.BETTER, Verdict.WORSE}
+    assert found.reason == "5 items have only one score"
+
+
+def test_each_task_of_a_tag_counts_as_much_as_the_others(root, suite, evaluate):
+    suite("tasks: {demo_choice: {}}")
+    evaluate("a", demo_choice={"one": [1.0] * 8 + [0.0] * 2, "two": [None] * 10 + [1.0] * 90})
+    evaluate("b", demo_choice={"one": [0.0] * 10, "two": [1.0] * 100})
+    (found,) = compare(root, "own", "a", "b", 0.01).tasks
+    assert (found.n, found.a, found.b) == (100, pytest.approx((0.8 + 1) / 2), pytest.approx(0.5))
+    assert found.difference == pytest.approx(0.4)
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
