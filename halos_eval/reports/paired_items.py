@@ -49,8 +49,8 @@ class Measured(NamedTuple):
     """By id."""
     averages: frozenset[Average]
     """The ways in which the score can be made of these items: both if all tasks have as many."""
-    span: float
-    """Largest possible difference of two values: 1, or 100 for percent."""
+    span: float | None
+    """Largest possible difference of two values: 100 for percent; None if only the values themselves tell."""
     sign: int
     """1 if a higher value is better, -1 if a lower one is."""
     draw: float | None = None
@@ -78,13 +78,11 @@ def measured(url: str, record: Record, metric: str | None) -> Measured:
     averages = averages_of(values, [score.value for score in chosen])
     if not averages:
         raise EvaluationFailed(f"{first.metric},{first.filter} is not the mean of its documents' values")
-    numbers = [one.value for one in values.values()]
-    share = all(0 <= number <= 1 for number in numbers)
     return Measured(
         metric=first.metric if first.filter == "none" else f"{first.metric},{first.filter}",
         items=values,
         averages=averages,
-        span=1.0 if share else max(numbers) - min(numbers),
+        span=None,
         sign=-1 if first.higher_is_better is False else 1,
     )
 

@@ -28,7 +28,7 @@ class Pair(NamedTuple):
     only_one: int
     """Items that one of the results has and the other has not."""
     span: float
-    """Largest possible difference of two values."""
+    """Largest possible difference of two values: 1 for shares, 100 for percent, otherwise the range of both sides."""
     sign: int
     """1 if a higher value is better, -1 if a lower one is."""
     draw: float | None
@@ -63,10 +63,21 @@ def pair_of(a: Measured, b: Measured) -> Pair:
         b={key: b.items[key] for key in ids},
         weights=dict.fromkeys(ids, 1.0) if Average.DOCUMENTS in averages else _even(ids),
         only_one=len(a.items.keys() ^ b.items.keys()),
-        span=a.span,
+        span=a.span or _span(a, b),
         sign=a.sign,
         draw=a.draw,
     )
+
+
+def _span(a: Measured, b: Measured) -> float:
+    """Return the largest possible difference of two values, from those of both sides. Raise EvaluationFailed."""
+    values = [one.value for side in (a, b) for one in side.items.values()]
+    low, high = min(values), max(values)
+    if low >= 0 and high <= 1:
+        return 1.0
+    if low == high:
+        raise EvaluationFailed(f"all values are {low:g}, which says nothing of the range of {a.metric}")
+    return high - low
 
 
 def _even(ids: list[str]) -> dict[str, float]:

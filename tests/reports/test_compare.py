@@ -115,6 +115,23 @@ def test_each_task_of_a_tag_counts_as_much_as_the_others(root, suite, evaluate):
     assert found.difference == pytest.approx(0.4)
 
 
+@pytest.mark.parametrize("low", [[3.0] * 40, [0.0] * 40, [3 + number / 40 for number in range(40)]])
+def test_values_that_are_no_shares_have_an_interval_around_their_difference(tasks, low):
+    high = [5 + 55 * number / 39 for number in range(40)]
+    _, of = tasks({"demo_choice": low, "demo_cloze": high}, {"demo_choice": high, "demo_cloze": low})
+    worse, better = of["demo_choice"], of["demo_cloze"]
+    assert (worse.verdict, better.verdict) == (Verdict.WORSE, Verdict.BETTER)
+    assert worse.low < worse.difference < worse.high < 0
+    assert (worse.difference, worse.low, worse.high) == pytest.approx((-better.difference, -better.high, -better.low))
+    assert worse.detectable == pytest.approx(better.detectable)
+
+
+def test_equal_values_that_are_no_shares_say_nothing_of_their_range(tasks):
+    _, of = tasks({"demo_choice": [3.0] * 40, "demo_cloze": RIGHT}, {"demo_choice": [3.0] * 40, "demo_cloze": RIGHT})
+    assert of["demo_choice"].verdict == Verdict.NOT_COMPARABLE
+    assert of["demo_choice"].reason == "all values are 3, which says nothing of the range of acc"
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
