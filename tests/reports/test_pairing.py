@@ -109,3 +109,10 @@ def test_a_mean_of_documents_is_not_compared_with_a_mean_of_tasks():
     values = {"one/0": 1.0, "one/1": 1.0, "two/0": 0.0}
     with pytest.raises(EvaluationFailed, match="one score is the mean of all documents, the other the mean of its"):
         pair_of(measured(values), measured(values, tag=False))
+
+
+def test_the_order_of_the_items_does_not_depend_on_the_sides():
+    values = {f"{number}": number / 11 for number in range(11)}
+    forward, backward = measured(values), measured(dict(reversed(values.items())))
+    one, other = pair_of(forward, backward), pair_of(backward, forward)
+    assert list(one.a) == list(one.b) == list(other.a) == list(values)
