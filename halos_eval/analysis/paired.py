@@ -134,6 +134,9 @@ def _permuted(differences: Numbers) -> tuple[float, str]:
     import numpy as np
     from scipy import stats
 
+    if len(differences) < 2:
+        return 1.0, PERMUTATION  # both signs of one difference are as large
+
     def mean(values: Numbers, axis: int) -> Numbers:
         return np.asarray(values.mean(axis=axis))
 

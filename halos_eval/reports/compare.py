@@ -2,36 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
-from halos_eval.analysis.paired import ALPHA, Paired, detectable, holm, paired
-from halos_eval.errors import BadInput, HalosEvalError
+from halos_eval.analysis.paired import ALPHA, Paired, detectable, holm
+from halos_eval.errors import BadInput, EvaluationFailed, HalosEvalError
 from halos_eval.planning.changes import NAMES
 from halos_eval.reports.comparison import Comparison, Flip, TaskComparison, Verdict
 from halos_eval.reports.facts import samples_of
-from halos_eval.reports.paired_items import PERCENT, Measured, Value, measured
+from halos_eval.reports.paired_items import Value, measured
+from halos_eval.reports.pairing import Pair, pair_of
 from halos_eval.reports.remarks import answered_as
-from halos_eval.reports.shown import Shown, ShownParts, shown
+from halos_eval.reports.shown import ShownParts, shown
 from halos_eval.reports.suite_rows import OWN, SuiteRows
 from halos_eval.storage import filesystem, layout
 from halos_eval.storage.records import Record
 
 FLIPS = 3
 """Items of a task whose texts are kept."""
-DRAW = PERCENT / 2
-"""Preference, in percent, at which neither answer wins."""
 LENGTH = 40  # characters of a value that are shown
 
 
-class _Pair(NamedTuple):
+class _Part(NamedTuple):
     """The two results of one part, with the items that both have."""
 
     part: str
-    a: Measured
-    b: Measured
-    ids: list[str]
+    items: Pair
     results: tuple[str, str]
     """`samples_of` the two."""
     remark: str
@@ -53,16 +50,14 @@ def compare(root: str, suite: str, a: str, b: str, margin: float) -> Comparison:
 
 def compare_shown(suite: str, ours: ShownParts, theirs: ShownParts, margin: float) -> Comparison:
     """Compare two checkpoints whose records are known. Raise StoreError."""
-    others = {one.part: one for one in theirs.parts}
-    own = {one.part: one for one in ours.parts}
-    names = [name for name in dict.fromkeys([*own, *others]) if name != "sample"]
-    pairs = [_pair(name, own.get(name), others.get(name)) for name in names]
-    found = [(one, _difference(one)) for one in pairs if isinstance(one, _Pair)]
+    names = dict.fromkeys(one.part for one in (*ours.parts, *theirs.parts) if one.part != "sample")
+    pairs = [_pair(name, ours, theirs) for name in names]
+    found = [(one, one.items.difference()) for one in pairs if isinstance(one, _Part)]
     known = [(one, difference) for one, difference in found if difference]
     corrected = iter(holm([difference.p for _, difference in known]))
     judged = {one.part: _judged(one, difference, next(corrected), len(known), margin) for one, difference in known}
     tasks = [judged.get(_name(one)) or _not_comparable(one) for one in pairs]
-    flips = {one.part: _flips(one, judged[one.part]) for one, _ in known}
+    flips = {one.part: _flips(one.part, one.items, judged[one.part]) for one, _ in known}
     order = [
         part for verdict in (Verdict.WORSE, Verdict.BETTER) for part, one in judged.items() if one.verdict == verdict
     ]
@@ -110,43 +105,54 @@ def overall(verdicts: Sequence[Verdict]) -> Verdict:
     return Verdict.SAME if found == {Verdict.SAME} else Verdict.UNKNOWN
 
 
-def _name(one: _Pair | TaskComparison) -> str:
-    return one.part if isinstance(one, _Pair) else one.task
+def _name(one: _Part | TaskComparison) -> str:
+    return one.part if isinstance(one, _Part) else one.task
 
 
-def _not_comparable(one: _Pair | TaskComparison) -> TaskComparison:
+def _not_comparable(one: _Part | TaskComparison) -> TaskComparison:
     if isinstance(one, TaskComparison):
         return one
-    return _refused(one.part, "too few independent groups of documents for an error", one.a.metric)
+    return _refused(one.part, "too few independent groups of documents for an error", one.items.metric)
 
 
 def _refused(part: str, reason: str, metric: str = "") -> TaskComparison:
     return TaskComparison(task=part, metric=metric, verdict=Verdict.NOT_COMPARABLE, reason=reason)
 
 
-def _pair(part: str, ours: Shown | None, theirs: Shown | None) -> _Pair | TaskComparison:
+def _pair(part: str, ours: ShownParts, theirs: ShownParts) -> _Part | TaskComparison:
     """Return the items that both results of a part have, or why they are not comparable."""
-    absent = [side for side, one in (("A", ours), ("B", theirs)) if one is None or one.record is None]
-    if ours is None or theirs is None or ours.record is None or theirs.record is None:
-        reasons = {one.reason for one in (ours, theirs) if one and one.reason and one.record is None}
+    one, other = ours.part(part), theirs.part(part)
+    absent = [side for side, found in (("A", one), ("B", other)) if found is None or found.record is None]
+    if one is None or other is None or one.record is None or other.record is None:
+        reasons = {found.reason for found in (one, other) if found and found.reason and found.record is None}
         return _refused(
             part, f"{' and '.join(absent)} without a result" + "".join(f" ({why})" for why in sorted(reasons))
         )
-    if differing := differences(ours.record, theirs.record):
-        return _refused(part, ", ".join(differing))
+    if why := _obstacle(ours, theirs, one.record, other.record):
+        return _refused(part, why)
     try:
         a, b = (
-            measured(one.url, record, ours.metric) for one, record in ((ours, ours.record), (theirs, theirs.record))
+            measured(found.url, record, found.metric) for found, record in ((one, one.record), (other, other.record))
         )
     except HalosEvalError as error:
         return _refused(part, str(error))
-    if a.metric != b.metric:
-        return _refused(part, f"metric {a.metric} and {b.metric}", a.metric)
-    ids = [key for key in a.items if key in b.items]
-    if not ids or any(a.items[key].digest != b.items[key].digest for key in ids):
-        return _refused(part, "the documents or references differ", a.metric)
-    results = samples_of(ours.record) or "", samples_of(theirs.record) or ""
-    return _Pair(part, a, b, ids, results, _remark(ours.record, theirs.record, len(a.items.keys() ^ b.items.keys())))
+    try:
+        items = pair_of(a, b)
+    except EvaluationFailed as error:
+        return _refused(part, str(error), a.metric)
+    results = samples_of(one.record) or "", samples_of(other.record) or ""
+    return _Part(part, items, results, _remark(one.record, other.record, (one.reason, other.reason), items.only_one))
+
+
+def _obstacle(ours: ShownParts, theirs: ShownParts, one: Record, other: Record) -> str:
+    """Return why two results say nothing about the two checkpoints; empty if they do."""
+    outdated = {"A": ours.outdated(one), "B": theirs.outdated(other)}
+    if any(outdated.values()):
+        return "; ".join(f"{side} {why}" for side, why in outdated.items() if why)
+    found = differences(one, other)
+    if one.stage == "judge" and ours.sampled and theirs.sampled:
+        found += [f"sampled with {words}" for words in differences(ours.sampled, theirs.sampled)]
+    return ", ".join(found)
 
 
 def differences(one: Record, other: Record) -> list[str]:
@@ -163,43 +169,38 @@ def differences(one: Record, other: Record) -> list[str]:
     return found
 
 
-def _remark(one: Record, other: Record, only_one: int) -> str:
-    remarks = [f"{only_one} items have only one score"] if only_one else []
+def _remark(one: Record, other: Record, outdated: tuple[str, str], only_one: int) -> str:
+    remarks = [f"{side} is {why}" for side, why in zip("AB", outdated, strict=True) if why]
+    remarks += [f"{only_one} items have only one score"] if only_one else []
     names = [sorted(answered_as(record)) for record in (one, other)]
     if names[0] != names[1]:
         remarks.append(f"the judge answered as {' / '.join(names[0])} and as {' / '.join(names[1])}")
     return "; ".join(remarks)
 
 
-def _difference(pair: _Pair) -> Paired | None:
-    def values(of: Measured) -> list[float]:
-        return [of.items[key].value * of.items[key].weight * of.sign for key in pair.ids]
-
-    return paired(values(pair.a), values(pair.b), [pair.a.items[key].cluster for key in pair.ids], pair.a.span)
-
-
-def _judged(pair: _Pair, found: Paired, p_holm: float, tests: int, margin: float) -> TaskComparison:
-    better, worse = _flipped(pair)
+def _judged(one: _Part, found: Paired, p_holm: float, tests: int, margin: float) -> TaskComparison:
+    a, b = one.items.means
+    better, worse = _flipped(one.items)
     return TaskComparison(
-        task=pair.part,
-        metric=pair.a.metric,
+        task=one.part,
+        metric=one.items.metric,
         n=found.n,
         clusters=found.clusters,
-        a=_mean(pair.a, pair.ids),
-        b=_mean(pair.b, pair.ids),
+        a=a,
+        b=b,
         difference=found.difference,
         low=found.low,
         high=found.high,
         p=found.p,
         p_holm=p_holm,
-        detectable=detectable(found, tests, pair.a.span),
+        detectable=detectable(found, tests, one.items.span),
         test=found.test,
-        verdict=_verdict(found, p_holm, margin * pair.a.span),
-        reason=pair.remark,
+        verdict=_verdict(found, p_holm, margin * one.items.span),
+        reason=one.remark,
         better=tuple(better),
         worse=tuple(worse),
-        result_a=pair.results[0],
-        result_b=pair.results[1],
+        result_a=one.results[0],
+        result_b=one.results[1],
     )
 
 
@@ -211,37 +212,32 @@ def _verdict(found: Paired, p_holm: float, margin: float) -> Verdict:
     return Verdict.UNKNOWN
 
 
-def _mean(of: Measured, ids: Iterable[str]) -> float:
-    values = [of.items[key].value * of.items[key].weight for key in ids]
-    return sum(values) / len(values)
+def _gain(items: Pair, key: str) -> float:
+    return items.sign * (items.a[key].value - items.b[key].value)
 
 
-def _gain(pair: _Pair, key: str) -> float:
-    return pair.a.sign * (pair.a.items[key].value - pair.b.items[key].value)
-
-
-def _flipped(pair: _Pair) -> tuple[list[str], list[str]]:
+def _flipped(items: Pair) -> tuple[list[str], list[str]]:
     """Return the ids on which A is better, and worse, the largest difference first, then the shortest texts.
 
     Of a judge's preferences, only those count in which another answer wins.
     """
 
     def state(value: float) -> float:
-        return (value > DRAW) - (value < DRAW) if pair.a.span == PERCENT else value
+        return value if items.draw is None else (value > items.draw) - (value < items.draw)
 
-    changed = [key for key in pair.ids if state(pair.a.items[key].value) != state(pair.b.items[key].value)]
-    changed.sort(key=lambda key: (-abs(_gain(pair, key)), _length(pair, key)))
-    return [key for key in changed if _gain(pair, key) > 0], [key for key in changed if _gain(pair, key) < 0]
+    changed = [key for key in items.a if state(items.a[key].value) != state(items.b[key].value)]
+    changed.sort(key=lambda key: (-abs(_gain(items, key)), _length(items, key)))
+    return [key for key in changed if _gain(items, key) > 0], [key for key in changed if _gain(items, key) < 0]
 
 
-def _length(pair: _Pair, key: str) -> int:
-    ours, theirs = pair.a.items[key], pair.b.items[key]
+def _length(items: Pair, key: str) -> int:
+    ours, theirs = items.a[key], items.b[key]
     return len(ours.prompt) + len(ours.answer) + len(theirs.answer)
 
 
-def _flips(pair: _Pair, task: TaskComparison) -> list[Flip]:
+def _flips(part: str, items: Pair, task: TaskComparison) -> list[Flip]:
     ids = task.worse if task.verdict == Verdict.WORSE else task.better
-    return [_flip(pair.part, key, pair.a.items[key], pair.b.items[key]) for key in ids[:FLIPS]]
+    return [_flip(part, key, items.a[key], items.b[key]) for key in ids[:FLIPS]]
 
 
 def _flip(part: str, key: str, a: Value, b: Value) -> Flip:

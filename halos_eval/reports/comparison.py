@@ -113,8 +113,8 @@ class Comparison(BaseModel):
 
     model_config = FROZEN
 
-    version: Literal[1] = 1
-    """Version of this format."""
+    version: Literal[1, 2] = 2
+    """Version of this format. Comparisons of version 1 have the same fields, and some of their numbers are wrong."""
     a: str
     """Name of the checkpoint."""
     b: str
@@ -131,6 +131,17 @@ class Comparison(BaseModel):
     """In the suite's order."""
     flips: tuple[Flip, ...] = ()
     """The most telling items of the tasks that are worse, then of those that are better; a few of each task."""
+
+    @property
+    def caution(self) -> str:
+        """Why its numbers are not to be relied on; empty if they are."""
+        if self.version > 1:
+            return ""
+        return (
+            "An earlier version of halos-eval made this comparison. It could use results of weights that were saved "
+            "again, and the numbers of tags and of metrics that are no shares can be wrong. Run "
+            f"`halos-eval compare {self.a} {self.b} --suite {self.suite} --save` again"
+        )
 
 
 class GateOutcome(BaseModel):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from enum import StrEnum
 from typing import Any, NamedTuple
 
 from halos_eval.digests import digest_bytes
@@ -23,8 +24,6 @@ class Value(NamedTuple):
 
     value: float
     """Its score, in the metric's unit."""
-    weight: float
-    """Its share of the task's score, 1 on average: a tag averages its tasks, however many documents they have."""
     cluster: str
     """Items with the same text depend on each other."""
     digest: str
@@ -34,6 +33,13 @@ class Value(NamedTuple):
     answer: str
 
 
+class Average(StrEnum):
+    """How a score is made of the values of its items."""
+
+    DOCUMENTS = "mean of all documents"
+    TASKS = "mean of the tasks' means"
+
+
 class Measured(NamedTuple):
     """The items of a result with the metric that they are values of."""
 
@@ -41,10 +47,14 @@ class Measured(NamedTuple):
     """Metric and, after a comma, its filter."""
     items: dict[str, Value]
     """By id."""
-    span: float
-    """Largest possible difference of two values: 1, or 100 for percent."""
+    averages: frozenset[Average]
+    """The ways in which the score can be made of these items: both if all tasks have as many."""
+    span: float | None
+    """Largest possible difference of two values: 100 for percent; None if only the values themselves tell."""
     sign: int
     """1 if a higher value is better, -1 if a lower one is."""
+    draw: float | None = None
+    """Value at which neither side of a judgement wins; None if the values are no judgements."""
 
 
 def measured(url: str, record: Record, metric: str | None) -> Measured:
@@ -53,7 +63,8 @@ def measured(url: str, record: Record, metric: str | None) -> Measured:
     Raise StoreError, and EvaluationFailed if the score is not the mean of values of single items.
     """
     if record.stage == "judge":
-        return Measured(WIN_RATE, dict(_pairs(annotations_of(url, record))), PERCENT, 1)
+        pairs = dict(_pairs(annotations_of(url, record)))
+        return Measured(WIN_RATE, pairs, frozenset({Average.DOCUMENTS}), PERCENT, 1, draw=PERCENT / 2)
     chosen = _chosen(record, metric)
     first = chosen[0]
     of = {score.task: score for score in chosen}
@@ -62,13 +73,16 @@ def measured(url: str, record: Record, metric: str | None) -> Measured:
         score = of.get(item.task, first)
         if item.filter == score.filter:
             values.update(_values(item, item.scores.get(score.metric, ())))
-    values = _weighted(values, sum(score.value for score in chosen) / len(chosen), f"{first.metric},{first.filter}")
-    numbers = [one.value for one in values.values()]
-    share = all(0 <= number <= 1 for number in numbers)
+    if not values:
+        raise EvaluationFailed(f"{first.metric},{first.filter} has no value for each document")
+    averages = averages_of(values, [score.value for score in chosen])
+    if not averages:
+        raise EvaluationFailed(f"{first.metric},{first.filter} is not the mean of its documents' values")
     return Measured(
         metric=first.metric if first.filter == "none" else f"{first.metric},{first.filter}",
         items=values,
-        span=1.0 if share else max(numbers) - min(numbers),
+        averages=averages,
+        span=None,
         sign=-1 if first.higher_is_better is False else 1,
     )
 
@@ -100,31 +114,32 @@ def _values(item: Item, values: Sequence[float]) -> Iterator[tuple[str, Value]]:
     texts = short(item.prompt, end=True), short(item.reference), short(item.answer)
     for number, value in enumerate(values):
         key = item.id if len(values) == 1 else f"{item.id}#{number}"
-        yield key, Value(value, 1.0, item.cluster, item.digest, *texts)
+        yield key, Value(value, item.cluster, item.digest, *texts)
 
 
-def _weighted(values: dict[str, Value], score: float, metric: str) -> dict[str, Value]:
-    """Return the items with weights so that their mean is the ``score``. Raise EvaluationFailed if there are none.
+def averages_of(values: Mapping[str, Value], scores: Sequence[float]) -> frozenset[Average]:
+    """Return how the mean of ``scores``, one or those of a tag's tasks, is made of the values; nothing if it is not.
 
-    A score is the mean over documents, or over tasks that each have a mean.
+    lm_eval's mean of a group is over its documents or over its tasks; that of a tag's scores is over its tasks.
     """
-    if not values:
-        raise EvaluationFailed(f"{metric} has no value for each document")
-    if math.isclose(_mean(values.values()), score, abs_tol=1e-6):
-        return values
-    tasks: dict[str, list[Value]] = {}
+    tasks: dict[str, list[float]] = {}
     for key, one in values.items():
-        tasks.setdefault(key.rpartition("/")[0], []).append(one)
-    even = sum(_mean(ones) for ones in tasks.values()) / len(tasks)
-    if not math.isclose(even, score, abs_tol=1e-6):
-        raise EvaluationFailed(f"{metric} is not the mean of its documents' values")
-    weights = {task: len(values) / len(tasks) / len(ones) for task, ones in tasks.items()}
-    return {key: one._replace(weight=weights[key.rpartition("/")[0]]) for key, one in values.items()}
+        tasks.setdefault(task_of(key), []).append(one.value)
+    means = {
+        Average.DOCUMENTS: _mean([value for own in tasks.values() for value in own]),
+        Average.TASKS: _mean(list(map(_mean, tasks.values()))),
+    }
+    found = {one for one, mean in means.items() if math.isclose(mean, _mean(scores), abs_tol=1e-6)}
+    return frozenset(found & {Average.TASKS} if len(scores) > 1 and Average.TASKS in found else found)
 
 
-def _mean(values: Iterable[Value]) -> float:
-    found = [one.value for one in values]
-    return sum(found) / len(found)
+def task_of(key: str) -> str:
+    """Return the task that the item with this id is of; empty if there is only one."""
+    return key.rpartition("/")[0]
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
 
 
 def _pairs(rows: Iterable[dict[str, Any]]) -> Iterator[tuple[str, Value]]:
@@ -136,4 +151,4 @@ def _pairs(rows: Iterable[dict[str, Any]]) -> Iterator[tuple[str, Value]]:
         reference, answer = short(str(row.get("output_1", ""))), short(str(row.get("output_2", "")))
         asked = digest_bytes(str(row.get("output_1", "")).encode(errors="surrogatepass"))
         key = pair_id(text)
-        yield key, Value(PERCENT * (preference - 1), 1.0, key, asked, short(text), reference, answer)
+        yield key, Value(PERCENT * (preference - 1), key, asked, short(text), reference, answer)

@@ -36,12 +36,35 @@ class ShownParts(NamedTuple):
 
     checkpoint: str
     """Name of the checkpoint."""
+    weights: str
+    """Digest of its weights at the latest plan."""
     tags: dict[str, str]
     """Its tags."""
     registered: datetime | None
     """UTC time of its registration, if it is known."""
     parts: tuple[Shown, ...]
     """sample, the judges, then the tasks."""
+
+    def part(self, name: str) -> Shown | None:
+        """Return the job of a part by its name; None if the checkpoint has none."""
+        return next((one for one in self.parts if one.part == name), None)
+
+    def outdated(self, record: Record) -> str:
+        """Return why a result is not of the weights and the outputs that the checkpoint has; empty if it is."""
+        if record.checkpoint.digest != self.weights:
+            return "is not current: weights"
+        if record.stage != "judge":
+            return ""
+        if not (sampled := self.sampled):
+            return "has no record of the judged outputs"
+        judged = record.provenance.inputs.get("outputs_sha256")
+        return "" if judged in sampled.files.values() else "is not current: the outputs were sampled again"
+
+    @property
+    def sampled(self) -> Record | None:
+        """The record of its outputs."""
+        one = self.part("sample")
+        return one.record if one else None
 
 
 def shown(root: str, suite: str, checkpoint: str, rows: SuiteRows | None = None) -> ShownParts:
@@ -59,4 +82,4 @@ def shown(root: str, suite: str, checkpoint: str, rows: SuiteRows | None = None)
         part = labelled(ALPACA_EVAL, job.label) if job.stage == "judge" else job.task or job.stage
         reason = outdated.get(job.title, "") if record else damage or why_missing(job.record)
         parts.append(Shown(part, job.record, record, job.metric, reason, job.gpus))
-    return ShownParts(plan.checkpoint.name, plan.tags, plan.registered, tuple(parts))
+    return ShownParts(plan.checkpoint.name, plan.checkpoint.digest, plan.tags, plan.registered, tuple(parts))

@@ -64,6 +64,12 @@ def test_other_values_are_permuted(fewer_resamples):
     assert found.p == pytest.approx(exact.pvalue, abs=0.05)
 
 
+def test_one_value_is_no_evidence():
+    found = paired([0.25], [1.0], ["a"])
+    assert (found.n, found.difference, found.p, found.test) == (1, -0.75, 1, PERMUTATION)
+    assert found.low == -1
+
+
 def test_many_values_get_students_test():
     random = np.random.default_rng(0)
     a, b = random.random(1001), random.random(1001) + 0.02

@@ -31,23 +31,26 @@ def sample(number, value, **parts):
 def evaluate(root, tmp_path):
     """``evaluate(name, TASK=values, alpaca_eval=preferences, ...)`` writes the results of a suite on a checkpoint.
 
-    A value is that of a document, or the whole document.
+    A value is that of a document, or the whole document. ``parts`` are those of the suite that are planned (None: all).
+    ``outputs`` is the digest of what is sampled. Weights that are there stay.
     """
     moments = iter(range(1000))
 
-    def evaluate(name, suite="own", tags=None, registered=None, **values):
+    def evaluate(name, suite="own", tags=None, registered=None, parts=None, outputs="abc", **values):
         own = load_suite(suite)
-        folder = make_checkpoint(tmp_path / "checkpoints" / name)
+        folder = tmp_path / "checkpoints" / name
+        if not folder.is_dir():
+            make_checkpoint(folder)
         metadata = Metadata(tags=tags or {})
         checkpoint = Checkpoint(name=name, location=str(folder), registered=registered, metadata=metadata)
-        plan = make_plan(own, checkpoint, root, load_cluster())
+        plan = make_plan(own.keep(parts) if parts else own, checkpoint, root, load_cluster())
         save_plan(plan, own, root)
         for job in plan.jobs:
             provenance = make_provenance(
-                NOW + timedelta(minutes=next(moments)), judge_model="judge", outputs_sha256="abc"
+                NOW + timedelta(minutes=next(moments)), judge_model="judge", outputs_sha256=outputs
             )
             if job.stage == "sample":
-                finish(job, provenance=provenance)
+                finish(job, provenance=provenance, files={"outputs.json": outputs})
             elif job.part in values:
                 write = _annotations if job.stage == "judge" else _samples
                 write(job, values[job.part], provenance)
@@ -57,13 +60,26 @@ def evaluate(root, tmp_path):
 
 
 def _samples(job, values, provenance):
-    rows = [value if isinstance(value, dict) else sample(number, value) for number, value in enumerate(values)]
-    numbers = [row["acc"] for row in rows]
-    data = gzip.compress(b"\n".join(json.dumps(row).encode() for row in rows))
-    files = result_files.write(job.record.rpartition("/")[0], {f"samples/{job.task}.jsonl.gz": data})
-    score = Score(task=job.task, metric="acc", value=sum(numbers) / len(numbers), stderr=0.1, higher_is_better=True)
-    coverage = Coverage(attempted=len(rows), scored=len(rows))
-    finish(job, scores=(score,), files=files, coverage=coverage, provenance=provenance)
+    tasks = values if isinstance(values, dict) else {job.task: values}
+    rows = {
+        task: [
+            one if isinstance(one, dict) else sample(number, one) for number, one in enumerate(ones) if one is not None
+        ]
+        for task, ones in tasks.items()
+    }
+    data = {
+        f"samples/{task}.jsonl.gz": gzip.compress(b"\n".join(json.dumps(row).encode() for row in own))
+        for task, own in rows.items()
+    }
+    files = result_files.write(job.record.rpartition("/")[0], data)
+    scores = tuple(
+        Score(
+            task=task, metric="acc", value=sum(row["acc"] for row in own) / len(own), stderr=0.1, higher_is_better=True
+        )
+        for task, own in rows.items()
+    )
+    coverage = Coverage(attempted=sum(map(len, tasks.values())), scored=sum(map(len, rows.values())))
+    finish(job, scores=scores, files=files, coverage=coverage, provenance=provenance)
 
 
 def _annotations(job, values, provenance):

@@ -73,7 +73,7 @@ def _write_checkpoint(root: str, suite: str, row: Row) -> None:
     for one in comparisons:
         path = pair_page(one.a, one.b)
         filesystem.write_bytes(filesystem.join(folder, path), pair.page(one))
-        pairs.append((one.b, one.verdict.value, path))
+        pairs.append((one.b, f"{one.verdict}{' (by an earlier version)' if one.caution else ''}", path))
     linked, damaged = _write_samples(root, folder, row, comparisons)
     content = checkpoint.page(suite, row, linked, damaged, pairs)
     filesystem.write_bytes(filesystem.join(folder, checkpoint_page(row.checkpoint)), content)

@@ -195,6 +195,17 @@ def test_two_checkpoints_are_side_by_side_if_they_were_compared(tmp_path):
     assert "../pairs/m/exp__n.html" in own.read_text()
 
 
+@pytest.mark.parametrize(("version", "caution"), [(1, True), (2, False)])
+def test_a_comparison_of_an_earlier_version_is_marked(tmp_path, version, caution):
+    kept = Comparison(version=version, a="m", b="n", suite=SUITE, margin=0.01, verdict=Verdict.BETTER)
+    write_comparison(str(tmp_path), kept)
+    write_checkpoints(str(tmp_path), SUITE, [Row("m")])
+    (pair,) = pages(tmp_path, "pairs")
+    assert (f"`halos-eval compare m n --suite {SUITE} --save` again" in pair.read_text()) is caution
+    (own,) = pages(tmp_path, "checkpoints")
+    assert ("better (by an earlier version)" in own.read_text()) is caution
+
+
 @pytest.mark.parametrize("title", ["gsm8k", "judge@mini"])
 def test_a_row_without_samples_has_a_page(tmp_path, title):
     write_checkpoints(str(tmp_path), SUITE, [Row("exp/m", samples={title: "c" * 16 + "-00000000"})])
