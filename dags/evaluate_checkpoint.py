@@ -96,8 +96,8 @@ def evaluate_checkpoint() -> None:
     """Declare the tasks."""
 
     @task(trigger_rule="all_done_min_one_success")  # if fetch fails, pinned data is evaluated anyway
-    def plan() -> list[dict[str, Any]]:
-        return plan_evaluation(dict(get_current_context()["params"]))
+    def plan(checkpoint: str) -> list[dict[str, Any]]:
+        return plan_evaluation(dict(get_current_context()["params"]), checkpoint)
 
     @task
     def verdict(checkpoint: str, jobs: dict[str, str], unavailable: dict[str, str], gated: bool) -> None:
@@ -129,13 +129,13 @@ def evaluate_checkpoint() -> None:
         return halves
 
     operator = stage_operator()
-    prepared = Prepare(task_id="prepare").output
+    prepared = Prepare(task_id="prepare").output  # with the key "checkpoint", the name
     fetch = operator(
         task_id="fetch",
         job=prepared,
         max_active_tis_per_dag=1,  # each fetch rewrites the whole manifest
     )
-    planned = plan()
+    planned = plan(prepared["checkpoint"])
     [prepared, fetch] >> planned
     # Mapped, although it is one job: its pool slots are set when it is expanded, which is after the plan.
     # Stages that share a pod. Their own tasks, below, wait for their records and take no GPUs.

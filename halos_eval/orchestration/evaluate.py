@@ -61,8 +61,10 @@ def requested_name(params: dict[str, Any]) -> str:
     return checkpoint.name
 
 
-def plan_evaluation(params: dict[str, Any]) -> list[dict[str, Any]]:
+def plan_evaluation(params: dict[str, Any], prepared: str) -> list[dict[str, Any]]:
     """Make the plan, save it in the store, and return the harness jobs to run that execute no model's code.
+
+    ``prepared`` is the name of the checkpoint that this run has fetched and has its turn for.
 
     XComs have the rest:
 
@@ -80,6 +82,8 @@ def plan_evaluation(params: dict[str, Any]) -> list[dict[str, Any]]:
     with _failing_at_once():
         root = Settings().store
         checkpoint, suite, tasks = _requested(params)
+        if checkpoint.name != prepared:  # an alias has moved to another version meanwhile
+            checkpoint, suite, tasks = _requested(params | {"checkpoint": prepared})
         cluster = load_cluster()
         manifest = suite_manifest(suite.name, root, cluster)
         if manifest is None and cluster.can_fetch:

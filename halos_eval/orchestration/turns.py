@@ -29,7 +29,10 @@ OPEN = {"queued", "running", "restarting"}
 
 
 class Prepare(BaseSensorOperator):
-    """Sensor that checks the params, waits for this run's turn, and returns the job that fetches unpinned data."""
+    """Sensor that checks the params, waits for this run's turn, and returns the job that fetches unpinned data.
+
+    The XCom ``checkpoint`` has the checkpoint's name in the store, which an alias of MLflow gives to others later.
+    """
 
     def __init__(self, **kwargs: Any) -> None:
         # Between two looks it holds no worker.
@@ -39,6 +42,7 @@ class Prepare(BaseSensorOperator):
         """Look once. Raise AirflowFailException for wrong params."""
         params = dict(context["params"])
         name, job = prepare_evaluation(params)
+        context["ti"].xcom_push("checkpoint", name)
         return PokeReturnValue(is_done=take_turn(name, params["suite"]), xcom_value=job)
 
 

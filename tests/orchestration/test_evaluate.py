@@ -71,11 +71,12 @@ def plan(staged, monkeypatch):
     """``plan(**params)`` returns the mapped jobs and the XComs. All data is pinned."""
     staged()
 
-    def plan(**params):
+    def plan(prepared=None, **params):
         pushed = {}
         exchange = SimpleNamespace(xcom_push=pushed.__setitem__)
         monkeypatch.setattr(evaluate, "get_current_context", lambda: {"ti": exchange})
-        return evaluate.plan_evaluation(PARAMS | params), pushed
+        params = PARAMS | params
+        return evaluate.plan_evaluation(params, prepared or params["checkpoint"]), pushed
 
     return plan
 
@@ -85,6 +86,20 @@ def prepared(params):
     name, job = evaluate.prepare_evaluation(params)
     assert name == params["checkpoint"]
     return job
+
+
+def test_an_alias_that_moves_meanwhile_changes_nothing(plan, monkeypatch):
+    settings = evaluate.Settings()
+    registry = evaluate.open_registry(settings.checkpoints, settings.steps)
+
+    class Aliases:
+        def get(self, name):
+            found = registry.get(PARAMS["checkpoint"])
+            return found.model_copy(update={"name": "other"}) if name == "champion" else found
+
+    monkeypatch.setattr(evaluate, "open_registry", lambda *_: Aliases())
+    _, pushed = plan(prepared=PARAMS["checkpoint"], checkpoint="champion")
+    assert pushed["checkpoint"] == PARAMS["checkpoint"]
 
 
 def test_unpinned_data_gets_a_fetch_job(root):
@@ -423,7 +438,9 @@ def test_without_a_gate_nothing_is_compared(plan):
     assert not any(word.startswith("--gate") for word in pushed["summarize"]["argv"])
 
 
-@pytest.mark.parametrize("task", [evaluate.prepare_evaluation, evaluate.plan_evaluation])
+@pytest.mark.parametrize(
+    "task", [evaluate.prepare_evaluation, lambda params: evaluate.plan_evaluation(params, params["checkpoint"])]
+)
 def test_an_unavailable_registry_is_retried(root, monkeypatch, task):
     monkeypatch.setenv("HALOS_EVAL_CHECKPOINTS", "/nowhere.yaml")
     with pytest.raises(RegistryUnavailable):
