@@ -30,7 +30,7 @@ from halos_eval.planning.planner import profile_of
 from halos_eval.planning.progress import READERS
 from halos_eval.stages.judge.options import SWAP
 from halos_eval.storage import filesystem, layout
-from halos_eval.storage.manifest import read_manifest
+from halos_eval.storage.manifest import Manifest
 from halos_eval.storage.records import Model, Record, readable, readable_record
 
 log = logging.getLogger(__name__)
@@ -200,7 +200,8 @@ def _prompts(suite: Suite, root: str) -> str | None:
     if suite.alpaca_eval is None:
         return None
     name = suite.alpaca_eval.prompts
-    manifest = read_manifest(layout.manifest_url(root, suite.name)) if name == ALPACA_EVAL else None
+    url = layout.manifest_url(root, suite.name)
+    manifest = _without_damage(readable(url, Manifest)) if name == ALPACA_EVAL else None
     if name == ALPACA_EVAL and manifest is None:
         return None
     try:

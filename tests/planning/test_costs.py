@@ -268,6 +268,8 @@ def test_prompts_of_the_hub_are_compared_by_the_manifest_or_the_plan(root, evalu
     assert read_history(own, root, plan).of_plan(plan).unknown == ("sample", "judge")
     write_model(layout.manifest_url(root, "own"), manifest)
     assert read_history(own, root).of_suite(own, NEW, own.parts).unknown == ("sample", "judge")
+    filesystem.write_bytes(layout.manifest_url(root, "own"), b"{")
+    assert read_history(own, root).judge_dollars == {"gpt-4.1": 4.1}  # damaged: not compared, the plan will say so
 
 
 def test_prompts_that_cannot_be_read_are_left_to_the_plan(root, evaluated, suite, caplog):
