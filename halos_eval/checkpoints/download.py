@@ -3,6 +3,7 @@
 halos-eval/weights/KEY/            a complete copy; it was renamed to this
 halos-eval/weights/KEY.partial/    what has arrived so far; a killed download continues there
 halos-eval/weights/KEY.claims/     the process that downloads it now
+halos-eval/weights/KEY.HEX.removed a copy that is being removed; the next download finishes what was killed
 halos-eval/weights/KEY.uses/       one file for each evaluation that needs it, with the URL of the evaluation's turn
 
 KEY is a digest of the URL and of the sizes and ETags of its objects, so other content has another folder, and whatever
@@ -57,6 +58,7 @@ THREADS = 8  # files that arrive at the same time
 ABOUT = ".halos-eval.json"
 EXPECTED = ".halos-eval.bytes"
 FOLDER = re.compile(r"[0-9a-f]{32}(\.partial)?")
+REMOVED = re.compile(r"[0-9a-f]{32}\.[0-9a-f]{32}\.removed")
 
 
 class Copy(BaseModel):
@@ -244,6 +246,9 @@ def _make_space(own: Path, size: int, limit: int) -> None:
         return total <= limit and shutil.disk_usage(own).free >= size - arrived
 
     with claimed(str(cached_weights() / "claims"), this_process(), WAIT):
+        for path in cached_weights().iterdir():
+            if REMOVED.fullmatch(path.name):
+                shutil.rmtree(path)  # a process was killed meanwhile: others have ended, because they had the claim
         cached = [_cached(path) for path in cached_weights().iterdir() if FOLDER.fullmatch(path.name) and path != own]
         total = size + sum(one.bytes for one in cached)
         for one in sorted(cached, key=lambda one: one.used):

@@ -82,7 +82,7 @@ def plan(config: PlanConfig) -> None:
         judge=config.judge,
         manifest=suite_manifest(suite.name, config.store, cluster),
     )
-    history = read_history(suite, config.store)
+    history = read_history(suite, config.store, found)
     packing = packing_of_jobs(suite, checkpoint, found.jobs, history.expected)
     cost = history.of_plan(found, packing)
     if config.json_output:

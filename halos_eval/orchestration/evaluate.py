@@ -100,7 +100,7 @@ def plan_evaluation(params: dict[str, Any], prepared: str) -> list[dict[str, Any
             judge=params["judge"],
             manifest=manifest,
         )
-        history = read_history(suite, root)
+        history = read_history(suite, root, plan)
         packing = packing_of_jobs(suite, checkpoint, plan.jobs, history.expected)
         _check_cost(history.of_plan(plan, packing))
         _log_packing(packing)

@@ -19,6 +19,8 @@ from halos_eval.config.policy import Limit
 from halos_eval.config.served_judge import JudgeChoice, ServedJudge
 from halos_eval.config.settings import FROZEN
 from halos_eval.config.suite import ALPACA_EVAL, AlpacaEvalSettings, Suite
+from halos_eval.data import prompts
+from halos_eval.errors import BadInput, DataUnavailable
 from halos_eval.planning.chat import OF_CHECKPOINTS
 from halos_eval.planning.expected import NOTHING, Expected, packing_of
 from halos_eval.planning.jobs import PlannedJob
@@ -28,6 +30,7 @@ from halos_eval.planning.planner import profile_of
 from halos_eval.planning.progress import READERS
 from halos_eval.stages.judge.options import SWAP
 from halos_eval.storage import filesystem, layout
+from halos_eval.storage.manifest import Manifest
 from halos_eval.storage.records import Model, Record, readable, readable_record
 
 log = logging.getLogger(__name__)
@@ -35,6 +38,7 @@ log = logging.getLogger(__name__)
 ENOUGH = 20  # checkpoints with records: more would hardly change a median
 MOST = 200  # plans to read: the newest may belong to runs that have just started and have no record
 MOST_RESUMED = 0.5  # share of the work: from a smaller rest, the time of the whole cannot be estimated
+SAMPLE = "sample"
 JUDGE = "judge"
 PACK = "pack"
 """Command of a process that loaded the model for several stages."""
@@ -169,27 +173,50 @@ def _generates(job: PlannedJob) -> bool:
     return job.generate is not None and job.generate.profile == job.profile
 
 
-def read_history(suite: Suite, root: str) -> History:
+def read_history(suite: Suite, root: str, now: Plan | None = None) -> History:
     """Return the costs of ``suite`` in the store ``root``, from its newest plans and their records. Raise StoreError.
 
-    A part counts only if its settings are those of the suite now. A resumed run has the seconds of its share of the
-    work: they are scaled up to the whole, or excluded if the share is small. Records are excluded if they are
-    unreadable, or made on another number of GPUs than planned. A judge's price includes answers that earlier runs paid
-    for.
+    A part counts only if its settings are those of the suite now, and its prompts those of the plan ``now`` (default:
+    of the suite's file or of its manifest; AlpacaEval's own are not compared without either). A resumed run has the
+    seconds of its share of the work: they are scaled up to the whole, or excluded if the share is small. Records are
+    excluded if they are unreadable, or made on another number of GPUs than planned. A judge's price includes answers
+    that earlier runs paid for.
     """
     folder = filesystem.join(layout.plans_url(root), suite.name)
     listed = [(entry.modified, name) for name, entry in filesystem.entries(folder).items() if entry.modified]
     urls = [filesystem.join(folder, name) for _, name in sorted(listed, reverse=True)[:MOST]]
+    digest = _prompts_of(now) if now else _prompts(suite, root)
     with ThreadPoolExecutor(READERS) as pool:
-        return _history(_finished(suite, urls, pool))
+        return _history(_finished(suite, digest, urls, pool))
 
 
-def _finished(suite: Suite, urls: list[str], pool: Executor) -> list[tuple[PlannedJob, Record]]:
+def _prompts_of(plan: Plan) -> str | None:
+    """Return the digest of the prompts of a plan; None if it samples nothing."""
+    return next((job.identity.inputs["prompts"] for job in plan.jobs if job.stage == SAMPLE and job.identity), None)
+
+
+def _prompts(suite: Suite, root: str) -> str | None:
+    """Return the digest of the suite's prompts; None if it cannot be known without the hub, or without a valid file."""
+    if suite.alpaca_eval is None:
+        return None
+    name = suite.alpaca_eval.prompts
+    url = layout.manifest_url(root, suite.name)
+    manifest = _without_damage(readable(url, Manifest)) if name == ALPACA_EVAL else None
+    if name == ALPACA_EVAL and manifest is None:
+        return None
+    try:
+        return prompts.digest(name, "prompts", manifest)
+    except (BadInput, DataUnavailable) as error:  # the plan will say so
+        log.warning("the estimate is not for these prompts: %s", error)
+        return None
+
+
+def _finished(suite: Suite, digest: str | None, urls: list[str], pool: Executor) -> list[tuple[PlannedJob, Record]]:
     """Return jobs with their records, of the first ``ENOUGH`` plans in ``urls`` that have records."""
     found: list[list[tuple[PlannedJob, Record]]] = []
     for start in range(0, len(urls), READERS):
         plans = [plan for plan in pool.map(_plan, urls[start : start + READERS]) if plan]
-        same = [[job for job in (*one.jobs, *one.trials) if _as_now(job, suite)] for one in plans]
+        same = [_same(one, suite, digest) for one in plans]
         records = pool.map(_record, [job.record for jobs in same for job in jobs])
         pairs = [[(job, record) for job in jobs if (record := next(records))] for jobs in same]
         found += [one for one in pairs if one]
@@ -198,9 +225,26 @@ def _finished(suite: Suite, urls: list[str], pool: Executor) -> list[tuple[Plann
     return [pair for pairs in found[:ENOUGH] for pair in pairs]
 
 
-def _as_now(job: PlannedJob, suite: Suite) -> bool:
-    """Return whether a job was planned with the settings that the suite has now; a checkpoint may add its own."""
+def _same(plan: Plan, suite: Suite, digest: str | None) -> list[PlannedJob]:
+    """Return the jobs of ``plan`` that are as now. A judge's cost depends on the number and length of the outputs.
+
+    A trial may be one of an earlier plan, with other outputs.
+    """
+    jobs = [job for job in (*plan.jobs, *plan.trials) if _as_now(job, suite, digest)]
+    sampled = {job.fingerprint for job in jobs if job.stage == SAMPLE}
+    return [
+        job for job in jobs if job.identity and (job.stage != JUDGE or job.identity.inputs.get("outputs") in sampled)
+    ]
+
+
+def _as_now(job: PlannedJob, suite: Suite, digest: str | None) -> bool:
+    """Return whether a job had the settings and prompts that the suite has now; a checkpoint may add its own settings.
+
+    ``digest`` is that of the prompts now; None if it is not known.
+    """
     if job.part not in suite.parts or job.identity is None:
+        return False
+    if job.stage == SAMPLE and digest and job.identity.inputs.get("prompts") != digest:
         return False
     settings = suite.settings_of(job.part)
     if job.stage == JUDGE:

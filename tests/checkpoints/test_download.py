@@ -328,6 +328,19 @@ class TestLimit:
         monkeypatch.setattr(Path, "rename", rename)
         assert self.present(one, two, add()) == [True, False, True]
 
+    def test_a_removal_that_was_killed_is_finished_by_the_next_download(self, add, url, monkeypatch):
+        one, two = add(), add()
+        with monkeypatch.context() as patch:
+            patch.setattr(download.shutil, "rmtree", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+            with pytest.raises(KeyboardInterrupt):
+                copied(url, 9)
+        [left] = download.cached_weights().glob("*.removed")
+        assert left.name.startswith(Path(one.path).name)
+        foreign = download.cached_weights() / "mine.removed"
+        foreign.mkdir()
+        assert self.present(one, two, copied(url, 9)) == [False, True, True]
+        assert (left.exists(), foreign.exists()) == (False, True)
+
     def test_weights_larger_than_the_limit_remove_nothing(self, add):
         one = add()
         with pytest.raises(BadInput, match=r"the weights have .* GiB; expected at most 3, the limit of all copies"):

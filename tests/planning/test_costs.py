@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 
 import pytest
@@ -15,10 +16,11 @@ from halos_eval.config.suite import load_suite
 from halos_eval.errors import StoreError
 from halos_eval.planning import costs
 from halos_eval.planning.costs import Cost, History, excess, read_history, within
-from halos_eval.planning.plan import make_plan, save_plan
+from halos_eval.planning.plan import make_plan, read_plan, save_plan
 from halos_eval.storage import filesystem, layout
+from halos_eval.storage.manifest import Item
 from halos_eval.storage.records import Usage, write_model
-from tests.doubles import make_checkpoint, make_provenance, make_record
+from tests.doubles import make_checkpoint, make_manifest, make_provenance, make_record
 
 SUITE = """
 packing: none
@@ -219,6 +221,62 @@ def test_records_of_other_settings_do_not_count(root, evaluated, plan_of, suite)
     evaluated("kto")
     suite(SUITE.replace("num_fewshot: 0", "limit: 10"))
     assert history(root).of_plan(plan_of()) == Cost(pods=4, gpu_hours=5, judge_dollars=4.1, unknown=("demo_choice",))
+
+
+@pytest.fixture
+def more_prompts(tmp_path):
+    """A suite with other prompts, in a file."""
+    file = tmp_path / "prompts.json"
+    file.write_text(json.dumps([{"instruction": f"Count to {number}."} for number in range(5000)]))
+    return SUITE.replace("prompts: demo", f"prompts: {file}")
+
+
+def test_records_of_other_prompts_do_not_count(root, evaluated, plan_of, suite, more_prompts):
+    evaluated("kto")
+    own = suite(more_prompts)
+    without = Cost(pods=4, gpu_hours=5, unknown=("sample", "judge"))
+    assert history(root).of_plan(plan_of()) == history(root).of_suite(own, NEW, own.parts) == without
+    more = PAID.model_copy(update={"price_usd": 1700.0})
+    evaluated("dpo", sample=HOUR.model_copy(update={"work_seconds": 10200}), judge_usage=more)
+    assert history(root).of_plan(plan_of()) == Cost(pods=4, gpu_hours=8, judge_dollars=1700)
+
+
+def test_a_trial_of_an_earlier_plan_does_not_count_for_other_prompts(root, evaluated, suite, more_prompts):
+    evaluated("kto", judge="gpt-4.1-mini")
+    suite(more_prompts)
+    evaluated("kto")
+    assert [str(one.judge) for one in read_plan(layout.plan_url(root, "own", "kto")).trials] == ["gpt-4.1-mini"]
+    assert history(root).judge_dollars == {"gpt-4.1": 4.1}
+
+
+def test_a_judges_records_count_only_for_outputs_that_are_sampled_as_now(root, evaluated, plan_of, suite):
+    evaluated("kto")
+    suite(SUITE.replace("judge: gpt-4.1", "judge: gpt-4.1, sampling: {max_tokens: 9}"))
+    assert history(root).of_plan(plan_of()).unknown == ("sample", "judge")
+
+
+def test_prompts_of_the_hub_are_compared_by_the_manifest_or_the_plan(root, evaluated, suite, tmp_path):
+    evaluated("kto")
+    own = suite(SUITE.replace("prompts: demo", "prompts: alpaca_eval"))
+    file = Item(
+        kind="file", asked="alpaca_eval.json", repo="a/b", revision="c", bytes=1, needed_by=("alpaca_eval",), path="f",
+        digest="d",
+    )  # fmt: skip
+    manifest = make_manifest(own, items=[file])
+    checkpoint = Checkpoint(name="new", location=str(make_checkpoint(tmp_path / "checkpoints" / "new")))
+    plan = make_plan(own, checkpoint, root, load_cluster(), manifest=manifest)
+    assert read_history(own, root, plan).of_plan(plan).unknown == ("sample", "judge")
+    write_model(layout.manifest_url(root, "own"), manifest)
+    assert read_history(own, root).of_suite(own, NEW, own.parts).unknown == ("sample", "judge")
+    filesystem.write_bytes(layout.manifest_url(root, "own"), b"{")
+    assert read_history(own, root).judge_dollars == {"gpt-4.1": 4.1}  # damaged: not compared, the plan will say so
+
+
+def test_prompts_that_cannot_be_read_are_left_to_the_plan(root, evaluated, suite, caplog):
+    evaluated("kto")
+    suite(SUITE.replace("prompts: demo", "prompts: /nowhere.json"))
+    assert history(root).judge_dollars == {"gpt-4.1": 4.1}
+    assert "the estimate is not for these prompts: prompts /nowhere.json: No such file" in caplog.text
 
 
 def test_unreadable_records_and_plans_are_excluded(root, evaluated, plan_of, caplog):
