@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from math import inf
 from typing import Any, NamedTuple
 
 from halos_eval.checkpoints.safetensors import ADAPTER_CONFIG, Shapes
@@ -16,8 +17,9 @@ VLLM_LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # vllm.config.lora.Max
 MERGE = (
     "Merge it into full weights with PEFT's merge_and_unload, save them with the tokenizer, and evaluate that folder"
 )
-RANK_KEY = re.compile(r"(?:[\w|^$().-]|\\[.dw]|(?<=[.dw])[*+])+")
-"""Keys of rank_pattern that are matched: regular expressions of an untrusted file. (a+)+ would take years."""
+PATTERN_KEY = re.compile(r"(?:[\w|^$().-]|\\[.dw]|(?<=[.dw])[*+])+")
+"""Keys of a pattern that are matched: regular expressions of an untrusted file. (a+)+ would take years."""
+PATTERNS = ("rank_pattern", "alpha_pattern")
 MOST_REPETITIONS = 3
 TENSOR = re.compile(r"(?:base_model\.model\.)?(?P<module>.+)\.lora_(?P<side>[AB])\.weight")
 EMBEDDINGS = frozenset({"embed_tokens", "lm_head", "embed_in", "embed_out", "wte"})
@@ -48,7 +50,7 @@ class _Module(NamedTuple):
 
 def supported_rank(folder: str, config: Mapping[str, Any]) -> int:
     """Return the smallest rank of vLLM that is at least the adapter's largest. Raises BadInput."""
-    ranks = [config.get("r"), *_pattern(config).values()]
+    ranks = [config.get("r"), *_pattern(config, "rank_pattern").values()]
 
     def within(rank: Any, limit: int) -> bool:
         return isinstance(rank, int) and 0 < rank <= limit
@@ -85,6 +87,8 @@ def _problems(config: Mapping[str, Any], shapes: Shapes, base: Shapes, fused: bo
     modules = _modules(shapes)
     if not modules:
         yield "it has no tensors"
+    for name in PATTERNS:
+        yield from _pattern_problems(name, _pattern(config, name))
     known = {name.rpartition(".")[0] for name in base}
     for name, module in modules.items():
         if name.rpartition(".")[2] in EMBEDDINGS:
@@ -103,20 +107,32 @@ def _modules(shapes: Shapes) -> dict[str, _Module]:
     return {name: _Module(sides.get("A"), sides.get("B")) for name, sides in found.items()}
 
 
+def _pattern_problems(name: str, pattern: Mapping[str, Any]) -> Iterator[str]:
+    """Yield what is wrong with a pattern, whose keys vLLM matches while it loads the adapter."""
+    for key, value in pattern.items():
+        if _may_be_slow(key):
+            yield (
+                f"{name} has the key {key[:80]!r}; expected the end of a module's name, with at most "
+                rf"{MOST_REPETITIONS} of .*, .+, \d+ and \w+"
+            )
+        try:
+            re.compile(_ending(key))
+        except (re.error, RecursionError) as error:
+            yield f"{name} has a key that is no regular expression ({error})"
+        # Ranks are checked by supported_rank.
+        if isinstance(value, bool) or not isinstance(value, int | float) or not -inf < value < inf:
+            yield f"{name} has the value {value!r} for {key[:80]!r}; expected a number"
+
+
+def _ending(key: str) -> str:
+    """Return a pattern of the modules that ``key`` means, as PEFT's get_pattern_key: those whose names end with it."""
+    return rf"(.*\.)?({key})"
+
+
 def _rank_problems(name: str, module: _Module, config: Mapping[str, Any]) -> Iterator[str]:
-    if slow := [key for key in _pattern(config) if _may_be_slow(key)]:
-        yield (
-            f"rank_pattern has the key {slow[0][:80]!r}; expected the end of a module's name, with at most "
-            rf"{MOST_REPETITIONS} of .*, .+, \d+ and \w+"
-        )
-        return
-    # As PEFT's get_pattern_key: a key is the end of a module's name, and the first match counts.
-    ranks = (rank for key, rank in _pattern(config).items() if re.fullmatch(rf"(.*\.)?({key})", name))
-    try:
-        rank = next(ranks, config.get("r"))
-    except re.error as error:
-        yield f"rank_pattern has a key that is no regular expression ({error})"
-        return
+    # The first match counts, as in PEFT's get_pattern_key.
+    ranks = (rank for key, rank in _pattern(config, "rank_pattern").items() if re.fullmatch(_ending(key), name))
+    rank = next(ranks, config.get("r"))
     down, up = module
     if not down or not up:
         yield f"{name} has only one of lora_A and lora_B"
@@ -139,9 +155,9 @@ def _base_problems(name: str, module: _Module, base: Shapes, known: set[str]) ->
 
 
 def _may_be_slow(key: str) -> bool:
-    return not RANK_KEY.fullmatch(key) or key.count("*") + key.count("+") > MOST_REPETITIONS
+    return not PATTERN_KEY.fullmatch(key) or key.count("*") + key.count("+") > MOST_REPETITIONS
 
 
-def _pattern(config: Mapping[str, Any]) -> dict[str, Any]:
-    pattern = config.get("rank_pattern")
+def _pattern(config: Mapping[str, Any], name: str) -> dict[str, Any]:
+    pattern = config.get(name)
     return pattern if isinstance(pattern, dict) else {}

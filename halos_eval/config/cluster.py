@@ -117,6 +117,12 @@ class Profile(BaseModel):
             raise ValueError(
                 f"engines: {self.engines} engines need more than {self.gpus} GPUs. Lower it, or raise gpus"
             )
+        # Without a GPU, vLLM can split a model over a processor's NUMA nodes.
+        if self.gpus and (self.tensor_parallel_size or 1) > self.gpus:
+            raise ValueError(
+                f"tensorParallelSize is above gpus ({self.tensor_parallel_size}); expected at most {self.gpus}. "
+                "Lower it, or raise gpus"
+            )
         return self
 
     @property

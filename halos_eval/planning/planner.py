@@ -20,7 +20,7 @@ from halos_eval.planning.changes import changes, newest_record
 from halos_eval.planning.chat import check_template, harness_of, sampling_of
 from halos_eval.planning.definition import Definitions
 from halos_eval.planning.jobs import PlannedJob, StageJob
-from halos_eval.stages.harness.options import HarnessConfig, ScoreConfig
+from halos_eval.stages.harness.options import HarnessConfig, ScoreConfig, check_limits
 from halos_eval.stages.harness.own_tasks import outside
 from halos_eval.stages.identity import Identity
 from halos_eval.stages.judge.options import JudgeConfig
@@ -151,8 +151,7 @@ class Planner:
         profile = profile_of(self.suite, self.checkpoint, settings.profile)
         harness = harness_of(settings, self.checkpoint.metadata)
         check_template(harness, self.checkpoint)
-        gpus = self.cluster.gpu_profile(profile).parts if harness.backend == "vllm" else 1
-        self.weights.limits.check(gpus, harness.max_model_len)
+        check_limits(harness, self.weights.limits, self.cluster.gpu_profile(profile).parts)
         metadata = self.checkpoint.metadata
         chat_template, stop = (metadata.chat_template, metadata.stop) if settings.apply_chat_template else (None, ())
         chat_template = chat_template and self._on_disk(chat_template)

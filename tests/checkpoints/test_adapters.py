@@ -57,7 +57,7 @@ def test_a_tensor_with_another_name_is_never_overlooked(name, more):
     [
         {"modules_to_save": None, "bias": "none", "use_dora": False, "init_lora_weights": True, "rank_pattern": {}},
         {"modules_to_save": [], "trainable_token_indices": None, "init_lora_weights": False},
-        {"use_rslora": True, "alpha_pattern": {"q_proj": 4}, "init_lora_weights": "gaussian"},
+        {"use_rslora": True, "alpha_pattern": {"q_proj": 4, r".*\.0\.v_proj": 0.5}, "init_lora_weights": "gaussian"},
         {"layers_to_transform": [0], "layers_pattern": "layers", "exclude_modules": ["v_proj"]},
         {"init_lora_weights": "eva", "target_modules": "all-linear"},
     ],
@@ -85,6 +85,22 @@ def test_features_that_vllm_has(config):
 )
 def test_features_that_vllm_does_not_have(config, words):
     assert words in refusal(config)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "words"),
+    [
+        ({"(": 4}, "alpha_pattern has a key that is no regular expression (missing ), unterminated subpattern"),
+        ({"q_proj": 4, "(.+)+x": 4}, "alpha_pattern has the key '(.+)+x'; expected the end of a module's name"),
+        ({"q_proj": "4"}, "alpha_pattern has the value '4' for 'q_proj'; expected a number"),
+        ({"q_proj": float("nan")}, "alpha_pattern has the value nan for 'q_proj'"),
+    ],
+    ids=str,
+)
+def test_an_alpha_pattern_that_vllm_could_not_match(pattern, words):
+    assert words in refusal({"alpha_pattern": pattern})
+    experts = {"model.layers.0.mlp.experts.lora_A.weight": (8, 4), "model.layers.0.mlp.experts.lora_B.weight": (4, 8)}
+    assert words in refusal({"alpha_pattern": pattern}, experts)
 
 
 @pytest.mark.parametrize(

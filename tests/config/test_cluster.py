@@ -381,3 +381,8 @@ def test_gpus_are_shared_by_engines_or_split(profile, parts, copies):
 def test_more_engines_than_gpus_are_rejected(profile):
     with pytest.raises(ValidationError, match="engines need more than"):
         Profile.model_validate(profile)
+
+
+def test_a_model_that_is_split_over_more_gpus_than_there_are_is_rejected():
+    with pytest.raises(ValidationError, match=r"tensorParallelSize is above gpus \(2\); expected at most 1\. Lower it"):
+        Profile.model_validate({"gpus": 1, "tensorParallelSize": 2})

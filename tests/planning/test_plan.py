@@ -809,6 +809,26 @@ def test_a_length_above_the_models(plan, checkpoint):
     assert plan(changed_task("demo_choice", max_model_len=2048))
 
 
+@pytest.mark.parametrize(("own", "length"), [(None, 2048), (1024, 1024)])
+def test_a_budget_that_leaves_no_token_for_a_prompt(plan, checkpoint, own, length):
+    limited(checkpoint, max_position_embeddings=2048)
+
+    def suite(budget):
+        return changed_task("demo_arithmetic", max_model_len=own, gen_kwargs={"max_gen_toks": budget})
+
+    with pytest.raises(BadInput, match=rf"max_gen_toks leaves no .*\({length}\); expected .* {length}\. Lower it, or"):
+        plan(suite(length))
+    assert plan(suite(length - 1))
+
+
+def test_transformers_finds_its_length_itself(plan, checkpoint):
+    limited(checkpoint, max_position_embeddings=4096, seq_length=2048)  # as the first Qwen: vLLM takes the lesser one
+    task = {"max_model_len": None, "gen_kwargs": {"max_gen_toks": 3000}}
+    with pytest.raises(BadInput, match=r"max_gen_toks leaves no token for a prompt \(3000\)"):
+        plan(changed_task("demo_arithmetic", **task))
+    assert plan(changed_task("demo_arithmetic", **task, backend="hf"))
+
+
 def test_two_names_of_one_judge_are_rejected(plan, tmp_path):
     """Both would write the same record."""
     text = Path(shipped("judges") / "demo.yaml").read_text()

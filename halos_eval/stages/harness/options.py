@@ -7,8 +7,10 @@ from pathlib import Path
 from pydantic import Field
 from pydantic_settings import CliPositionalArg
 
+from halos_eval.checkpoints.architecture import Limits
 from halos_eval.config.suite import TASK_NAME, HarnessSettings, StopStrings
 from halos_eval.digests import digest_bytes
+from halos_eval.errors import BadInput
 from halos_eval.shipped import shipped
 from halos_eval.stages.chat_template import read_template
 from halos_eval.stages.harness.own_tasks import digest_folder, digest_outside
@@ -58,6 +60,23 @@ class ScoreConfig(StageConfig):
     """Folder or URL for record.json, results-DIGEST.json and samples/."""
     include_path: str | None = None
     """Folder with your own task files."""
+
+
+def check_limits(settings: HarnessSettings, limits: Limits, parts: int) -> None:
+    """Raise BadInput if a model with these limits cannot be split over ``parts`` GPUs, or is too short.
+
+    The budget of a task's own file is checked when the task is loaded (``longest_answer``).
+    """
+    vllm = settings.backend == "vllm"
+    limits.check(parts if vllm else 1, settings.max_model_len)
+    # transformers takes another of several lengths in config.json
+    length = settings.max_model_len or (limits.length if vllm else None)
+    budget = settings.gen_kwargs.get("max_gen_toks")
+    if budget and length and budget >= length:
+        raise BadInput(
+            f"gen_kwargs: max_gen_toks leaves no token for a prompt ({budget}); expected less than the length of "
+            f"{length}. Lower it, or raise max_model_len if the model is longer"
+        )
 
 
 def harness_identity(

@@ -21,7 +21,7 @@ from halos_eval.stages.engine import Engine
 from halos_eval.stages.harness.answers import Tally
 from halos_eval.stages.harness.chunks import Watch, in_chunks
 from halos_eval.stages.harness.model import prompting_of, transformers_model, vllm_model
-from halos_eval.stages.harness.options import HarnessConfig, ScoreConfig, harness_identity
+from halos_eval.stages.harness.options import HarnessConfig, ScoreConfig, check_limits, harness_identity
 from halos_eval.stages.harness.replay import Keeper, metrics_not_loaded, stopped_before_scoring, write_answers
 from halos_eval.stages.harness.results import NO_USAGE, scored
 from halos_eval.stages.harness.score import deliver, score
@@ -74,8 +74,7 @@ def _run(config: HarnessConfig, name: str, load: Load) -> Record:
             config = stack.enter_context(on_disk(config))
             manifest = config.load_manifest()
             weights = inspect(config.model, config.revision, manifest, Carried(config.known), config.root)
-            gpus = config.tensor_parallel_size if config.backend == "vllm" else 1
-            weights.limits.check(gpus, config.max_model_len)
+            check_limits(config, weights.limits, config.tensor_parallel_size)
             checkpoint = weights.reference(config.name, config.location or config.model)
             identity = harness_identity(
                 config.task, config, config.include_path, config.chat_template, checkpoint, manifest, config.stop

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from contextlib import contextmanager
 from types import SimpleNamespace
@@ -16,7 +17,7 @@ from halos_eval.stages.harness.options import HarnessConfig, harness_identity
 from halos_eval.stages.harness.results import coverage_of, examples_of, scores_of
 from halos_eval.stages.harness.tasks import dataset_revisions
 from halos_eval.stages.run import Outcome
-from tests.doubles import COVERAGE, USAGE
+from tests.doubles import COVERAGE, USAGE, make_checkpoint
 
 WEIGHTS = Weights(name="kto", model="/kto", digest="d")
 COMMIT = "0123456789abcdef" * 2 + "01234567"
@@ -105,6 +106,14 @@ def test_stop_strings_are_settings():
 def test_what_plain_text_does_not_use_is_the_same_job(options):
     assert job(**options).fingerprint == job().fingerprint
     assert job(**options, apply_chat_template=True).fingerprint != job(apply_chat_template=True).fingerprint
+
+
+def test_a_budget_without_room_for_a_prompt_is_found_before_the_model_is_loaded(tmp_path):
+    limits = {"tie_word_embeddings": True, "max_position_embeddings": 64}
+    model = make_checkpoint(tmp_path / "kto", config_json=json.dumps(limits))
+    chosen = config(model=str(model), output_dir=str(tmp_path / "out"), gen_kwargs={"max_gen_toks": 64})
+    with pytest.raises(BadInput, match=r"max_gen_toks leaves no token for a prompt \(64\); expected less than .* 64\."):
+        stage.harness(chosen)
 
 
 def test_imports_for_the_data_are_part_of_the_load(monkeypatch):
