@@ -74,7 +74,7 @@ def plan_evaluation(params: dict[str, Any], prepared: str) -> list[dict[str, Any
     - ``packs``: the jobs that run several of these in one pod; the others then wait for their records
     - ``checkpoint``: the checkpoint's name in the store
     - ``jobs``: titles and record URLs of all jobs
-    - ``unavailable``: the parts whose data is unavailable, with the reasons
+    - ``unavailable``: the parts whose data or chat template is unavailable, with the reasons
     - ``summarize``: the job that writes the table
     - ``gated``: whether the policy compares the checkpoint with another one
     - ``cost``: the estimate

@@ -14,7 +14,7 @@ from halos_eval.config.settings import FROZEN
 from halos_eval.config.suite import WARN_ABOVE, Suite
 from halos_eval.digests import digest_json
 from halos_eval.errors import DataUnavailable
-from halos_eval.planning.chat import scored_metadata
+from halos_eval.planning.chat import NoChatTemplate, scored_metadata
 from halos_eval.planning.definition import UNKNOWN, Definitions, PartDefinition, SuiteDefinition
 from halos_eval.planning.jobs import PlannedJob
 from halos_eval.planning.planner import Planner
@@ -52,7 +52,7 @@ class Plan(BaseModel):
     jobs: tuple[PlannedJob, ...]
     """sample, the judges, then the tasks in the suite's order."""
     unavailable: dict[str, str] = {}
-    """Parts without a job because their data is unavailable, with the reasons."""
+    """Parts without a job because their data or chat template is unavailable, with the reasons."""
     definitions: dict[str, str] = {}
     """Digest of each part's definition when its jobs were planned, and that of ``sample`` alone."""
     left_out: tuple[str, ...] = ()
@@ -82,7 +82,7 @@ def make_plan(
     """Plan ``suite`` on ``checkpoint`` with results below ``root``. Find errors before a GPU is used.
 
     Raise BadInput, StoreError, and DataUnavailable if the checkpoint is unavailable. With a ``manifest``, unavailable
-    data of a part becomes an entry of ``unavailable`` instead of an error.
+    data of a part becomes an entry of ``unavailable`` instead of an error. So does a missing chat template.
     """
     definitions = Definitions(suite, manifest, judge, root)
     planner = Planner(definitions, checkpoint, root, cluster, force)
@@ -94,6 +94,8 @@ def make_plan(
         except DataUnavailable as error:
             if manifest is None:
                 raise
+            unavailable[part] = str(error)
+        except NoChatTemplate as error:  # tasks with plain text run
             unavailable[part] = str(error)
     reference = CheckpointRef(name=checkpoint.name, location=checkpoint.location, digest=planner.weights.digest)
     template = read_template(checkpoint.metadata.chat_template)

@@ -11,6 +11,7 @@ from halos_eval.checkpoints.download import Copy, cached_copy
 from halos_eval.checkpoints.known import Reader, carried, known_weights, recall, recall_copy
 from halos_eval.checkpoints.registry import Checkpoint
 from halos_eval.checkpoints.weights import in_storage, inspect, to_fetch
+from halos_eval.config.chat import ChatSettings
 from halos_eval.config.cluster import ANSWERS, CACHE, CPU_PROFILE, OUTBOX, Cluster, Volume
 from halos_eval.config.served_judge import JudgeChoice, ServedJudge
 from halos_eval.config.suite import AlpacaEvalSettings, Suite, TaskSettings
@@ -73,7 +74,10 @@ class Planner:
         return recall_copy(self.root, self.checkpoint.name)
 
     def part(self, part: str) -> Sequence[PlannedJob]:
-        """Return the jobs of alpaca_eval or of a task. Raise DataUnavailable with the manifest's reason."""
+        """Return the jobs of alpaca_eval or of a task.
+
+        Raise BadInput, NoChatTemplate, and DataUnavailable with the manifest's reason.
+        """
         identities = self.definitions.identities(part, self.checkpoint.metadata, self.reference)
         settings = self.suite.settings_of(part)
         if isinstance(settings, AlpacaEvalSettings):
@@ -133,7 +137,7 @@ class Planner:
         metadata = self.checkpoint.metadata
         self.weights.limits.check(self.cluster.gpu_profile(profile).parts, settings.sampling.max_model_len)
         sampling = sampling_of(settings.sampling, metadata)
-        check_template(sampling, self.checkpoint)
+        self._check_template(sampling)
         outputs = filesystem.join(self._folder(identity), "outputs.json")
         config = SampleConfig(
             **dict(sampling),
@@ -145,12 +149,16 @@ class Planner:
         )
         return self._plan(identity, config, layout.record_beside(outputs), profile)
 
+    def _check_template(self, settings: ChatSettings) -> None:
+        check_template(settings, self.checkpoint, Path(self._on_disk(self.checkpoint.location)))
+
     def _task(self, settings: TaskSettings, identity: Identity) -> PlannedJob:
         """Return the job of one lm_eval task."""
         task = str(identity.task)
         profile = profile_of(self.suite, self.checkpoint, settings.profile)
         harness = harness_of(settings, self.checkpoint.metadata)
-        check_template(harness, self.checkpoint)
+        if harness.apply_chat_template:
+            self._check_template(harness)
         check_limits(harness, self.weights.limits, self.cluster.gpu_profile(profile).parts)
         metadata = self.checkpoint.metadata
         chat_template, stop = (metadata.chat_template, metadata.stop) if settings.apply_chat_template else (None, ())

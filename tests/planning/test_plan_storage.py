@@ -100,6 +100,13 @@ def test_the_plan_is_that_of_the_same_weights_on_a_disk(url, folder, fetched, pl
         assert inspect(config.model).digest == found.checkpoint.digest
 
 
+def test_a_copy_without_a_chat_template(server, folder, fetched, plan):
+    (folder / "tokenizer_config.json").write_text("{}")
+    found = plan(fetched(upload(folder, f"{server}/{uuid4()}/kto/FINAL")))
+    assert "kto has no chat template" in found.unavailable["alpaca_eval"]
+    assert {job.stage for job in found.jobs} == {"harness"}
+
+
 def test_before_it_is_fetched_its_content_is_not_known(url, folder, plan, fetched):
     with pytest.raises(DataUnavailable, match=rf"the content of {url} is not known: `halos-eval fetch` copies it"):
         plan(from_location(url))
