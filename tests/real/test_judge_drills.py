@@ -24,6 +24,7 @@ pytestmark = pytest.mark.real
 OUTPUTS = output_rows()
 ASKED = len(OUTPUTS) - DRAWS
 KILLS = 20
+AT_ONCE = 3
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +76,7 @@ def test_twenty_kills_change_nothing_and_no_kept_answer_is_asked_for_again(judge
     states = set()
     for _ in range(KILLS):
         begin = len(keys)
-        with judge.started("judge", *words, "--concurrency=3", env=environment) as process:
+        with judge.started("judge", *words, f"--concurrency={AT_ONCE}", env=environment) as process:
             if dice.random() < 0.8:  # the others may be killed before they ask
                 wait_for(lambda begin=begin: len(keys) > begin, 60, process.log.read_text)
             time.sleep(dice.uniform(0, 4))
@@ -92,7 +93,8 @@ def test_twenty_kills_change_nothing_and_no_kept_answer_is_asked_for_again(judge
     done = judge("judge", *words, env=environment)
     assert done.returncode == 0, done.stderr
     assert kept_before.isdisjoint(keys[begin:])
-    assert len(keys) - begin == ASKED - len(kept_before)
+    asked_again = len(keys) - begin - (ASKED - len(kept_before))
+    assert 0 <= asked_again <= AT_ONCE  # what the last kill left in flight may be counted late
     assert len(set(keys)) == ASKED
     assert scores_in(tmp_path)["win_rate"] == pytest.approx(expected_win_rate(OUTPUTS), rel=0, abs=1e-9)
 
