@@ -30,11 +30,12 @@ import psutil
 import psycopg2
 import yaml
 
+from tests.airflow_components import COMPONENTS, SHARED
 from tests.airflow_server import ROOT, Airflow, airflow_environment, free_port, migrate, wait_for
 from tests.doubles import make_checkpoint
+from tests.doubles.kubernetes import write_kubeconfig
 
 NIGHT, EVALUATION = "nightly_evaluation", "evaluate_checkpoint"
-COMPONENTS = ("scheduler", "dag-processor", "triggerer", "api-server")
 PARTS = ("workers", "scheduler", "dag-processor", "triggerer", "api-server", "postgresql")
 EVERY = 15
 """Seconds between two lines."""
@@ -125,18 +126,10 @@ def environment_of(folder: Path, port: int, kubernetes: str, uri: str, options: 
             "profiles": {"default": {"gpus": 1}, "cpu": {}},
             "kubernetes": {"namespace": "night", "images": {"worker": "worker", "judge": "judge"}},
         },
-        "kubeconfig": {
-            "apiVersion": "v1",
-            "kind": "Config",
-            "current-context": "one",
-            "contexts": [{"name": "one", "context": {"cluster": "one", "user": "one"}}],
-            "clusters": [{"name": "one", "cluster": {"server": kubernetes}}],
-            "users": [{"name": "one", "user": {"token": "none"}}],
-        },
     }
     for name, content in files.items():
         (folder / name).write_text(yaml.safe_dump(content), encoding="utf-8")
-    secret = "0123456789abcdef" * 4
+    write_kubeconfig(folder / "kubeconfig", kubernetes)
     return airflow_environment(
         ROOT / ".venv",
         folder,
@@ -145,15 +138,13 @@ def environment_of(folder: Path, port: int, kubernetes: str, uri: str, options: 
         KUBECONFIG=str(folder / "kubeconfig"),
         AIRFLOW__DATABASE__SQL_ALCHEMY_CONN=uri,
         AIRFLOW__CORE__PARALLELISM=str(options.parallelism),
-        AIRFLOW__CORE__FERNET_KEY="MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY=",
-        AIRFLOW__API__SECRET_KEY=secret,
-        AIRFLOW__API_AUTH__JWT_SECRET=secret,
         AIRFLOW__USAGE_DATA_COLLECTION__ENABLED="False",
         HALOS_EVAL_STORE=f"file://{folder / 'store'}",
         HALOS_EVAL_CHECKPOINTS=str(folder / "checkpoints"),
         HALOS_EVAL_SUITES=str(folder / "suites"),
         HALOS_EVAL_POLICY=str(folder / "policy.yaml"),
         HALOS_EVAL_CLUSTER=str(folder / "cluster.yaml"),
+        **SHARED,
         **values_of_the_chart(),
     )
 
